@@ -1,0 +1,131 @@
+"""One pass over the quantized layers, many formats.
+
+    for each layer:  load -> smooth -> check the contract -> quantize -> hand it to every writer -> forget it
+
+A format is a `Writer`. All writers of a pass see the same layers; each has its own `Workspace`, and an interrupted
+pass goes on at the first layer that some writer lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from smoothquant.contract import TOLERANCE, Contract
+from smoothquant.model import Model
+from smoothquant.stream import QuantizedLayer, SmoothedLayer, SmoothingSettings, quantize_layer, smoothed_layers
+from smoothquant.workspace import Workspace
+
+Progress = Callable[[int, int], None]  # (done, total)
+SMOOTHING = "smoothing.safetensors"
+SCALE, ABSMAX = ".smoothing_scale", ".input_absmax"
+
+
+class Writer(Protocol):
+    """A format. Layers arrive in order; every one lands where it would land in an uninterrupted run.
+
+    step: name of the step, as in "export onnx". out: folder to make. settings: JSON values that shape the output.
+    quantized: whether `write` wants quantized layers.
+    """
+
+    step: str
+    out: Path
+    settings: Mapping
+    quantized: bool
+
+    def nbytes(self, model: Model) -> int:
+        """Size of the output, about."""
+        ...
+
+    def begin(self, model: Model, work: Workspace) -> None:
+        """Prepare the files; what an interrupted run left in the workspace is still there."""
+        ...
+
+    def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
+        """Write one layer."""
+        ...
+
+    def end(self) -> None:
+        """Write what is not part of a layer, and close the files."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """What every export starts from.
+
+    input_absmax: linear -> float32 (in,); None where nothing is smoothed and no static scale is wanted.
+    fingerprints: of the model and of the act scales, for the manifest.
+    """
+
+    model: Model
+    settings: SmoothingSettings
+    input_absmax: Mapping[str, Tensor] | None = None
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+
+
+def export(
+    source: Source,
+    writers: Sequence[Writer],
+    *,
+    overwrite: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Write every format in one pass over the layers; finished outputs with the same inputs are left alone.
+
+    Each output also holds `smoothing.safetensors`: `<linear>.smoothing_scale` and `<linear>.input_absmax`, float32
+    (in,), so that an artifact explains itself and can be compared with its float original.
+    """
+    with ExitStack() as stack:
+        todo = []
+        for writer in writers:
+            work = stack.enter_context(Workspace(writer.out, writer.step, _inputs(source, writer), overwrite=overwrite))
+            if not work.finished:
+                work.require(writer.nbytes(source.model))
+                writer.begin(source.model, work)
+                todo.append((writer, work))
+        if todo:
+            _run(source, todo, progress)
+
+
+def _inputs(source: Source, writer: Writer) -> dict:
+    smoothing = source.settings.as_dict()
+    return {**source.fingerprints, "family": source.model.family.name, "smoothing": smoothing, **writer.settings}
+
+
+def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progress) -> None:
+    model, layers = source.model, source.model.geometry.layers
+    _, behind = min(todo, key=lambda pair: pair[1].next_layer)
+    start, kept = behind.next_layer, behind.state()
+    contract = Contract(model, kept)
+    smoothing = {name: tensor for name, tensor in kept.items() if name.endswith((SCALE, ABSMAX))}
+    progress(start, layers)
+    for layer in smoothed_layers(model, source.input_absmax, source.settings, start):
+        contract.check(layer)
+        smoothing.update(_explain(model, layer))
+        lacking = [(writer, work) for writer, work in todo if work.next_layer <= layer.index]
+        quantized = quantize_layer(layer) if any(writer.quantized for writer, _ in lacking) else None
+        for writer, work in lacking:
+            writer.write(layer, quantized)
+            work.mark(layer.index + 1, {**contract.state(), **smoothing})
+        progress(layer.index + 1, layers)
+    error = contract.finish()
+    for writer, work in todo:
+        writer.end()
+        save_file(smoothing, work.path(SMOOTHING))
+        work.commit({"contract": {"logits_relative_error": error, "tolerance": TOLERANCE}})
+
+
+def _explain(model: Model, layer: SmoothedLayer) -> dict[str, Tensor]:
+    found = {}
+    for role, scale in layer.column.items():
+        found[model.linear(layer.index, role) + SCALE] = scale.clone()
+    for role, absmax in layer.input_absmax.items():
+        found[model.linear(layer.index, role) + ABSMAX] = absmax.clone()
+    return found

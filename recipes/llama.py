@@ -1,0 +1,59 @@
+"""Llama 1, 2, 3: pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from smoothquant.family import Family, Geometry, SmoothingGroup, rope_inv_freq
+
+
+def geometry(config: Mapping) -> Geometry:
+    """Numbers of a Llama from its config.json (old and new spellings)."""
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    attention = ("q", "k", "v", "o") if config.get("attention_bias") else ()
+    mlp = ("gate", "up", "down") if config.get("mlp_bias") else ()
+    return Geometry(
+        hidden_size=config["hidden_size"],
+        intermediate_size=config["intermediate_size"],
+        layers=config["num_hidden_layers"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        vocab_size=config["vocab_size"],
+        max_positions=config.get("max_position_embeddings", 2048),
+        norm_epsilon=config.get("rms_norm_eps", 1e-6),
+        activation=config.get("hidden_act", "silu"),
+        inv_freq=rope_inv_freq(config, head_dim),
+        tied_embeddings=config.get("tie_word_embeddings", False),
+        biased=frozenset(attention + mlp),
+    )
+
+
+FAMILY = Family(
+    name="llama",
+    model_types=("llama",),
+    architectures=("LlamaForCausalLM",),
+    embedding="model.embed_tokens",
+    layer="model.layers.{}",
+    final_norm="model.norm",
+    lm_head="lm_head",
+    linears={
+        "q": "self_attn.q_proj",
+        "k": "self_attn.k_proj",
+        "v": "self_attn.v_proj",
+        "o": "self_attn.o_proj",
+        "gate": "mlp.gate_proj",
+        "up": "mlp.up_proj",
+        "down": "mlp.down_proj",
+    },
+    norms={"attention": "input_layernorm", "mlp": "post_attention_layernorm"},
+    groups=(
+        SmoothingGroup("attention", ("q", "k", "v")),
+        SmoothingGroup("mlp", ("gate", "up")),
+        SmoothingGroup("v", ("o",), through="attention"),
+        SmoothingGroup("up", ("down",), through="product"),
+    ),
+    geometry=geometry,
+    ignored=("rotary_emb.inv_freq",),
+)

@@ -1,0 +1,174 @@
+"""Read a Hugging Face checkpoint tensor by tensor, never as a whole.
+
+    config.json
+    model.safetensors, or shards with model.safetensors.index.json
+    or pytorch_model.bin, or shards with pytorch_model.bin.index.json
+
+Tensors come back in their own memory, in the dtype they have on disk (F16, BF16 or F32). Shards are opened for
+one read and closed again, so that mapped pages never add up; `.bin` files are read with `weights_only=True`,
+which runs no code from the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from smoothquant.errors import CheckpointError
+
+DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+SAMPLE = 2048  # elements of each tensor that enter the fingerprint
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies and what it is."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Checkpoint:
+    """A checkpoint folder. `tensors` maps every name to its `TensorInfo`; `config` is config.json as read.
+
+    Raises CheckpointError, naming the file: no such folder, no or broken config.json, missing, truncated or
+    unreadable shard, a tensor that the index promises and no shard holds, a dtype other than F16, BF16 and F32.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise CheckpointError(
+                f"{self.folder}: no such folder",
+                expected="a Hugging Face model folder",
+                do="check the path, or download the model first: hf download ORG/MODEL --local-dir DIR",
+            )
+        self.config: dict = _read_json(self.folder / "config.json", "a Hugging Face model folder holds a config.json")
+        self._bin_shard: tuple[Path, dict[str, Tensor]] | None = None
+        self.tensors: dict[str, TensorInfo] = {}
+        self._index()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that most of the checkpoint's elements have."""
+        count: dict[torch.dtype, int] = {}
+        for info in self.tensors.values():
+            count[info.dtype] = count.get(info.dtype, 0) + torch.Size(info.shape).numel()
+        return max(count, key=lambda dtype: count[dtype])
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tensors on disk, in bytes."""
+        return sum(torch.Size(info.shape).numel() * info.dtype.itemsize for info in self.tensors.values())
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor, or some of its rows, in its own memory. Raises CheckpointError if it cannot be read."""
+        info = self.tensors[name]
+        try:
+            if info.file.suffix == ".safetensors":
+                with safe_open(info.file, "pt") as shard:
+                    view = shard.get_slice(name)[rows] if rows else shard.get_tensor(name)
+                    return view.clone()
+            tensor = self._load_bin(info.file)[name]
+            return (tensor[rows] if rows else tensor).clone()
+        except (SafetensorError, OSError, KeyError, RuntimeError) as error:
+            raise _broken(info.file, f"cannot read {name} ({error})") from error
+
+    def fingerprint(self) -> str:
+        """Identity of the model: SHA-256 over the name, dtype, shape and a sample of every tensor, 16 hex digits.
+
+        Independent of how the tensors are split into files, and quick: a 70B model is not read as a whole.
+        """
+        digest = hashlib.sha256()
+        for name in sorted(self.tensors):
+            info = self.tensors[name]
+            digest.update(f"{name} {info.dtype} {info.shape}".encode())
+            rows = max(1, SAMPLE // max(1, torch.Size(info.shape[1:]).numel()))
+            for start in {0, max(0, info.shape[0] // 2), max(0, info.shape[0] - rows)} if info.shape else {0}:
+                sample = self.read(name, slice(start, start + rows) if info.shape else None)
+                digest.update(sample.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _index(self) -> None:
+        for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+            index, single = self.folder / f"{stem}.{suffix}.index.json", self.folder / f"{stem}.{suffix}"
+            if index.exists():
+                promised = _read_json(index, "").get("weight_map")
+                if not isinstance(promised, dict):
+                    raise _broken(index, "no weight_map in it")
+                files = sorted(set(promised.values()))
+            elif single.exists():
+                promised, files = {}, [single.name]
+            else:
+                continue
+            for file in files:
+                self._index_shard(self.folder / file)
+            for name, file in promised.items():
+                if name not in self.tensors:
+                    raise _broken(self.folder / file, f"tensor {name}, which {index.name} promises, is not in it")
+            return
+        raise CheckpointError(
+            f"{self.folder}: no weights",
+            expected="model.safetensors or pytorch_model.bin, single or sharded with an index",
+            do="check that the download is complete",
+        )
+
+    def _index_shard(self, file: Path) -> None:
+        if not file.exists():
+            raise _broken(file, "missing shard")
+        if file.suffix == ".bin":
+            for name, tensor in self._load_bin(file).items():
+                self._add(name, TensorInfo(file, tuple(tensor.shape), tensor.dtype), str(tensor.dtype))
+            return
+        try:
+            with safe_open(file, "pt") as shard:
+                for name in shard.keys():  # noqa: SIM118 (safe_open is not a mapping)
+                    view = shard.get_slice(name)
+                    dtype = view.get_dtype()
+                    self._add(name, TensorInfo(file, tuple(view.get_shape()), DTYPES.get(dtype, torch.uint8)), dtype)
+        except (SafetensorError, OSError) as error:
+            raise _broken(file, f"truncated or corrupt ({error})") from error
+
+    def _add(self, name: str, info: TensorInfo, dtype: str) -> None:
+        if info.dtype not in DTYPES.values():
+            raise CheckpointError(
+                f"{info.file}: tensor {name} has dtype {dtype}",
+                expected="F16, BF16 or F32: an unquantized checkpoint",
+                do="give the original float model",
+            )
+        self.tensors[name] = info
+
+    def _load_bin(self, file: Path) -> dict[str, Tensor]:
+        if self._bin_shard is None or self._bin_shard[0] != file:
+            self._bin_shard = None
+            try:
+                loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            except Exception as error:  # torch raises many kinds here, each for a file that it cannot take
+                raise _broken(file, f"cannot be loaded safely ({str(error).splitlines()[0]})") from error
+            if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+                raise _broken(file, "is not a dict of tensors")
+            self._bin_shard = (file, loaded)
+        return self._bin_shard[1]
+
+
+def _read_json(path: Path, why: str) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file", expected=why, do="check the path") from error
+    except (OSError, ValueError) as error:
+        raise _broken(path, f"is not readable JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise _broken(path, "is not a JSON object")
+    return content
+
+
+def _broken(file: Path, fault: str) -> CheckpointError:
+    return CheckpointError(f"{file}: {fault}", expected="a whole, readable file", do="download this file again")

@@ -1,0 +1,57 @@
+"""Errors written for the person who meets them.
+
+Every error that a user's input, machine or disk can cause is a `UserError`: one line that says what was
+wrong, what was expected and what to do. The command line prints it without a traceback and exits with
+`exit_code`; anything else that escapes is a defect of ours.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A fault in what the tool was given.
+
+    Args:
+        what: what was wrong, naming the file, tensor or option concerned.
+        expected: what would have been right.
+        do: what the user can do now.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, expected: str = "", do: str = "") -> None:
+        self.what, self.expected, self.do = what, expected, do
+        parts = [what]
+        if expected:
+            parts.append(f"expected {expected}")
+        if do:
+            parts.append(do)
+        super().__init__("; ".join(part.strip().replace("\n", " ") for part in parts))
+
+
+class CheckpointError(UserError):
+    """The model folder or one of its tensors is not what its config promises."""
+
+
+class ActScalesError(UserError):
+    """Activation scales that are broken, or belong to another model."""
+
+
+class ContractError(UserError):
+    """A transformation that must leave the logits equal did not."""
+
+
+class OutputError(UserError):
+    """The output place exists, is read-only, or is full."""
+
+
+class MissingPackageError(UserError):
+    """A package or a device that the command needs is missing."""
+
+    exit_code = 3
+
+
+class ThresholdError(UserError):
+    """The engine ran, and is less accurate than its recipe demands."""
+
+    exit_code = 1

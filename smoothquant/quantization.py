@@ -1,0 +1,83 @@
+"""INT8 quantization: symmetric, weights per output channel, activations per token or per tensor.
+
+    weight_scale[o] = max_j |W[o, j]| / 127          Wq = clamp(round(W / weight_scale), -127, 127)
+    token_amax[t]   = max(max_j |x[t, j]|, EPS)      xq = round((x / token_amax) / (1/127))
+    y[t, o]         = (sum_j xq[t, j] * Wq[o, j]) * (1/127) * token_amax[t] * weight_scale[o]
+
+Rounding is half to even, arithmetic is float32 (or the wider dtype of the input), zero points are 0 and no
+scale is ever 0. Tokens are normalised by their maximum *before* they are divided by the constant 1/127: this
+is the order of operations that ONNX Runtime and TensorRT compile to integer kernels (`exporters/onnx`), so
+that every engine rounds the same numbers. The static form replaces token_amax by the constant 127 * input_scale.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+QMAX = 127
+EPS = 1e-12  # floor of a token's maximum: an all-zero token quantizes to zeros
+_TINY = torch.finfo(torch.float32).tiny  # smallest normal float32: the scale of an all-zero output channel
+
+
+def weight_scale(weight_absmax: Tensor) -> Tensor:
+    """Scale per output channel. weight_absmax: (out,) float; returns (out,) float32, all > 0."""
+    return (weight_absmax.float() / QMAX).clamp_min(_TINY)
+
+
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight: (out, in) float. Returns int8 (out, in) in [-127, 127] and weight_scale float32 (out,)."""
+    weight = weight.float()
+    scale = weight_scale(absmax(weight, dim=1))
+    return (weight / scale[:, None]).round_().clamp_(-QMAX, QMAX).to(torch.int8), scale
+
+
+def absmax(x: Tensor, dim: int) -> Tensor:
+    """Largest magnitude along `dim`, without a temporary of the size of x. NaN propagates."""
+    low, high = torch.aminmax(x, dim=dim)
+    return torch.maximum(high, -low)
+
+
+def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Dynamic, per token. x: (..., in) float32 or float64.
+
+    Returns integer values (..., in) in x's dtype and token_scale (..., 1) = token_amax / 127.
+    """
+    token_amax = absmax(x, dim=-1)[..., None].clamp_min(EPS)
+    return _round_to_int8(x / token_amax, _step(x)), token_amax * _step(x)
+
+
+def quantize_tensor(x: Tensor, input_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Static, per tensor. x: (..., in) float32 or float64; input_scale: scalar > 0.
+
+    Returns integer values (..., in) in x's dtype and the scale.
+    """
+    scale = input_scale.to(x.dtype)
+    return _round_to_int8(x, scale), scale
+
+
+def w8a8_linear(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, input_scale: Tensor | None = None
+) -> Tensor:
+    """A quantized linear in the dtype of x. In float64 it is exact: the reference of every engine.
+
+    x: (..., in) float32 or float64; weight: (out, in) int8; weight_scale: (out,);
+    input_scale: scalar for static activations, None for dynamic ones. Returns (..., out).
+    """
+    quantized, scale = quantize_tokens(x) if input_scale is None else quantize_tensor(x, input_scale)
+    y = torch.nn.functional.linear(quantized, weight.to(x.dtype)) * scale * weight_scale.to(x.dtype)
+    return y if bias is None else y + bias.to(x.dtype)
+
+
+def input_scale(smoothed_absmax: Tensor) -> Tensor:
+    """Static activation scale. smoothed_absmax: (in,) max |x_j / s_j|; returns a float32 scalar > 0."""
+    return (smoothed_absmax.float().amax() / QMAX).clamp_min(_TINY)
+
+
+def _step(x: Tensor) -> Tensor:
+    # 1/127 as the float32 constant that the graphs hold, in float64 too: every engine rounds the same numbers
+    return torch.tensor(1 / QMAX, dtype=torch.float32, device=x.device).to(x.dtype)
+
+
+def _round_to_int8(x: Tensor, scale: Tensor) -> Tensor:
+    return (x / scale).round_().clamp_(-QMAX - 1, QMAX)

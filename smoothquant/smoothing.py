@@ -1,0 +1,58 @@
+"""SmoothQuant's equation (Xiao et al., ICML 2023, eq. 4) and what may be folded where.
+
+    s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)          per input channel j, floor 1e-5
+    Y   = (X / s) (s * W)
+
+`1 / s` goes into whatever produces X, exactly: a norm's gain; the rows of the linear before it, when only
+positively homogeneous, channel-wise functions lie between (up -> down through a gate, fc1 -> fc2 through ReLU);
+for v -> o, through attention, where the query heads of one kv head share that head's channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOOR = 1e-5
+
+
+def smoothing_scale(act_absmax: Tensor, weight_absmax: Tensor, alpha: float) -> Tensor:
+    """The paper's equation, with the floors of its released code.
+
+    act_absmax: (in,) max |X_j|; weight_absmax: (in,) max over all consumers of |W_ij|; alpha in [0, 1].
+    Returns float32 (in,), >= 1e-5.
+    """
+    act, weight = act_absmax.double(), weight_absmax.double().clamp_min(FLOOR)
+    return (act.pow(alpha) / weight.pow(1 - alpha)).clamp_min(FLOOR).float()
+
+
+def skip_dead_channels(scale: Tensor, act_absmax: Tensor) -> Tensor:
+    """scale, act_absmax: (in,). A channel that calibration never saw move keeps s = 1.
+
+    The equation would give it the floor, 1e-5: should it move after all, it would be enlarged 100,000 times.
+    """
+    return torch.where(act_absmax > 0, scale, torch.ones_like(scale))
+
+
+def snap_to_norm(scale: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+    """Fold 1/s into a norm's gain without rounding error.
+
+    The folded gain is rounded to the gain's dtype, and s is what that rounding really divides by, so that
+    weights multiplied by s (in float32) undo it exactly. scale: (in,) float32; gain: (in,) any float dtype.
+    Returns (smoothing_scale float32 (in,), folded gain (in,) in the gain's dtype). A channel whose folded gain
+    would vanish or overflow keeps s = 1.
+    """
+    folded = (gain.float() / scale).to(gain.dtype)
+    exact = gain.float() / folded.float()
+    usable = (folded != 0) & folded.isfinite() & exact.isfinite() & (exact > 0)
+    return torch.where(usable, exact, torch.ones_like(scale)), torch.where(usable, folded, gain)
+
+
+def share_over_query_heads(values: Tensor, kv_heads: int, head_dim: int) -> Tensor:
+    """Max over the query heads that read the same kv head: (heads * head_dim,) -> (kv_heads * head_dim,)."""
+    return values.view(kv_heads, -1, head_dim).amax(dim=1).reshape(-1)
+
+
+def repeat_over_query_heads(values: Tensor, heads: int, kv_heads: int, head_dim: int) -> Tensor:
+    """The inverse layout: (kv_heads * head_dim,) -> (heads * head_dim,), each kv head repeated for its group."""
+    return values.view(kv_heads, 1, head_dim).expand(kv_heads, heads // kv_heads, head_dim).reshape(-1)

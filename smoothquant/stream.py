@@ -1,0 +1,229 @@
+"""(float checkpoint, activation scales, settings) -> smoothed layers -> quantized layers, one at a time.
+
+    for layer in smoothed_layers(model, input_absmax, settings):
+        quantized = quantize_layer(layer)       # int8 weights and float32 scales; the float layer can be forgotten
+
+A layer is loaded in the dtype it has on disk; one linear at a time is widened to float32, smoothed and quantized.
+Peak memory is one layer on disk plus a few copies of its largest matrix, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from smoothquant import smoothing
+from smoothquant.decoder import FloatLayer, W8A8Layer, float_layer
+from smoothquant.errors import ActScalesError, UserError
+from smoothquant.family import SmoothingGroup
+from smoothquant.model import Model
+from smoothquant.quantization import absmax, input_scale, quantize_weight
+
+GROUPS = ("default", "paper", "none")
+
+
+@dataclass(frozen=True)
+class SmoothingSettings:
+    """How to smooth.
+
+    alpha: migration strength in [0, 1]: 0 leaves the activations alone, 1 moves all of their range to the weights.
+    groups: "default" smooths norm -> linears, v -> o and up -> down; "paper" is norm -> q, k, v and
+        norm -> gate, up only, by the released code's formula to the letter; "none" quantizes without smoothing.
+    """
+
+    alpha: float = 0.5
+    groups: str = "default"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"alpha {self.alpha}", expected="a number in [0, 1]", do="0.5 suits most models")
+        if self.groups not in GROUPS:
+            raise UserError(f"groups {self.groups!r}", expected=f"one of {', '.join(GROUPS)}")
+
+    def chosen(self, groups: tuple[SmoothingGroup, ...]) -> tuple[SmoothingGroup, ...]:
+        """Those of a family's smoothing groups that these settings smooth."""
+        if self.groups == "paper":
+            return tuple(group for group in groups if group.through == "norm")
+        return groups if self.groups == "default" else ()
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass
+class SmoothedLayer:
+    """A layer with smoothing folded in. Weights stay as on disk; factors are applied when a weight is asked for.
+
+    column: role -> smoothing_scale float32 (in,), multiplies the weight's columns.
+    row: role -> float32 (out,), divides the weight's rows and the bias (this linear feeds a smoothed one).
+    gains: norm role -> folded gain (hidden,), in the dtype on disk.
+    input_absmax: role -> float32 (in,), calibrated maxima of the smoothed input; empty without act scales.
+    """
+
+    model: Model
+    index: int
+    source: FloatLayer
+    gains: dict[str, Tensor]
+    input_absmax: dict[str, Tensor]
+    column: dict[str, Tensor] = field(default_factory=dict)
+    row: dict[str, Tensor] = field(default_factory=dict)
+
+    def weight(self, role: str) -> Tensor:
+        """Smoothed weight, float32 (out, in), computed anew at every call."""
+        weight = self.source.weights[role].to(torch.float32, copy=True)
+        if role in self.column:
+            weight *= self.column[role]
+        if role in self.row:
+            weight /= self.row[role][:, None]
+        return weight
+
+    def bias(self, role: str) -> Tensor | None:
+        """Smoothed bias, float32 (out,), or None."""
+        if role not in self.source.biases:
+            return None
+        bias = self.source.biases[role].float()
+        return bias / self.row[role] if role in self.row else bias
+
+    def linear(self, role: str, x: Tensor) -> Tensor:
+        """The smoothed linear in float: lets the decoder run this layer."""
+        bias = self.bias(role)
+        return torch.nn.functional.linear(x, self.weight(role).to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    def gain(self, role: str) -> Tensor:
+        return self.gains[role]
+
+
+@dataclass(frozen=True)
+class QuantizedLinear:
+    """name: module name in the checkpoint; weight: int8 (out, in); weight_scale: float32 (out,) > 0;
+    input_scale: float32 scalar > 0, for static activations (None without act scales); bias: float32 (out,) or None;
+    smoothing_scale: float32 (in,), None where the input is not smoothed."""
+
+    name: str
+    weight: Tensor
+    weight_scale: Tensor
+    input_scale: Tensor | None
+    bias: Tensor | None = None
+    smoothing_scale: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """linears: by role, all of a layer's; gains: norm role -> (hidden,) in the dtype on disk, smoothing folded in."""
+
+    index: int
+    linears: dict[str, QuantizedLinear]
+    gains: dict[str, Tensor]
+
+    def runnable(self, act: str = "per-token") -> W8A8Layer:
+        """This layer for the decoder. act: "per-token" or "per-tensor"."""
+        static = {role: linear.input_scale for role, linear in self.linears.items() if linear.input_scale is not None}
+        return W8A8Layer(
+            weights={role: linear.weight for role, linear in self.linears.items()},
+            weight_scales={role: linear.weight_scale for role, linear in self.linears.items()},
+            biases={role: linear.bias for role, linear in self.linears.items() if linear.bias is not None},
+            gains=self.gains,
+            input_scales=static if act == "per-tensor" else {},
+        )
+
+
+def smoothed_layers(
+    model: Model, input_absmax: Mapping[str, Tensor] | None, settings: SmoothingSettings, start: int = 0
+) -> Iterator[SmoothedLayer]:
+    """Layers `start` and later, smoothed. input_absmax: linear's module name -> float32 (in,), every linear's.
+
+    Without smoothing and static scales (groups "none", per token) there need be no input_absmax.
+    Raises ActScalesError for a linear without scales or with scales of another shape, CheckpointError for NaN and Inf.
+    """
+    if input_absmax is None:
+        if settings.groups != "none":
+            raise ActScalesError("no activation scales", expected="a file made by smoothquant calibrate")
+        input_absmax = {}
+    else:
+        check_act_scales(model, input_absmax)
+    for index in range(start, model.geometry.layers):
+        yield smooth_layer(model, index, input_absmax, settings)
+
+
+def smooth_layer(
+    model: Model, index: int, input_absmax: Mapping[str, Tensor], settings: SmoothingSettings
+) -> SmoothedLayer:
+    """Load one layer and fold the chosen smoothing groups into it."""
+    source = float_layer(model, index)
+    names = {role: model.linear(index, role) for role in model.family.linears}
+    act = {role: input_absmax[name].float() for role, name in names.items() if name in input_absmax}
+    layer = SmoothedLayer(model, index, source, gains=dict(source.gains), input_absmax=act)
+    for group in settings.chosen(model.family.groups):
+        scale = _group_scale(model, source, act, group, settings)
+        if group.through == "norm":
+            if settings.groups != "paper":
+                scale = smoothing.skip_dead_channels(scale, act[group.linears[0]])
+            scale, layer.gains[group.source] = smoothing.snap_to_norm(scale, source.gains[group.source])
+        else:
+            scale = smoothing.skip_dead_channels(scale, _shared(model, group, act[group.linears[0]]))
+            layer.row[group.source] = scale
+            scale = _spread(model, group, scale)
+        for role in group.linears:
+            layer.column[role] = scale
+            layer.input_absmax[role] = act[role] / scale
+    return layer
+
+
+def quantize_layer(layer: SmoothedLayer) -> QuantizedLayer:
+    """Quantize every linear of a smoothed layer; holds one float32 matrix at a time."""
+    linears = {}
+    for role in layer.source.weights:
+        weight, scale = quantize_weight(layer.weight(role))
+        linears[role] = QuantizedLinear(
+            name=layer.model.linear(layer.index, role),
+            weight=weight,
+            weight_scale=scale,
+            input_scale=input_scale(layer.input_absmax[role]) if role in layer.input_absmax else None,
+            bias=layer.bias(role),
+            smoothing_scale=layer.column.get(role),
+        )
+    return QuantizedLayer(layer.index, linears, layer.gains)
+
+
+def check_act_scales(model: Model, input_absmax: Mapping[str, Tensor]) -> None:
+    """Raise ActScalesError unless there is one finite, non-negative scale vector for every linear and no other."""
+    calibrate = "calibrate this model: smoothquant calibrate MODEL --text FILE --out SCALES"
+    linears = dict(model.linears())
+    for name, (_, columns) in linears.items():
+        if name not in input_absmax:
+            raise ActScalesError(f"no activation scales for {name}", expected=f"one of shape [{columns}]", do=calibrate)
+        found = input_absmax[name]
+        if tuple(found.shape) != (columns,):
+            raise ActScalesError(
+                f"activation scales of {name} have shape {list(found.shape)}", expected=f"[{columns}]", do=calibrate
+            )
+        if not found.isfinite().all() or (found < 0).any():
+            raise ActScalesError(f"activation scales of {name} are not finite and >= 0", do=calibrate)
+    for name in input_absmax.keys() - linears.keys():
+        raise ActScalesError(f"activation scales for {name}, which this model does not have", do=calibrate)
+
+
+def _group_scale(
+    model: Model, source: FloatLayer, act: Mapping[str, Tensor], group: SmoothingGroup, settings: SmoothingSettings
+) -> Tensor:
+    columns = [absmax(source.weights[role], dim=0).float() for role in group.linears]
+    weight_absmax = _shared(model, group, torch.stack(columns).amax(dim=0))
+    return smoothing.smoothing_scale(_shared(model, group, act[group.linears[0]]), weight_absmax, settings.alpha)
+
+
+def _shared(model: Model, group: SmoothingGroup, values: Tensor) -> Tensor:
+    """From the channels of a group's input to those of its source."""
+    if group.through != "attention":
+        return values
+    return smoothing.share_over_query_heads(values, model.geometry.kv_heads, model.geometry.head_dim)
+
+
+def _spread(model: Model, group: SmoothingGroup, values: Tensor) -> Tensor:
+    """From the channels of a group's source to those of its input."""
+    if group.through != "attention":
+        return values
+    geometry = model.geometry
+    return smoothing.repeat_over_query_heads(values, geometry.heads, geometry.kv_heads, geometry.head_dim)

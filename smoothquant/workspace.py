@@ -1,0 +1,232 @@
+"""Outputs that are whole or absent: a step works in `OUT.partial/`, and the folder gets its name when it is complete.
+
+    OUT.partial/journal.json       inputs of the step, next layer to do
+    OUT.partial/state.safetensors  tensors that the next layer starts from (optional)
+    OUT/manifest.json              step, inputs, files and their sizes, versions, results
+
+The same command run again goes on at the layer where it stopped. A finished output with the same inputs is left
+alone; any other existing output is refused unless it may be overwritten, and stays until its successor is complete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from smoothquant import __version__
+from smoothquant.errors import OutputError, UserError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+SLACK = 64 << 20  # bytes left free beside a step's own
+
+
+class Workspace:
+    """The output of one step. Use it as a context manager; call `commit` at the end.
+
+    Args:
+        out: folder to make (or file, with `commit_file`).
+        step: what makes it, as in "export onnx".
+        inputs: JSON values that determine the result: fingerprints and settings.
+        overwrite: replace an existing output made from other inputs.
+
+    Attributes:
+        finished: `out` is there, whole, and made from the same inputs; nothing is to be done.
+        folder: where to write.
+        next_layer: first layer that is not done yet.
+
+    Raises OutputError: `out` exists with other content, cannot be written, or another process is writing it.
+    """
+
+    def __init__(self, out: str | Path, step: str, inputs: Mapping, *, overwrite: bool = False) -> None:
+        self.out, self.step, self.inputs = Path(out), step, json.loads(json.dumps(inputs))
+        self.folder = self.out.with_name(self.out.name + ".partial")
+        self.finished = self._is_finished()
+        self.next_layer = 0
+        if self.finished:
+            return
+        if self.out.exists() and not overwrite:
+            raise OutputError(
+                f"{self.out} exists and was not made by this command with these inputs",
+                expected="a new output",
+                do="choose another --out, or pass --overwrite",
+            )
+        self._begin()
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self.finished:
+            self._lock.close()
+
+    def path(self, name: str) -> Path:
+        """A file in the folder being made."""
+        return self.folder / name
+
+    def require(self, nbytes: int) -> None:
+        """Raise OutputError now if the disk cannot hold `nbytes` more than what is already written."""
+        written = sum(file.stat().st_blocks * 512 for file in self.folder.rglob("*") if file.is_file())
+        needed, free = nbytes - written + SLACK, shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OutputError(
+                f"{self.out}: {_gigabytes(free)} free on this disk",
+                expected=f"{_gigabytes(needed)}",
+                do="free some space, or choose an --out on another disk",
+            )
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that the last `mark` kept."""
+        path = self.path("state.safetensors")
+        return load_file(path) if path.exists() else {}
+
+    def mark(self, next_layer: int, state: Mapping[str, Tensor] | None = None) -> None:
+        """Note that all layers before `next_layer` are written, with what the next one starts from."""
+        if state is not None:
+            save_file(dict(state), self.path("state.safetensors.new"))
+            os.replace(self.path("state.safetensors.new"), self.path("state.safetensors"))
+        self.next_layer = next_layer
+        write_json(self.path("journal.json"), {"step": self.step, "inputs": self.inputs, "next_layer": next_layer})
+
+    def commit(self, results: Mapping | None = None) -> dict:
+        """Write the manifest and give the folder its name. Returns the manifest."""
+        self._drop_journal()
+        files = {
+            str(file.relative_to(self.folder)): file.stat().st_size
+            for file in sorted(self.folder.rglob("*"))
+            if file.is_file() and file.name != ".lock"
+        }
+        manifest = {
+            "format": FORMAT,
+            "step": self.step,
+            "inputs": self.inputs,
+            "files": files,
+            "versions": versions(),
+            **(results or {}),
+        }
+        for name in files:
+            _sync(self.path(name))
+        write_json(self.path(MANIFEST), manifest)
+        self.path(".lock").unlink()
+        if self.out.exists():  # overwrite: the old output goes when the new one is complete
+            old = self.out.with_name(self.out.name + ".old")
+            remove(old)
+            os.replace(self.out, old)
+            os.replace(self.folder, self.out)
+            remove(old)
+        else:
+            os.replace(self.folder, self.out)
+        return manifest
+
+    def commit_file(self, name: str) -> None:
+        """The output is one file: give it its name and drop the folder."""
+        _sync(self.path(name))
+        os.replace(self.path(name), self.out)
+        shutil.rmtree(self.folder)
+
+    def _is_finished(self) -> bool:
+        try:
+            manifest = load_manifest(self.out)
+        except UserError:
+            return False
+        return manifest["step"] == self.step and manifest["inputs"] == self.inputs
+
+    def _begin(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path(".lock"), "w")  # noqa: SIM115 (held until __exit__)
+        except OSError as error:
+            raise OutputError(
+                f"{self.out}: cannot write there ({error.strerror})",
+                expected="a writable place",
+                do="choose another --out",
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise OutputError(f"{self.out}: another process is writing it", do="wait for it, or stop it") from error
+        journal = read_json(self.path("journal.json"))
+        if journal.get("step") == self.step and journal.get("inputs") == self.inputs:
+            self.next_layer = journal["next_layer"]
+            return
+        for leftover in self.folder.iterdir():
+            if leftover.name != ".lock":
+                remove(leftover)
+        self.mark(0)
+
+    def _drop_journal(self) -> None:
+        for name in ("journal.json", "state.safetensors"):
+            self.path(name).unlink(missing_ok=True)
+
+
+def load_manifest(folder: str | Path) -> dict:
+    """The manifest of a finished output. Raises UserError if the folder is none, is half-copied or was changed."""
+    folder = Path(folder)
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise UserError(
+            f"{folder}: not an output of this tool (no readable {MANIFEST})",
+            expected="a folder made by smoothquant export or build",
+            do="check the path, or make it again",
+        )
+    for name, size in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            found = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
+            raise UserError(f"{path} {found}", expected=f"{size} bytes by {MANIFEST}", do="copy or make it again")
+    return manifest
+
+
+def versions() -> dict[str, str]:
+    """Versions of what took part: this tool, Python, and the packages that are installed."""
+    found = {"smoothquant": __version__, "python": platform.python_version()}
+    for package in ("torch", "safetensors", "transformers", "onnx", "onnxruntime", "tensorrt", "tensorrt_llm"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object, or {} if there is none to read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_json(path: Path, content: Mapping) -> None:
+    """Write a JSON object so that it is there whole or not at all."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(new, path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _gigabytes(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB"
