@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from recipes.recipe import Published, Recipe
 from smoothquant.family import Family, Geometry, SmoothingGroup, rope_inv_freq
 
 
@@ -56,4 +57,16 @@ FAMILY = Family(
     ),
     geometry=geometry,
     ignored=("rotary_emb.inv_freq",),
+)
+
+# Alphas and WikiText-2 perplexities: the SmoothQuant authors' repository, "Perplexity results on Llama-1/2/3 ...".
+# Their runs also quantized the outputs of q, k and v.
+RECIPES = (
+    Recipe("llama", FAMILY, alpha=0.85),
+    Recipe("llama-2-7b", FAMILY, 0.85, "meta-llama/Llama-2-7b-hf", published=Published(5.474, 5.515)),
+    Recipe("llama-2-13b", FAMILY, 0.85, "meta-llama/Llama-2-13b-hf", published=Published(4.950, 4.929)),
+    Recipe("llama-2-70b", FAMILY, 0.9, "meta-llama/Llama-2-70b-hf", published=Published(3.320, 3.359)),
+    Recipe("llama-3-8b", FAMILY, 0.85, "meta-llama/Meta-Llama-3-8B", published=Published(6.138, 6.258)),
+    Recipe("llama-3-70b", FAMILY, 0.85, "meta-llama/Meta-Llama-3-70B", published=Published(2.857, 2.982)),
+    Recipe("tiny-llama", FAMILY, alpha=0.5, samples=64, length=256),
 )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,7 +150,8 @@ class Checkpoint:
         if self._bin_shard is None or self._bin_shard[0] != file:
             self._bin_shard = None
             try:
-                loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                mappable = zipfile.is_zipfile(file)  # files of torch < 1.6 are not, and are read whole
+                loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mappable)
             except Exception as error:  # torch raises many kinds here, each for a file that it cannot take
                 raise _broken(file, f"cannot be loaded safely ({str(error).splitlines()[0]})") from error
             if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):

@@ -63,20 +63,12 @@ class Model:
 
     def read(self, name: str) -> Tensor:
         """A tensor in the dtype it has on disk; CheckpointError, naming it, if it holds NaN or Inf."""
-        tensor = self.checkpoint.read(name)
-        low, high = torch.aminmax(tensor)
-        if not (low.isfinite() and high.isfinite()):
-            raise CheckpointError(
-                f"{self.checkpoint.tensors[name].file}: tensor {name} holds NaN or Inf",
-                expected="finite weights",
-                do="download this file again, or ask who trained the model",
-            )
-        return tensor
+        return self._finite(name, self.checkpoint.read(name))
 
     def rows(self, name: str, step: int = ROWS) -> Iterator[Tensor]:
-        """A large tensor, `step` rows at a time."""
+        """A large tensor, `step` rows at a time, checked like `read`."""
         for start in range(0, self.checkpoint.tensors[name].shape[0], step):
-            yield self.checkpoint.read(name, slice(start, start + step))
+            yield self._finite(name, self.checkpoint.read(name, slice(start, start + step)))
 
     def embed(self, ids: Tensor) -> Tensor:
         """Rows of the embedding for token ids (...,) int64; returns (..., hidden) in the dtype on disk."""
@@ -92,6 +84,16 @@ class Model:
         """hidden: (..., hidden) after the final norm, float; returns (..., vocab) in its dtype."""
         parts = [torch.nn.functional.linear(hidden, rows.to(hidden.dtype)) for rows in self.rows(self.lm_head)]
         return torch.cat(parts, dim=-1)
+
+    def _finite(self, name: str, tensor: Tensor) -> Tensor:
+        low, high = torch.aminmax(tensor)
+        if not (low.isfinite() and high.isfinite()):
+            raise CheckpointError(
+                f"{self.checkpoint.tensors[name].file}: tensor {name} holds NaN or Inf",
+                expected="finite weights",
+                do="download this file again, or ask who trained the model",
+            )
+        return tensor
 
     # -- checks --------------------------------------------------------------------------------------------------
 

@@ -10,47 +10,18 @@ Peak memory is one layer on disk plus a few copies of its largest matrix, whatev
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from smoothquant import smoothing
 from smoothquant.decoder import FloatLayer, W8A8Layer, float_layer
-from smoothquant.errors import ActScalesError, UserError
+from smoothquant.errors import ActScalesError
 from smoothquant.family import SmoothingGroup
 from smoothquant.model import Model
 from smoothquant.quantization import absmax, input_scale, quantize_weight
-
-GROUPS = ("default", "paper", "none")
-
-
-@dataclass(frozen=True)
-class SmoothingSettings:
-    """How to smooth.
-
-    alpha: migration strength in [0, 1]: 0 leaves the activations alone, 1 moves all of their range to the weights.
-    groups: "default" smooths norm -> linears, v -> o and up -> down; "paper" is norm -> q, k, v and
-        norm -> gate, up only, by the released code's formula to the letter; "none" quantizes without smoothing.
-    """
-
-    alpha: float = 0.5
-    groups: str = "default"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise UserError(f"alpha {self.alpha}", expected="a number in [0, 1]", do="0.5 suits most models")
-        if self.groups not in GROUPS:
-            raise UserError(f"groups {self.groups!r}", expected=f"one of {', '.join(GROUPS)}")
-
-    def chosen(self, groups: tuple[SmoothingGroup, ...]) -> tuple[SmoothingGroup, ...]:
-        """Those of a family's smoothing groups that these settings smooth."""
-        if self.groups == "paper":
-            return tuple(group for group in groups if group.through == "norm")
-        return groups if self.groups == "default" else ()
-
-    def as_dict(self) -> dict:
-        return asdict(self)
+from smoothquant.settings import SmoothingSettings
 
 
 @dataclass

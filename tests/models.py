@@ -14,6 +14,7 @@ from smoothquant.checkpoint import Checkpoint
 from smoothquant.model import Model
 
 VOCABULARY = 288
+OUTLIER = 64
 TEXT = "".join(
     f"def f_{n}(x): return x * {n} + {n * n % 97}  # line {n} of a text long enough to calibrate on\n"
     for n in range(400)
@@ -52,9 +53,17 @@ def save_llama(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float3
         for name, parameter in model.named_parameters():
             if name.endswith("layernorm.weight"):
                 parameter.uniform_(0.5, 1.5)
-                parameter[3::17] *= 40
             elif name.endswith("bias"):
                 parameter.normal_(std=0.1)
+        for layer in model.model.layers:  # outlier channels, without changing the function
+            attention, mlp = layer.self_attn, layer.mlp
+            for norm, consumers in (
+                (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+                (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
+            ):
+                norm.weight[3::17] *= OUTLIER
+                for consumer in consumers:
+                    consumer.weight[:, 3::17] /= OUTLIER
     model.to(dtype).save_pretrained(folder)
     save_tokenizer(folder)
     return folder

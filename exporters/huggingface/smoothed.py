@@ -1,0 +1,79 @@
+"""The smoothed float model: the same function, with weights that any W8A8 quantizer takes well.
+
+A plain Hugging Face checkpoint of the same architecture; `AutoModelForCausalLM.from_pretrained` loads it as is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from exporters.huggingface.safetensors_files import MAX_SHARD, Planned, SafetensorsFiles
+from exporters.sidecars import copy_tokenizer
+from smoothquant.errors import ContractError
+from smoothquant.model import Model
+from smoothquant.stream import QuantizedLayer, SmoothedLayer
+from smoothquant.workspace import Workspace, write_json
+
+
+class SmoothedWriter:
+    """Writes the smoothed float checkpoint to the folder `out`.
+
+    dtype: of the weights; None keeps each tensor's own. In a 16-bit dtype the smoothed weights are rounded once more
+    than the original's were.
+    """
+
+    step = "export hf"
+    quantized = False
+
+    def __init__(self, out: str | Path, dtype: torch.dtype | None = None, max_shard: int = MAX_SHARD) -> None:
+        self.out, self.dtype, self.max_shard = Path(out), dtype, max_shard
+        self.settings: Mapping = {"dtype": str(dtype).removeprefix("torch.") if dtype else "as stored"}
+
+    def nbytes(self, model: Model) -> int:
+        return sum(planned.nbytes for planned in self._plan(model).values())
+
+    def begin(self, model: Model, work: Workspace) -> None:
+        self.model, self.work = model, work
+        self.files = SafetensorsFiles(work.folder, self._plan(model), self.max_shard)
+
+    def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
+        for role in self.model.family.norms:
+            self._put(f"{self.model.norm(layer.index, role)}.weight", layer.gains[role])
+        for role in self.model.family.linears:
+            name = self.model.linear(layer.index, role)
+            self._put(f"{name}.weight", layer.weight(role))
+            bias = layer.bias(role)
+            if bias is not None:
+                self._put(f"{name}.bias", bias)
+
+    def end(self) -> None:
+        for name in unsmoothed(self.model):
+            dtype = self.files.plan[name].dtype
+            self.files.write_rows(name, (rows.to(dtype) for rows in self.model.rows(name)))
+        config = dict(self.model.checkpoint.config)
+        if self.dtype:
+            config["dtype"] = config["torch_dtype"] = str(self.dtype).removeprefix("torch.")
+        write_json(self.work.path("config.json"), config)
+        copy_tokenizer(self.model, self.work.folder)
+
+    def _plan(self, model: Model) -> dict[str, Planned]:
+        tensors = model.checkpoint.tensors
+        return {name: Planned(shape, self.dtype or tensors[name].dtype) for name, shape in model.expected().items()}
+
+    def _put(self, name: str, tensor: torch.Tensor) -> None:
+        rounded = tensor.to(self.files.plan[name].dtype)
+        if not rounded.isfinite().all():
+            raise ContractError(
+                f"{name}: the smoothed weight overflows {rounded.dtype}",
+                do="lower alpha, or export with --dtype float32",
+            )
+        self.files.write(name, rounded)
+
+
+def unsmoothed(model: Model) -> tuple[str, ...]:
+    """Tensors outside the layers: embedding, final norm and, unless tied, lm_head."""
+    prefix = model.family.layer.split("{}")[0]
+    return tuple(name for name in model.expected() if not name.startswith(prefix))

@@ -1,0 +1,99 @@
+"""The command line: `smoothquant COMMAND ...`. One file per command in this folder.
+
+Exit status: 0 done; 1 an engine missed its thresholds; 2 bad input; 3 a package is missing; 4 the disk or another
+resource failed; 130 interrupted. Errors are one line on stderr, never a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+import warnings
+
+from recipes.cli import build, calibrate, demo, doctor, export, generate, run, scales, validate
+from recipes.cli.ui import Ui
+from smoothquant import __version__
+from smoothquant.errors import UserError
+
+COMMANDS = (calibrate, export, build, validate, run, generate, demo, scales, doctor)
+
+EPILOG = """\
+the way from a model to a validated INT8 engine:
+  smoothquant calibrate MODEL --text calibration.txt --out model.act_scales.safetensors
+  smoothquant export onnx MODEL model.act_scales.safetensors --out model-onnx
+  smoothquant build onnxruntime model-onnx --out model-engine
+  smoothquant validate model-engine --reference MODEL --text heldout.txt --report report.html
+  smoothquant generate model-engine "Once upon a time"
+
+or all of it, resumable:   smoothquant run llama-2-7b --model MODEL --text calibration.txt --out DIR
+or first, on a small bundled model:   smoothquant demo
+
+MODEL is a Hugging Face model folder. Every command: smoothquant COMMAND --help
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="smoothquant",
+        description="W8A8 INT8 for large language models: calibrate, smooth, quantize, export, build, prove.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"smoothquant {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+    common.add_argument("--quiet", action="store_true", help="no progress bars or notes on standard error")
+    for command in COMMANDS:
+        command.add(commands, common)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = parser().parse_args(argv)
+    _calm_libraries()
+    try:
+        arguments.run(arguments, Ui(json=arguments.json, quiet=arguments.quiet))
+        sys.stdout.flush()
+    except UserError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing half-written is left in place, and the same command goes on from here", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's exit does not complain
+        return 0
+    except OSError as error:
+        return _fail(_resource(error), 4)
+    except MemoryError:
+        return _fail(
+            "out of memory; expected room for a layer of the model; close other programs or use less --text", 4
+        )
+    return 0
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"smoothquant: {message}", file=sys.stderr)
+    return status
+
+
+def _resource(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{where}no space left for the output; free some and run the same command again, it goes on from here"
+    return f"{where}{error.strerror or error}; check that the place exists and may be read or written"
+
+
+def _calm_libraries() -> None:
+    """Libraries talk of their own progress and deprecations; this tool's output is its own."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""smoothquant export {hf,w8a8,onnx}: smooth and quantize into others' formats."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from recipes import pipeline
+from recipes.cli import options
+from recipes.cli.ui import Ui
+from smoothquant.settings import SmoothingSettings
+
+TARGETS = {
+    "hf": (
+        "the smoothed float checkpoint",
+        "The same function as MODEL, with weights and activations that 8 bits can hold; loads with "
+        "AutoModelForCausalLM as is. Input to any other W8A8 quantizer.",
+    ),
+    "w8a8": (
+        "the W8A8 checkpoint (compressed-tensors)",
+        "INT8 weights per output channel, INT8 activations; loads with transformers + compressed-tensors, "
+        "and is the form that vLLM serves.",
+    ),
+    "onnx": (
+        "the W8A8 ONNX graph (Q/DQ)",
+        "A decoder with KV cache in standard operators, weights in external data. Build an engine from it: "
+        "smoothquant build onnxruntime DIR --out ENGINE.",
+    ),
+}
+
+
+def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+    export = commands.add_parser(
+        "export",
+        help="smooth and quantize a model into a format",
+        description="Smooth and quantize a model, layer by layer, into a format. Memory is a layer, not a model; an "
+        "interrupted export goes on at the layer where it stopped.",
+    )
+    targets = export.add_subparsers(dest="target", metavar="{hf,w8a8,onnx}", required=True)
+    for target, (summary, description) in TARGETS.items():
+        command = targets.add_parser(target, parents=[common], help=summary, description=description)
+        command.add_argument("model", metavar="MODEL", help="Hugging Face model folder")
+        command.add_argument(
+            "act_scales",
+            metavar="ACT_SCALES",
+            nargs="?",
+            help="from smoothquant calibrate, or the published .pt form; needed unless --groups none (per-token) or "
+            "a float graph is asked for",
+        )
+        command.add_argument("--out", required=True, metavar="DIR", help="folder to make")
+        options.add_smoothing(command, alpha_default=0.5)
+        _add_own(target, command)
+        options.add_family(command)
+        options.add_overwrite(command)
+        command.set_defaults(run=run)
+
+
+def _add_own(target: str, command: argparse.ArgumentParser) -> None:
+    if target == "hf":
+        command.add_argument(
+            "--dtype", choices=("float16", "bfloat16", "float32"), help="of the weights (default: as in MODEL)"
+        )
+        return
+    command.add_argument(
+        "--act",
+        choices=("per-token", "per-tensor"),
+        default="per-token",
+        help="activations: one dynamic scale per token (accurate, default) or one static scale per tensor",
+    )
+    if target == "onnx":
+        command.add_argument("--float", action="store_true", help="the unquantized graph: the reference engine")
+        command.add_argument(
+            "--dtype", choices=("fp32", "fp16"), default="fp32", help="of everything that is not INT8 (default fp32)"
+        )
+        command.add_argument(
+            "--lm-head",
+            choices=("float", "int8"),
+            default="float",
+            help="quantize the output head too: faster decode, measure the accuracy (default float)",
+        )
+
+
+def run(arguments: argparse.Namespace, ui: Ui) -> None:
+    plain = arguments.target == "onnx" and arguments.float
+    groups = "none" if plain else arguments.groups
+    with ui.progress("Reading the model") as progress:
+        progress(0, 1)
+        source = pipeline.source(
+            arguments.model,
+            None if plain else arguments.act_scales,
+            SmoothingSettings(arguments.alpha, groups),
+            family_file=arguments.family,
+        )
+        progress(1, 1)
+    writer = _writer(arguments)
+    with ui.progress(f"Exporting {arguments.target}") as progress:
+        manifest = pipeline.export_one(source, writer, overwrite=arguments.overwrite, progress=progress)
+    size = sum(manifest["files"].values())
+    ui.result({"out": str(Path(arguments.out)), "bytes": size, "manifest": manifest})
+    ui.say(f"{arguments.out}: {size / 1e6:,.1f} MB (the model has {source.model.checkpoint.nbytes / 1e6:,.1f} MB)")
+
+
+def _writer(arguments: argparse.Namespace) -> pipeline.Writer:
+    if arguments.target == "hf":
+        return pipeline.smoothed_writer(arguments.out, arguments.dtype)
+    if arguments.target == "w8a8":
+        return pipeline.w8a8_writer(arguments.out, arguments.act)
+    activations = "float" if arguments.float else arguments.act
+    return pipeline.onnx_writer(arguments.out, activations, body=arguments.dtype, lm_head=arguments.lm_head)

@@ -1,0 +1,60 @@
+"""smoothquant generate: talk to an engine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from recipes import pipeline
+from recipes.cli.ui import Ui
+from smoothquant.errors import UserError
+
+
+def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+    command = commands.add_parser(
+        "generate",
+        parents=[common],
+        help="talk to an engine",
+        description="Continue a prompt with an ONNX Runtime engine, token by token. Greedy unless --temperature is given.",
+    )
+    command.add_argument("engine", metavar="ENGINE", help="folder made by smoothquant build onnxruntime")
+    command.add_argument("prompt", help="text to continue; - reads it from standard input")
+    command.add_argument("--max-new-tokens", type=int, default=64, help="stop after this many (default 64)")
+    command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    command.add_argument(
+        "--top-p", type=float, default=1.0, help="nucleus of this mass, with a temperature (default 1)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, ui: Ui) -> None:
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    if not prompt:
+        raise UserError("the prompt is empty", expected="some text to continue")
+    engine = pipeline.open_onnxruntime(arguments.engine)
+    tokenizer = pipeline.tokenizer_of(arguments.engine)
+    prompt_ids = tokenizer(prompt)["input_ids"]
+    tokens: list[int] = []
+    shown = ""
+    ui.say(f"[{len(prompt_ids)} tokens] {prompt}")
+    begin = time.perf_counter()
+    for token in engine.generate(
+        prompt_ids,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    ):
+        tokens.append(token)
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        if not ui.json and not text.endswith("\ufffd"):  # half of a character: wait for the rest
+            sys.stdout.write(text[len(shown) :])
+            sys.stdout.flush()
+            shown = text
+    seconds = time.perf_counter() - begin
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    ui.say("")
+    ui.note(f"{len(tokens)} tokens, {len(tokens) / max(seconds, 1e-9):.1f} per second")
+    ui.result({"prompt": prompt, "text": text, "tokens": tokens, "seconds": seconds})

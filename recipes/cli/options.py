@@ -1,0 +1,52 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+
+from smoothquant.settings import GROUPS
+
+TEXT_HELP = "a .txt, .jsonl or .jsonl.zst file, or the name of a Hugging Face dataset"
+
+
+def add_family(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--family",
+        metavar="FILE",
+        help="a Python file that defines FAMILY, for an architecture that is not built in (the file is run)",
+    )
+
+
+def add_overwrite(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an existing output made from other inputs; it stays until the new one is complete",
+    )
+
+
+def add_smoothing(command: argparse.ArgumentParser, *, alpha_default: float | None) -> None:
+    shown = "the recipe's" if alpha_default is None else str(alpha_default)
+    command.add_argument(
+        "--alpha",
+        type=float,
+        default=alpha_default,
+        help="migration strength in [0, 1]: how much of the activations' range moves into the weights "
+        f"(default {shown}; published: Llama-2 0.85, its 70B 0.9, OPT and BLOOM 0.5)",
+    )
+    command.add_argument(
+        "--groups",
+        choices=GROUPS,
+        default="default",
+        help="what is smoothed. default: norm -> linears, v -> o, up -> down; paper: norm -> linears only, by the "
+        "released code's formula; none: plain quantization, to see what smoothing brings",
+    )
+
+
+def add_text(
+    command: argparse.ArgumentParser, *, samples: int | None, length: int | None, required: bool = True
+) -> None:
+    command.add_argument("--text", required=required, metavar="TEXT", help=TEXT_HELP)
+    shown = [value if value is not None else "the recipe's" for value in (samples, length)]
+    command.add_argument("--samples", type=int, default=samples, help=f"sequences to use (default {shown[0]})")
+    command.add_argument("--length", type=int, default=length, help=f"tokens in a sequence (default {shown[1]})")

@@ -1,0 +1,64 @@
+"""What a command shows: progress on stderr, results on stdout as tables or, with --json, as one JSON object."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+class Ui:
+    """json: results as JSON. quiet: no progress."""
+
+    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
+        self.json, self.quiet = json, quiet
+        self.out, self.err = Console(), Console(stderr=True)
+
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """A progress bar: yields update(done, total)."""
+        if self.quiet:
+            yield lambda done, total: None
+            return
+        columns = (
+            TextColumn("{task.description:<34}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.err) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+    def note(self, text: str) -> None:
+        """A line on stderr about what is going on."""
+        if not self.quiet:
+            self.err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def result(self, content: dict) -> None:
+        """The result of a command for programs: printed only with --json."""
+        if self.json:
+            json.dump(content, sys.stdout, indent=2)
+            sys.stdout.write("\n")
+
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
+        """A result for people: not printed with --json."""
+        if self.json:
+            return
+        table = Table(title=title, caption=caption or None, title_justify="left", caption_justify="left")
+        for index, name in enumerate(header):
+            table.add_column(name, justify="right" if index else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self.out.print(table)
+
+    def say(self, text: str) -> None:
+        """A line of result for people: not printed with --json."""
+        if not self.json:
+            self.out.print(text, markup=False, highlight=False, soft_wrap=True)

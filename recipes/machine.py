@@ -1,0 +1,151 @@
+"""What a machine can build and run: processor, memory, GPU, packages."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+INT8_KERNELS = (  # /proc/cpuinfo flag, what it means for integer matrix products; best first
+    ("amx_int8", "AMX INT8 tiles and AVX512-VNNI: INT8 at full speed"),
+    ("avx512_vnni", "AVX512-VNNI: INT8 at full speed, about 4x the FP32 rate"),
+    ("avx_vnni", "AVX-VNNI: INT8 at full speed"),
+    ("avx2", "AVX2 without VNNI: INT8 runs, slower, and its 16-bit sums may saturate in ONNX Runtime"),
+    ("asimddp", "Arm dot product: INT8 at full speed"),
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    name: str
+    found: str
+
+
+@dataclass(frozen=True)
+class Ability:
+    """command: what a user would type; needs: packages; ready: whether they are here; how: versions or what to do."""
+
+    command: str
+    needs: tuple[str, ...]
+    ready: bool
+    how: str
+
+
+@dataclass(frozen=True)
+class Report:
+    facts: tuple[Fact, ...]
+    abilities: tuple[Ability, ...]
+    advice: tuple[str, ...]
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+# command, packages that must be here (alternatives with |), what to install
+TARGETS = (
+    ("calibrate, export hf, export w8a8", ("torch", "transformers"), 'pip install "smoothquant-toolchain"'),
+    ("calibrate --text DATASET", ("datasets",), 'pip install "smoothquant-toolchain[datasets]"'),
+    ("export onnx", ("onnx",), 'pip install "smoothquant-toolchain[onnx]"'),
+    (
+        "build onnxruntime, generate",
+        ("onnx", "onnxruntime|onnxruntime-gpu"),
+        'pip install "smoothquant-toolchain[onnxruntime]"',
+    ),
+    ("validate (W8A8 checkpoint)", ("compressed-tensors",), 'pip install "smoothquant-toolchain[w8a8]"'),
+    (
+        "validate --report, demo",
+        ("onnx", "onnxruntime|onnxruntime-gpu", "matplotlib"),
+        'pip install "smoothquant-toolchain[demo]"',
+    ),
+)
+
+
+def examine() -> Report:
+    """Look at this machine; nothing is imported but this package's own modules."""
+    flags = _cpu_flags()
+    int8 = next((meaning for flag, meaning in INT8_KERNELS if flag in flags), "no integer dot product known")
+    gpus = _gpus()
+    disk = shutil.disk_usage(Path.cwd())
+    facts = (
+        Fact("system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"),
+        Fact("processor", f"{_cpu_name()}, {physical_cores()} cores"),
+        Fact("INT8 on this processor", int8),
+        Fact("memory", f"{_memory_gb():.0f} GB"),
+        Fact("disk here", f"{disk.free / 1e9:.0f} GB free"),
+        Fact("GPU", "; ".join(gpus) or "none found (nvidia-smi)"),
+    )
+    abilities = tuple(_ability(*target) for target in TARGETS)
+    advice = []
+    if "avx2" in flags and not any(flag in flags for flag in ("avx512_vnni", "avx_vnni")):
+        advice.append("without VNNI, ONNX Runtime's u8*s8 kernels may saturate: trust `smoothquant validate` here")
+    if gpus and not _version("onnxruntime-gpu"):
+        advice.append("there is a GPU: onnxruntime-gpu runs the graph on it, as float (its CUDA provider has no INT8)")
+    return Report(facts, abilities, tuple(advice))
+
+
+def physical_cores() -> int:
+    """Cores this process may use; two hardware threads of a core count once."""
+    allowed = os.sched_getaffinity(0)
+    siblings = {
+        path.read_text().strip()
+        for core in allowed
+        if (path := Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")).exists()
+    }
+    return len(siblings) or len(allowed)
+
+
+def _ability(command: str, needs: tuple[str, ...], install: str) -> Ability:
+    found = {need: next(filter(None, (_version(name) for name in need.split("|"))), None) for need in needs}
+    missing = [need.split("|")[0] for need, version in found.items() if version is None]
+    if missing:
+        return Ability(command, needs, False, f"{', '.join(missing)} missing: {install}")
+    return Ability(
+        command, needs, True, ", ".join(f"{need.split('|')[0]} {version}" for need, version in found.items())
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_flags() -> set[str]:
+    return {
+        flag
+        for line in _cpuinfo()
+        if line.lower().startswith(("flags", "features"))
+        for flag in line.split(":")[1].split()
+    }
+
+
+def _cpu_name() -> str:
+    return next(
+        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
+    )
+
+
+def _cpuinfo() -> Iterable[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else ()
+
+
+def _memory_gb() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+
+
+def _gpus() -> list[str]:
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return found.stdout.strip().splitlines()

@@ -1,0 +1,49 @@
+"""A recipe: what we know of one published model, and how to take it from float to a validated INT8 engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from builders.validate import Thresholds
+from smoothquant.errors import UserError
+from smoothquant.family import Family
+from smoothquant.settings import SmoothingSettings
+
+
+@dataclass(frozen=True)
+class Published:
+    """WikiText-2 perplexities (2048 tokens) published by the SmoothQuant authors: not measured here."""
+
+    fp16: float
+    w8a8: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings for one model.
+
+    name: as given on the command line; model: Hub name, None where any checkpoint of the family is meant.
+    alpha: migration strength; thresholds: what validation must reach.
+    samples, length: sequences of calibration and tokens in each.
+    """
+
+    name: str
+    family: Family
+    alpha: float
+    model: str | None = None
+    thresholds: Thresholds = Thresholds(kl_mean=0.05, top1=0.93, perplexity_ratio=1.02)
+    published: Published | None = None
+    samples: int = 128
+    length: int = 512
+
+    def settings(self, alpha: float | None = None, groups: str = "default") -> SmoothingSettings:
+        """Smoothing settings, with the recipe's alpha unless another is given."""
+        return SmoothingSettings(self.alpha if alpha is None else alpha, groups)
+
+
+def find(name: str, recipes: tuple[Recipe, ...]) -> Recipe:
+    """A recipe by name. Raises UserError that lists them."""
+    for recipe in recipes:
+        if recipe.name == name:
+            return recipe
+    raise UserError(f"no recipe {name!r}", expected=f"one of {', '.join(recipe.name for recipe in recipes)}")

@@ -1,0 +1,190 @@
+"""Reading checkpoints of every form, and saying what is wrong with the others."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
+
+from smoothquant.checkpoint import Checkpoint
+from smoothquant.errors import CheckpointError
+from tests.models import open_llama
+
+NORM = "model.norm.weight"
+
+
+def as_shards(folder: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="100KB")
+
+
+def as_bin(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def as_old_bin(folder: Path) -> None:
+    """The format of torch < 1.6, which cannot be mapped."""
+    tensors = load_file(folder / "model.safetensors")
+    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    (folder / "model.safetensors").unlink()
+
+
+def as_bin_shards(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    weight_map = {}
+    for part in range(2):
+        file = f"pytorch_model-{part + 1:05}-of-00002.bin"
+        torch.save({name: tensors[name] for name in names[part::2]}, folder / file)
+        weight_map |= dict.fromkeys(names[part::2], file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model.safetensors").unlink()
+
+
+FILES = {as_shards: 6, as_bin: 1, as_old_bin: 1, as_bin_shards: 2}
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_every_form_reads_the_same(form: Callable[[Path], None], make_llama: Callable[..., Path]) -> None:
+    folder = make_llama()
+    expected = load_file(folder / "model.safetensors")
+    fingerprint = Checkpoint(folder).fingerprint()
+    form(folder)
+    model = open_llama(folder)
+    assert len({info.file for info in model.checkpoint.tensors.values()}) == FILES[form]
+    for name, tensor in expected.items():
+        assert torch.equal(model.read(name), tensor)
+        assert torch.equal(torch.cat(list(model.rows(name, step=7))), tensor)
+    assert model.checkpoint.fingerprint() == fingerprint
+
+
+def test_dtypes(make_llama: Callable[..., Path]) -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        checkpoint = Checkpoint(make_llama(dtype=dtype))
+        assert checkpoint.dtype == dtype
+        assert checkpoint.read(NORM).dtype == dtype
+
+
+def test_embedding_rows(llama: object, make_llama: Callable[..., Path]) -> None:
+    model = open_llama(make_llama())
+    ids = torch.tensor([[5, 0, 287], [5, 5, 3]])
+    assert torch.equal(model.embed(ids), model.read("model.embed_tokens.weight")[ids])
+
+
+def test_fingerprint_sees_a_finetune(make_llama: Callable[..., Path]) -> None:
+    folder = make_llama()
+    before = Checkpoint(folder).fingerprint()
+    tensors = load_file(folder / "model.safetensors")
+    tensors[NORM] = tensors[NORM] + 2**-10
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert Checkpoint(folder).fingerprint() != before
+
+
+# -- what can be wrong with a folder ---------------------------------------------------------------------------------
+
+
+def change(name: str, tensor: torch.Tensor | None) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        tensors.pop(name, None)
+        if tensor is not None:
+            tensors[name] = tensor
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+    return spoil
+
+
+def configure(**changes: object) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config |= changes
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+    return spoil
+
+
+def truncate(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def corrupt_header(folder: Path) -> None:
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[8:40] = bytes(32)
+    (folder / "model.safetensors").write_bytes(bytes(data))
+
+
+def lose_a_shard(folder: Path) -> None:
+    as_shards(folder)
+    (folder / "model-00002-of-00006.safetensors").unlink()
+
+
+def malicious_bin(folder: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (folder / "owned",))
+
+    (folder / "model.safetensors").unlink()
+    with open(folder / "pytorch_model.bin", "wb") as file:
+        pickle.dump({NORM: Payload()}, file)
+
+
+SPOILED = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), r"config\.json: no such file"),
+    "broken config": (lambda folder: (folder / "config.json").write_text("{"), "not readable JSON"),
+    "config is a list": (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
+    "config lacks a number": (configure(hidden_size=None), "cannot read the numbers of a llama .*hidden_size"),
+    "heads do not divide": (configure(num_attention_heads=3), "3 attention heads over 2 kv heads"),
+    "unknown activation": (configure(hidden_act="gelu"), "activation 'gelu' is not supported; expected one of silu"),
+    "unknown rope": (configure(rope_parameters={"rope_type": "yarn"}), "RoPE type 'yarn' is not supported"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
+    "truncated": (truncate, r"model\.safetensors: truncated or corrupt"),
+    "corrupt header": (corrupt_header, r"model\.safetensors: truncated or corrupt"),
+    "missing shard": (lose_a_shard, r"model-00002-of-00006\.safetensors: missing shard"),
+    "missing tensor": (change(NORM, None), r"tensor model\.norm\.weight is missing; expected shape \[64\]"),
+    "wrong shape": (change(NORM, torch.ones(65)), r"model\.norm\.weight has shape \[65\]; expected \[64\]"),
+    "unknown tensor": (change("model.extra.weight", torch.ones(3)), r"model\.extra\.weight is not part of a llama"),
+    "quantized already": (change(NORM, torch.ones(64, dtype=torch.int8)), r"model\.norm\.weight has dtype I8"),
+    "more layers than weights": (configure(num_hidden_layers=3), r"tensor model\.layers\.2\.\S+ is missing"),
+    "fewer layers than weights": (configure(num_hidden_layers=1), r"tensor model\.layers\.1\.\S+ is not part"),
+    "malicious .bin": (malicious_bin, "cannot be loaded safely"),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILED)
+def test_a_spoiled_folder_is_explained(fault: str, make_llama: Callable[..., Path]) -> None:
+    spoil, message = SPOILED[fault]
+    folder = make_llama()
+    spoil(folder)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_llama(folder)
+    assert "\n" not in str(caught.value)
+    assert not (folder / "owned").exists()
+
+
+def test_no_folder() -> None:
+    with pytest.raises(CheckpointError, match="no such folder; expected a Hugging Face model folder"):
+        Checkpoint("does/not/exist")
+
+
+def test_shard_that_goes_away_later(make_llama: Callable[..., Path]) -> None:
+    folder = make_llama()
+    model = open_llama(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"cannot read model\.norm\.weight"):
+        model.read(NORM)
+
+
+def test_old_buffers_are_known(make_llama: Callable[..., Path]) -> None:
+    """Llama checkpoints of 2023 carry each layer's rotary frequencies."""
+    folder = make_llama()
+    change("model.layers.0.self_attn.rotary_emb.inv_freq", torch.ones(8))(folder)
+    open_llama(folder)

@@ -1,0 +1,89 @@
+"""INT8: definitions, bounds, and the exact linear."""
+
+from __future__ import annotations
+
+import numpy
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smoothquant import quantization
+
+matrices = st.builds(
+    lambda seed, rows, columns, size: (
+        torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 10.0**size
+    ),
+    st.integers(0, 10**6),
+    st.integers(1, 8),
+    st.integers(1, 64),
+    st.integers(-6, 4),
+)
+
+
+@given(matrices)
+def test_weights_are_symmetric_and_close(weight: torch.Tensor) -> None:
+    quantized, scale = quantization.quantize_weight(weight)
+    assert quantized.dtype == torch.int8
+    assert scale.dtype == torch.float32
+    assert quantized.min() >= -127  # -128 is never used
+    assert (quantized.abs().amax(dim=1) == 127).all()  # the whole range is
+    error = (quantized.double() * scale.double()[:, None] - weight.double()).abs()
+    # half a step, and the float32 rounding of weight / scale: 127 * 2^-24 of a step at most
+    assert (error <= scale.double()[:, None] * (0.5 + 127 * 2**-23)).all()
+
+
+def test_rounding_is_half_to_even() -> None:
+    weight = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5]])
+    quantized, scale = quantization.quantize_weight(weight)
+    assert scale.item() == 1
+    assert quantized.tolist() == [[127, 0, 2, 2, 0, -2, -2]]
+
+
+def test_zero_rows_and_tokens_have_a_scale_above_zero() -> None:
+    quantized, scale = quantization.quantize_weight(torch.zeros(2, 3))
+    assert (scale > 0).all()
+    assert (quantized == 0).all()
+    values, token_scale = quantization.quantize_tokens(torch.zeros(2, 3))
+    assert (token_scale > 0).all()
+    assert (values == 0).all()
+    assert quantization.input_scale(torch.zeros(3)) > 0
+
+
+@given(matrices)
+def test_tokens_are_independent(x: torch.Tensor) -> None:
+    """A token's integers do not depend on its neighbours: an outlier spoils its own token only."""
+    values, scale = quantization.quantize_tokens(x)
+    for row in range(len(x)):
+        alone, alone_scale = quantization.quantize_tokens(x[row : row + 1])
+        assert torch.equal(alone[0], values[row])
+        assert torch.equal(alone_scale[0], scale[row])
+    assert (values.abs().amax(dim=-1) == 127).all()
+    assert torch.equal(values, values.round())
+
+
+@given(matrices, st.integers(0, 100), st.booleans())
+def test_linear_is_the_integer_computation(x: torch.Tensor, seed: int, static: bool) -> None:
+    """Against NumPy: int64 sums of products, scaled in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    weight, scale = quantization.quantize_weight(torch.randn(5, x.shape[1], generator=generator))
+    bias = torch.randn(5, generator=generator)
+    input_scale = quantization.input_scale(x.abs().amax(dim=0)) if static else None
+    if input_scale is None:
+        values, step = quantization.quantize_tokens(x)
+    else:
+        values, step = quantization.quantize_tensor(x, input_scale)
+    sums = values.numpy().astype(numpy.int64) @ weight.numpy().astype(numpy.int64).T
+    expected = sums * step.double().numpy() * scale.double().numpy() + bias.double().numpy()
+    found = quantization.w8a8_linear(x, weight, scale, bias, input_scale).double().numpy()
+    largest = numpy.abs(expected).max() + numpy.abs(bias.numpy()).max()
+    # at most 64 * 127 * 127 < 2^24: the sum is exact in float32; three roundings follow
+    assert numpy.abs(found - expected).max() <= 4 * 2**-24 * largest
+
+
+@pytest.mark.parametrize("columns", [4096, 28672])
+def test_float64_is_exact_at_real_widths(columns: int) -> None:
+    x, weight = torch.full((1, columns), 1.0, dtype=torch.float64), torch.full((1, columns), 127, dtype=torch.int8)
+    found = quantization.w8a8_linear(x, weight, torch.ones(1))
+    step = torch.tensor(1 / 127, dtype=torch.float32).double()
+    assert found.item() == 127 * 127 * columns * step.item()
