@@ -1,0 +1,6 @@
+"""ONNX Runtime engines: `build` makes the folder, `OnnxRuntimeEngine` runs it."""
+
+from builders.onnxruntime.build import build
+from builders.onnxruntime.engine import OnnxRuntimeEngine
+
+__all__ = ["OnnxRuntimeEngine", "build"]

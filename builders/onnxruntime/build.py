@@ -1,0 +1,99 @@
+"""An ONNX Runtime engine folder out of an ONNX export.
+
+    model.onnx, model.onnx.data     linked from the export where the disk allows, else copied
+    config.json, tokenizer files    for `smoothquant generate`, onnxruntime-genai, optimum
+    genai_config.json               for onnxruntime-genai
+    smoothing.safetensors           for validation
+    manifest.json                   the export's inputs, threads, and how many linears became integer kernels
+
+Before the folder gets its name, the graph is loaded and run once: the logits must be finite and every quantized
+matrix product must have become an integer kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy
+import torch
+
+from builders.onnxruntime.engine import OnnxRuntimeEngine
+from builders.onnxruntime.genai import write_genai_config
+from builders.onnxruntime.session import operators_run, physical_cores, require_onnxruntime
+from smoothquant.errors import UserError
+from smoothquant.workspace import Workspace, load_manifest
+
+STEP = "build onnxruntime"
+INTEGER_KERNEL = "MatMulIntegerToFloat"
+FUSES = ("x86_64", "amd64")  # where ONNX Runtime has the fused kernel
+
+
+def build(export: str | Path, out: str | Path, *, overwrite: bool = False) -> dict:
+    """Make the engine folder `out` from the folder `export`. Returns its manifest.
+
+    Raises UserError if `export` is no whole ONNX export, if ONNX Runtime refuses the graph, if a logit is not finite,
+    or if a quantized linear did not become an integer kernel; MissingPackageError without onnxruntime.
+    """
+    export, out = Path(export), Path(out)
+    require_onnxruntime()
+    made = load_manifest(export)
+    if made["step"] != "export onnx":
+        raise UserError(
+            f"{export}: made by {made['step']!r}", expected="an ONNX export", do="smoothquant export onnx MODEL ..."
+        )
+    threads = physical_cores()
+    inputs = {"export": made["inputs"], "threads": threads}
+    with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
+        if not work.finished:
+            for name in made["files"]:
+                _link(export / name, work.path(name))
+            write_genai_config(work.folder, threads)
+            kernels = _check(export, made)
+            work.commit({"contract": made.get("contract"), "kernels": kernels})
+    return load_manifest(out)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, target)
+
+
+def _check(export: Path, made: dict) -> dict[str, int]:
+    """Run the graph once. Returns how many integer kernels it has, and how many it should have."""
+    engine = OnnxRuntimeEngine(export)
+    ids = torch.arange(4)[None] % engine.config["vocab_size"]
+    feed = engine.feed(ids.numpy())
+    del engine
+    ran, outputs = operators_run(export, feed)
+    if not numpy.isfinite(outputs[0]).all():
+        raise UserError(
+            f"{export}: the graph gives logits that are not finite",
+            expected="finite logits",
+            do="export with --dtype fp32, or validate the float model first",
+        )
+    expected = quantized_products(export)
+    kernels = {"integer": ran[INTEGER_KERNEL], "quantized": expected}
+    if platform.machine().lower() in FUSES and ran[INTEGER_KERNEL] != expected:
+        raise UserError(
+            f"{export}: ONNX Runtime made {ran[INTEGER_KERNEL]} integer kernels",
+            expected=f"{expected}, one per quantized matrix product",
+            do="use onnxruntime >= 1.20, or report this export",
+        )
+    return kernels
+
+
+def quantized_products(export: Path) -> int:
+    """Matrix products of a graph that have an int8 weight."""
+    import onnx
+
+    graph = onnx.load(str(export / "model.onnx"), load_external_data=False).graph
+    weights = {initializer.name for initializer in graph.initializer if initializer.name.endswith("weight_int8")}
+    readers = Counter(source for node in graph.node for source in node.input)
+    return sum(readers[name] for name in weights)

@@ -1,0 +1,55 @@
+"""genai_config.json: what onnxruntime-genai needs beside the graph to run the folder as it is.
+
+Keys as onnxruntime-genai 0.18 reads them. The cache is grown by Concat, so past and present never share a buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from builders.onnxruntime.session import MODEL, SETTINGS
+from smoothquant.workspace import read_json, write_json
+
+
+def write_genai_config(folder: Path, threads: int) -> None:
+    """Write genai_config.json from the folder's config.json and generation_config.json."""
+    config: Mapping = read_json(folder / "config.json")
+    tokens = {**config, **read_json(folder / "generation_config.json")}
+    heads = config["num_attention_heads"]
+    end = tokens.get("eos_token_id")
+    first_end = end[0] if isinstance(end, list) else end
+    decoder = {
+        "filename": MODEL,
+        "session_options": {"intra_op_num_threads": threads, **SETTINGS},
+        "head_size": config.get("head_dim") or config["hidden_size"] // heads,
+        "hidden_size": config["hidden_size"],
+        "num_attention_heads": heads,
+        "num_hidden_layers": config["num_hidden_layers"],
+        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "inputs": {
+            "input_ids": "input_ids",
+            "attention_mask": "attention_mask",
+            "position_ids": "position_ids",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+    }
+    length = config.get("max_position_embeddings", 2048)
+    model = {
+        "type": config.get("model_type", "llama"),
+        "vocab_size": config["vocab_size"],
+        "context_length": length,
+        "bos_token_id": tokens.get("bos_token_id"),
+        "eos_token_id": end,
+        "pad_token_id": tokens.get("pad_token_id") if tokens.get("pad_token_id") is not None else first_end,
+        "decoder": decoder,
+    }
+    model = {key: value for key, value in model.items() if value is not None}
+    search = {"max_length": length, "past_present_share_buffer": False}
+    write_json(folder / "genai_config.json", {"model": model, "search": search})

@@ -1,0 +1,106 @@
+"""ONNX external data, written in place: the layout is known before the first weight is read.
+
+    model.onnx.data = tensors in the order they were planned, each at an aligned offset
+
+Large tensors start at a page boundary, so that an engine can map them. Every tensor lands at its own offset whenever
+it is written: an interrupted export goes on, and its file is the one an uninterrupted export writes.
+Format: https://onnx.ai/onnx/repo-docs/ExternalData.html
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+FILE = "model.onnx.data"
+PAGE, SMALL = 4096, 64  # alignment of large tensors and of those below 16 pages
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies: shape, dtype, offset and length in bytes."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class ExternalData:
+    """The layout of one data file, and the writing into it."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, Place] = {}
+        self.nbytes = 0
+
+    def plan(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        """Reserve the next place. Names are unique."""
+        if name in self.places:
+            raise ValueError(f"{name} is planned twice")
+        place = Place(shape, dtype, self.nbytes)
+        alignment = PAGE if place.nbytes >= 16 * PAGE else SMALL
+        place = Place(shape, dtype, -(-self.nbytes // alignment) * alignment)
+        self.places[name] = place
+        self.nbytes = place.offset + place.nbytes
+
+    def open(self, path: Path) -> None:
+        """Give the file its full length; what an interrupted run wrote stays."""
+        self.path = path
+        path.touch()
+        os.truncate(path, self.nbytes)
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Write a whole tensor. Shape and dtype must be as planned."""
+        place = self.places[name]
+        if tensor.shape != place.shape:
+            raise ValueError(f"{name}: shape {tuple(tensor.shape)}, planned {place.shape}")
+        self.write_rows(name, [tensor])
+
+    def write_rows(self, name: str, parts: Iterable[Tensor]) -> None:
+        """Write a tensor that comes some rows at a time."""
+        place = self.places[name]
+        with open(self.path, "r+b", buffering=0) as file:
+            file.seek(place.offset)
+            written = sum(_write_all(file.fileno(), _bytes(name, part, place)) for part in parts)
+        _check_size(name, written, place)
+
+    def write_transposed(self, name: str, parts: Iterable[Tensor]) -> None:
+        """Write a matrix (in, out) whose transpose, (out, in), comes some rows at a time."""
+        place = self.places[name]
+        width, itemsize = place.shape[1], place.dtype.itemsize
+        start = written = 0
+        with open(self.path, "r+b", buffering=0) as file:
+            for part in parts:
+                content, length = _bytes(name, part.t(), place), len(part) * itemsize  # (in, rows of the part)
+                for row in range(place.shape[0]):
+                    offset = place.offset + (row * width + start) * itemsize
+                    written += os.pwrite(file.fileno(), content[row * length : (row + 1) * length], offset)
+                start += len(part)
+        _check_size(name, written, place)
+
+
+def _bytes(name: str, tensor: Tensor, place: Place) -> memoryview:
+    if tensor.dtype != place.dtype:
+        raise ValueError(f"{name}: {tensor.dtype}, planned {place.dtype}")
+    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+
+
+def _write_all(descriptor: int, content: memoryview) -> int:
+    """os.write takes at most 2 GiB at a time, and less on a disk that is almost full."""
+    written = 0
+    while written < len(content):
+        written += os.write(descriptor, content[written:])
+    return written
+
+
+def _check_size(name: str, written: int, place: Place) -> None:
+    if written != place.nbytes:
+        raise ValueError(f"{name}: {written} bytes written, {place.nbytes} planned")

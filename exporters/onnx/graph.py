@@ -1,0 +1,116 @@
+"""A graph under construction: nodes, constants, and weights that lie in external data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import torch
+
+from exporters.onnx.external_data import FILE, ExternalData
+from smoothquant.errors import MissingPackageError
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 21  # DequantizeLinear with INT8 weights per channel, taken by ONNX Runtime >= 1.18 and TensorRT >= 10
+IR_VERSION = 10
+
+
+def require_onnx() -> Any:
+    """The onnx package, or MissingPackageError."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingPackageError(
+            "the package onnx is not installed", do='pip install "smoothquant-toolchain[onnx]"'
+        ) from error
+    return onnx
+
+
+class Graph:
+    """Values are their names. `scope` prefixes the names of nodes, so that a profile or a viewer reads well."""
+
+    def __init__(self) -> None:
+        self.onnx = require_onnx()
+        self.data = ExternalData()
+        self.scope = ""
+        self._nodes: list[onnx.NodeProto] = []
+        self._names: dict[str, int] = {}
+        self._constants: dict[tuple, str] = {}
+        self._initializers: list[onnx.TensorProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+
+    def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
+        """Add a node of the standard operator `kind`; returns its output's name, or a tuple of names."""
+        name = self._unique(f"{self.scope}/{kind}" if self.scope else kind)
+        names = [name] if outputs == 1 else [f"{name}.{index}" for index in range(outputs)]
+        self._nodes.append(self.onnx.helper.make_node(kind, list(inputs), names, name=name, **attributes))
+        return names[0] if outputs == 1 else tuple(names)
+
+    def constant(self, value: Any, dtype: torch.dtype = torch.int64) -> str:
+        """A small inline constant, stored once. value: a number, or a (nested) list of numbers."""
+        array = torch.tensor(value, dtype=dtype).numpy()
+        key = (dtype, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = self._unique(f"constant.{str(dtype).removeprefix('torch.')}")
+            self._initializers.append(self.onnx.numpy_helper.from_array(array, name))
+            self._constants[key] = name
+        return self._constants[key]
+
+    def array(self, name: str, array: numpy.ndarray) -> str:
+        """A named inline constant."""
+        self._initializers.append(self.onnx.numpy_helper.from_array(array, name))
+        return name
+
+    def weight(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> str:
+        """A tensor in external data; its content is written later, with `data`."""
+        self.data.plan(name, shape, dtype)
+        tensor = self.onnx.TensorProto(name=name, dims=shape, data_type=self.element(dtype))
+        tensor.data_location = self.onnx.TensorProto.EXTERNAL
+        place = self.data.places[name]
+        for key, value in (("location", FILE), ("offset", place.offset), ("length", place.nbytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        self._initializers.append(tensor)
+        return name
+
+    def input(self, name: str, dtype: torch.dtype, shape: Sequence[int | str]) -> str:
+        """Declare an input; string dimensions are symbolic."""
+        self._inputs.append(self.onnx.helper.make_tensor_value_info(name, self.element(dtype), shape))
+        return name
+
+    def output(self, value: str, name: str, dtype: torch.dtype, shape: Sequence[int | str]) -> None:
+        """Declare a value as output under a name of its own."""
+        for node in reversed(self._nodes):
+            if value in node.output:  # rename the value: no Identity node
+                node.output[list(node.output).index(value)] = name
+                break
+        for node in self._nodes:
+            for index, source in enumerate(node.input):
+                if source == value:
+                    node.input[index] = name
+        self._outputs.append(self.onnx.helper.make_tensor_value_info(name, self.element(dtype), shape))
+
+    def element(self, dtype: torch.dtype) -> int:
+        """ONNX's code of an element type."""
+        name = {torch.float32: "FLOAT", torch.float16: "FLOAT16", torch.int8: "INT8", torch.int64: "INT64"}[dtype]
+        return getattr(self.onnx.TensorProto, name)
+
+    def model(self, metadata: Mapping[str, str]) -> onnx.ModelProto:
+        """The finished model. Its weights are in the external data file beside it."""
+        helper = self.onnx.helper
+        graph = helper.make_graph(self._nodes, "decoder", self._inputs, self._outputs, self._initializers)
+        model = helper.make_model(
+            graph,
+            producer_name="smoothquant-toolchain",
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+        )
+        helper.set_model_props(model, dict(metadata))
+        return model
+
+    def _unique(self, name: str) -> str:
+        count = self._names[name] = self._names.get(name, -1) + 1
+        return f"{name}.{count}" if count else name

@@ -1,0 +1,136 @@
+"""The ONNX export of a model: graph, weights streamed to external data, tokenizer and config beside them.
+
+model.onnx         graph and small constants
+model.onnx.data    weights: linears [in, out], int8 + float32 scales, or float
+config.json, tokenizer files, smoothing.safetensors, manifest.json
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from exporters.onnx.decoder import DecoderGraph, Merged
+from exporters.onnx.external_data import FILE
+from exporters.onnx.graph import require_onnx
+from exporters.onnx.linears import FORMS
+from exporters.sidecars import copy_tokenizer
+from smoothquant.errors import ActScalesError, ContractError, UserError
+from smoothquant.model import Model
+from smoothquant.quantization import quantize_weight
+from smoothquant.stream import QuantizedLayer, QuantizedLinear, SmoothedLayer
+from smoothquant.workspace import Workspace
+
+BODIES = {"fp32": torch.float32, "fp16": torch.float16}
+LM_HEADS = {"float": "float", "int8": "per-token"}  # option -> form of the output head
+
+
+class OnnxWriter:
+    """Writes the ONNX export to the folder `out`.
+
+    activations: "per-token", "per-tensor", or "float": the unquantized twin, an engine's reference.
+    body: "fp32" or "fp16", the dtype of everything that is not INT8. lm_head: "float" or "int8".
+    """
+
+    step = "export onnx"
+
+    def __init__(
+        self, out: str | Path, activations: str = "per-token", body: str = "fp32", lm_head: str = "float"
+    ) -> None:
+        for value, choices in ((activations, FORMS), (body, BODIES), (lm_head, LM_HEADS)):
+            if value not in choices:
+                raise UserError(f"ONNX export: {value!r}", expected=f"one of {', '.join(choices)}")
+        require_onnx()
+        self.out, self.activations, self.body, self.lm_head = Path(out), activations, body, lm_head
+        self.quantized = activations != "float"
+        self.settings: Mapping = {"activations": activations, "body": body, "lm_head": lm_head}
+
+    def nbytes(self, model: Model) -> int:
+        return self._decoder(model).graph.data.nbytes
+
+    def begin(self, model: Model, work: Workspace) -> None:
+        self.model, self.work = model, work
+        self.decoder = self._decoder(model)
+        self.data = self.decoder.graph.data
+        self.data.open(work.path(FILE))
+
+    def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
+        for role, gain in layer.gains.items():
+            self._put(f"{self.model.norm(layer.index, role)}.weight", gain)
+        for merged in self.decoder.merged[layer.index]:
+            if quantized is None:
+                weight = f"{merged.name}.weight"
+                parts = (self._to_planned(weight, layer.weight(role)) for role in merged.roles)
+                self.data.write_transposed(weight, parts)
+            else:
+                linears = [quantized.linears[role] for role in merged.roles]
+                self.data.write_transposed(f"{merged.name}.weight_int8", (linear.weight for linear in linears))
+                self.data.write_rows(f"{merged.name}.weight_scale", (linear.weight_scale for linear in linears))
+                if self.activations == "per-tensor":
+                    self.data.write(f"{merged.name}.input_scale", _shared_scale(linears))
+            if f"{merged.name}.bias" in self.data.places:
+                self.data.write_rows(f"{merged.name}.bias", self._biases(layer, merged))
+
+    def end(self) -> None:
+        model, family = self.model, self.model.family
+        for name in (f"{family.embedding}.weight", f"{family.final_norm}.weight"):
+            self.data.write_rows(name, (self._to_planned(name, rows) for rows in model.rows(name)))
+        head = f"{family.lm_head}.weight"
+        if self.lm_head == "int8":
+            self._write_int8_head()
+        elif head in self.data.places:
+            self.data.write_transposed(head, (self._to_planned(head, rows) for rows in model.rows(model.lm_head)))
+        self._save_graph()
+        shutil.copyfile(model.checkpoint.folder / "config.json", self.work.path("config.json"))
+        copy_tokenizer(model, self.work.folder)
+
+    def _decoder(self, model: Model) -> DecoderGraph:
+        return DecoderGraph(model, self.activations, BODIES[self.body], LM_HEADS[self.lm_head])
+
+    def _save_graph(self) -> None:
+        facts = {"family": self.model.family.name, **self.settings}
+        proto = self.decoder.graph.model({"smoothquant": json.dumps(facts)})
+        self.work.path("model.onnx").write_bytes(proto.SerializeToString())
+
+    def _write_int8_head(self) -> None:
+        scales: list[Tensor] = []
+
+        def quantized() -> Iterator[Tensor]:
+            for rows in self.model.rows(self.model.lm_head):
+                weight, scale = quantize_weight(rows)
+                scales.append(scale)
+                yield weight
+
+        name = self.model.family.lm_head
+        self.data.write_transposed(f"{name}.weight_int8", quantized())
+        self.data.write(f"{name}.weight_scale", torch.cat(scales))
+
+    def _put(self, name: str, tensor: Tensor) -> None:
+        self.data.write(name, self._to_planned(name, tensor))
+
+    def _biases(self, layer: SmoothedLayer, merged: Merged) -> Iterator[Tensor]:
+        for role in merged.roles:
+            bias = layer.bias(role)
+            zeros = torch.zeros(self.model.family.shape(role, self.model.geometry)[0])
+            yield self._to_planned(f"{merged.name}.bias", zeros if bias is None else bias)
+
+    def _to_planned(self, name: str, tensor: Tensor) -> Tensor:
+        rounded = tensor.to(self.data.places[name].dtype)
+        if not rounded.isfinite().all():
+            raise ContractError(f"{name} overflows {rounded.dtype}", do="export with --dtype fp32, or lower alpha")
+        return rounded
+
+
+def _shared_scale(linears: list[QuantizedLinear]) -> Tensor:
+    """Linears that read one input have one static scale: the largest, should imported act scales differ."""
+    scales = [linear.input_scale for linear in linears if linear.input_scale is not None]
+    if len(scales) != len(linears):
+        raise ActScalesError(
+            f"no activation scales for {linears[0].name}", expected="static activations need them", do="give ACT_SCALES"
+        )
+    return torch.stack(scales).amax()
