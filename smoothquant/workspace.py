@@ -1,8 +1,8 @@
 """Outputs that are whole or absent: a step works in `OUT.partial/`, and the folder gets its name when it is complete.
 
-    OUT.partial/journal.json       inputs of the step, next layer to do
-    OUT.partial/state.safetensors  tensors that the next layer starts from (optional)
-    OUT/manifest.json              step, inputs, files and their sizes, versions, results
+    OUT.partial/journal.json         inputs of the step, next layer to do
+    OUT.partial/state.N.safetensors  tensors that the next layer, N, starts from (optional)
+    OUT/manifest.json                step, inputs, files and their sizes, versions, results
 
 The same command run again goes on at the layer where it stopped. A finished output with the same inputs is left
 alone; any other existing output is refused unless it may be overwritten, and stays until its successor is complete.
@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -86,17 +87,33 @@ class Workspace:
             )
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors that the last `mark` kept."""
-        path = self.path("state.safetensors")
-        return load_file(path) if path.exists() else {}
+        """Tensors that the last `mark` kept. Raises OutputError if they cannot be read."""
+        path = self._state(self.next_layer)
+        try:
+            return load_file(path) if path.exists() else {}
+        except (SafetensorError, OSError) as error:
+            raise OutputError(
+                f"{path}: truncated or corrupt ({error})",
+                expected="what an interrupted run left",
+                do=f"remove {self.folder} and start again",
+            ) from error
 
     def mark(self, next_layer: int, state: Mapping[str, Tensor] | None = None) -> None:
         """Note that all layers before `next_layer` are written, with what the next one starts from."""
+        kept = self._state(next_layer)  # named after its layer: state and journal agree at every instant
         if state is not None:
-            save_file(dict(state), self.path("state.safetensors.new"))
-            os.replace(self.path("state.safetensors.new"), self.path("state.safetensors"))
+            try:
+                save_file(dict(state), kept.with_suffix(".new"))
+            except SafetensorError as error:  # its way to say that the disk is full
+                raise OutputError(
+                    f"{kept}: cannot write ({error})", do="free some space and run the same command again"
+                ) from error
+            os.replace(kept.with_suffix(".new"), kept)
         self.next_layer = next_layer
         write_json(self.path("journal.json"), {"step": self.step, "inputs": self.inputs, "next_layer": next_layer})
+        for old in self.folder.glob("state.*"):
+            if old != kept:
+                old.unlink()
 
     def commit(self, results: Mapping | None = None) -> dict:
         """Write the manifest and give the folder its name. Returns the manifest."""
@@ -166,8 +183,12 @@ class Workspace:
         self.mark(0)
 
     def _drop_journal(self) -> None:
-        for name in ("journal.json", "state.safetensors"):
-            self.path(name).unlink(missing_ok=True)
+        self.path("journal.json").unlink(missing_ok=True)
+        for old in self.folder.glob("state.*"):
+            old.unlink()
+
+    def _state(self, layer: int) -> Path:
+        return self.path(f"state.{layer}.safetensors")
 
 
 def load_manifest(folder: str | Path) -> dict:

@@ -1,0 +1,204 @@
+"""Calibration: the largest |input| and |output| of every channel of every linear, over all tokens of a text.
+
+    hidden <- embedding of all tokens
+    for each layer:  read it -> run all sequences through it, listening to its linears -> forget it
+
+In memory: one layer, and beside it the hidden states of all sequences (tokens x hidden, in the compute dtype). From
+time to time both maxima and hidden states go to the workspace; an interrupted run goes on there, and its file is
+byte for byte what an uninterrupted one would have written.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from act_scales.machine import choose_device, choose_dtype
+from act_scales.store import FORMAT_VERSION, INPUT, OUTPUT, ActScales, load_act_scales
+from act_scales.text import Text
+from smoothquant import decoder
+from smoothquant.errors import ActScalesError, OutputError, UserError
+from smoothquant.model import Model
+from smoothquant.workspace import Workspace, versions
+
+BATCH_TOKENS = 2048  # tokens in one matrix product: enough to be efficient, few enough to be small beside a layer
+BLOCK_ROWS = 64  # rows whose magnitudes are compared at a time: they stay in the cache
+KEEP_EVERY = 20.0  # seconds of work that an interruption may cost, beside the layer under way
+BITS = {2: (torch.int16, 0x7FFF), 4: (torch.int32, 0x7FFFFFFF)}  # by bytes of a float: its bits, all but the sign
+FILE = "act_scales.safetensors"
+
+Progress = Callable[[int, int], None]  # (done, total) layers
+
+
+@torch.no_grad()
+def collect(
+    model: Model,
+    text: Text,
+    out: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> ActScales:
+    """Calibrate `model` on `text` and write the act scales file `out`; one made from the same inputs is reused.
+
+    dtype: "auto" or the name of the dtype to compute in, device: "auto", "cpu", "cuda", "cuda:N" (see
+    `act_scales.machine`). Raises UserError for a text that the model cannot read, ActScalesError for NaN or Inf in
+    the activations, OutputError if `out` exists with other content or cannot be written.
+    """
+    out, text, device = Path(out), text.for_model(model), choose_device(device)
+    compute = choose_dtype(dtype, model.checkpoint.dtype, device)
+    inputs = {
+        "format_version": FORMAT_VERSION,
+        "model_fingerprint": model.checkpoint.fingerprint(),
+        "text_fingerprint": text.fingerprint,
+        "samples": str(len(text.sequences)),
+        "sequence_length": str(text.length),
+        "tokens": str(text.tokens),
+        "dtype": str(compute).removeprefix("torch."),
+        "device": device.partition(":")[0],
+    }
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise OutputError(f"{out} cannot be written", expected="a file NAME.safetensors", do="choose another --out")
+    made = _made_before(out, inputs)
+    if made:
+        progress(model.geometry.layers, model.geometry.layers)
+        return made
+    with Workspace(out, "calibrate", inputs, overwrite=overwrite) as work:
+        maxima = _run(model, text, work, compute, device, progress)
+        told = {"text_source": text.source, "versions": json.dumps(versions())}
+        scales = ActScales(*_split(maxima), metadata=inputs | told)
+        scales.save(work.path(FILE))
+        work.commit_file(FILE)
+    return scales
+
+
+def absmax(x: Tensor) -> Tensor:
+    """Largest magnitude of every channel. x: (..., channels) float; returns (channels,) float32. NaN and Inf show.
+
+    Without its sign, a float's bits order as an integer's do, NaN above all, and those compare many times faster.
+    """
+    integer, magnitude = BITS[x.dtype.itemsize]
+    blocks = x.flatten(0, -2).view(integer).split(BLOCK_ROWS)
+    largest = blocks[0] & magnitude
+    for block in blocks[1:]:
+        part = largest[: len(block)]
+        torch.maximum(part, block & magnitude, out=part)
+    return largest.amax(dim=0).view(x.dtype).float()
+
+
+class Maxima:
+    """Running maxima of one layer: `listen` is its linears' listener.
+
+    input, output: role -> float32 (channels,), in the order in which the linears ran.
+    """
+
+    def __init__(self) -> None:
+        self.input: dict[str, Tensor] = {}
+        self.output: dict[str, Tensor] = {}
+        self._last: tuple[Tensor, Tensor] | None = None  # an input and its maxima: q, k and v are given the same one
+
+    def listen(self, role: str, x: Tensor, y: Tensor) -> None:
+        if self._last is None or self._last[0] is not x:
+            self._last = (x, absmax(x))
+        self._take(self.input, role, self._last[1])
+        self._take(self.output, role, absmax(y))
+
+    @staticmethod
+    def _take(maxima: dict[str, Tensor], role: str, found: Tensor) -> None:
+        maxima[role] = torch.maximum(maxima[role], found) if role in maxima else found.clone()
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Sequences of one length that run together. rows: their tokens among all."""
+
+    rows: slice
+    length: int
+
+
+def _run(
+    model: Model, text: Text, work: Workspace, dtype: torch.dtype, device: str, progress: Progress
+) -> dict[str, Tensor]:
+    """All maxima, float32, by their keys in the file."""
+    layers, batches = model.geometry.layers, list(_batches(text))
+    work.require(text.tokens * model.geometry.hidden_size * dtype.itemsize)
+    maxima = work.state()
+    start = work.next_layer if maxima else 0
+    hidden = maxima.pop("hidden") if maxima else model.embed(torch.cat(text.sequences)).to(dtype)
+    cos, sin = (part.to(device) for part in decoder.rotary(model.geometry, text.length, dtype))
+    progress(start, layers)
+    kept = time.monotonic()
+    for index in range(start, layers):
+        maxima |= _layer(model, index, hidden, batches, (cos, sin), device)
+        if time.monotonic() - kept > KEEP_EVERY and index + 1 < layers:
+            work.mark(index + 1, {"hidden": hidden, **maxima})
+            kept = time.monotonic()
+        progress(index + 1, layers)
+    return maxima
+
+
+def _layer(
+    model: Model, index: int, hidden: Tensor, batches: list[_Batch], rotary: tuple[Tensor, Tensor], device: str
+) -> dict[str, Tensor]:
+    """Maxima of one layer; `hidden` (tokens, hidden) moves on to the next layer in place."""
+    maxima = Maxima()
+    layer = decoder.float_layer(model, index, hidden.dtype, device, maxima.listen)
+    for batch in batches:
+        cos, sin = (part[: batch.length] for part in rotary)
+        before = hidden[batch.rows].view(-1, batch.length, model.geometry.hidden_size).to(device)
+        after = decoder.forward(model.geometry, layer, before, (cos, sin))
+        hidden[batch.rows] = after.flatten(0, 1)
+    found = {}
+    for role in maxima.input:  # in the order in which they ran: the first bad one is where it began
+        name = model.linear(index, role)
+        for key, values in ((name + INPUT, maxima.input[role]), (name + OUTPUT, maxima.output[role])):
+            if not values.isfinite().all():
+                raise _overflow(key, hidden.dtype)
+            found[key] = values.cpu()
+    return found
+
+
+def _batches(text: Text) -> Iterator[_Batch]:
+    start = 0
+    for length, group in groupby(len(sequence) for sequence in text.sequences):
+        end = start + length * len(list(group))
+        step = length * max(1, BATCH_TOKENS // length)
+        for begin in range(start, end, step):
+            yield _Batch(slice(begin, min(begin + step, end)), length)
+        start = end
+
+
+def _split(maxima: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    inputs, outputs = (
+        {key.removesuffix(suffix): values for key, values in maxima.items() if key.endswith(suffix)}
+        for suffix in (INPUT, OUTPUT)
+    )
+    return inputs, outputs
+
+
+def _made_before(out: Path, inputs: dict[str, str]) -> ActScales | None:
+    """The act scales in `out`, if they were made from these inputs."""
+    try:
+        scales = load_act_scales(out)
+    except UserError:
+        return None
+    return scales if inputs.items() <= scales.metadata.items() else None
+
+
+def _overflow(key: str, dtype: torch.dtype) -> ActScalesError:
+    name, _, side = key.rpartition(".")
+    do = "ask who trained the model" if dtype == torch.float32 else "calibrate with --dtype float32"
+    return ActScalesError(
+        f"NaN or Inf in the {side.removesuffix('_absmax')} of {name}, the first linear to show any",
+        expected=f"activations that {str(dtype).removeprefix('torch.')} can hold",
+        do=do,
+    )

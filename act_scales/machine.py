@@ -1,0 +1,52 @@
+"""Where and in which arithmetic to calibrate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from smoothquant.errors import MissingPackageError, UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # x86 tiles, x86 vectors, Arm
+
+
+def choose_device(name: str = "auto") -> str:
+    """ "auto" is the first CUDA device, or else the CPU. Raises MissingPackageError without the device asked for."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r}", expected="auto, cpu, cuda or cuda:N")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise MissingPackageError(
+            f"device {name!r} is not there ({str(error).splitlines()[0]})",
+            do="use --device cpu, or install a PyTorch with CUDA",
+        ) from error
+    return name
+
+
+def choose_dtype(name: str, stored: torch.dtype, device: str) -> torch.dtype:
+    """The dtype to compute in. stored: the checkpoint's.
+
+    "auto" keeps the checkpoint's dtype on a GPU, and float32 anywhere. A 16-bit checkpoint is computed in bfloat16 on
+    a CPU that has instructions for it: a float16 one too, whose activations cannot overflow then.
+    """
+    if name != "auto":
+        if name not in DTYPES:
+            raise UserError(f"dtype {name!r}", expected=f"auto or one of {', '.join(DTYPES)}")
+        return DTYPES[name]
+    if stored == torch.float32 or device.startswith("cuda"):
+        return stored
+    return torch.bfloat16 if BFLOAT16_FLAGS & cpu_flags() else torch.float32
+
+
+def cpu_flags() -> set[str]:
+    """Features of this CPU, by Linux's names; none where Linux does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":")[1].split()}

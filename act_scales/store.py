@@ -1,0 +1,196 @@
+"""The act scales file.
+
+safetensors; keys are Hugging Face module names:
+
+    <linear>.input_absmax     float32 (in,)    max |input| per channel
+    <linear>.output_absmax    float32 (out,)   max |output| per channel
+    metadata (strings)        format_version, model_fingerprint, text_fingerprint, text_source, samples,
+                              sequence_length, tokens, dtype, device, versions (JSON)
+
+The same content gives the same bytes. The form published with SmoothQuant is read and written too: a `.pt` file
+holding a dict of module name -> max |input| (in,). It is loaded as data; a pickle that wants to run code is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from smoothquant.errors import ActScalesError, OutputError
+from smoothquant.model import Model
+from smoothquant.stream import check_act_scales
+
+FORMAT_VERSION = "1"
+INPUT, OUTPUT = ".input_absmax", ".output_absmax"
+
+
+@dataclass(frozen=True, eq=False)
+class ActScales:
+    """Per-channel maxima of one model's linears, by module name.
+
+    input_absmax: float32 (in,), max |input|; output_absmax: float32 (out,), max |output|, empty for imported scales.
+    metadata: what they were made from; empty for imported scales.
+    Raises ActScalesError for anything but finite, non-negative vectors of float32.
+    """
+
+    input_absmax: Mapping[str, Tensor]
+    output_absmax: Mapping[str, Tensor] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.input_absmax:
+            raise ActScalesError("no activation scales in it", expected=f"tensors named <linear>{INPUT}")
+        for name, values in self.tensors().items():
+            if values.dim() != 1 or values.dtype != torch.float32:
+                kind = f"{str(values.dtype).removeprefix('torch.')} {list(values.shape)}"
+                raise ActScalesError(f"{name} is {kind}", expected="a vector of float32, one number per channel")
+            if not (values.isfinite() & (values >= 0)).all():
+                raise ActScalesError(f"{name} holds NaN, Inf or negative values", expected="maxima of magnitudes")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All vectors under their keys in the file, sorted."""
+        found = {name + INPUT: values for name, values in self.input_absmax.items()}
+        found |= {name + OUTPUT: values for name, values in self.output_absmax.items()}
+        return dict(sorted(found.items()))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over names and values, 16 hex digits; metadata does not enter."""
+        digest = hashlib.sha256()
+        for name, values in self.tensors().items():
+            digest.update(f"{name} {len(values)} ".encode() + _bytes(values))
+        return digest.hexdigest()[:16]
+
+    def for_model(self, model: Model) -> ActScales:
+        """The part of these scales that belongs to the linears of `model` that get quantized.
+
+        Scales of lm_head, which stays in float, are dropped. Raises ActScalesError: made from a model with another
+        fingerprint; a linear without scales, with scales of another shape, or that this model does not have.
+        """
+        theirs = self.metadata.get("model_fingerprint")
+        if theirs and theirs != (ours := model.checkpoint.fingerprint()):
+            raise ActScalesError(
+                f"activation scales of another model (fingerprint {theirs})",
+                expected=f"those of {model.checkpoint.folder} (fingerprint {ours})",
+                do="calibrate this model: smoothquant calibrate MODEL --text FILE --out SCALES",
+            )
+        inputs, outputs = (
+            {name: values for name, values in maxima.items() if name != model.family.lm_head}
+            for maxima in (self.input_absmax, self.output_absmax)
+        )
+        check_act_scales(model, inputs)
+        linears = dict(model.linears())
+        for name, values in outputs.items():
+            if name not in linears:
+                raise ActScalesError(f"activation scales for {name}, which this model does not have")
+            if len(values) != linears[name][0]:
+                raise ActScalesError(f"{name}{OUTPUT} has {len(values)} channels", expected=f"{linears[name][0]}")
+        return replace(self, input_absmax=inputs, output_absmax=outputs)
+
+    def save(self, path: str | Path) -> None:
+        """Write the safetensors form, whole or not at all. Raises OutputError."""
+        header: dict[str, object] = {"__metadata__": dict(sorted(self.metadata.items()))}
+        start = 0
+        for name, values in self.tensors().items():
+            end = start + 4 * len(values)
+            header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [start, end]}
+            start = end
+        # written here, because safetensors' own writer puts the metadata in another order at every run
+        head = json.dumps(header, separators=(",", ":")).encode()
+        head += b" " * (-len(head) % 8)
+        body = [_bytes(values) for values in self.tensors().values()]
+        _write(Path(path), b"".join([struct.pack("<Q", len(head)), head, *body]))
+
+    def save_pt(self, path: str | Path) -> None:
+        """Write the published form, input maxima only, whole or not at all. Raises OutputError."""
+        buffer = io.BytesIO()
+        torch.save({name: values.clone() for name, values in self.input_absmax.items()}, buffer)
+        _write(Path(path), buffer.getvalue())
+
+
+def load_act_scales(path: str | Path) -> ActScales:
+    """Read act scales: `.safetensors`, or the published `.pt`. Raises ActScalesError, naming the file and the fault."""
+    path = Path(path)
+    if not path.is_file():
+        raise ActScalesError(f"{path}: no such file", expected="act scales made by smoothquant calibrate, or a .pt")
+    try:
+        if path.suffix == ".safetensors":
+            return _load_safetensors(path)
+        if path.suffix == ".pt":
+            return _load_pt(path)
+    except ActScalesError as error:
+        raise ActScalesError(f"{path}: {error.what}", expected=error.expected, do=error.do) from error
+    raise ActScalesError(f"{path}: unknown kind of file", expected="act scales as .safetensors or .pt")
+
+
+def _load_safetensors(path: Path) -> ActScales:
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            version = metadata.get("format_version", FORMAT_VERSION)
+            if version != FORMAT_VERSION:
+                raise ActScalesError(f"format version {version}", expected=FORMAT_VERSION, do="update this tool")
+            for key in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
+                if key.endswith(INPUT):
+                    inputs[key.removesuffix(INPUT)] = file.get_tensor(key).clone()
+                elif key.endswith(OUTPUT):
+                    outputs[key.removesuffix(OUTPUT)] = file.get_tensor(key).clone()
+                else:
+                    raise ActScalesError(
+                        f"tensor {key} in it", expected=f"act scales: only <linear>{INPUT} and <linear>{OUTPUT}"
+                    )
+    except (SafetensorError, OSError) as error:
+        raise ActScalesError(f"truncated or corrupt ({error})", do="copy it again, or calibrate again") from error
+    return ActScales(inputs, outputs, metadata)
+
+
+def _load_pt(path: Path) -> ActScales:
+    expected = "the published form: a dict of module name -> tensor, nothing else"
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds here, and advises to run the file's code
+        raise ActScalesError("corrupt, or wants to run code; it was not run", expected=expected) from error
+    if not isinstance(loaded, dict):
+        raise ActScalesError(f"holds a {type(loaded).__name__}", expected=expected)
+    for name, values in loaded.items():
+        if not isinstance(name, str) or not isinstance(values, Tensor):
+            raise ActScalesError(f"entry {name!r} is a {type(values).__name__}", expected=expected)
+    # published in float16 and float32
+    return ActScales(
+        {name: values.float() if values.is_floating_point() else values for name, values in loaded.items()}
+    )
+
+
+def _bytes(values: Tensor) -> bytes:
+    return values.numpy().astype("<f4").tobytes()
+
+
+def _write(path: Path, content: bytes) -> None:
+    new = path.with_name(path.name + ".new")
+    try:
+        with open(new, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot write there ({error.strerror})",
+            expected=f"a writable place with {len(content) / 1e6:.1f} MB free",
+            do="choose another --out",
+        ) from error
+    finally:
+        if new.exists():
+            new.unlink()

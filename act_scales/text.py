@@ -1,0 +1,161 @@
+"""Text as token sequences, for calibration and for evaluation.
+
+    document -> special tokens before, tokens of the text, special tokens after   (as the tokenizer itself adds them)
+    all documents one after another -> cut every `length` tokens -> the first `samples` sequences
+
+There is no padding: where the text ends early, the last sequence is shorter. A long document is tokenized piece
+by piece; pieces end where tokens of byte-level tokenizers end too (after a line, else before a space). A tokenizer
+that puts a space in front of every text changes one token there, in 65,536 characters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from act_scales.sources import documents
+from smoothquant.errors import UserError
+from smoothquant.model import Model
+
+MINIMUM = 32  # tokens; less says nothing about a model's activations
+PIECE = 1 << 16  # characters tokenized at a time
+LINE_END = re.compile(r"\S\n(?=\S)")
+WORD_END = re.compile(r"\S(?=\s\S)")
+
+Encode = Callable[[str, bool], list[int]]  # (text, with special tokens) -> ids
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """Token sequences and where they come from. sequences: each (tokens,) int64; all but the last of one length."""
+
+    sequences: tuple[Tensor, ...]
+    source: str
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens in all sequences."""
+        return sum(len(sequence) for sequence in self.sequences)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(len(sequence) for sequence in self.sequences)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the length and the token ids of every sequence, 16 hex digits."""
+        digest = hashlib.sha256()
+        for sequence in self.sequences:
+            digest.update(f"{len(sequence)} ".encode())
+            digest.update(sequence.to(torch.int64).numpy().astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
+
+    def for_model(self, model: Model) -> Text:
+        """This text, if the model can read it. Raises UserError: a token it lacks, more tokens than positions."""
+        largest = max(int(sequence.max()) for sequence in self.sequences)
+        if largest >= model.geometry.vocab_size:
+            raise UserError(
+                f"{self.source} has token id {largest}",
+                expected=f"ids below {model.geometry.vocab_size}, this model's vocabulary",
+                do="use the tokenizer that came with the model",
+            )
+        if self.length > model.geometry.max_positions:
+            raise UserError(
+                f"sequences of {self.length} tokens",
+                expected=f"at most {model.geometry.max_positions}, this model's positions",
+                do="choose a shorter length",
+            )
+        return self
+
+
+def load_text(source: str | Path, tokenizer_folder: str | Path, samples: int, length: int) -> Text:
+    """The first `samples` sequences of `length` tokens; fewer and a shorter last one where the text ends before.
+
+    source: as in `act_scales.sources`; it is read no further than needed. tokenizer_folder: a Hugging Face model
+    folder. Raises UserError: a source that cannot be read, no usable tokenizer, fewer than 32 tokens of text.
+    """
+    if samples < 1 or length < 1:
+        raise UserError(f"{samples} samples of {length} tokens", expected="at least 1 of at least 1")
+    sequences = pack(token_stream(documents(source), _encoder(Path(tokenizer_folder))), samples, length)
+    text = Text(sequences, source=str(source) if str(source).startswith("hf:") else Path(source).name)
+    if text.tokens < min(MINIMUM, samples * length):
+        raise UserError(
+            f"{source}: {text.tokens} tokens of text",
+            expected=f"{samples} x {length}, and not less than {MINIMUM}",
+            do="give a longer text",
+        )
+    return text
+
+
+def token_stream(documents: Iterable[Iterable[str]], encode: Encode) -> Iterator[Sequence[int]]:
+    """Token ids of all documents, in order, in parts; each document between its special tokens."""
+    before, after = _special_tokens(encode)
+    for document in documents:
+        yield before
+        for piece in pieces(document):
+            yield encode(piece, False)
+        yield after
+
+
+def pack(stream: Iterable[Sequence[int]], samples: int, length: int) -> tuple[Tensor, ...]:
+    """Cut a stream of token ids into at most `samples` sequences of `length`, int64, and ask for no more of it."""
+    ids: list[int] = []
+    for part in stream:
+        ids += part
+        if len(ids) >= samples * length:
+            break
+    return torch.tensor(ids[: samples * length], dtype=torch.int64).split(length)
+
+
+def pieces(chunks: Iterable[str], limit: int = PIECE) -> Iterator[str]:
+    """The same text in pieces of at most `limit` characters, cut where tokens end."""
+    rest = ""
+    for chunk in chunks:
+        rest += chunk
+        while len(rest) > limit:
+            cut = _last(LINE_END, rest, limit) or _last(WORD_END, rest, limit) or limit
+            yield rest[:cut]
+            rest = rest[cut:]
+    if rest:
+        yield rest
+
+
+def _last(pattern: re.Pattern[str], text: str, limit: int) -> int:
+    return max((match.end() for match in pattern.finditer(text, limit // 2, limit)), default=0)
+
+
+def _special_tokens(encode: Encode) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text."""
+    plain, whole = encode("a", False), encode("a", True)
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    return [], []
+
+
+def _encoder(folder: Path) -> Encode:
+    from transformers import AutoTokenizer
+
+    do = "copy tokenizer.json and tokenizer_config.json from where the model came from"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder", expected="a model folder with its tokenizer")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # every kind of tokenizer fails in its own way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{folder}: no usable tokenizer in it ({reason})", do=do) from error
+
+    def encode(text: str, special: bool) -> list[int]:
+        return tokenizer(text, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
+
+    if not encode("a", False):
+        raise UserError(f"{folder}: its tokenizer makes nothing of text", do=do)
+    return encode

@@ -1,0 +1,59 @@
+"""What an engine is to everybody above it, and which class opens which folder.
+
+Every folder that can compute logits carries a manifest; its `step` says what made it, and so what runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from smoothquant.errors import UserError
+from smoothquant.workspace import load_manifest
+
+ENGINES: Mapping[str, tuple[str, str]] = {  # step -> module and class; imported when a folder asks for it
+    "build onnxruntime": ("builders.onnxruntime", "OnnxRuntimeEngine"),
+    "export onnx": ("builders.onnxruntime", "OnnxRuntimeEngine"),
+    "export hf": ("builders.transformers", "TransformersEngine"),
+    "export w8a8": ("builders.transformers", "TransformersEngine"),
+}
+
+
+class Engine(Protocol):
+    """Something that computes logits. manifest: that of its folder."""
+
+    manifest: dict
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """ids: (batch, tokens) int64, whole sequences without padding; returns float32 (batch, tokens, vocab)."""
+        ...
+
+
+def open_engine(folder: str | Path) -> Engine:
+    """Open a folder with the class that runs it.
+
+    Raises UserError for a folder that is no output of this tool or is nothing that runs, MissingPackageError if the
+    package that would run it is not installed.
+    """
+    step = load_manifest(folder)["step"]
+    if step not in ENGINES:
+        raise UserError(
+            f"{folder}: made by {step!r}, which gives nothing to run",
+            expected=f"a folder made by one of: {', '.join(ENGINES)}",
+            do="build an engine from it first: smoothquant build --help",
+        )
+    module, name = ENGINES[step]
+    return getattr(import_module(module), name)(folder)
+
+
+def export_inputs(manifest: Mapping) -> Mapping:
+    """What the export behind an engine was made from: `model`, `act_scales`, `family`, `smoothing`, settings.
+
+    An engine's manifest holds them under "export"; an export that runs as it is holds them itself.
+    """
+    inputs = manifest.get("inputs", {})
+    return inputs.get("export", inputs)

@@ -1,0 +1,116 @@
+"""Where the error comes from: the W8A8 form of every layer, computed beside the float one.
+
+    SQNR of a linear     10 log10( sum |y|^2 / sum |y' - y|^2 )  in dB: y the smoothed float output, y' the W8A8 output
+                         for the same float input, so that each linear answers for itself alone
+    error of the hidden  sqrt( mean over tokens of |h' - h|^2 / |h|^2 ): h' is what the W8A8 layers so far have made of
+                         the text, all errors accumulated. Each token counts the same: the few tokens with huge hidden
+                         states would otherwise hide all others.
+
+Sums are float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from builders.validate.scheme import Scheme
+from smoothquant import decoder
+from smoothquant.decoder import FloatLayer, W8A8Layer
+from smoothquant.model import Model
+from smoothquant.quantization import quantize_weight, w8a8_linear
+from smoothquant.stream import SmoothedLayer, quantize_layer
+
+NO_ERROR = 200.0  # dB: what no error at all is shown as; float32 cannot tell more than 150 apart
+
+
+@dataclass(frozen=True)
+class LinearError:
+    """name: the linear's module name in the checkpoint; sqnr: in dB, higher is better."""
+
+    layer: int
+    role: str
+    name: str
+    sqnr: float
+
+
+class W8A8Stream:
+    """A text on its way through the W8A8 layers of one scheme, in float32 and, if `exact`, in float64.
+
+    Per layer, in this order: `enter`, then for every sequence `compare` (by way of the float layer's listener) and
+    `advance`, then `leave`. hidden: dtype -> hidden states (1, tokens, hidden) of every sequence.
+    """
+
+    def __init__(self, model: Model, scheme: Scheme, embedded: Sequence[Tensor], exact: bool) -> None:
+        self.model, self.scheme = model, scheme
+        dtypes = (torch.float32, torch.float64) if exact else (torch.float32,)
+        self.hidden = {dtype: [sequence.to(dtype) for sequence in embedded] for dtype in dtypes}
+        self.linears: list[LinearError] = []
+        self.hidden_errors: list[float] = []
+
+    def enter(self, index: int, source: FloatLayer) -> None:
+        """Quantize a layer."""
+        self._smoothed: SmoothedLayer = self.scheme.layer(self.model, index, source)
+        self._layer: W8A8Layer = quantize_layer(self._smoothed).runnable(self.scheme.activations)
+        self._powers = {role: torch.zeros(2, dtype=torch.float64) for role in self.model.family.linears}
+        self._squares, self._tokens = 0.0, 0
+
+    def compare(self, role: str, x: Tensor, y: Tensor) -> None:
+        """x: (1, tokens, in), y: (1, tokens, out): input and output of a linear in the original float model."""
+        column, row = self._smoothed.column.get(role), self._smoothed.row.get(role)
+        smoothed = y if row is None else y / row
+        found = self._layer.linear(role, x if column is None else x / column)
+        self._powers[role] += torch.stack((_power(smoothed), _power(found - smoothed)))
+
+    def advance(self, sequence: int, reference: Tensor) -> None:
+        """Take one sequence through the layer. reference: (1, tokens, hidden) that the float model makes of it."""
+        for dtype, hidden in self.hidden.items():
+            rotary = decoder.rotary(self.model.geometry, reference.shape[1], dtype)
+            hidden[sequence] = decoder.forward(self.model.geometry, self._layer, hidden[sequence], rotary)
+        difference = self.hidden[torch.float32][sequence] - reference
+        squares = difference.double().square().sum(-1) / reference.double().square().sum(-1).clamp_min(1e-300)
+        self._squares += squares.sum().item()
+        self._tokens += reference.shape[1]
+
+    def leave(self) -> None:
+        """Note the layer's errors."""
+        index = self._smoothed.index
+        for role, (signal, noise) in self._powers.items():
+            self.linears.append(LinearError(index, role, self.model.linear(index, role), sqnr(signal, noise)))
+        self.hidden_errors.append(math.sqrt(self._squares / self._tokens))
+        del self._smoothed, self._layer
+
+    @torch.no_grad()
+    def logits(self, sequence: int, dtype: torch.dtype) -> Tensor:
+        """Logits (tokens, vocab) of one sequence after the last layer, in float32, or float64 of an exact stream."""
+        model, hidden = self.model, self.hidden[dtype][sequence]
+        if self.scheme.lm_head == "float":
+            return decoder.logits(model, hidden)[0]
+        x = decoder.rms_norm(hidden, model.read(f"{model.family.final_norm}.weight"), model.geometry.norm_epsilon)
+        parts = [w8a8_linear(x, *quantize_weight(rows)) for rows in model.rows(model.lm_head)]
+        return torch.cat(parts, dim=-1)[0]
+
+
+def sqnr(signal: Tensor | float, noise: Tensor | float) -> float:
+    """Signal-to-quantization-noise ratio in dB of two sums of squares, within +-200."""
+    if noise <= 0:
+        return NO_ERROR
+    return min(max(10 * math.log10(max(float(signal), 1e-300) / float(noise)), -NO_ERROR), NO_ERROR)
+
+
+def _power(values: Tensor) -> Tensor:
+    return values.double().square().sum()
+
+
+def input_groups(model: Model) -> tuple[tuple[str, ...], ...]:
+    """Roles of the linears that read the same input, together: ("q", "k", "v"), ("o",), ("gate", "up"), ("down",)."""
+    shared = [group.linears for group in model.family.groups]
+    grouped = {role for group in shared for role in group}
+    found: Mapping[str, tuple[str, ...]] = {group[0]: group for group in shared}
+    alone = {role: (role,) for role in model.family.linears if role not in grouped}
+    order = [role for role in model.family.linears if role in found or role in alone]
+    return tuple({**found, **alone}[role] for role in order)

@@ -1,0 +1,68 @@
+"""How far the activations reach, before and after smoothing, on the text of the reference.
+
+    before_j = max over tokens of |x_j|        after_j = before_j / s_j
+
+INT8 spends its 127 steps on the largest channel: what the others get is the ratio of their range to the largest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from builders.validate.layers import input_groups
+from builders.validate.reference import Reference
+from builders.validate.scheme import Scheme
+
+BARS = 256  # a channel plot shows at most so many values, each the maximum of its neighbours
+
+
+@dataclass(frozen=True)
+class Range:
+    """One input of one layer: the largest and the median channel. roles: of the linears that read it."""
+
+    layer: int
+    roles: tuple[str, ...]
+    before_max: float
+    before_median: float
+    after_max: float
+    after_median: float
+
+
+@dataclass(frozen=True)
+class Channels:
+    """All channels of one input, in order (of more than `BARS`, the maxima of neighbours)."""
+
+    layer: int
+    roles: tuple[str, ...]
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+
+def activation_ranges(reference: Reference, scheme: Scheme) -> tuple[tuple[Range, ...], Channels]:
+    """Ranges of every input of every layer, and the channels of the input whose outliers stood out furthest."""
+    ranges, worst, channels = [], -1.0, None
+    for layer in range(reference.model.geometry.layers):
+        for roles in input_groups(reference.model):
+            before = reference.act_absmax[reference.model.linear(layer, roles[0])]
+            scale = scheme.column(reference.model, layer, roles[0])
+            after = before if scale is None else before / scale
+            found = Range(layer, roles, *_largest_and_median(before), *_largest_and_median(after))
+            ranges.append(found)
+            outstanding = found.before_max / max(found.before_median, 1e-30)
+            if outstanding > worst:
+                worst, channels = outstanding, Channels(layer, roles, _bars(before), _bars(after))
+    assert channels is not None, "a model has layers"
+    return tuple(ranges), channels
+
+
+def _largest_and_median(values: Tensor) -> tuple[float, float]:
+    return values.max().item(), values.median().item()
+
+
+def _bars(values: Tensor) -> tuple[float, ...]:
+    width = -(-len(values) // BARS)
+    padded = torch.nn.functional.pad(values, (0, -len(values) % width))
+    return tuple(padded.view(-1, width).amax(dim=1).tolist())

@@ -1,0 +1,147 @@
+"""Run engines over a text and compare them with the reference.
+
+for each engine:  open -> for each sequence: logits of both -> metrics -> thresholds -> forget it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from builders.engine import Engine, export_inputs, open_engine
+from builders.validate.metrics import Comparison, check_logits
+from builders.validate.ranges import activation_ranges
+from builders.validate.reference import Progress, Reference, Text
+from builders.validate.scheme import Scheme, read_scheme
+from builders.validate.thresholds import Thresholds
+from builders.validate.validation import Exactness, Validation
+from smoothquant.errors import UserError
+from smoothquant.model import Model
+from smoothquant.workspace import load_manifest, versions
+
+
+def validate_engines(
+    folders: Mapping[str, str | Path],
+    model: Model,
+    text: Text,
+    thresholds: Mapping[str, Thresholds] | None = None,
+    *,
+    exact: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> list[Validation]:
+    """Validate engine folders, one open at a time, against one reference pass.
+
+    folders: label -> engine or export folder. thresholds: by label; an engine without is only measured.
+    exact: measure exactness too (a float64 pass; asked for by itself where a threshold needs it).
+    progress: called with (done, total), where one is a layer of the reference or a sequence of an engine.
+
+    Raises UserError before any work is done: a folder that is no engine, or an engine of another model.
+    """
+    thresholds = thresholds or {}
+    exact = exact or any(limits.exactness_ratio is not None for limits in thresholds.values())
+    fingerprint = model.checkpoint.fingerprint()
+    for folder in folders.values():
+        check_model(load_manifest(folder), fingerprint)
+    schemes = {label: read_scheme(folder) for label, folder in folders.items()}
+    layers, sequences = model.geometry.layers, len(text.sequences)
+    total = layers + len(folders) * sequences
+    reference = Reference(
+        model, text, list(schemes.values()), exact=exact, progress=lambda done, _: progress(done, total)
+    )
+    found = []
+    for number, (label, folder) in enumerate(folders.items()):
+        before = layers + number * sequences
+        found.append(
+            validate(
+                open_engine(folder),
+                reference,
+                schemes[label],
+                thresholds.get(label, Thresholds()),
+                label=label,
+                progress=lambda done, _, before=before: progress(before + done, total),  # type: ignore[misc]
+            )
+        )
+    return found
+
+
+def validate(
+    engine: Engine,
+    reference: Reference,
+    scheme: Scheme,
+    thresholds: Thresholds = Thresholds(),  # noqa: B008 (frozen)
+    *,
+    label: str = "engine",
+    progress: Progress = lambda done, total: None,
+) -> Validation:
+    """Compare one engine with a reference that was run with its scheme. progress: (sequences done, sequences).
+
+    Raises UserError for an engine of another model or vocabulary and for a threshold on what was not measured,
+    ThresholdError for logits that are not finite. Missed thresholds are in the result, not raised.
+    """
+    check_model(engine.manifest, reference.fingerprint)
+    if scheme.activations != "float" and scheme.key not in reference.streams:
+        raise ValueError("the reference was run without this engine's scheme")
+    stream = reference.streams.get(scheme.key)
+    exact = stream is not None and torch.float64 in stream.hidden
+    comparison, sequences = Comparison(reference.tokens), reference.text.sequences
+    squares = torch.zeros(3, dtype=torch.float64)
+    progress(0, len(sequences))
+    for index, ids in enumerate(sequences):
+        found = engine.logits(ids[None])
+        check_logits(found, len(ids), reference.model.geometry.vocab_size, index)
+        comparison.add(reference.logits(index), found[0], ids)
+        if stream and exact:
+            true, pytorch = stream.logits(index, torch.float64), stream.logits(index, torch.float32)
+            squares += torch.stack([part.double().square().sum() for part in (found[0] - true, pytorch - true, true)])
+        progress(index + 1, len(sequences))
+    metrics = comparison.metrics()
+    engine_error, pytorch_error = (squares[:2] / squares[2].clamp_min(1e-300)).sqrt().tolist()
+    exactness = Exactness(engine_error, pytorch_error) if exact else None
+    measured = {name: getattr(metrics, name) for name in ("kl_mean", "kl_p99", "top1", "perplexity_ratio")}
+    measured["relative_error"] = metrics.relative_error
+    if exactness:
+        measured["exactness_ratio"] = exactness.ratio
+    ranges, channels = activation_ranges(reference, scheme)
+    return Validation(
+        label=label,
+        subject=_subject(engine.manifest, reference),
+        metrics=metrics,
+        checks=thresholds.check(measured),
+        exactness=exactness,
+        linears=tuple(stream.linears) if stream else (),
+        hidden_errors=tuple(stream.hidden_errors) if stream else (),
+        ranges=ranges,
+        channels=channels,
+        samples=comparison.samples(),
+    )
+
+
+def check_model(manifest: Mapping, fingerprint: str) -> None:
+    """Raise UserError unless an engine was made from the reference's checkpoint."""
+    found = export_inputs(manifest).get("model")
+    if found != fingerprint:
+        raise UserError(
+            f"this engine was made from model {found}",
+            expected=f"{fingerprint}, the reference",
+            do="give the checkpoint that the engine was made from",
+        )
+
+
+def _subject(manifest: Mapping, reference: Reference) -> dict:
+    inputs, text = export_inputs(manifest), reference.text
+    return {
+        "engine": manifest["step"],
+        "bytes": sum(manifest.get("files", {}).values()),
+        "inputs": dict(inputs),
+        "engine_versions": manifest.get("versions", {}),
+        "checkpoint": reference.model.checkpoint.folder.resolve().name,
+        "model": reference.fingerprint,
+        "reference": reference.description,
+        "text": text.source,
+        "text_fingerprint": text.fingerprint,
+        "sequences": len(text.sequences),
+        "tokens": reference.tokens,
+        "versions": versions(),
+    }

@@ -1,0 +1,104 @@
+"""How an engine was smoothed and quantized, by what its folder says: enough to compute it again, layer by layer.
+
+    manifest.json          what the export was made from: model, smoothing settings, form of the activations
+    smoothing.safetensors  <linear>.smoothing_scale float32 (in,), where the input is smoothed
+                           <linear>.input_absmax    float32 (in,), calibrated maxima of the smoothed input
+
+The layers are rebuilt from the recorded scales, not from the equation that once gave them: int8 weights and static
+input scales come out bit for bit as the engine holds them. (A norm's folded gain is gain / s once more. In 16 bits
+that is the engine's own; in float32 it may be one rounding off, like any other float32 operation.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from builders.engine import export_inputs
+from smoothquant import smoothing
+from smoothquant.decoder import FloatLayer
+from smoothquant.errors import UserError
+from smoothquant.model import Model
+from smoothquant.stream import SmoothedLayer
+from smoothquant.workspace import load_manifest
+
+SMOOTHING = "smoothing.safetensors"
+SCALE, ABSMAX = ".smoothing_scale", ".input_absmax"
+ACTIVATIONS = ("per-token", "per-tensor", "float")
+LM_HEADS = ("float", "int8")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Smoothing and quantization of one engine.
+
+    key: identity; two engines with the same key quantize alike, and share one pass over the layers.
+    activations: "per-token", "per-tensor", or "float": nothing is quantized. lm_head: "float" or "int8" (per token).
+    smoothing_scale, input_absmax: by linear, float32 (in,).
+    """
+
+    key: str
+    activations: str
+    lm_head: str
+    smoothing_scale: Mapping[str, Tensor] = field(repr=False)
+    input_absmax: Mapping[str, Tensor] = field(repr=False)
+
+    def column(self, model: Model, index: int, role: str) -> Tensor | None:
+        """smoothing_scale (in,) of a linear, None where its input is as it was."""
+        return self.smoothing_scale.get(model.linear(index, role))
+
+    def layer(self, model: Model, index: int, source: FloatLayer) -> SmoothedLayer:
+        """One layer of the checkpoint with the recorded smoothing folded in."""
+        geometry, names = model.geometry, {role: model.linear(index, role) for role in model.family.linears}
+        layer = SmoothedLayer(
+            model,
+            index,
+            source,
+            gains=dict(source.gains),
+            input_absmax={role: self.input_absmax[name] for role, name in names.items() if name in self.input_absmax},
+            column={role: self.smoothing_scale[name] for role, name in names.items() if name in self.smoothing_scale},
+        )
+        for group in model.family.groups:
+            scale = layer.column.get(group.linears[0])
+            if scale is None:
+                continue
+            if group.through == "norm":
+                gain = source.gains[group.source]
+                layer.gains[group.source] = (gain.float() / scale).to(gain.dtype)
+            elif group.through == "attention":  # equal within a kv head's query heads
+                layer.row[group.source] = smoothing.share_over_query_heads(scale, geometry.kv_heads, geometry.head_dim)
+            else:
+                layer.row[group.source] = scale
+        return layer
+
+
+def read_scheme(folder: str | Path) -> Scheme:
+    """The scheme of a finished export or engine folder. Raises UserError if it does not explain itself."""
+    folder = Path(folder)
+    inputs = export_inputs(load_manifest(folder))
+    activations, lm_head = inputs.get("activations", "float"), inputs.get("lm_head", "float")
+    for name, found, known in (("activations", activations, ACTIVATIONS), ("lm_head", lm_head, LM_HEADS)):
+        if found not in known:
+            raise UserError(f"{folder}: {name} {found!r}", expected=f"one of {', '.join(known)}", do="export it again")
+    try:
+        content = (folder / SMOOTHING).read_bytes()
+        tensors = load(content)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{folder / SMOOTHING}: cannot be read ({error})",
+            expected="the smoothing scales that every export records",
+            do="make it again with smoothquant export",
+        ) from error
+    key = hashlib.sha256(f"{activations} {lm_head}\n".encode() + content).hexdigest()[:16]
+    return Scheme(key, activations, lm_head, _ending(tensors, SCALE), _ending(tensors, ABSMAX))
+
+
+def _ending(tensors: Mapping[str, Tensor], end: str) -> dict[str, Tensor]:
+    return {name.removesuffix(end): value.to(torch.float32) for name, value in tensors.items() if name.endswith(end)}
