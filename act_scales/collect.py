@@ -28,7 +28,7 @@ from smoothquant.errors import ActScalesError, OutputError, UserError
 from smoothquant.model import Model
 from smoothquant.workspace import Workspace, versions
 
-BATCH_TOKENS = 2048  # tokens in one matrix product: enough to be efficient, few enough to be small beside a layer
+BATCH_TOKENS = 1024  # tokens in one matrix product: enough to be efficient, few enough to be small beside a layer
 BLOCK_ROWS = 64  # rows whose magnitudes are compared at a time: they stay in the cache
 KEEP_EVERY = 20.0  # seconds of work that an interruption may cost, beside the layer under way
 BITS = {2: (torch.int16, 0x7FFF), 4: (torch.int32, 0x7FFFFFFF)}  # by bytes of a float: its bits, all but the sign

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from smoothquant.errors import MissingPackageError, UserError
+from smoothquant.machine import cpu_flags
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # x86 tiles, x86 vectors, Arm
@@ -41,12 +40,3 @@ def choose_dtype(name: str, stored: torch.dtype, device: str) -> torch.dtype:
     if stored == torch.float32 or device.startswith("cuda"):
         return stored
     return torch.bfloat16 if BFLOAT16_FLAGS & cpu_flags() else torch.float32
-
-
-def cpu_flags() -> set[str]:
-    """Features of this CPU, by Linux's names; none where Linux does not tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":")[1].split()}

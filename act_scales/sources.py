@@ -9,48 +9,59 @@
 
 from __future__ import annotations
 
-import io
+import codecs
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from smoothquant.errors import MissingPackageError, UserError
 
 Document = Iterable[str]  # the text of one document, in parts
-CHUNK = 1 << 16  # characters read from a .txt at a time
+CHUNK = 1 << 16  # characters, or compressed bytes, read at a time
 DATASET = re.compile(r"hf:(?P<name>[^/:]+/[^/:]+)(/(?P<config>[^:]+))?(:(?P<split>.+))?")
 SPELLINGS = "a .txt, .jsonl or .jsonl.zst file, or hf:ORG/NAME[/CONFIG][:SPLIT]"
 
 
 def documents(source: str | Path) -> Iterator[Document]:
-    """The documents of a source, in order. Each must be used up before the next one is asked for.
+    """The documents of a source, in order.
 
-    Raises UserError, naming the file and line: no such file, unknown kind, not UTF-8, malformed or corrupt, a row
-    without a string, a dataset that cannot be loaded; MissingPackageError without zstandard or datasets.
+    Raises UserError, naming the file and line, here or while a document is read: no such file, unknown kind, not
+    UTF-8, malformed, corrupt or truncated, a row without a string, a dataset that cannot be loaded;
+    MissingPackageError without zstandard or datasets.
     """
-    if str(source).startswith("hf:"):
-        yield from _dataset(str(source))
-        return
     path = Path(source)
     name = path.name.lower()
+    if str(source).startswith("hf:"):
+        yield from _dataset(str(source))
+    elif name.endswith(".txt"):
+        yield _characters(path)
+    elif name.endswith(".jsonl"):
+        with _reading(path), open(path, encoding="utf-8-sig") as file:
+            yield from _json_lines(file, path)
+    elif name.endswith(".jsonl.zst"):
+        with _reading(path):
+            yield from _json_lines(_lines(codecs.iterdecode(_decompressed(path), "utf-8-sig")), path)
+    else:
+        raise UserError(f"{path}: cannot tell what kind of text this is", expected=SPELLINGS)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        if name.endswith(".txt"):
-            with open(path, encoding="utf-8-sig") as file:
-                yield iter(lambda: file.read(CHUNK), "")
-        elif name.endswith(".jsonl"):
-            with open(path, encoding="utf-8-sig") as file:
-                yield from _json_lines(file, path)
-        elif name.endswith(".jsonl.zst"):
-            with _decompressed(path) as file:
-                yield from _json_lines(file, path)
-        else:
-            raise UserError(f"{path}: cannot tell what kind of text this is", expected=SPELLINGS)
+        yield
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason})", do="convert it: iconv -t utf-8") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})", expected=SPELLINGS) from error
+
+
+def _characters(path: Path) -> Iterator[str]:
+    with _reading(path), open(path, encoding="utf-8-sig") as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
 
 
 def _json_lines(lines: Iterable[str], path: Path) -> Iterator[Document]:
@@ -77,38 +88,44 @@ def _row(row: Any, where: str) -> Iterator[Document]:
         yield (text,)
 
 
-def _decompressed(path: Path) -> io.TextIOWrapper:
+def _lines(chunks: Iterable[str]) -> Iterator[str]:
+    rest = ""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split("\n")
+        yield from whole
+    yield rest
+
+
+def _decompressed(path: Path) -> Iterator[bytes]:
+    """The frames of a .zst file, one after another. zstandard's own reader takes a truncated frame for a whole one."""
     try:
         import zstandard
     except ImportError as error:
         raise MissingPackageError(
             f"{path}: reading .zst needs zstandard", do='pip install "smoothquant-toolchain[datasets]"'
         ) from error
-
-    class Reader(io.RawIOBase):
-        """zstandard's reader, whose own error for a corrupt file is not an OSError."""
-
-        def __init__(self) -> None:
-            self.file = open(path, "rb")  # noqa: SIM115 (closed with the reader)
-            self.stream = zstandard.ZstdDecompressor().stream_reader(self.file, read_across_frames=True)
-
-        def readable(self) -> bool:
-            return True
-
-        def readinto(self, buffer: Any) -> int:
-            try:
-                return self.stream.readinto(buffer)
-            except zstandard.ZstdError as error:
-                raise UserError(f"{path}: corrupt ({error})", do="download or compress it again") from error
-
-        def close(self) -> None:
-            self.file.close()
-            super().close()
-
-    return io.TextIOWrapper(io.BufferedReader(Reader()), encoding="utf-8-sig")
+    again = "download or compress it again"
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            while chunk:
+                if frame.eof:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                try:
+                    yield frame.decompress(chunk)
+                except zstandard.ZstdError as error:
+                    raise UserError(f"{path}: corrupt ({error})", do=again) from error
+                chunk = frame.unused_data
+    if not frame.eof:
+        raise UserError(f"{path}: truncated", do=again)
 
 
 def _dataset(source: str) -> Iterator[Document]:
+    for number, row in enumerate(_rows(source), start=1):
+        yield from _row(row, f"{source} row {number}")
+
+
+def _rows(source: str) -> Iterator[Any]:
     match = DATASET.fullmatch(source)
     if not match:
         raise UserError(f"{source}: not the name of a dataset", expected="hf:ORG/NAME[/CONFIG][:SPLIT]")
@@ -118,22 +135,17 @@ def _dataset(source: str) -> Iterator[Document]:
         raise MissingPackageError(
             f"{source} needs the package datasets", do='pip install "smoothquant-toolchain[datasets]"'
         ) from error
-    split = match["split"] or "train"
     streaming = not datasets.config.HF_HUB_OFFLINE  # a stream takes what is used; offline there is the cache alone
     try:
-        rows = iter(datasets.load_dataset(match["name"], match["config"], split=split, streaming=streaming))
-        row = next(rows, None)
+        yield from datasets.load_dataset(
+            match["name"], match["config"], split=match["split"] or "train", streaming=streaming
+        )
     except Exception as error:  # datasets and the hub raise many kinds here: network, name, config, split, format
         raise UserError(
             f"{source}: cannot be loaded ({_first_line(error)})",
             expected="a dataset on the Hugging Face hub, or in its cache",
             do="check name, config, split and network, or give a text file",
         ) from error
-    number = 0
-    while row is not None:
-        number += 1
-        yield from _row(row, f"{source} row {number}")
-        row = next(rows, None)
 
 
 def _first_line(error: Exception) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ MINIMUM = 32  # tokens; less says nothing about a model's activations
 PIECE = 1 << 16  # characters tokenized at a time
 LINE_END = re.compile(r"\S\n(?=\S)")
 WORD_END = re.compile(r"\S(?=\s\S)")
+
+RESTORE = "copy tokenizer.json and tokenizer_config.json from where the model came from"
 
 Encode = Callable[[str, bool], list[int]]  # (text, with special tokens) -> ids
 
@@ -141,21 +144,25 @@ def _special_tokens(encode: Encode) -> tuple[list[int], list[int]]:
     return [], []
 
 
-def _encoder(folder: Path) -> Encode:
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of a model or engine folder, as transformers loads it. Raises UserError if there is none."""
     from transformers import AutoTokenizer
 
-    do = "copy tokenizer.json and tokenizer_config.json from where the model came from"
-    if not folder.is_dir():
+    if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder", expected="a model folder with its tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # every kind of tokenizer fails in its own way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{folder}: no usable tokenizer in it ({reason})", do=do) from error
+        raise UserError(f"{folder}: no usable tokenizer in it ({reason})", do=RESTORE) from error
+
+
+def _encoder(folder: Path) -> Encode:
+    tokenizer = load_tokenizer(folder)
 
     def encode(text: str, special: bool) -> list[int]:
         return tokenizer(text, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
 
     if not encode("a", False):
-        raise UserError(f"{folder}: its tokenizer makes nothing of text", do=do)
+        raise UserError(f"{folder}: its tokenizer makes nothing of text", do=RESTORE)
     return encode

@@ -112,7 +112,7 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
         lacking = [(writer, work) for writer, work in todo if work.next_layer <= layer.index]
         quantized = quantize_layer(layer) if any(writer.quantized for writer, _ in lacking) else None
         for writer, work in lacking:
-            writer.write(layer, quantized)
+            writer.write(layer, quantized if writer.quantized else None)
             work.mark(layer.index + 1, {**contract.state(), **smoothing})
         progress(layer.index + 1, layers)
     error = contract.finish()

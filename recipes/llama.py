@@ -68,5 +68,5 @@ RECIPES = (
     Recipe("llama-2-70b", FAMILY, 0.9, "meta-llama/Llama-2-70b-hf", published=Published(3.320, 3.359)),
     Recipe("llama-3-8b", FAMILY, 0.85, "meta-llama/Meta-Llama-3-8B", published=Published(6.138, 6.258)),
     Recipe("llama-3-70b", FAMILY, 0.85, "meta-llama/Meta-Llama-3-70B", published=Published(2.857, 2.982)),
-    Recipe("tiny-llama", FAMILY, alpha=0.5, samples=64, length=256),
+    Recipe("tiny-llama", FAMILY, alpha=0.7, samples=64, length=256),
 )

@@ -6,10 +6,11 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+
+from smoothquant.machine import cpu_flags, cpuinfo, physical_cores
 
 INT8_KERNELS = (  # /proc/cpuinfo flag, what it means for integer matrix products; best first
     ("amx_int8", "AMX INT8 tiles and AVX512-VNNI: INT8 at full speed"),
@@ -67,7 +68,7 @@ TARGETS = (
 
 def examine() -> Report:
     """Look at this machine; nothing is imported but this package's own modules."""
-    flags = _cpu_flags()
+    flags = cpu_flags()
     int8 = next((meaning for flag, meaning in INT8_KERNELS if flag in flags), "no integer dot product known")
     gpus = _gpus()
     disk = shutil.disk_usage(Path.cwd())
@@ -88,17 +89,6 @@ def examine() -> Report:
     return Report(facts, abilities, tuple(advice))
 
 
-def physical_cores() -> int:
-    """Cores this process may use; two hardware threads of a core count once."""
-    allowed = os.sched_getaffinity(0)
-    siblings = {
-        path.read_text().strip()
-        for core in allowed
-        if (path := Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")).exists()
-    }
-    return len(siblings) or len(allowed)
-
-
 def _ability(command: str, needs: tuple[str, ...], install: str) -> Ability:
     found = {need: next(filter(None, (_version(name) for name in need.split("|"))), None) for need in needs}
     missing = [need.split("|")[0] for need, version in found.items() if version is None]
@@ -116,24 +106,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_flags() -> set[str]:
-    return {
-        flag
-        for line in _cpuinfo()
-        if line.lower().startswith(("flags", "features"))
-        for flag in line.split(":")[1].split()
-    }
-
-
 def _cpu_name() -> str:
-    return next(
-        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
-    )
-
-
-def _cpuinfo() -> Iterable[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else ()
+    return next((line.split(":")[1].strip() for line in cpuinfo() if line.startswith("model name")), platform.machine())
 
 
 def _memory_gb() -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from act_scales.text import Text, load_text
 from builders import onnxruntime
 from builders.report import write_json, write_report
 from builders.validate import Thresholds, Validation, validate_engines
-from exporters.export import Source, export
+from exporters.export import Source, Writer, export
 from exporters.huggingface import W8A8Writer
 from exporters.onnx import OnnxWriter
 from recipes.recipe import Recipe
@@ -40,7 +40,7 @@ VALIDATION, REPORT = "validation.json", "report.html"
 
 @dataclass(frozen=True)
 class Plan:
-    """What `run` does. text: calibration; heldout: validation. onnx: keywords of `OnnxWriter`'s options."""
+    """What `run` does. text: to calibrate on; heldout: to validate on."""
 
     recipe: Recipe
     model: Model
@@ -84,7 +84,7 @@ def run(plan: Plan, step: Step, *, overwrite: bool = False) -> Validation:
         collect(plan.model, plan.text, scales, overwrite=overwrite, progress=progress)
     with step("smooth, quantize, export") as progress:
         source = source_of(plan.model, scales, plan.settings)
-        writers = [W8A8Writer(out / "w8a8", plan.activations), OnnxWriter(out / "onnx", activations=plan.activations)]
+        writers: list[Writer] = [W8A8Writer(out / "w8a8", plan.activations), OnnxWriter(out / "onnx", plan.activations)]
         export(source, writers, overwrite=overwrite, progress=progress)
     with step("build the engine") as progress:
         onnxruntime.build(out / "onnx", out / "engine", overwrite=overwrite)
@@ -105,7 +105,7 @@ def validated(
     *,
     exact: bool = False,
 ) -> list[Validation]:
-    """Validate engines and leave `validation.json` and `report.html` in `out`, unless they are there for these inputs."""
+    """Validate engines; leave `validation.json` and `report.html` in `out`, unless they are there for these inputs."""
     key = _fingerprint(
         [load_manifest(folder)["inputs"] for folder in engines.values()],
         model.checkpoint.fingerprint(),

@@ -9,6 +9,8 @@ from smoothquant.errors import UserError
 from smoothquant.family import Family
 from smoothquant.settings import SmoothingSettings
 
+DEFAULT_THRESHOLDS = Thresholds(kl_mean=0.05, top1=0.93, perplexity_ratio=1.02)
+
 
 @dataclass(frozen=True)
 class Published:
@@ -31,7 +33,7 @@ class Recipe:
     family: Family
     alpha: float
     model: str | None = None
-    thresholds: Thresholds = Thresholds(kl_mean=0.05, top1=0.93, perplexity_ratio=1.02)
+    thresholds: Thresholds = DEFAULT_THRESHOLDS
     published: Published | None = None
     samples: int = 128
     length: int = 512

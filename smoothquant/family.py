@@ -105,6 +105,23 @@ class Family:
         """Full module name of a part of a layer: module(3, "mlp.up_proj") -> "model.layers.3.mlp.up_proj"."""
         return f"{self.layer.format(layer)}.{name}"
 
+    def tensors(self, geometry: Geometry) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor of a checkpoint with these numbers, in order."""
+        hidden, vocabulary = geometry.hidden_size, geometry.vocab_size
+        shapes: dict[str, tuple[int, ...]] = {f"{self.embedding}.weight": (vocabulary, hidden)}
+        for layer in range(geometry.layers):
+            for name in self.norms.values():
+                shapes[f"{self.module(layer, name)}.weight"] = (hidden,)
+            for role, name in self.linears.items():
+                shape = self.shape(role, geometry)
+                shapes[f"{self.module(layer, name)}.weight"] = shape
+                if role in geometry.biased:
+                    shapes[f"{self.module(layer, name)}.bias"] = shape[:1]
+        shapes[f"{self.final_norm}.weight"] = (hidden,)
+        if not geometry.tied_embeddings:
+            shapes[f"{self.lm_head}.weight"] = (vocabulary, hidden)
+        return shapes
+
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "silu": torch.nn.functional.silu,

@@ -99,22 +99,7 @@ class Model:
 
     def expected(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor that the family and the config call for."""
-        family, geometry = self.family, self.geometry
-        shapes: dict[str, tuple[int, ...]] = {
-            f"{family.embedding}.weight": (geometry.vocab_size, geometry.hidden_size),
-            f"{family.final_norm}.weight": (geometry.hidden_size,),
-        }
-        if not geometry.tied_embeddings:
-            shapes[f"{family.lm_head}.weight"] = (geometry.vocab_size, geometry.hidden_size)
-        for layer in range(geometry.layers):
-            for role in family.norms:
-                shapes[f"{self.norm(layer, role)}.weight"] = (geometry.hidden_size,)
-            for role in family.linears:
-                shape = family.shape(role, geometry)
-                shapes[f"{self.linear(layer, role)}.weight"] = shape
-                if role in geometry.biased:
-                    shapes[f"{self.linear(layer, role)}.bias"] = shape[:1]
-        return shapes
+        return self.family.tensors(self.geometry)
 
     def _check_numbers(self) -> None:
         geometry, config = self.geometry, self.checkpoint.folder / "config.json"

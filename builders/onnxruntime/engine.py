@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,11 +11,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from builders.onnxruntime.session import open_session, require_onnxruntime
+from builders.onnxruntime.session import PAST, PRESENT, first_feed, open_session, require_onnxruntime
 from smoothquant.errors import UserError
 from smoothquant.workspace import load_manifest, read_json
-
-PAST, PRESENT = "past_key_values.", "present."
 
 
 class OnnxRuntimeEngine:
@@ -28,21 +27,10 @@ class OnnxRuntimeEngine:
         self.manifest = load_manifest(folder)
         self.session = open_session(self.folder, providers=providers, threads=threads)
         self.config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        self._past = [value for value in self.session.get_inputs() if value.name.startswith(PAST)]
 
     def logits(self, ids: Tensor) -> Tensor:
         """ids: (batch, tokens) int64, whole sequences without padding; returns float32 (batch, tokens, vocab)."""
-        return torch.from_numpy(self.session.run(["logits"], self.feed(ids.numpy()))[0])
-
-    def feed(self, ids: numpy.ndarray, mask: numpy.ndarray | None = None) -> dict[str, numpy.ndarray]:
-        """Inputs for whole sequences and an empty cache. mask: (batch, tokens), 0 for padding on the left."""
-        mask = numpy.ones_like(ids) if mask is None else mask
-        positions = numpy.maximum(mask.cumsum(axis=1) - 1, 0)
-        feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        for value in self._past:
-            dtype = numpy.float16 if "float16" in value.type else numpy.float32
-            feed[value.name] = numpy.zeros((len(ids), value.shape[1], 0, value.shape[3]), dtype)
-        return feed
+        return torch.from_numpy(self.session.run(["logits"], first_feed(self.session, ids.numpy()))[0])
 
     def generate(
         self,
@@ -57,13 +45,14 @@ class OnnxRuntimeEngine:
         temperature 0 is greedy; otherwise tokens are sampled from the smallest set of mass `top_p`.
         Raises UserError for an empty prompt, a prompt that is too long and settings out of range.
         """
-        if not 0 < len(prompt) <= self.config.get("max_position_embeddings", 2**31) - max_new_tokens:
+        longest = self.config.get("max_position_embeddings", 2048)
+        if not 0 < len(prompt) <= longest - max_new_tokens:
             raise UserError(
                 f"a prompt of {len(prompt)} tokens with {max_new_tokens} new ones",
-                expected=f"1 to {self.config.get('max_position_embeddings')} tokens together",
+                expected=f"a prompt that is not empty, and at most {longest} tokens together",
                 do="shorten the prompt, or ask for fewer tokens",
             )
-        if temperature < 0 or not 0 < top_p <= 1:
+        if not 0 <= temperature < math.inf or not 0 < top_p <= 1:  # NaN fails too
             raise UserError(f"temperature {temperature}, top_p {top_p}", expected="temperature >= 0 and 0 < top_p <= 1")
         generator = torch.Generator().manual_seed(seed)
         ends = self._ends()
@@ -88,7 +77,7 @@ class Decoding:
         self.session = engine.session
         self._value = require_onnxruntime().OrtValue.ortvalue_from_numpy
         self._present = [value.name for value in self.session.get_outputs() if value.name.startswith(PRESENT)]
-        feed = engine.feed(prompt)
+        feed = first_feed(engine.session, prompt)
         self._cache = {name: self._value(array) for name, array in feed.items() if name.startswith(PAST)}
         self.tokens = prompt.shape[1]
         self._run(prompt, feed["position_ids"])
@@ -118,6 +107,6 @@ def pick(logits: Tensor, temperature: float, top_p: float, generator: torch.Gene
     """A token from logits (vocab,): the likeliest at temperature 0, else one of the nucleus of mass top_p."""
     if temperature == 0:
         return int(logits.argmax())
-    probabilities, order = (logits / temperature).softmax(dim=-1).sort(descending=True)
+    probabilities, order = (logits.double() / temperature).softmax(dim=-1).sort(descending=True)
     before = probabilities.cumsum(dim=-1) - probabilities  # mass of the likelier tokens; the first is always kept
     return int(order[torch.multinomial(probabilities * (before < top_p), 1, generator=generator)])

@@ -7,19 +7,20 @@ takes time from the thread that works. Weights are mapped from the external data
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
 
 from smoothquant.errors import MissingPackageError, UserError
+from smoothquant.machine import physical_cores
 
 MODEL = "model.onnx"
 SETTINGS = {"session.intra_op.allow_spinning": "0"}
+PAST, PRESENT = "past_key_values.", "present."
 
 
 def require_onnxruntime() -> Any:
@@ -31,17 +32,6 @@ def require_onnxruntime() -> Any:
             "the package onnxruntime is not installed", do='pip install "smoothquant-toolchain[onnxruntime]"'
         ) from error
     return onnxruntime
-
-
-def physical_cores() -> int:
-    """Cores that this process may use; two hardware threads of one core count once."""
-    allowed = os.sched_getaffinity(0)
-    siblings = {
-        path.read_text().strip()
-        for core in allowed
-        if (path := Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")).exists()
-    }
-    return len(siblings) or len(allowed)
 
 
 def open_session(
@@ -69,17 +59,32 @@ def open_session(
     try:
         return onnxruntime.InferenceSession(str(folder / MODEL), options, providers=chosen)
     except Exception as error:  # onnxruntime raises bare exceptions of many kinds
+        reason = str(error).partition("\n")[0]
         raise UserError(
-            f"{folder / MODEL}: ONNX Runtime refuses it ({str(error).splitlines()[0]})",
+            f"{folder / MODEL}: ONNX Runtime refuses it ({reason})",
             expected="a graph made by smoothquant export onnx",
             do="make the export again",
         ) from error
 
 
-def operators_run(folder: Path, feed: Mapping[str, numpy.ndarray]) -> tuple[Counter[str], list[numpy.ndarray]]:
-    """Run a graph once. Returns how often each operator ran, after fusion, and the outputs."""
+def first_feed(session: Any, ids: numpy.ndarray, mask: numpy.ndarray | None = None) -> dict[str, numpy.ndarray]:
+    """Inputs for whole sequences and an empty cache.
+
+    ids: (batch, tokens) int64; mask: the same shape, 0 for padding on the left, 1 elsewhere (the default).
+    """
+    mask = numpy.ones_like(ids) if mask is None else mask
+    feed = {"input_ids": ids, "attention_mask": mask, "position_ids": numpy.maximum(mask.cumsum(axis=1) - 1, 0)}
+    for value in session.get_inputs():
+        if value.name.startswith(PAST):
+            dtype = numpy.float16 if "float16" in value.type else numpy.float32
+            feed[value.name] = numpy.zeros((len(ids), value.shape[1], 0, value.shape[3]), dtype)
+    return feed
+
+
+def operators_run(folder: Path, ids: numpy.ndarray) -> tuple[Counter[str], numpy.ndarray]:
+    """Run a graph once on ids (batch, tokens). Returns how often each operator ran, after fusion, and the logits."""
     with tempfile.TemporaryDirectory() as scratch:
         session = open_session(folder, profile=Path(scratch) / "profile")
-        outputs = session.run(None, dict(feed))
-        events = json.loads(Path(session.end_profiling()).read_text())
-    return Counter(event["args"]["op_name"] for event in events if event["name"].endswith("_kernel_time")), outputs
+        [logits] = session.run(["logits"], first_feed(session, ids))
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return Counter(event["args"]["op_name"] for event in events if event["name"].endswith("_kernel_time")), logits

@@ -1,11 +1,11 @@
 """The plots of a report, each made from validations.
 
-    activation_ranges   per input of a layer: largest and median channel before and after smoothing, by layer
-    channels            every channel of the input whose outliers stood out furthest, before and after
-    sqnr_map            SQNR of every linear: a row per role, a column per layer
-    hidden_errors       error of the hidden state along the layers, a line per engine
-    kl_histogram        tokens by KL to the reference, a line per engine
-    scatter             engine logit over reference logit
+activation_ranges   per input of a layer: largest and median channel before and after smoothing, by layer
+channels            every channel of the input whose outliers stood out furthest, before and after
+sqnr_map            SQNR of every linear: a row per role, a column per layer
+hidden_errors       error of the hidden state along the layers, a line per engine
+kl_histogram        tokens by KL to the reference, a line per engine
+scatter             engine logit over reference logit
 """
 
 from __future__ import annotations

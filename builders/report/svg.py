@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 WIDTH, HEIGHT = 380, 240
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 30, 40
@@ -107,8 +108,7 @@ class Panel:
 
     def steps(self, edges: Sequence[float], heights: Sequence[float], css: str, title: str = "") -> None:
         """A histogram's outline, filled faintly."""
-        ends = zip(edges, edges[1:], strict=False)
-        points = [point for (a, b), h in zip(ends, heights, strict=True) for point in ((a, h), (b, h))]
+        points = [point for (a, b), h in zip(pairwise(edges), heights, strict=True) for point in ((a, h), (b, h))]
         points = [(edges[0], self.y.low), *points, (edges[-1], self.y.low)]
         self._add(f'<path class="steps {css}" d="{self._path(points)}">{_title(title)}</path>')
 
@@ -124,7 +124,9 @@ class Panel:
         for value, label in self.y.ticks():
             y = self._y(value)
             frame.append(f'<path class="grid" d="M{LEFT} {y}H{right}"/>')
-            frame.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{escape(label)}</text>')
+            frame.append(
+                f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{escape(label)}</text>'
+            )
         for value, label in self.x.ticks():
             x = self._x(value)
             frame.append(f'<path class="grid" d="M{x} {bottom}v4"/>')

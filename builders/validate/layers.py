@@ -6,7 +6,7 @@
                          the text, all errors accumulated. Each token counts the same: the few tokens with huge hidden
                          states would otherwise hide all others.
 
-Sums are float64.
+A batch's power is a float32 norm, squared; batches are summed in float64.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class LinearError:
 class W8A8Stream:
     """A text on its way through the W8A8 layers of one scheme, in float32 and, if `exact`, in float64.
 
-    Per layer, in this order: `enter`, then for every sequence `compare` (by way of the float layer's listener) and
-    `advance`, then `leave`. hidden: dtype -> hidden states (1, tokens, hidden) of every sequence.
+    Per layer, in this order: `enter`, then for every batch of sequences `compare` (by way of the float layer's
+    listener) and `advance`, then `leave`. hidden: dtype -> hidden states (batch, tokens, hidden) of every batch.
     """
 
     def __init__(self, model: Model, scheme: Scheme, embedded: Sequence[Tensor], exact: bool) -> None:
         self.model, self.scheme = model, scheme
         dtypes = (torch.float32, torch.float64) if exact else (torch.float32,)
-        self.hidden = {dtype: [sequence.to(dtype) for sequence in embedded] for dtype in dtypes}
+        self.hidden = {dtype: [batch.to(dtype) for batch in embedded] for dtype in dtypes}
         self.linears: list[LinearError] = []
         self.hidden_errors: list[float] = []
 
@@ -60,21 +60,20 @@ class W8A8Stream:
         self._squares, self._tokens = 0.0, 0
 
     def compare(self, role: str, x: Tensor, y: Tensor) -> None:
-        """x: (1, tokens, in), y: (1, tokens, out): input and output of a linear in the original float model."""
+        """x: (batch, tokens, in), y: (batch, tokens, out): input and output of a linear in the original float model."""
         column, row = self._smoothed.column.get(role), self._smoothed.row.get(role)
         smoothed = y if row is None else y / row
         found = self._layer.linear(role, x if column is None else x / column)
-        self._powers[role] += torch.stack((_power(smoothed), _power(found - smoothed)))
+        self._powers[role] += torch.stack((_power(smoothed), _power(found.sub_(smoothed))))
 
-    def advance(self, sequence: int, reference: Tensor) -> None:
-        """Take one sequence through the layer. reference: (1, tokens, hidden) that the float model makes of it."""
+    def advance(self, batch: int, reference: Tensor) -> None:
+        """Take one batch through the layer. reference: (batch, tokens, hidden) that the float model makes of it."""
         for dtype, hidden in self.hidden.items():
             rotary = decoder.rotary(self.model.geometry, reference.shape[1], dtype)
-            hidden[sequence] = decoder.forward(self.model.geometry, self._layer, hidden[sequence], rotary)
-        difference = self.hidden[torch.float32][sequence] - reference
-        squares = difference.double().square().sum(-1) / reference.double().square().sum(-1).clamp_min(1e-300)
-        self._squares += squares.sum().item()
-        self._tokens += reference.shape[1]
+            hidden[batch] = decoder.forward(self.model.geometry, self._layer, hidden[batch], rotary)
+        error = (self.hidden[torch.float32][batch] - reference).norm(dim=-1) / reference.norm(dim=-1).clamp_min(1e-30)
+        self._squares += error.double().square().sum().item()
+        self._tokens += error.numel()
 
     def leave(self) -> None:
         """Note the layer's errors."""
@@ -85,9 +84,9 @@ class W8A8Stream:
         del self._smoothed, self._layer
 
     @torch.no_grad()
-    def logits(self, sequence: int, dtype: torch.dtype) -> Tensor:
+    def logits(self, batch: int, row: int, dtype: torch.dtype) -> Tensor:
         """Logits (tokens, vocab) of one sequence after the last layer, in float32, or float64 of an exact stream."""
-        model, hidden = self.model, self.hidden[dtype][sequence]
+        model, hidden = self.model, self.hidden[dtype][batch][row : row + 1]
         if self.scheme.lm_head == "float":
             return decoder.logits(model, hidden)[0]
         x = decoder.rms_norm(hidden, model.read(f"{model.family.final_norm}.weight"), model.geometry.norm_epsilon)
@@ -103,7 +102,7 @@ def sqnr(signal: Tensor | float, noise: Tensor | float) -> float:
 
 
 def _power(values: Tensor) -> Tensor:
-    return values.double().square().sum()
+    return torch.linalg.vector_norm(values).double().square()
 
 
 def input_groups(model: Model) -> tuple[tuple[str, ...], ...]:

@@ -1,14 +1,15 @@
 """The reference of every engine: the original checkpoint, its weights as stored, computed in float32 by our decoder.
 
 One layer of the model is in memory at a time (with its int8 form per scheme), the hidden states of all sequences
-beside it. Logits are made one sequence at a time, on demand: they never exist all at once. A 70B model takes a few
-gigabytes. One pass serves any number of engines.
+beside it; sequences of one length go through it together, some thousand tokens at a time. Logits are made one
+sequence at a time, on demand: they never exist all at once. One pass serves any number of engines.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -22,6 +23,7 @@ from smoothquant.model import Model
 from smoothquant.quantization import absmax
 
 Progress = Callable[[int, int], None]  # (done, total)
+BATCH = 2048  # tokens that go through a layer together, if that many sequences have one length
 STORED = {torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32"}
 
 
@@ -81,13 +83,23 @@ class Reference:
     @torch.no_grad()
     def logits(self, sequence: int) -> Tensor:
         """Float logits of one sequence, float32 (tokens, vocab)."""
-        return decoder.logits(self.model, self._hidden[sequence])[0]
+        batch, row = self._place[sequence]
+        return decoder.logits(self.model, self._hidden[batch][row : row + 1])[0]
+
+    @torch.no_grad()
+    def w8a8_logits(self, scheme: Scheme, sequence: int, dtype: torch.dtype) -> Tensor:
+        """Logits (tokens, vocab) of the W8A8 form by PyTorch. dtype: float32, or float64 of an exact reference."""
+        batch, row = self._place[sequence]
+        return self.streams[scheme.key].logits(batch, row, dtype)
 
     @torch.no_grad()
     def _run(self, schemes: Sequence[Scheme], exact: bool, progress: Progress) -> None:
-        model, geometry, sequences = self.model, self.model.geometry, self.text.sequences
-        embedded = model.embed(torch.cat(sequences)).float()
-        self._hidden = [part[None] for part in embedded.split([len(ids) for ids in sequences])]
+        model, geometry = self.model, self.model.geometry
+        batches = _batches(self.text.sequences)
+        self._place = [(batch, row) for batch, ids in enumerate(batches) for row in range(len(ids))]
+        embedded = model.embed(torch.cat([ids.flatten() for ids in batches])).float()
+        parts = embedded.split([ids.numel() for ids in batches])
+        self._hidden = [part.view(*ids.shape, -1) for part, ids in zip(parts, batches, strict=True)]
         quantized = {scheme.key: scheme for scheme in schemes if scheme.activations != "float"}
         self.streams = {key: W8A8Stream(model, scheme, self._hidden, exact) for key, scheme in quantized.items()}
         self._first_of_input = {group[0] for group in input_groups(model)}
@@ -109,13 +121,21 @@ class Reference:
         source = replace(decoder.float_layer(self.model, index), listen=listen)
         for stream in self.streams.values():
             stream.enter(index, source)
-        for sequence, hidden in enumerate(self._hidden):
+        for batch, hidden in enumerate(self._hidden):
             rotary = decoder.rotary(geometry, hidden.shape[1], torch.float32)
-            self._hidden[sequence] = decoder.forward(geometry, source, hidden, rotary)
+            self._hidden[batch] = decoder.forward(geometry, source, hidden, rotary)
             for stream in self.streams.values():
-                stream.advance(sequence, self._hidden[sequence])
+                stream.advance(batch, self._hidden[batch])
         for stream in self.streams.values():
             stream.leave()
+
+
+def _batches(sequences: Sequence[Tensor]) -> list[Tensor]:
+    """Consecutive sequences of one length, stacked: (sequences, tokens) each, `BATCH` tokens or one sequence."""
+    batches = []
+    for length, group in groupby(sequences, key=len):
+        batches += torch.stack(list(group)).split(max(1, BATCH // max(length, 1)))
+    return batches
 
 
 def _check_text(model: Model, text: Text) -> None:

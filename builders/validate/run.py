@@ -92,8 +92,9 @@ def validate(
         found = engine.logits(ids[None])
         check_logits(found, len(ids), reference.model.geometry.vocab_size, index)
         comparison.add(reference.logits(index), found[0], ids)
-        if stream and exact:
-            true, pytorch = stream.logits(index, torch.float64), stream.logits(index, torch.float32)
+        if exact:
+            true = reference.w8a8_logits(scheme, index, torch.float64)
+            pytorch = reference.w8a8_logits(scheme, index, torch.float32)
             squares += torch.stack([part.double().square().sum() for part in (found[0] - true, pytorch - true, true)])
         progress(index + 1, len(sequences))
     metrics = comparison.metrics()

@@ -56,11 +56,13 @@ class Validation:
 
     @property
     def verdict(self) -> str:
-        """One line: which thresholds are missed and which would have passed, or that all hold."""
+        """One line: which thresholds are missed and what would have passed, or that all hold."""
         missed = [check.sentence for check in self.checks if not check.passed]
         if missed:
             return f"{self.label}: " + "; ".join(missed)
-        return f"{self.label}: {len(self.checks)} of {len(self.checks)} thresholds hold"
+        if not self.checks:
+            return f"{self.label}: measured, no thresholds were set"
+        return f"{self.label}: all {len(self.checks)} thresholds hold"
 
     def as_dict(self) -> dict:
         """JSON values: all fields, and of every check whether it passed, the smallest passing limit and a sentence."""

@@ -45,11 +45,11 @@ class ExternalData:
         """Reserve the next place. Names are unique."""
         if name in self.places:
             raise ValueError(f"{name} is planned twice")
-        place = Place(shape, dtype, self.nbytes)
-        alignment = PAGE if place.nbytes >= 16 * PAGE else SMALL
-        place = Place(shape, dtype, -(-self.nbytes // alignment) * alignment)
+        nbytes = torch.Size(shape).numel() * dtype.itemsize
+        alignment = PAGE if nbytes >= 16 * PAGE else SMALL
+        place = Place(shape, dtype, offset=-(-self.nbytes // alignment) * alignment)
         self.places[name] = place
-        self.nbytes = place.offset + place.nbytes
+        self.nbytes = place.offset + nbytes
 
     def open(self, path: Path) -> None:
         """Give the file its full length; what an interrupted run wrote stays."""
@@ -66,10 +66,10 @@ class ExternalData:
 
     def write_rows(self, name: str, parts: Iterable[Tensor]) -> None:
         """Write a tensor that comes some rows at a time."""
-        place = self.places[name]
+        place, written = self.places[name], 0
         with open(self.path, "r+b", buffering=0) as file:
-            file.seek(place.offset)
-            written = sum(_write_all(file.fileno(), _bytes(name, part, place)) for part in parts)
+            for part in parts:
+                written += _write_all(file.fileno(), _bytes(name, part, place, axis=0), place.offset + written)
         _check_size(name, written, place)
 
     def write_transposed(self, name: str, parts: Iterable[Tensor]) -> None:
@@ -79,25 +79,27 @@ class ExternalData:
         start = written = 0
         with open(self.path, "r+b", buffering=0) as file:
             for part in parts:
-                content, length = _bytes(name, part.t(), place), len(part) * itemsize  # (in, rows of the part)
+                content, length = _bytes(name, part.t(), place, axis=1), len(part) * itemsize  # (in, rows of the part)
                 for row in range(place.shape[0]):
                     offset = place.offset + (row * width + start) * itemsize
-                    written += os.pwrite(file.fileno(), content[row * length : (row + 1) * length], offset)
+                    written += _write_all(file.fileno(), content[row * length : (row + 1) * length], offset)
                 start += len(part)
         _check_size(name, written, place)
 
 
-def _bytes(name: str, tensor: Tensor, place: Place) -> memoryview:
-    if tensor.dtype != place.dtype:
-        raise ValueError(f"{name}: {tensor.dtype}, planned {place.dtype}")
-    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+def _bytes(name: str, tensor: Tensor, place: Place, axis: int) -> memoryview:
+    """Content of a tensor, which may be a part of the planned one along `axis`."""
+    planned = place.shape[:axis] + tuple(tensor.shape[axis : axis + 1]) + place.shape[axis + 1 :]
+    if tensor.dtype != place.dtype or tensor.shape != planned:
+        raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)}, planned {place.dtype} {place.shape}")
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
-def _write_all(descriptor: int, content: memoryview) -> int:
-    """os.write takes at most 2 GiB at a time, and less on a disk that is almost full."""
+def _write_all(descriptor: int, content: memoryview, offset: int) -> int:
+    """os.pwrite takes at most 2 GiB at a time, and less on a disk that is almost full."""
     written = 0
     while written < len(content):
-        written += os.write(descriptor, content[written:])
+        written += os.pwrite(descriptor, content[written:], offset + written)
     return written
 
 

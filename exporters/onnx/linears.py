@@ -14,6 +14,7 @@ The order of operations is that of `smoothquant.quantization`, and so are the in
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -86,8 +87,12 @@ class PerTensorLinears:
         return _add_bias(self.graph, y, name, shape[0], self.body) if bias else y
 
 
-FORMS = {"float": FloatLinears, "per-token": PerTokenLinears, "per-tensor": PerTensorLinears}
 Linears = FloatLinears | PerTokenLinears | PerTensorLinears
+FORMS: Mapping[str, type[Linears]] = {
+    "float": FloatLinears,
+    "per-token": PerTokenLinears,
+    "per-tensor": PerTensorLinears,
+}
 
 
 def _quantize_dequantize(graph: Graph, x: str, scale: str) -> str:

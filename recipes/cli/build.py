@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from recipes import pipeline
 from recipes.cli import options
 from recipes.cli.ui import Ui
 
@@ -27,9 +26,11 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
-    with ui.progress("Building") as progress:
+    from builders import onnxruntime
+
+    with ui.progress("build onnxruntime") as progress:
         progress(0, 1)
-        manifest = pipeline.build_onnxruntime(arguments.export, arguments.out, overwrite=arguments.overwrite)
+        manifest = onnxruntime.build(arguments.export, arguments.out, overwrite=arguments.overwrite)
         progress(1, 1)
     ui.result({"out": arguments.out, "manifest": manifest})
     ui.say(f'{arguments.out}: try  smoothquant generate {arguments.out} "Once upon a time"')

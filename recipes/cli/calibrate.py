@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from recipes import pipeline
 from recipes.cli import options
 from recipes.cli.ui import Ui
 
@@ -16,12 +15,12 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         help="measure activation ranges on a text",
         description="Run a text through the model, one layer in memory at a time, and keep per channel the largest "
         "|input| and |output| of every linear. A few hundred sequences of the kind of text that the model will serve "
-        "are enough. An interrupted run goes on at the layer where it stopped.",
+        "are enough. An interrupted run goes on near where it stopped.",
     )
     command.add_argument("model", metavar="MODEL", help="Hugging Face model folder")
     options.add_text(command, samples=128, length=512)
     command.add_argument(
-        "--out", required=True, metavar="FILE", help="act scales to write (usually NAME.act_scales.safetensors)"
+        "--out", required=True, metavar="FILE", help="act scales to write, as in llama.act_scales.safetensors"
     )
     command.add_argument(
         "--dtype",
@@ -29,18 +28,22 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         default="auto",
         help="arithmetic (default auto: 16 bits where the checkpoint has them and the machine is quick at them)",
     )
-    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default auto)")
+    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default auto)")
     options.add_family(command)
     options.add_overwrite(command)
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
-    model = pipeline.open_model(arguments.model, arguments.family)
-    text = pipeline.load_text(arguments.text, model, arguments.samples, arguments.length)
+    from act_scales.collect import collect
+    from act_scales.text import load_text
+    from recipes.families import open_model
+
+    model = open_model(arguments.model, arguments.family)
+    text = load_text(arguments.text, model.checkpoint.folder, arguments.samples, arguments.length)
     ui.note(f"{len(text.sequences)} sequences, {text.tokens:,} tokens from {text.source}")
-    with ui.progress("Calibrating") as progress:
-        scales = pipeline.calibrate(
+    with ui.progress("calibrate") as progress:
+        scales = collect(
             model,
             text,
             arguments.out,

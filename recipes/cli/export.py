@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from recipes import pipeline
 from recipes.cli import options
 from recipes.cli.ui import Ui
 from smoothquant.settings import SmoothingSettings
+
+if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
+    from exporters.export import Writer
 
 TARGETS = {
     "hf": (
@@ -44,8 +46,8 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
             "act_scales",
             metavar="ACT_SCALES",
             nargs="?",
-            help="from smoothquant calibrate, or the published .pt form; needed unless --groups none (per-token) or "
-            "a float graph is asked for",
+            help="from smoothquant calibrate, or the published .pt form; not needed for --groups none with per-token "
+            "activations, nor for a float graph",
         )
         command.add_argument("--out", required=True, metavar="DIR", help="folder to make")
         options.add_smoothing(command, alpha_default=0.5)
@@ -68,7 +70,7 @@ def _add_own(target: str, command: argparse.ArgumentParser) -> None:
         help="activations: one dynamic scale per token (accurate, default) or one static scale per tensor",
     )
     if target == "onnx":
-        command.add_argument("--float", action="store_true", help="the unquantized graph: the reference engine")
+        command.add_argument("--float", action="store_true", help="the unquantized graph: a reference engine")
         command.add_argument(
             "--dtype", choices=("fp32", "fp16"), default="fp32", help="of everything that is not INT8 (default fp32)"
         )
@@ -76,34 +78,43 @@ def _add_own(target: str, command: argparse.ArgumentParser) -> None:
             "--lm-head",
             choices=("float", "int8"),
             default="float",
-            help="quantize the output head too: faster decode, measure the accuracy (default float)",
+            help="quantize the output head too: quicker decode; measure the accuracy (default float)",
         )
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
+    settings = SmoothingSettings(arguments.alpha, arguments.groups)
+    from exporters.export import export
+    from recipes.families import open_model
+    from recipes.pipeline import source_of
+    from smoothquant.workspace import load_manifest
+
+    model = open_model(arguments.model, arguments.family)
     plain = arguments.target == "onnx" and arguments.float
-    groups = "none" if plain else arguments.groups
-    with ui.progress("Reading the model") as progress:
-        progress(0, 1)
-        source = pipeline.source(
-            arguments.model,
-            None if plain else arguments.act_scales,
-            SmoothingSettings(arguments.alpha, groups),
-            family_file=arguments.family,
-        )
-        progress(1, 1)
-    writer = _writer(arguments)
-    with ui.progress(f"Exporting {arguments.target}") as progress:
-        manifest = pipeline.export_one(source, writer, overwrite=arguments.overwrite, progress=progress)
+    if plain:
+        source = source_of(model, None, SmoothingSettings(groups="none"))
+    else:
+        source = source_of(model, arguments.act_scales, settings)
+    with ui.progress(f"export {arguments.target}") as progress:
+        export(source, [_writer(arguments)], overwrite=arguments.overwrite, progress=progress)
+    manifest = load_manifest(arguments.out)
     size = sum(manifest["files"].values())
-    ui.result({"out": str(Path(arguments.out)), "bytes": size, "manifest": manifest})
-    ui.say(f"{arguments.out}: {size / 1e6:,.1f} MB (the model has {source.model.checkpoint.nbytes / 1e6:,.1f} MB)")
+    ui.result({"out": arguments.out, "bytes": size, "manifest": manifest})
+    ui.say(f"{arguments.out}: {size / 1e6:,.1f} MB, from {model.checkpoint.nbytes / 1e6:,.1f} MB")
 
 
-def _writer(arguments: argparse.Namespace) -> pipeline.Writer:
+def _writer(arguments: argparse.Namespace) -> Writer:
     if arguments.target == "hf":
-        return pipeline.smoothed_writer(arguments.out, arguments.dtype)
+        import torch
+
+        from exporters.huggingface import SmoothedWriter
+
+        return SmoothedWriter(arguments.out, getattr(torch, arguments.dtype) if arguments.dtype else None)
     if arguments.target == "w8a8":
-        return pipeline.w8a8_writer(arguments.out, arguments.act)
+        from exporters.huggingface import W8A8Writer
+
+        return W8A8Writer(arguments.out, arguments.act)
+    from exporters.onnx import OnnxWriter
+
     activations = "float" if arguments.float else arguments.act
-    return pipeline.onnx_writer(arguments.out, activations, body=arguments.dtype, lm_head=arguments.lm_head)
+    return OnnxWriter(arguments.out, activations, body=arguments.dtype, lm_head=arguments.lm_head)

@@ -6,7 +6,6 @@ import argparse
 import sys
 import time
 
-from recipes import pipeline
 from recipes.cli.ui import Ui
 from smoothquant.errors import UserError
 
@@ -16,7 +15,8 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "generate",
         parents=[common],
         help="talk to an engine",
-        description="Continue a prompt with an ONNX Runtime engine, token by token. Greedy unless --temperature is given.",
+        description="Continue a prompt with an ONNX Runtime engine, token by token: greedily, unless --temperature "
+        "is given.",
     )
     command.add_argument("engine", metavar="ENGINE", help="folder made by smoothquant build onnxruntime")
     command.add_argument("prompt", help="text to continue; - reads it from standard input")
@@ -33,8 +33,11 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if not prompt:
         raise UserError("the prompt is empty", expected="some text to continue")
-    engine = pipeline.open_onnxruntime(arguments.engine)
-    tokenizer = pipeline.tokenizer_of(arguments.engine)
+    from act_scales.text import load_tokenizer
+    from builders.onnxruntime import OnnxRuntimeEngine
+
+    engine = OnnxRuntimeEngine(arguments.engine)
+    tokenizer = load_tokenizer(arguments.engine)
     prompt_ids = tokenizer(prompt)["input_ids"]
     tokens: list[int] = []
     shown = ""

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -17,7 +19,8 @@ class Ui:
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self.json, self.quiet = json, quiet
-        self.out, self.err = Console(), Console(stderr=True)
+        self.out = Console(width=None if sys.stdout.isatty() else 120)
+        self.err = Console(stderr=True)
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
@@ -51,12 +54,14 @@ class Ui:
         """A result for people: not printed with --json."""
         if self.json:
             return
-        table = Table(title=title, caption=caption or None, title_justify="left", caption_justify="left")
+        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
         for index, name in enumerate(header):
-            table.add_column(name, justify="right" if index else "left", overflow="fold")
+            table.add_column(name, justify="right" if index else "left", no_wrap=not index, overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         self.out.print(table)
+        if caption:
+            self.out.print(caption, markup=False, highlight=False)
 
     def say(self, text: str) -> None:
         """A line of result for people: not printed with --json."""

@@ -1,0 +1,130 @@
+"""smoothquant validate: an engine against the float logits of its model."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING
+
+from recipes.cli import options
+from recipes.cli.ui import Ui
+from smoothquant.errors import ThresholdError
+
+if TYPE_CHECKING:
+    from builders.validate import Thresholds, Validation
+
+LIMITS = {  # field of Thresholds -> what its option's help says
+    "kl_mean": "mean KL to the reference, nats per token, at most",
+    "kl_p99": "99th percentile of the KL, at most",
+    "top1": "share of tokens with the same likeliest successor, at least",
+    "perplexity_ratio": "perplexity over the reference's, at most",
+    "relative_error": "relative error of the logits, at most",
+    "exactness_ratio": "distance to the exact W8A8 logits over PyTorch's, at most (runs the float64 reference)",
+}
+
+
+def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+    command = commands.add_parser(
+        "validate",
+        parents=[common],
+        help="compare an engine with the float model on held-out text",
+        description="Run engines and the float model on a text that was not calibrated on, and compare their logits. "
+        "The float model runs layer by layer: one layer in memory. Exit status 1 if a threshold is missed; the "
+        "smallest one that would have passed is told.",
+    )
+    command.add_argument(
+        "engines",
+        metavar="ENGINE",
+        nargs="+",
+        help="folder made by smoothquant build, or by export hf or w8a8; several are compared side by side",
+    )
+    command.add_argument("--reference", required=True, metavar="MODEL", help="the float model that it was made from")
+    options.add_text(command, samples=32, length=512)
+    command.add_argument("--recipe", help="take the thresholds of this recipe")
+    for name, meaning in LIMITS.items():
+        command.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=f"threshold: {meaning}")
+    command.add_argument("--exact", action="store_true", help="measure the distance to the exact (float64) W8A8 logits")
+    command.add_argument("--report", metavar="FILE.html", help="write a report with plots")
+    command.add_argument("--out", metavar="FILE.json", help="write the results, with everything that the plots show")
+    options.add_family(command)
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, ui: Ui) -> None:
+    from pathlib import Path
+
+    from act_scales.text import load_text
+    from builders.report import write_json, write_report
+    from builders.validate import validate_engines
+    from recipes.families import open_model
+
+    limits = _limits(arguments)
+    model = open_model(arguments.reference, arguments.family)
+    text = load_text(arguments.text, model.checkpoint.folder, arguments.samples, arguments.length)
+    names = [Path(folder).resolve().name for folder in arguments.engines]
+    labels = names if len(set(names)) == len(names) else arguments.engines
+    folders = dict(zip(labels, arguments.engines, strict=True))
+    with ui.progress("validate") as progress:
+        found = validate_engines(
+            folders, model, text, dict.fromkeys(folders, limits), exact=arguments.exact, progress=progress
+        )
+    if arguments.report:
+        write_report(arguments.report, found)
+    if arguments.out:
+        write_json(arguments.out, found)
+    show(ui, found)
+    ui.result({"validations": [summary(validation) for validation in found]})
+    raise_if_missed(found)
+
+
+def show(ui: Ui, found: list[Validation]) -> None:
+    """A table with a line per engine, and the verdict on every threshold."""
+    header = ("", "perplexity", "ratio", "KL mean", "KL p99", "top-1", "rel. error", "size")
+    rows = [("reference", f"{found[0].metrics.reference_perplexity:.3f}", "", "", "", "", "", "")]
+    for validation in found:
+        metrics = validation.metrics
+        rows.append(
+            (
+                validation.label,
+                f"{metrics.perplexity:.3f}",
+                f"{metrics.perplexity_ratio:.4f}",
+                f"{metrics.kl_mean:.5f}",
+                f"{metrics.kl_p99:.5f}",
+                f"{metrics.top1:.2%}",
+                f"{metrics.relative_error:.2e}",
+                f"{validation.subject['bytes'] / 1e6:,.1f} MB",
+            )
+        )
+    ui.table(f"{found[0].subject['tokens']:,} tokens of {found[0].subject['text']}", header, rows)
+    for validation in found:
+        if validation.exactness:
+            exactness = validation.exactness
+            ui.say(
+                f"{validation.label}: distance to the exact W8A8 logits {exactness.engine:.2e}, PyTorch's own float32 "
+                f"{exactness.pytorch:.2e}, ratio {exactness.ratio:.2f}"
+            )
+        for check in validation.checks:
+            ui.say(f"{validation.label}: {check.sentence}")
+
+
+def summary(validation: Validation) -> dict:
+    """A validation without the data of its plots."""
+    content = validation.as_dict()
+    return {key: content[key] for key in ("label", "subject", "metrics", "exactness", "checks", "passed")}
+
+
+def raise_if_missed(found: list[Validation]) -> None:
+    """Raise ThresholdError, which makes the exit status 1, if an engine misses a threshold."""
+    missed = [validation.verdict for validation in found if not validation.passed]
+    if missed:
+        raise ThresholdError("; ".join(missed))
+
+
+def _limits(arguments: argparse.Namespace) -> Thresholds:
+    from builders.validate import Thresholds
+    from recipes.models import RECIPES
+    from recipes.recipe import find
+
+    limits = find(arguments.recipe, RECIPES).thresholds if arguments.recipe else Thresholds()
+    given = {field.name: getattr(arguments, field.name) for field in fields(Thresholds)}
+    return replace(limits, **{name: value for name, value in given.items() if value is not None})

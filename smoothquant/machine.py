@@ -1,0 +1,30 @@
+"""What the processor is and can do. Linux tells; elsewhere nothing is known and nothing is assumed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cpu_flags() -> set[str]:
+    """Features of this processor, by Linux's names."""
+    return {flag for line in cpuinfo() if line.startswith(("flags", "Features")) for flag in line.split(":")[1].split()}
+
+
+def cpuinfo() -> list[str]:
+    """The lines of /proc/cpuinfo."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+def physical_cores() -> int:
+    """Cores that this process may use; two hardware threads of one core count once."""
+    allowed = os.sched_getaffinity(0)
+    siblings = set()
+    for core in allowed:
+        path = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+        if path.exists():
+            siblings.add(path.read_text().strip())
+    return len(siblings) or len(allowed)

@@ -1,0 +1,243 @@
+"""The act scales file: read by others, whole, and never somebody else's."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from act_scales.store import INPUT, OUTPUT, ActScales, load_act_scales
+from smoothquant.errors import ActScalesError, OutputError
+from smoothquant.model import Model
+from tests.models import open_llama
+
+Q = "model.layers.0.self_attn.q_proj"
+DOWN = "model.layers.1.mlp.down_proj"
+
+
+def scales_of(model: Model, **metadata: str) -> ActScales:
+    generator = torch.Generator().manual_seed(0)
+    inputs = {name: torch.rand(columns, generator=generator) for name, (_, columns) in model.linears()}
+    outputs = {name: torch.rand(rows, generator=generator) for name, (rows, _) in model.linears()}
+    return ActScales(inputs, outputs, metadata)
+
+
+def same(found: ActScales, expected: ActScales) -> bool:
+    mine, theirs = found.tensors(), expected.tensors()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+@pytest.fixture
+def scales(llama: Model) -> ActScales:
+    return scales_of(llama, model_fingerprint=llama.checkpoint.fingerprint(), text_source='é, "quoted"')
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "a.safetensors"
+
+
+def test_the_safetensors_package_reads_the_file(scales: ActScales, llama: Model, path: Path) -> None:
+    scales.save(path)
+    found = load_file(path)
+    assert found.keys() == {name + suffix for name, _ in llama.linears() for suffix in (INPUT, OUTPUT)}
+    assert all(
+        torch.equal(found[key], values) and values.dtype == torch.float32 for key, values in scales.tensors().items()
+    )
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == scales.metadata
+    assert sorted(path.parent.iterdir()) == [path]
+
+
+def test_round_trip(scales: ActScales, path: Path) -> None:
+    scales.save(path)
+    found = load_act_scales(path)
+    assert same(found, scales)
+    assert found.metadata == scales.metadata
+    assert found.fingerprint == scales.fingerprint
+
+
+def test_the_same_content_gives_the_same_bytes(scales: ActScales, path: Path) -> None:
+    scales.save(path)
+    shuffled = ActScales(
+        *(dict(reversed(part.items())) for part in (scales.input_absmax, scales.output_absmax, scales.metadata))
+    )
+    shuffled.save(path.with_name("b.safetensors"))
+    assert path.read_bytes() == path.with_name("b.safetensors").read_bytes()
+
+
+def test_the_fingerprint_is_of_names_and_values(scales: ActScales) -> None:
+    changed = dict(scales.input_absmax)
+    changed[Q] = changed[Q] * 1.0001
+    renamed = {name.replace("layers.0", "layers.7"): values for name, values in scales.input_absmax.items()}
+    other = {ActScales(inputs, scales.output_absmax).fingerprint for inputs in (changed, renamed, scales.input_absmax)}
+    assert len(other) == 3
+    assert ActScales(scales.input_absmax, scales.output_absmax).fingerprint == scales.fingerprint
+
+
+# -- the published form ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_published_form_is_read(legacy: bool, scales: ActScales, llama: Model, tmp_path: Path) -> None:
+    published = {name: values.half() for name, values in scales.input_absmax.items()} | {"lm_head": torch.ones(64)}
+    torch.save(published, tmp_path / "llama.pt", _use_new_zipfile_serialization=not legacy)
+    found = load_act_scales(tmp_path / "llama.pt").for_model(llama)
+    assert found.input_absmax.keys() == scales.input_absmax.keys()
+    assert all(torch.equal(found.input_absmax[name], published[name].float()) for name in found.input_absmax)
+    assert found.output_absmax == {}
+
+
+def test_the_published_form_is_written(scales: ActScales, tmp_path: Path) -> None:
+    scales.save_pt(tmp_path / "llama.pt")
+    found = torch.load(tmp_path / "llama.pt", weights_only=True)
+    assert found.keys() == scales.input_absmax.keys()
+    assert all(torch.equal(found[name], scales.input_absmax[name]) for name in found)
+    assert same(load_act_scales(tmp_path / "llama.pt"), ActScales(scales.input_absmax))
+
+
+class Attack:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_in_a_pickle_is_not_run(legacy: bool, tmp_path: Path) -> None:
+    path, trace = tmp_path / "evil.pt", tmp_path / "trace"
+    torch.save({Q: torch.ones(64), "x": Attack(trace)}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ActScalesError, match=r"evil\.pt: corrupt, or wants to run code; it was not run") as caught:
+        load_act_scales(path)
+    assert "\n" not in str(caught.value)
+    assert not trace.exists()
+    torch.load(path, weights_only=False)  # the attack is a real one
+    assert trace.exists()
+
+
+# -- files that are none ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ([torch.ones(3)], "holds a list"),
+        ({Q: 3.0}, f"entry '{Q}' is a float"),
+        ({3: torch.ones(3)}, "entry 3 is a Tensor"),
+        ({Q: {"nested": torch.ones(3)}}, "is a dict"),
+        ({Q: torch.ones(3, dtype=torch.int64)}, "q_proj.input_absmax is int64"),
+        ({}, "no activation scales in it"),
+        ({Q: torch.ones(3, 3)}, r"q_proj.input_absmax is float32 \[3, 3\]; expected a vector"),
+        ({Q: torch.tensor([1.0, float("nan")])}, "q_proj.input_absmax holds NaN, Inf or negative"),
+        ({Q: torch.tensor([1.0, float("inf")])}, "holds NaN, Inf or negative"),
+        ({Q: torch.tensor([1.0, -1.0])}, "holds NaN, Inf or negative"),
+    ],
+)
+def test_a_wrong_pt_is_one_line(content: object, fault: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(ActScalesError, match=rf"a\.pt: .*{fault}") as caught:
+        load_act_scales(tmp_path / "a.pt")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ({"model.norm.weight": torch.ones(3)}, r"tensor model.norm.weight in it; expected act scales"),
+        ({Q + INPUT: torch.ones(3, dtype=torch.float16)}, "is float16"),
+        ({Q + INPUT: torch.ones(())}, r"is float32 \[\]"),
+        ({Q + INPUT: torch.ones(3), Q + OUTPUT: torch.tensor([float("nan")])}, "q_proj.output_absmax holds NaN"),
+        ({Q + OUTPUT: torch.ones(3)}, "no activation scales in it"),
+        ({}, "no activation scales in it"),
+    ],
+)
+def test_a_wrong_safetensors_is_one_line(content: dict[str, torch.Tensor], fault: str, path: Path) -> None:
+    save_file(content, path)
+    with pytest.raises(ActScalesError, match=rf"a\.safetensors: .*{fault}"):
+        load_act_scales(path)
+
+
+@pytest.mark.parametrize("size", [0, 4, 50, -1])
+def test_a_truncated_file_is_one_line(size: int, scales: ActScales, path: Path) -> None:
+    scales.save(path)
+    scales.save_pt(path.with_suffix(".pt"))
+    for file in (path, path.with_suffix(".pt")):
+        os.truncate(file, size if size >= 0 else file.stat().st_size // 2)
+        with pytest.raises(ActScalesError, match=rf"{file.name}: (truncated or corrupt|corrupt)") as caught:
+            load_act_scales(file)
+        assert "\n" not in str(caught.value)
+
+
+def test_garbage_is_one_line(path: Path) -> None:
+    for file in (path, path.with_suffix(".pt")):
+        file.write_bytes(struct.pack("<Q", 1 << 60) + b"garbage" * 99)
+        with pytest.raises(ActScalesError, match=rf"{file.name}: .*corrupt"):
+            load_act_scales(file)
+
+
+def test_no_such_file_and_no_such_kind(tmp_path: Path) -> None:
+    with pytest.raises(ActScalesError, match="no such file; expected act scales made by smoothquant calibrate"):
+        load_act_scales(tmp_path / "a.safetensors")
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(ActScalesError, match=r"a\.json: unknown kind of file; expected .*\.safetensors or \.pt"):
+        load_act_scales(tmp_path / "a.json")
+
+
+def test_a_later_format_is_refused(scales: ActScales, path: Path) -> None:
+    ActScales(scales.input_absmax, metadata={"format_version": "2"}).save(path)
+    with pytest.raises(ActScalesError, match="format version 2; expected 1; update this tool"):
+        load_act_scales(path)
+
+
+def test_an_unwritable_place_is_one_line(scales: ActScales, tmp_path: Path) -> None:
+    for write in (scales.save, scales.save_pt):
+        with pytest.raises(OutputError, match="cannot write there .No such file or directory"):
+            write(tmp_path / "nowhere" / "a.safetensors")
+
+
+# -- whose scales ----------------------------------------------------------------------------------------------------
+
+
+def test_scales_of_this_model(scales: ActScales, llama: Model) -> None:
+    assert same(scales.for_model(llama), scales)
+
+
+def test_scales_of_another_model_are_refused(scales: ActScales, llama: Model, make_llama: Callable[..., Path]) -> None:
+    other = open_llama(make_llama(seed=1))
+    mine, theirs = other.checkpoint.fingerprint(), llama.checkpoint.fingerprint()
+    with pytest.raises(
+        ActScalesError, match=rf"of another model \(fingerprint {theirs}\); expected .*{mine}.*calibrate"
+    ):
+        scales.for_model(other)
+    same_shapes = ActScales(scales.input_absmax, scales.output_absmax)  # no fingerprint: names and shapes decide
+    assert same(same_shapes.for_model(other), same_shapes)
+
+
+def test_lm_head_is_dropped(scales: ActScales, llama: Model) -> None:
+    head = {"lm_head": torch.ones(64)}
+    with_head = ActScales(dict(scales.input_absmax) | head, dict(scales.output_absmax) | head)
+    assert same(with_head.for_model(llama), scales)
+
+
+def test_names_and_shapes_must_fit(scales: ActScales, llama: Model) -> None:
+    inputs, outputs = dict(scales.input_absmax), dict(scales.output_absmax)
+    unknown = {"model.layers.9.mlp.up_proj": torch.ones(64)}
+    for wrong, fault in (
+        (
+            ActScales({name: inputs[name] for name in inputs if name != DOWN}, outputs),
+            f"no activation scales for {DOWN}",
+        ),
+        (ActScales(inputs | unknown), "layers.9.mlp.up_proj, which this model does not have"),
+        (ActScales(inputs | {DOWN: torch.ones(64)}), rf"{DOWN} have shape \[64\]; expected \[128\]"),
+        (ActScales(inputs, outputs | unknown), "layers.9.mlp.up_proj, which this model does not have"),
+        (ActScales(inputs, outputs | {DOWN: torch.ones(128)}), f"{DOWN}.output_absmax has 128 channels; expected 64"),
+    ):
+        with pytest.raises(ActScalesError, match=fault):
+            wrong.for_model(llama)

@@ -1,0 +1,267 @@
+"""Calibration: the maxima that hooks on transformers' own model see, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
+
+from act_scales import collect as module
+from act_scales.collect import absmax, collect
+from act_scales.store import ActScales, load_act_scales
+from act_scales.text import Text
+from smoothquant.errors import ActScalesError, MissingPackageError, OutputError, UserError
+from smoothquant.model import Model
+from tests.models import open_llama, sample_ids
+
+VARIANTS = {
+    "grouped heads": {},
+    "full heads": {"num_key_value_heads": 4},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "tied embeddings": {"tie_word_embeddings": True},
+    "one layer": {"num_hidden_layers": 1},
+}
+
+
+def text_of(*lengths: int) -> Text:
+    return Text(tuple(sample_ids(1, length, seed)[0] for seed, length in enumerate(lengths)), "random")
+
+
+def hooked(folder: Path, text: Text, dtype: torch.dtype = torch.float32) -> tuple[dict, dict]:
+    """Maxima of |input| and |output| of every linear but lm_head, one sequence at a time, without any batching."""
+    inputs: dict[str, torch.Tensor] = {}
+    outputs: dict[str, torch.Tensor] = {}
+
+    def listen(name: str) -> Callable:
+        def hook(_module: object, args: tuple, output: torch.Tensor) -> None:
+            for maxima, seen in ((inputs, args[0]), (outputs, output)):
+                found = seen.float().abs().flatten(0, -2).amax(dim=0)
+                maxima[name] = torch.maximum(maxima[name], found) if name in maxima else found
+
+        return hook
+
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
+    for name, part in model.named_modules():
+        if isinstance(part, torch.nn.Linear) and name != "lm_head":
+            part.register_forward_hook(listen(name))
+    with torch.no_grad():
+        for sequence in text.sequences:
+            model(sequence[None])
+    return inputs, outputs
+
+
+def assert_close(found: ActScales, expected: tuple[dict, dict], tolerance: float) -> None:
+    for mine, theirs in zip((found.input_absmax, found.output_absmax), expected, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name, values in theirs.items():
+            assert mine[name].dtype == torch.float32
+            assert (mine[name] - values).abs().max() <= tolerance * values.max(), name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_maxima_are_those_of_transformers(variant: str, make_llama: Callable[..., Path], tmp_path: Path) -> None:
+    folder, text = make_llama(**VARIANTS[variant]), text_of(48, 48, 48, 48, 7)
+    found = collect(open_llama(folder), text, tmp_path / "a.safetensors", device="cpu")
+    # float32 rounding, summed over two layers in another order: a few units of 1.2e-7
+    assert_close(found, hooked(folder, text), 5e-6)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 10**6])
+def test_batches_do_not_matter(
+    batch_tokens: int, llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_TOKENS", batch_tokens)
+    text = text_of(40, 40, 40, 40, 40, 11)
+    found = collect(llama, text, tmp_path / "a.safetensors", device="cpu")
+    assert_close(found, hooked(llama.checkpoint.folder, text), 5e-6)  # as above
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_checkpoints(stored: torch.dtype, make_llama: Callable[..., Path], tmp_path: Path) -> None:
+    folder, text = make_llama(dtype=stored), text_of(48, 48)
+    model = open_llama(folder)
+    exact = hooked(folder, text)
+    assert_close(collect(model, text, tmp_path / "a.safetensors", dtype="float32", device="cpu"), exact, 5e-6)
+    # bfloat16 keeps 8 bits, each rounding is off by up to 2^-9: a dozen of them in a row, in two layers, 5 %
+    assert_close(collect(model, text, tmp_path / "b.safetensors", dtype="bfloat16", device="cpu"), exact, 0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 5), (2, 3, 7), (3, 64, 2), (2, 129, 33)])
+def test_absmax_is_the_largest_magnitude(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(absmax(x), x.float().abs().flatten(0, -2).amax(dim=0))
+    assert torch.equal(absmax(-x), absmax(x))
+    x[..., -1, 0] = -0.0
+    x[..., -1, 1] = float("-inf")
+    x[..., 0, -1] = float("nan")
+    found = absmax(x)
+    assert found[-1].isnan()
+    assert found[1].isinf() or shape[-1] == 2
+    assert absmax(torch.full((3, 2), -0.0, dtype=dtype)).tolist() == [0, 0]
+
+
+# -- the file --------------------------------------------------------------------------------------------------------
+
+
+def test_the_file_tells_what_it_was_made_from(llama: Model, tmp_path: Path) -> None:
+    text, out = text_of(32, 32, 9), tmp_path / "a.safetensors"
+    made = collect(llama, text, out, device="cpu")
+    read = load_act_scales(out)
+    assert read.fingerprint == made.fingerprint == made.for_model(llama).fingerprint
+    assert read.metadata == made.metadata
+    versions = json.loads(read.metadata["versions"])
+    assert versions["torch"] == torch.__version__
+    assert {key: value for key, value in read.metadata.items() if key != "versions"} == {
+        "format_version": "1",
+        "model_fingerprint": llama.checkpoint.fingerprint(),
+        "text_fingerprint": text.fingerprint,
+        "text_source": "random",
+        "samples": "3",
+        "sequence_length": "32",
+        "tokens": "73",
+        "dtype": "float32",
+        "device": "cpu",
+    }
+    assert sorted(tmp_path.iterdir()) == [out]
+
+
+def test_calibrating_twice_gives_the_same_bytes(llama: Model, tmp_path: Path) -> None:
+    for name in ("a.safetensors", "b.safetensors"):
+        collect(llama, text_of(48, 48, 5), tmp_path / name, device="cpu")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+class Interrupt(Exception):
+    """Stands for Ctrl-C."""
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_an_interrupted_run_goes_on_to_the_same_bytes(
+    stop: int, make_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KEEP_EVERY", -1.0)  # keep the state after every layer
+    model, text, out = open_llama(make_llama(num_hidden_layers=4)), text_of(32, 32, 9), tmp_path / "a.safetensors"
+
+    def interrupt(done: int, _total: int) -> None:
+        if done == stop:
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        collect(model, text, out, device="cpu", progress=interrupt)
+    assert not out.exists()
+    seen: list[int] = []
+    collect(model, text, out, device="cpu", progress=lambda done, total: seen.append(done))
+    assert seen == list(range(stop, 5))
+    collect(model, text, tmp_path / "straight.safetensors", device="cpu")
+    assert out.read_bytes() == (tmp_path / "straight.safetensors").read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_broken_state_is_one_line(
+    make_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KEEP_EVERY", -1.0)
+    model, text, out = open_llama(make_llama()), text_of(32), tmp_path / "a.safetensors"
+
+    def interrupt(done: int, _total: int) -> None:
+        if done == 1:
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        collect(model, text, out, device="cpu", progress=interrupt)
+    (state,) = (tmp_path / "a.safetensors.partial").glob("state.*")
+    os.truncate(state, 100)
+    with pytest.raises(OutputError, match=r"truncated or corrupt.*remove .*a\.safetensors\.partial and start again"):
+        collect(model, text, out, device="cpu")
+
+
+def test_a_finished_file_is_reused(llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, out = text_of(32, 32), tmp_path / "a.safetensors"
+    made = collect(llama, text, out, device="cpu")
+    monkeypatch.setattr(module.decoder, "forward", None)  # nothing is computed again
+    seen: list[tuple[int, int]] = []
+    again = collect(llama, text, out, device="cpu", progress=lambda done, total: seen.append((done, total)))
+    assert again.fingerprint == made.fingerprint
+    assert seen == [(2, 2)]
+
+
+def test_other_content_is_refused_unless_overwritten(llama: Model, tmp_path: Path) -> None:
+    out = tmp_path / "a.safetensors"
+    collect(llama, text_of(32, 32), out, device="cpu")
+    before = out.read_bytes()
+    for text, dtype in ((text_of(32, 31), "auto"), (text_of(32, 32), "bfloat16")):
+        with pytest.raises(OutputError, match=r"a\.safetensors exists and was not made.*--overwrite"):
+            collect(llama, text, out, dtype=dtype, device="cpu")
+    assert out.read_bytes() == before
+    collect(llama, text_of(32, 31), out, device="cpu", overwrite=True)
+    assert load_act_scales(out).metadata["tokens"] == "63"
+    out.write_text("something precious")
+    with pytest.raises(OutputError, match="exists"):
+        collect(llama, text_of(32, 31), out, device="cpu")
+    assert out.read_text() == "something precious"
+
+
+def test_impossible_outputs_are_refused(llama: Model, tmp_path: Path) -> None:
+    (tmp_path / "b.safetensors").mkdir()
+    for out in (tmp_path / "b.safetensors", tmp_path / "scales", tmp_path / "scales.pt"):
+        with pytest.raises(OutputError, match=r"expected a file NAME\.safetensors"):
+            collect(llama, text_of(32), out, device="cpu", overwrite=True)
+
+
+# -- bad input -------------------------------------------------------------------------------------------------------
+
+
+def poison(folder: Path, name: str, row: int, value: float) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name][row] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "fault"),
+    [
+        ("model.embed_tokens.weight", float("nan"), r"input of model\.layers\.0\.self_attn\.q_proj"),
+        ("model.layers.0.mlp.up_proj.weight", 3e38, r"output of model\.layers\.0\.mlp\.up_proj"),
+        ("model.layers.1.self_attn.v_proj.weight", 3e38, r"output of model\.layers\.1\.self_attn\.v_proj"),
+    ],
+)
+def test_the_first_linear_with_nan_or_inf_is_named(
+    tensor: str, value: float, fault: str, make_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, text = make_llama(), text_of(40, 40)
+    poison(folder, tensor, int(text.sequences[1][3]) if "embed" in tensor else 5, value)
+    with pytest.raises(ActScalesError, match=rf"NaN or Inf in the {fault}, the first linear") as caught:
+        collect(open_llama(folder), text, tmp_path / "a.safetensors", device="cpu")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_float16_that_overflows_says_what_to_do(make_llama: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_llama()
+    poison(folder, "model.layers.0.mlp.up_proj.weight", 5, 6e4)
+    with pytest.raises(ActScalesError, match=r"up_proj.*expected activations that float16 can hold.*--dtype float32"):
+        collect(open_llama(folder), text_of(40), tmp_path / "a.safetensors", dtype="float16", device="cpu")
+    collect(open_llama(folder), text_of(40), tmp_path / "a.safetensors", dtype="float32", device="cpu")
+
+
+def test_text_of_another_model_is_refused(llama: Model, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the tokenizer that came with the model"):
+        collect(llama, Text((torch.tensor([1, 10**6]),), "t"), tmp_path / "a.safetensors", device="cpu")
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_dtypes_and_devices_are_refused(llama: Model, tmp_path: Path) -> None:
+    for options, error, fault in (
+        ({"dtype": "int4"}, UserError, "dtype 'int4'; expected auto or one of float32, bfloat16, float16"),
+        ({"device": "tpu"}, UserError, "device 'tpu'; expected auto, cpu, cuda or cuda:N"),
+        ({"device": "cuda:99"}, MissingPackageError, "device 'cuda:99' is not there"),
+    ):
+        with pytest.raises(error, match=fault):
+            collect(llama, text_of(32), tmp_path / "a.safetensors", **options)
