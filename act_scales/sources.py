@@ -102,7 +102,7 @@ def _decompressed(path: Path) -> Iterator[bytes]:
         import zstandard
     except ImportError as error:
         raise MissingPackageError(
-            f"{path}: reading .zst needs zstandard", do='pip install "smoothquant-toolchain[datasets]"'
+            f"{path}: reading .zst needs zstandard", do="pip install zstandard"
         ) from error
     again = "download or compress it again"
     frame = zstandard.ZstdDecompressor().decompressobj()
@@ -133,7 +133,7 @@ def _rows(source: str) -> Iterator[Any]:
         import datasets
     except ImportError as error:
         raise MissingPackageError(
-            f"{source} needs the package datasets", do='pip install "smoothquant-toolchain[datasets]"'
+            f"{source} needs the package datasets", do="pip install datasets"
         ) from error
     streaming = not datasets.config.HF_HUB_OFFLINE  # a stream takes what is used; offline there is the cache alone
     try:

@@ -70,5 +70,5 @@ def _require_compressed_tensors() -> None:
     except ImportError as error:
         raise MissingPackageError(
             "W8A8 checkpoints need compressed-tensors to run in transformers",
-            do='pip install "smoothquant-toolchain[w8a8]"',
+            do="pip install compressed-tensors",
         ) from error

@@ -47,22 +47,14 @@ class Report:
         return asdict(self)
 
 
-# command, packages that must be here (alternatives with |), what to install
+# command; packages that must be here, alternatives with |
 TARGETS = (
-    ("calibrate, export hf, export w8a8", ("torch", "transformers"), 'pip install "smoothquant-toolchain"'),
-    ("calibrate --text DATASET", ("datasets",), 'pip install "smoothquant-toolchain[datasets]"'),
-    ("export onnx", ("onnx",), 'pip install "smoothquant-toolchain[onnx]"'),
-    (
-        "build onnxruntime, generate",
-        ("onnx", "onnxruntime|onnxruntime-gpu"),
-        'pip install "smoothquant-toolchain[onnxruntime]"',
-    ),
-    ("validate (W8A8 checkpoint)", ("compressed-tensors",), 'pip install "smoothquant-toolchain[w8a8]"'),
-    (
-        "validate --report, demo",
-        ("onnx", "onnxruntime|onnxruntime-gpu", "matplotlib"),
-        'pip install "smoothquant-toolchain[demo]"',
-    ),
+    ("calibrate, export hf, export w8a8, validate", ("torch", "transformers")),
+    ("calibrate --text hf:DATASET", ("datasets",)),
+    ("calibrate --text FILE.jsonl.zst", ("zstandard",)),
+    ("export onnx", ("onnx",)),
+    ("build onnxruntime, generate, demo", ("onnx", "onnxruntime|onnxruntime-gpu")),
+    ("validate (a W8A8 checkpoint)", ("compressed-tensors",)),
 )
 
 
@@ -89,11 +81,11 @@ def examine() -> Report:
     return Report(facts, abilities, tuple(advice))
 
 
-def _ability(command: str, needs: tuple[str, ...], install: str) -> Ability:
+def _ability(command: str, needs: tuple[str, ...]) -> Ability:
     found = {need: next(filter(None, (_version(name) for name in need.split("|"))), None) for need in needs}
     missing = [need.split("|")[0] for need, version in found.items() if version is None]
     if missing:
-        return Ability(command, needs, False, f"{', '.join(missing)} missing: {install}")
+        return Ability(command, needs, False, f"pip install {' '.join(missing)}")
     return Ability(
         command, needs, True, ", ".join(f"{need.split('|')[0]} {version}" for need, version in found.items())
     )

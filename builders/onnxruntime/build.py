@@ -90,7 +90,7 @@ def quantized_products(export: Path) -> int:
         import onnx
     except ImportError as error:
         raise MissingPackageError(
-            "the package onnx is not installed", do='pip install "smoothquant-toolchain[onnxruntime]"'
+            "the package onnx is not installed", do="pip install onnxruntime"
         ) from error
     graph = onnx.load(str(export / "model.onnx"), load_external_data=False).graph
     return sum(initializer.name.endswith("weight_int8") for initializer in graph.initializer)

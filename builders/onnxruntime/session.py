@@ -29,7 +29,7 @@ def require_onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise MissingPackageError(
-            "the package onnxruntime is not installed", do='pip install "smoothquant-toolchain[onnxruntime]"'
+            "the package onnxruntime is not installed", do="pip install onnxruntime"
         ) from error
     return onnxruntime
 

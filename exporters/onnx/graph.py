@@ -24,7 +24,7 @@ def require_onnx() -> Any:
         import onnx
     except ImportError as error:
         raise MissingPackageError(
-            "the package onnx is not installed", do='pip install "smoothquant-toolchain[onnx]"'
+            "the package onnx is not installed", do="pip install onnx"
         ) from error
     return onnx
 

@@ -6,7 +6,7 @@ import argparse
 
 from smoothquant.settings import GROUPS
 
-TEXT_HELP = "a .txt, .jsonl or .jsonl.zst file, or the name of a Hugging Face dataset"
+TEXT_HELP = "a .txt, .jsonl or .jsonl.zst file, or a dataset, hf:ORG/NAME[/CONFIG][:SPLIT]"
 
 
 def add_family(command: argparse.ArgumentParser) -> None:
