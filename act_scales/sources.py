@@ -101,9 +101,7 @@ def _decompressed(path: Path) -> Iterator[bytes]:
     try:
         import zstandard
     except ImportError as error:
-        raise MissingPackageError(
-            f"{path}: reading .zst needs zstandard", do="pip install zstandard"
-        ) from error
+        raise MissingPackageError(f"{path}: reading .zst needs zstandard", do="pip install zstandard") from error
     again = "download or compress it again"
     frame = zstandard.ZstdDecompressor().decompressobj()
     with open(path, "rb") as file:
@@ -132,9 +130,7 @@ def _rows(source: str) -> Iterator[Any]:
     try:
         import datasets
     except ImportError as error:
-        raise MissingPackageError(
-            f"{source} needs the package datasets", do="pip install datasets"
-        ) from error
+        raise MissingPackageError(f"{source} needs the package datasets", do="pip install datasets") from error
     streaming = not datasets.config.HF_HUB_OFFLINE  # a stream takes what is used; offline there is the cache alone
     try:
         yield from datasets.load_dataset(

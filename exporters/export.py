@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from smoothquant.contract import TOLERANCE, Contract
 from smoothquant.model import Model
 from smoothquant.stream import QuantizedLayer, SmoothedLayer, SmoothingSettings, quantize_layer, smoothed_layers
-from smoothquant.workspace import Workspace
+from smoothquant.workspace import Workspace, save_tensors
 
 Progress = Callable[[int, int], None]  # (done, total)
 SMOOTHING = "smoothing.safetensors"
@@ -118,7 +117,7 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
     error = contract.finish()
     for writer, work in todo:
         writer.end()
-        save_file(smoothing, work.path(SMOOTHING))
+        save_tensors(work.path(SMOOTHING), smoothing)
         work.commit({"contract": {"logits_relative_error": error, "tolerance": TOLERANCE}})
 
 

@@ -102,13 +102,7 @@ class Workspace:
         """Note that all layers before `next_layer` are written, with what the next one starts from."""
         kept = self._state(next_layer)  # named after its layer: state and journal agree at every instant
         if state is not None:
-            try:
-                save_file(dict(state), kept.with_suffix(".new"))
-            except SafetensorError as error:  # its way to say that the disk is full
-                raise OutputError(
-                    f"{kept}: cannot write ({error})", do="free some space and run the same command again"
-                ) from error
-            os.replace(kept.with_suffix(".new"), kept)
+            save_tensors(kept, state)
         self.next_layer = next_layer
         write_json(self.path("journal.json"), {"step": self.step, "inputs": self.inputs, "next_layer": next_layer})
         for old in self.folder.glob("state.*"):
@@ -233,6 +227,18 @@ def write_json(path: Path, content: Mapping) -> None:
     """Write a JSON object so that it is there whole or not at all."""
     new = path.with_name(path.name + ".new")
     new.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(new, path)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file so that it is there whole or not at all. Raises OutputError."""
+    new = path.with_name(path.name + ".new")
+    try:
+        save_file(dict(tensors), new)
+    except SafetensorError as error:  # its way to say that the disk is full
+        raise OutputError(
+            f"{path}: cannot write ({error})", do="free some space and run the same command again"
+        ) from error
     os.replace(new, path)
 
 

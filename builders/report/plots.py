@@ -52,7 +52,8 @@ def channels(validation: Validation) -> list[str]:
     where = f"layer {found.layer}, input of {', '.join(found.roles)}"
     panels = []
     for css, heights in (("before", found.before), ("after", found.after)):
-        x = Axis("channel" if len(heights) < 256 else "channels, in 256 bins", -0.5, len(heights) - 0.5, whole=True)
+        label = "channel" if found.count == len(heights) else f"{found.count} channels in {len(heights)} bins"
+        x = Axis(label, -0.5, len(heights) - 0.5, whole=True)
         panel = Panel(f"{css} smoothing: {where}", x, y)
         panel.bars(heights, css)
         panels.append(panel.svg())

@@ -32,12 +32,13 @@ p { margin: 4px 0 12px; max-width: 78ch; }
 .tile span { color: var(--soft); font-size: 13px; display: block; }
 .scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 14px; font-size: 14px; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { padding: 6px 14px; font-size: 14px; text-align: right; vertical-align: top;
+  border-bottom: 1px solid var(--line); }
 tr:last-child > * { border-bottom: 0; }
 th { font-weight: 600; }
 thead th { font-size: 13px; }
 tbody th { font-weight: 400; color: var(--soft); text-align: left; white-space: nowrap; }
-th:first-child, .left td, .left th { text-align: left; }
+.checks th:nth-child(2), th:first-child, .left td, .left th { text-align: left; }
 td.pass::after { content: " \\2713"; color: var(--good); font-weight: 700; }
 td.miss { color: var(--bad); font-weight: 600; }
 td.miss::after { content: " \\2717"; }

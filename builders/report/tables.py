@@ -105,7 +105,8 @@ def thresholds_table(validations: Sequence[Validation]) -> str:
     head = "".join(f"<th>{title}</th>" for title in titles)
     return (
         "<h2>Thresholds</h2>"
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f'<div class="scroll"><table class="checks"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 

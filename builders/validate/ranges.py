@@ -33,10 +33,11 @@ class Range:
 
 @dataclass(frozen=True)
 class Channels:
-    """All channels of one input, in order (of more than `BARS`, the maxima of neighbours)."""
+    """All channels of one input, in order. count: of channels; more than `BARS` are shown as maxima of neighbours."""
 
     layer: int
     roles: tuple[str, ...]
+    count: int
     before: tuple[float, ...]
     after: tuple[float, ...]
 
@@ -53,7 +54,7 @@ def activation_ranges(reference: Reference, scheme: Scheme) -> tuple[tuple[Range
             ranges.append(found)
             outstanding = found.before_max / max(found.before_median, 1e-30)
             if outstanding > worst:
-                worst, channels = outstanding, Channels(layer, roles, _bars(before), _bars(after))
+                worst, channels = outstanding, Channels(layer, roles, len(before), _bars(before), _bars(after))
     assert channels is not None, "a model has layers"
     return tuple(ranges), channels
 

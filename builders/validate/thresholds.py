@@ -1,7 +1,7 @@
 """What an engine must reach, and the smallest threshold that would have passed where it does not.
 
 A limit holds when  value <= limit  (`top1`: value >= limit).  NaN holds no limit. The suggested limit is the measured
-value rounded outwards to three digits, so that it really passes.
+value rounded outwards to four digits, so that it really passes.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Check:
 
     @property
     def smallest_passing(self) -> float | None:
-        """The tightest limit, of three digits, that the measured value passes; None where none would."""
+        """The tightest limit, of four digits, that the measured value passes; None where none would."""
         return _outwards(self.value, up=self.name not in AT_LEAST)
 
     @property
@@ -92,12 +92,12 @@ class Check:
 
 
 def _outwards(value: float, up: bool) -> float | None:
-    """The number of three significant digits next to `value`, not below it (up) or not above it."""
+    """The number of four significant digits next to `value`, not below it (up) or not above it."""
     if not math.isfinite(value):
         return None
     if value == 0:
         return 0.0
-    digits = 2 - math.floor(math.log10(abs(value)))
+    digits = 3 - math.floor(math.log10(abs(value)))
     rounded = round(value, digits)
     if (rounded < value) if up else (rounded > value):
         rounded = round(rounded + (1 if up else -1) * 10.0**-digits, digits)

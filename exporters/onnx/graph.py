@@ -23,9 +23,7 @@ def require_onnx() -> Any:
     try:
         import onnx
     except ImportError as error:
-        raise MissingPackageError(
-            "the package onnx is not installed", do="pip install onnx"
-        ) from error
+        raise MissingPackageError("the package onnx is not installed", do="pip install onnx") from error
     return onnx
 
 

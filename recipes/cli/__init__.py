@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import sys
 import warnings
 
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = parser().parse_args(argv)
     _calm_libraries()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be ended by a scheduler is to be interrupted
     try:
         arguments.run(arguments, Ui(json=arguments.json, quiet=arguments.quiet))
         sys.stdout.flush()
@@ -93,7 +95,3 @@ def _calm_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -198,7 +198,7 @@ def test_a_later_format_is_refused(scales: ActScales, path: Path) -> None:
 
 def test_an_unwritable_place_is_one_line(scales: ActScales, tmp_path: Path) -> None:
     for write in (scales.save, scales.save_pt):
-        with pytest.raises(OutputError, match="cannot write there .No such file or directory"):
+        with pytest.raises(OutputError, match="cannot write there"):
             write(tmp_path / "nowhere" / "a.safetensors")
 
 

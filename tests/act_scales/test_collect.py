@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -64,6 +64,16 @@ def assert_close(found: ActScales, expected: tuple[dict, dict], tolerance: float
             assert (mine[name] - values).abs().max() <= tolerance * values.max(), name
 
 
+def distance(found: tuple[Mapping, Mapping], exact: tuple[dict, dict]) -> float:
+    """Root mean square, over all linears, of the relative error of a linear's maxima."""
+    errors = [
+        (mine[name] - values).norm() / values.norm()
+        for mine, theirs in zip(found, exact, strict=True)
+        for name, values in theirs.items()
+    ]
+    return torch.stack(errors).square().mean().sqrt().item()
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_maxima_are_those_of_transformers(variant: str, make_llama: Callable[..., Path], tmp_path: Path) -> None:
     folder, text = make_llama(**VARIANTS[variant]), text_of(48, 48, 48, 48, 7)
@@ -87,9 +97,12 @@ def test_sixteen_bit_checkpoints(stored: torch.dtype, make_llama: Callable[..., 
     folder, text = make_llama(dtype=stored), text_of(48, 48)
     model = open_llama(folder)
     exact = hooked(folder, text)
-    assert_close(collect(model, text, tmp_path / "a.safetensors", dtype="float32", device="cpu"), exact, 5e-6)
-    # bfloat16 keeps 8 bits, each rounding is off by up to 2^-9: a dozen of them in a row, in two layers, 5 %
-    assert_close(collect(model, text, tmp_path / "b.safetensors", dtype="bfloat16", device="cpu"), exact, 0.05)
+    found = collect(model, text, tmp_path / "a.safetensors", dtype="float32", device="cpu")
+    assert_close(found, exact, 5e-6)  # as above
+    # in bfloat16 nobody is exact: as near to float32 as transformers' own bfloat16 is, with a quarter for chance
+    found = collect(model, text, tmp_path / "b.safetensors", dtype="bfloat16", device="cpu")
+    theirs = hooked(folder, text, torch.bfloat16)
+    assert distance((found.input_absmax, found.output_absmax), exact) <= 1.25 * distance(theirs, exact)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -138,7 +151,7 @@ def test_calibrating_twice_gives_the_same_bytes(llama: Model, tmp_path: Path) ->
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-class Interrupt(Exception):
+class Interrupt(KeyboardInterrupt):
     """Stands for Ctrl-C."""
 
 
@@ -225,18 +238,18 @@ def poison(folder: Path, name: str, row: int, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tensor", "value", "fault"),
+    ("tensor", "fault"),
     [
-        ("model.embed_tokens.weight", float("nan"), r"input of model\.layers\.0\.self_attn\.q_proj"),
-        ("model.layers.0.mlp.up_proj.weight", 3e38, r"output of model\.layers\.0\.mlp\.up_proj"),
-        ("model.layers.1.self_attn.v_proj.weight", 3e38, r"output of model\.layers\.1\.self_attn\.v_proj"),
+        ("model.layers.1.post_attention_layernorm.weight", r"input of model\.layers\.1\.mlp\.gate_proj"),
+        ("model.layers.0.mlp.up_proj.weight", r"output of model\.layers\.0\.mlp\.up_proj"),
+        ("model.layers.1.self_attn.v_proj.weight", r"output of model\.layers\.1\.self_attn\.v_proj"),
     ],
 )
 def test_the_first_linear_with_nan_or_inf_is_named(
-    tensor: str, value: float, fault: str, make_llama: Callable[..., Path], tmp_path: Path
+    tensor: str, fault: str, make_llama: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder, text = make_llama(), text_of(40, 40)
-    poison(folder, tensor, int(text.sequences[1][3]) if "embed" in tensor else 5, value)
+    poison(folder, tensor, 5, 3e38)  # finite, and any sum with it is not
     with pytest.raises(ActScalesError, match=rf"NaN or Inf in the {fault}, the first linear") as caught:
         collect(open_llama(folder), text, tmp_path / "a.safetensors", device="cpu")
     assert "\n" not in str(caught.value)

@@ -53,6 +53,7 @@ class Runner:
     def __init__(self, path: Path) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = 1
         optimized = path.with_suffix(".optimized.onnx")
         options.optimized_model_filepath = str(optimized)
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -127,7 +128,8 @@ def products(graph: onnx.GraphProto) -> list[Product]:
         per_token = divide.op_type == "Div" and producer[divide.input[1]].op_type == "Max"
         if per_token:
             multiply = after(y, "Mul")
-            assert multiply and divide.input[1] in multiply.input
+            assert multiply
+            assert divide.input[1] in multiply.input
             x, y = divide.input[0], multiply.output[0]
         cast = after(y, "Cast")
         last = cast.output[0] if cast else y

@@ -1,0 +1,164 @@
+"""The metrics against their formulas on whole logits, and their properties."""
+
+from __future__ import annotations
+
+import hypothesis
+import numpy
+import pytest
+import torch
+from hypothesis import strategies
+
+from builders.validate import metrics
+from builders.validate.metrics import Comparison, Metrics, check_logits, percentile
+from smoothquant.errors import ThresholdError, UserError
+
+VOCABULARY = 50
+
+
+def logits(
+    sequences: int = 3, tokens: int = 20, seed: int = 0
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for n in range(sequences):
+        r = 3 * torch.randn(tokens + n, VOCABULARY, generator=generator)
+        e = r + 0.5 * torch.randn(r.shape, generator=generator)
+        made.append((r, e, torch.randint(VOCABULARY, (tokens + n,), generator=generator)))
+    return made
+
+
+def compared(triples: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> Comparison:
+    comparison = Comparison(sum(len(ids) for _, _, ids in triples))
+    for reference, engine, ids in triples:
+        comparison.add(reference, engine, ids)
+    return comparison
+
+
+def by_formula(triples: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> Metrics:
+    """The definitions, in numpy, on all logits at once."""
+    r, e = (numpy.concatenate([triple[side].double().numpy() for triple in triples]) for side in (0, 1))
+
+    def softmax(x: numpy.ndarray) -> numpy.ndarray:
+        exp = numpy.exp(x - x.max(axis=1, keepdims=True))
+        return exp / exp.sum(axis=1, keepdims=True)
+
+    p, q = softmax(r), softmax(e)
+    kl = (p * numpy.log(p / q)).sum(axis=1)
+    successors, rows, start = [], [], 0
+    for _, _, ids in triples:
+        rows += range(start, start + len(ids) - 1)
+        successors += ids[1:].tolist()
+        start += len(ids)
+    losses = [-numpy.log(x[rows, successors]).mean() for x in (p, q)]
+    return Metrics(
+        tokens=len(r),
+        predicted=len(rows),
+        relative_error=numpy.linalg.norm(e - r) / numpy.linalg.norm(r),
+        max_abs_difference=numpy.abs(e - r).max(),
+        cosine=(e * r).sum() / numpy.linalg.norm(e) / numpy.linalg.norm(r),
+        kl_mean=kl.mean(),
+        kl_p99=numpy.percentile(kl, 99),
+        top1=(r.argmax(axis=1) == e.argmax(axis=1)).mean(),
+        reference_perplexity=numpy.exp(losses[0]),
+        perplexity=numpy.exp(losses[1]),
+        perplexity_ratio=numpy.exp(losses[1]) / numpy.exp(losses[0]),
+    )
+
+
+@pytest.mark.parametrize("elements", [metrics.ELEMENTS, 7 * VOCABULARY, 1])
+def test_all_are_what_their_formulas_say(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tokens are widened at a time. Float64 on both sides: 1e-10 is a thousandfold of its rounding."""
+    monkeypatch.setattr(metrics, "ELEMENTS", elements)
+    found, expected = compared(logits()).metrics(), by_formula(logits())
+    assert vars(found) == pytest.approx(vars(expected), rel=1e-10)
+    assert expected.top1 not in (0, 1)  # or the comparison says little
+
+
+def test_last_token_of_a_sequence_predicts_nothing() -> None:
+    """Changing the logits of last tokens changes KL, and not perplexity."""
+    triples = logits()
+    changed = [(r, torch.cat((e[:-1], e[-1:].flip(-1))), ids) for r, e, ids in triples]
+    before, after = compared(triples).metrics(), compared(changed).metrics()
+    assert after.perplexity == before.perplexity
+    assert after.kl_mean != before.kl_mean
+
+
+@hypothesis.given(strategies.integers(0, 10_000), strategies.floats(0.0, 30.0))
+@hypothesis.settings(max_examples=50, deadline=None)
+def test_kl_is_never_negative_and_zero_only_for_equals(seed: int, size: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    r, noise = torch.randn(2, 6, 11, generator=generator, dtype=torch.float64)
+    ids = torch.randint(11, (6,), generator=generator)
+    found = compared([(r, r + size * noise, ids)]).metrics()
+    same = compared([(r, r.clone(), ids)]).metrics()
+    assert found.kl_mean >= 0
+    assert found.kl_p99 >= 0
+    assert (same.kl_mean, same.top1, same.perplexity_ratio, same.relative_error) == (0, 1, 1, 0)
+
+
+@hypothesis.given(
+    strategies.integers(0, 10_000), strategies.lists(strategies.integers(-64, 64), min_size=6, max_size=6)
+)
+@hypothesis.settings(max_examples=50, deadline=None)
+def test_a_constant_per_token_changes_no_probability(seed: int, constants: list[int]) -> None:
+    """Logits in eighths and whole constants: the sums are exact, so that top-1 must agree exactly."""
+    generator = torch.Generator().manual_seed(seed)
+    r, e = torch.randint(-80, 80, (2, 6, 11), generator=generator) / 8
+    ids = torch.randint(11, (6,), generator=generator)
+    found = compared([(r, e, ids)]).metrics()
+    moved = compared([(r, e + torch.tensor(constants)[:, None], ids)]).metrics()
+    assert moved.top1 == found.top1
+    for name in ("kl_mean", "kl_p99", "perplexity", "perplexity_ratio"):
+        assert getattr(moved, name) == pytest.approx(getattr(found, name), rel=1e-9, abs=1e-12)  # float64, summed
+
+
+def test_extreme_logits_stay_finite() -> None:
+    """A probability of exp(-2000) is 0 in float64, a perplexity of exp(2000) infinite: neither may become NaN."""
+    r = torch.zeros(4, 3)
+    r[:, 0] = 1000.0
+    e = torch.zeros(4, 3)
+    e[:, 1] = 1000.0
+    found = compared([(r, e, torch.zeros(4, dtype=torch.int64))]).metrics()
+    assert found.kl_mean == 1000
+    assert all(numpy.isfinite(value) for value in vars(found).values())
+
+
+def test_histogram_counts_every_token_where_its_kl_lies() -> None:
+    triples = logits()
+    comparison = compared(triples)
+    samples = comparison.samples()
+    kl = torch.cat([(r.double().softmax(-1) * (r.double().log_softmax(-1) - e.double().log_softmax(-1))).sum(-1)
+                    for r, e, _ in triples])  # fmt: skip
+    expected, _ = numpy.histogram(kl.numpy(), bins=samples.edges)
+    assert list(samples.histogram) == expected.tolist()
+
+
+def test_plotted_points_are_logits_of_all_sequences() -> None:
+    triples = [(r + 100 * n, e + 100 * n, ids) for n, (r, e, ids) in enumerate(logits())]
+    points = compared(triples).samples().points
+    pairs = {(round(a, 1), round(b, 1)) for r, e, _ in triples for a, b in zip(r.flatten().tolist(), e.flatten().tolist(), strict=True)}  # fmt: skip # noqa: E501
+    assert metrics.POINTS <= len(points) <= metrics.POINTS + len(triples)
+    assert all(any((round(a + da, 1), round(b + db, 1)) in pairs for da in (0, 0.1, -0.1) for db in (0, 0.1, -0.1)) for a, b in points[::50])  # fmt: skip # noqa: E501
+    assert {round(r / 100) for r, _ in points} >= {0, 1, 2}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 100, 101])
+def test_percentile_is_numpys(share: float, count: int) -> None:
+    values = torch.randn(count, generator=torch.Generator().manual_seed(count), dtype=torch.float64)
+    assert percentile(values, share) == pytest.approx(numpy.percentile(values.numpy(), 100 * share), rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_not_finite_are_told_by_position(bad: float) -> None:
+    values = torch.zeros(1, 9, VOCABULARY)
+    values[0, 4, 17] = values[0, 4, 20] = values[0, 6, 1] = bad
+    with pytest.raises(ThresholdError, match="first at sequence 3, token 4, entry 17"):
+        check_logits(values, 9, VOCABULARY, 3)
+
+
+def test_logits_of_another_shape() -> None:
+    with pytest.raises(UserError, match="vocabulary of 49.*expected 50"):
+        check_logits(torch.zeros(1, 9, 49), 9, VOCABULARY, 0)
+    with pytest.raises(UserError, match=r"\[1, 8, 50\]; expected \[1, 9, 50\]"):
+        check_logits(torch.zeros(1, 8, VOCABULARY), 9, VOCABULARY, 0)

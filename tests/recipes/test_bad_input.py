@@ -1,0 +1,224 @@
+"""Whatever is wrong: one line that says what, what was expected and what to do; a status; nothing half-written.
+
+The real command line, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from act_scales.store import ActScales
+from recipes import tiny_llama
+from tests.models import OUTLIER, hooked_absmax, sample_ids, save_llama
+
+
+def smoothquant(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "recipes.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)  # type: ignore[call-overload]
+
+
+def assert_one_line(found: subprocess.CompletedProcess[str], status: int, *said: str) -> None:
+    assert found.returncode == status, found.stderr
+    lines = found.stderr.strip().splitlines()
+    assert "Traceback" not in found.stderr
+    assert lines[-1].startswith("smoothquant: ")
+    assert sum(line.startswith("smoothquant: ") for line in lines) == 1
+    for part in said:
+        assert part in lines[-1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def scales(model: Path) -> Path:
+    path = model / "model.act_scales.safetensors"
+    ActScales(hooked_absmax(model, sample_ids())).save(path)
+    return path
+
+
+def spoiled(folder: Path, fault: str) -> Path:
+    """A model folder with something wrong in it."""
+    save_llama(folder)
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    tensors = load_file(weights)
+    if fault == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif fault == "corrupt":
+        weights.write_bytes(b"\x00" * 100)
+    elif fault == "missing":
+        weights.unlink()
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    elif fault == "shape":
+        tensors["model.layers.0.mlp.up_proj.weight"] = torch.ones(3, 64)
+        save_file(tensors, weights)
+    elif fault == "nan":
+        tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+        save_file(tensors, weights)
+    elif fault == "architecture":
+        content = json.loads(config.read_text()) | {"architectures": ["MambaForCausalLM"], "model_type": "mamba"}
+        config.write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("truncated", "model.safetensors: truncated or corrupt"),
+        ("corrupt", "model.safetensors: truncated or corrupt"),
+        ("missing", "model-1.safetensors: missing shard; expected a whole, readable file; download this file again"),
+        ("shape", "tensor model.layers.0.mlp.up_proj.weight has shape [3, 64]; expected [128, 64] by config.json"),
+        ("nan", "tensor model.layers.1.mlp.up_proj.weight holds NaN or Inf"),
+        ("architecture", "architecture MambaForCausalLM is not known; expected one of LlamaForCausalLM"),
+    ],
+)
+def test_spoiled_model(fault: str, said: str, tmp_path: Path, text_file: Path, scales: Path) -> None:
+    folder = spoiled(tmp_path / "model", fault)
+    out = tmp_path / "out"
+    assert_one_line(smoothquant("export", "w8a8", folder, scales, "--out", out), 2, said)
+    calibrated = tmp_path / "x.safetensors"
+    assert_one_line(smoothquant("calibrate", folder, "--text", text_file, "--out", calibrated), 2, said)
+    assert not out.exists()
+    assert not calibrated.exists()
+
+
+def test_paths_and_options(model: Path, scales: Path, text_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert_one_line(smoothquant("export", "hf", "no/such", scales, "--out", out), 2, "no/such: no such folder")
+    assert_one_line(smoothquant("export", "hf", tmp_path, scales, "--out", out), 2, "config.json: no such file")
+    assert_one_line(
+        smoothquant("export", "hf", model, "nope.safetensors", "--out", out), 2, "nope.safetensors: no such"
+    )
+    assert_one_line(smoothquant("export", "hf", model, "--out", out), 2, "no activation scales")
+    assert_one_line(
+        smoothquant("export", "hf", model, scales, "--out", out, "--alpha", "1.5"), 2, "alpha 1.5; expected a number in"
+    )
+    assert_one_line(smoothquant("build", "onnxruntime", model, "--out", out), 2, "not an output of this tool")
+    assert_one_line(
+        smoothquant("validate", model, "--reference", model, "--text", text_file), 2, "not an output of this tool"
+    )
+    assert_one_line(smoothquant("generate", model, "x"), 2, "not an output of this tool")
+    assert not out.exists()
+
+
+def test_texts(model: Path, tmp_path: Path) -> None:
+    for name, content, said in (
+        ("empty.txt", "", "0 tokens of text"),
+        ("short.txt", "too short", "9 tokens of text"),
+        ("text.pdf", "x", "cannot tell what kind of text this is; expected a .txt"),
+        ("bad.jsonl", '{"text": "fine"}\nnot json\n', "bad.jsonl line 2: not JSON"),
+    ):
+        (tmp_path / name).write_text(content)
+        found = smoothquant("calibrate", model, "--text", tmp_path / name, "--out", tmp_path / "x.safetensors")
+        assert_one_line(found, 2, said)
+    found = smoothquant("calibrate", model, "--text", tmp_path / "absent.txt", "--out", tmp_path / "x.safetensors")
+    assert_one_line(found, 2, "absent.txt: cannot be read")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_scales_of_another_model(model: Path, text_file: Path, tmp_path: Path) -> None:
+    other = save_llama(tmp_path / "other", seed=9)
+    made = tmp_path / "other.act_scales.safetensors"
+    arguments = ("calibrate", other, "--text", text_file, "--samples", 2, "--length", 64, "--out", made)
+    assert smoothquant(*arguments).returncode == 0
+    found = smoothquant("export", "w8a8", model, made, "--out", tmp_path / "out")
+    assert_one_line(found, 2, "activation scales of another model", "calibrate this model")
+
+
+def test_nan_in_calibration(text_file: Path, tmp_path: Path) -> None:
+    """Finite weights, activations that overflow: the first linear that shows it is named."""
+    folder = save_llama(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] *= 1e38 / OUTLIER
+    tensors["model.layers.1.mlp.gate_proj.weight"] *= 1e38 / OUTLIER
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    found = smoothquant("calibrate", folder, "--text", text_file, "--out", tmp_path / "x.safetensors")
+    assert_one_line(found, 2, "NaN or Inf in the", "model.layers.1.mlp.")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_output_that_exists(model: Path, scales: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious").write_text("mine")
+    assert_one_line(smoothquant("export", "hf", model, scales, "--out", out), 2, "exists", "pass --overwrite")
+    assert (out / "precious").read_text() == "mine"
+    assert smoothquant("export", "hf", model, scales, "--out", out, "--overwrite").returncode == 0
+    assert not (out / "precious").exists()
+    again = smoothquant("export", "hf", model, scales, "--out", out)  # finished already: nothing to do
+    assert again.returncode == 0
+
+
+def test_output_that_cannot_be_written(model: Path, scales: Path) -> None:
+    found = smoothquant("export", "hf", model, scales, "--out", "/proc/smoothquant/out")
+    assert_one_line(found, 2, "/proc/smoothquant/out: cannot write there", "choose another --out")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a file system of a size")
+@pytest.mark.parametrize("target", ["hf", "w8a8", "onnx"])
+def test_disk_too_small(target: str, model: Path, scales: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], check=False)
+    if mounted.returncode:
+        pytest.skip("this container may not mount")
+    try:
+        found = smoothquant("export", target, model, scales, "--out", disk / "out")
+        assert_one_line(found, 2, "free on this disk", "free some space")
+        assert not (disk / "out").exists()
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("target", ["hf", "w8a8", "onnx"])
+def test_disk_that_fills_up(target: str, model: Path, scales: Path, tmp_path: Path) -> None:
+    """No file may grow beyond 100 kB: what a quota or a full disk does in the middle of writing."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    out = tmp_path / "out"
+    found = smoothquant("export", target, model, scales, "--out", out, preexec_fn=limit)
+    assert_one_line(found, 4, "no space left for the output")
+    assert not out.exists()
+    assert smoothquant("export", target, model, scales, "--out", out).returncode == 0  # with room, it goes on
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(number: signal.Signals, tmp_path: Path) -> None:
+    """Ctrl-C in mid-calibration: nothing that looks whole, and the same command then does it."""
+    out = tmp_path / "x.safetensors"
+    arguments = ("calibrate", tiny_llama.PATH, "--text", tiny_llama.CALIBRATION_TEXT, "--out", out, "--samples", 100)
+    command = [sys.executable, "-m", "recipes.cli", *map(str, arguments)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    _wait_for(lambda: (tmp_path / "x.safetensors.partial").exists() or process.poll() is not None)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "smoothquant: interrupted" in said
+    assert not out.exists()
+    assert smoothquant(*arguments, "--samples", 2).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

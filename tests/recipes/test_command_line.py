@@ -1,0 +1,125 @@
+"""The commands as a user types them, on a small model, from text to a validated engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recipes import tiny_llama
+from recipes.models import RECIPES
+from tests.recipes.test_bad_input import smoothquant
+
+SMALL = ("--samples", 8, "--length", 128)
+
+
+def result(*arguments: object) -> dict:
+    found = smoothquant(*arguments, "--json", "--quiet")
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that the commands make of the bundled model, one after another."""
+    out = tmp_path_factory.mktemp("commands")
+    model, scales = tiny_llama.PATH, out / "model.act_scales.safetensors"
+    result("calibrate", model, "--text", tiny_llama.CALIBRATION_TEXT, *SMALL, "--out", scales)
+    for target, *options in (("hf",), ("w8a8",), ("onnx", "--lm-head", "int8"), ("onnx", "--groups", "none")):
+        name = "-".join([target, *options]).replace("--", "")
+        result("export", target, model, scales, "--out", out / name, *options)
+    for name in ("onnx-lm-head-int8", "onnx-groups-none"):
+        result("build", "onnxruntime", out / name, "--out", out / f"engine-{name}")
+    return out
+
+
+def validate(*engines: Path, options: tuple = ()) -> dict:
+    text = ("--text", tiny_llama.EVALUATION_TEXT, *SMALL)
+    return result("validate", *engines, "--reference", tiny_llama.PATH, *text, *options)
+
+
+def test_every_engine_is_validated(folder: Path) -> None:
+    names = ("hf", "w8a8", "engine-onnx-lm-head-int8", "engine-onnx-groups-none")
+    report = folder / "report.html"
+    found = validate(*(folder / name for name in names), options=("--report", report))
+    ratio = {validation["label"]: validation["metrics"]["perplexity_ratio"] for validation in found["validations"]}
+    assert abs(ratio["hf"] - 1) < 1e-3  # rounded to float16 once more
+    assert abs(ratio["w8a8"] - 1) < 0.01
+    assert abs(ratio["engine-onnx-lm-head-int8"] - 1) < 0.01
+    assert ratio["engine-onnx-groups-none"] > 1.1  # what SmoothQuant is for
+    assert report.stat().st_size > 10_000
+
+
+def test_a_missed_threshold_is_status_1(folder: Path) -> None:
+    text = ("--text", tiny_llama.EVALUATION_TEXT, *SMALL)
+    engine = folder / "engine-onnx-groups-none"
+    found = smoothquant("validate", engine, "--reference", tiny_llama.PATH, *text, "--kl-mean", "0.01")
+    assert found.returncode == 1
+    assert "missed; kl_mean" in found.stderr.splitlines()[-1]
+    assert "would have passed" in found.stderr.splitlines()[-1]
+
+
+def test_generate(folder: Path) -> None:
+    found = result("generate", folder / "engine-onnx-lm-head-int8", "def main(", "--max-new-tokens", 12)
+    assert len(found["tokens"]) == 12
+    shown = smoothquant("generate", folder / "engine-onnx-lm-head-int8", "-", "--quiet", input="def main(")
+    assert found["text"] in shown.stdout
+
+
+def test_scales(folder: Path, tmp_path: Path) -> None:
+    ours = folder / "model.act_scales.safetensors"
+    shown = result("scales", "show", ours)
+    assert shown["linears"]["model.layers.1.self_attn.q_proj"]["outliers"] == 4  # as injected
+    result("scales", "convert", ours, "--out", tmp_path / "published.pt")
+    result("export", "w8a8", tiny_llama.PATH, tmp_path / "published.pt", "--out", tmp_path / "w8a8")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "w8a8" / name).read_bytes() == (folder / "w8a8" / name).read_bytes()
+
+
+def test_run_resumes(tmp_path: Path) -> None:
+    arguments = ("run", "tiny-llama", "--model", tiny_llama.PATH, "--text", tiny_llama.CALIBRATION_TEXT, *SMALL)
+    first = result(*arguments, "--out", tmp_path)
+    assert first["validation"]["passed"]
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert result(*arguments, "--out", tmp_path) == first
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    changed = smoothquant(*arguments, "--out", tmp_path, "--alpha", "0.6")  # other inputs: not silently replaced
+    assert changed.returncode == 2
+    assert "pass --overwrite" in changed.stderr
+    assert result(*arguments, "--out", tmp_path, "--alpha", "0.6", "--overwrite")["validation"]["passed"]
+
+
+def test_a_family_file(tmp_path: Path, folder: Path) -> None:
+    import shutil
+
+    model, family = tmp_path / "model", tmp_path / "mine.py"
+    shutil.copytree(tiny_llama.PATH, model, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    config = json.loads((model / "config.json").read_text()) | {"architectures": ["MineForCausalLM"]}
+    (model / "config.json").write_text(json.dumps(config))
+    family.write_text(
+        "from dataclasses import replace\nfrom recipes.llama import FAMILY as LLAMA\n"
+        'FAMILY = replace(LLAMA, name="mine", architectures=("MineForCausalLM",))\n'
+    )
+    scales = folder / "model.act_scales.safetensors"
+    refused = smoothquant("export", "w8a8", model, scales, "--out", tmp_path / "out")
+    assert refused.returncode == 2
+    assert "pass --family FILE" in refused.stderr
+    manifest = result("export", "w8a8", model, scales, "--family", family, "--out", tmp_path / "out")["manifest"]
+    assert manifest["inputs"]["family"] == "mine"
+
+
+def test_recipes_and_doctor() -> None:
+    listed = {recipe["name"]: recipe for recipe in result("recipes")["recipes"]}
+    assert listed["llama-2-70b"]["alpha"] == 0.9
+    assert listed["llama-2-7b"]["published_wikitext2_perplexity"] == {"fp16": 5.474, "w8a8": 5.515}
+    assert len(listed) == len(RECIPES)
+    report = result("doctor")
+    assert {ability["ready"] for ability in report["abilities"]} == {True}  # the tests need everything
+
+
+def test_help_teaches() -> None:
+    shown = smoothquant("--help").stdout
+    assert "smoothquant calibrate MODEL --text" in shown
+    for command in ("calibrate", "validate", "generate", "run", "demo", "doctor", "recipes"):
+        assert smoothquant(command, "--help").returncode == 0
