@@ -29,9 +29,8 @@ from smoothquant.model import Model
 from smoothquant.workspace import Workspace, versions
 
 BATCH_TOKENS = 1024  # tokens in one matrix product: enough to be efficient, few enough to be small beside a layer
-BLOCK_ROWS = 64  # rows whose magnitudes are compared at a time: they stay in the cache
 KEEP_EVERY = 20.0  # seconds of work that an interruption may cost, beside the layer under way
-BITS = {2: (torch.int16, 0x7FFF), 4: (torch.int32, 0x7FFFFFFF)}  # by bytes of a float: its bits, all but the sign
+INTEGER = {2: torch.int16, 4: torch.int32}  # by bytes of a float: the integer of its size
 FILE = "act_scales.safetensors"
 
 Progress = Callable[[int, int], None]  # (done, total) layers
@@ -58,7 +57,7 @@ def collect(
     compute = choose_dtype(dtype, model.checkpoint.dtype, device)
     inputs = {
         "format_version": FORMAT_VERSION,
-        "model_fingerprint": model.checkpoint.fingerprint(),
+        "model_fingerprint": model.checkpoint.fingerprint,
         "text_fingerprint": text.fingerprint,
         "samples": str(len(text.sequences)),
         "sequence_length": str(text.length),
@@ -86,13 +85,7 @@ def absmax(x: Tensor) -> Tensor:
 
     Without its sign, a float's bits order as an integer's do, NaN above all, and those compare many times faster.
     """
-    integer, magnitude = BITS[x.dtype.itemsize]
-    blocks = x.flatten(0, -2).view(integer).split(BLOCK_ROWS)
-    largest = blocks[0] & magnitude
-    for block in blocks[1:]:
-        part = largest[: len(block)]
-        torch.maximum(part, block & magnitude, out=part)
-    return largest.amax(dim=0).view(x.dtype).float()
+    return x.flatten(0, -2).abs().view(INTEGER[x.dtype.itemsize]).amax(dim=0).view(x.dtype).float()
 
 
 class Maxima:

@@ -78,7 +78,7 @@ class ActScales:
         fingerprint; a linear without scales, with scales of another shape, or that this model does not have.
         """
         theirs = self.metadata.get("model_fingerprint")
-        if theirs and theirs != (ours := model.checkpoint.fingerprint()):
+        if theirs and theirs != (ours := model.checkpoint.fingerprint):
             raise ActScalesError(
                 f"activation scales of another model (fingerprint {theirs})",
                 expected=f"those of {model.checkpoint.folder} (fingerprint {ours})",
@@ -169,7 +169,7 @@ def _load_pt(path: Path) -> ActScales:
             raise ActScalesError(f"entry {name!r} is a {type(values).__name__}", expected=expected)
     # published in float16 and float32
     return ActScales(
-        {name: values.float() if values.is_floating_point() else values for name, values in loaded.items()}
+        {name: values.detach().float() if values.is_floating_point() else values for name, values in loaded.items()}
     )
 
 

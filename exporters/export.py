@@ -114,6 +114,7 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
             writer.write(layer, quantized if writer.quantized else None)
             work.mark(layer.index + 1, {**contract.state(), **smoothing})
         progress(layer.index + 1, layers)
+        del layer, quantized  # before the next one is loaded: one layer in memory, not two
     error = contract.finish()
     for writer, work in todo:
         writer.end()

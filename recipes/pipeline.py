@@ -53,7 +53,7 @@ class Plan:
 
 def source_of(model: Model, act_scales: str | Path | None, settings: SmoothingSettings) -> Source:
     """What an export starts from: the model, and its act scales checked against it."""
-    fingerprints = {"model": model.checkpoint.fingerprint()}
+    fingerprints = {"model": model.checkpoint.fingerprint}
     if act_scales is None:
         return Source(model, settings, None, fingerprints)
     scales = load_act_scales(act_scales).for_model(model)
@@ -108,7 +108,7 @@ def validated(
     """Validate engines; leave `validation.json` and `report.html` in `out`, unless they are there for these inputs."""
     key = _fingerprint(
         [load_manifest(folder)["inputs"] for folder in engines.values()],
-        model.checkpoint.fingerprint(),
+        model.checkpoint.fingerprint,
         text.fingerprint,
         {label: asdict(limits) for label, limits in thresholds.items()},
         exact,

@@ -11,6 +11,7 @@ which runs no code from the file.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import zipfile
@@ -82,6 +83,7 @@ class Checkpoint:
         except (SafetensorError, OSError, KeyError, RuntimeError) as error:
             raise _broken(info.file, f"cannot read {name} ({error})") from error
 
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Identity of the model: SHA-256 over the name, dtype, shape and a sample of every tensor, 16 hex digits.
 

@@ -89,8 +89,6 @@ def quantized_products(export: Path) -> int:
     try:
         import onnx
     except ImportError as error:
-        raise MissingPackageError(
-            "the package onnx is not installed", do="pip install onnxruntime"
-        ) from error
+        raise MissingPackageError("the package onnx is not installed", do="pip install onnx") from error
     graph = onnx.load(str(export / "model.onnx"), load_external_data=False).graph
     return sum(initializer.name.endswith("weight_int8") for initializer in graph.initializer)

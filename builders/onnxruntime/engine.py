@@ -11,7 +11,14 @@ import numpy
 import torch
 from torch import Tensor
 
-from builders.onnxruntime.session import PAST, PRESENT, first_feed, open_session, require_onnxruntime
+from builders.onnxruntime.session import (
+    PAST,
+    PRESENT,
+    first_feed,
+    open_session,
+    require_onnxruntime,
+    subnormals_as_zero,
+)
 from smoothquant.errors import UserError
 from smoothquant.workspace import load_manifest, read_json
 
@@ -30,7 +37,9 @@ class OnnxRuntimeEngine:
 
     def logits(self, ids: Tensor) -> Tensor:
         """ids: (batch, tokens) int64, whole sequences without padding; returns float32 (batch, tokens, vocab)."""
-        return torch.from_numpy(self.session.run(["logits"], first_feed(self.session, ids.numpy()))[0])
+        feed = first_feed(self.session, ids.numpy())
+        with subnormals_as_zero():
+            return torch.from_numpy(self.session.run(["logits"], feed)[0])
 
     def generate(
         self,
@@ -96,7 +105,8 @@ class Decoding:
             binding.bind_ortvalue_input(name, value)
         for name in ("logits", *self._present):
             binding.bind_output(name)
-        self.session.run_with_iobinding(binding)
+        with subnormals_as_zero():
+            self.session.run_with_iobinding(binding)
         logits, *present = binding.get_outputs()
         names = (PAST + name.removeprefix(PRESENT) for name in self._present)
         self._cache = dict(zip(names, present, strict=True))

@@ -1,7 +1,9 @@
 """ONNX Runtime sessions with the settings that suit the machine.
 
 Threads: one per physical core, since matrix products saturate a core's units; no spinning, which on shared cores
-takes time from the thread that works. Weights are mapped from the external data file, not read.
+takes time from the thread that works. Weights are mapped from the external data file, not read. Subnormal numbers
+count as zero: exp of a masked score is subnormal, and makes the softmax of a prompt eight times slower. Processors
+without VNNI multiply u8 by u8, because their u8-by-s8 instruction saturates at 16 bits; others ignore that setting.
 """
 
 from __future__ import annotations
@@ -9,17 +11,23 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy
+import torch
 
 from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.machine import physical_cores
 
 MODEL = "model.onnx"
-SETTINGS = {"session.intra_op.allow_spinning": "0"}
+SETTINGS = {
+    "session.intra_op.allow_spinning": "0",
+    "session.set_denormal_as_zero": "1",
+    "session.x64quantprecision": "1",
+}
 PAST, PRESENT = "past_key_values.", "present."
 
 
@@ -28,9 +36,7 @@ def require_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingPackageError(
-            "the package onnxruntime is not installed", do="pip install onnxruntime"
-        ) from error
+        raise MissingPackageError("the package onnxruntime is not installed", do="pip install onnxruntime") from error
     return onnxruntime
 
 
@@ -42,7 +48,7 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3  # errors only
+    options.log_severity_level = 4  # an error is raised, and says the same
     for key, value in SETTINGS.items():
         options.add_session_config_entry(key, value)
     if profile:
@@ -57,14 +63,24 @@ def open_session(
             do="install the package that has it (onnxruntime-gpu for CUDA)",
         )
     try:
-        return onnxruntime.InferenceSession(str(folder / MODEL), options, providers=chosen)
+        with subnormals_as_zero():
+            return onnxruntime.InferenceSession(str(folder / MODEL), options, providers=chosen)
     except Exception as error:  # onnxruntime raises bare exceptions of many kinds
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"{folder / MODEL}: ONNX Runtime refuses it ({reason})",
-            expected="a graph made by smoothquant export onnx",
-            do="make the export again",
-        ) from error
+        raise _refused(folder, error) from error
+
+
+@contextmanager
+def subnormals_as_zero() -> Iterator[None]:
+    """Subnormal numbers count as zero in this thread, and only inside.
+
+    The session's own setting reaches the threads that it starts. The thread that calls it takes part in its work; of
+    all sessions of a process the first would set that thread, too, and for whatever it computes ever after.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def first_feed(session: Any, ids: numpy.ndarray, mask: numpy.ndarray | None = None) -> dict[str, numpy.ndarray]:
@@ -85,6 +101,19 @@ def operators_run(folder: Path, ids: numpy.ndarray) -> tuple[Counter[str], numpy
     """Run a graph once on ids (batch, tokens). Returns how often each operator ran, after fusion, and the logits."""
     with tempfile.TemporaryDirectory() as scratch:
         session = open_session(folder, profile=Path(scratch) / "profile")
-        [logits] = session.run(["logits"], first_feed(session, ids))
+        try:
+            with subnormals_as_zero():
+                [logits] = session.run(["logits"], first_feed(session, ids))
+        except Exception as error:  # as above
+            raise _refused(folder, error) from error
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     return Counter(event["args"]["op_name"] for event in events if event["name"].endswith("_kernel_time")), logits
+
+
+def _refused(folder: Path, error: Exception) -> UserError:
+    reason = str(error).partition("\n")[0]
+    return UserError(
+        f"{folder / MODEL}: ONNX Runtime refuses it ({reason})",
+        expected="a graph made by smoothquant export onnx",
+        do="make the export again",
+    )

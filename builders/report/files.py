@@ -42,11 +42,12 @@ def _write(path: Path, content: str) -> None:
     new = path.with_name(path.name + ".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(content, encoding="utf-8")
-        os.replace(new, path)
+        try:
+            new.write_text(content, encoding="utf-8")
+            os.replace(new, path)
+        finally:
+            new.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
-            f"{path}: cannot be written ({error.strerror})", expected="a writable place", do="choose another --out"
+            f"{path}: cannot be written ({error.strerror})", expected="a writable place", do="choose another place"
         ) from error
-    finally:
-        new.unlink(missing_ok=True)

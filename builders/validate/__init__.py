@@ -1,8 +1,22 @@
-"""Engines against the float reference of their source checkpoint, on held-out text."""
+"""Engines against the float reference of their source checkpoint, on held-out text.
+
+`validate_engines` is the way in: folders, a model and a text, in one call. `read_scheme`, `Reference` and `validate`
+are its parts.
+"""
 
 from builders.validate.reference import Reference
 from builders.validate.run import validate, validate_engines
+from builders.validate.scheme import Scheme, read_scheme
 from builders.validate.thresholds import Check, Thresholds
 from builders.validate.validation import Validation
 
-__all__ = ["Check", "Reference", "Thresholds", "Validation", "validate", "validate_engines"]
+__all__ = [
+    "Check",
+    "Reference",
+    "Scheme",
+    "Thresholds",
+    "Validation",
+    "read_scheme",
+    "validate",
+    "validate_engines",
+]

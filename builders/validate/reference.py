@@ -66,7 +66,7 @@ class Reference:
     ) -> None:
         _check_text(model, text)
         self.model, self.text = model, text
-        self.fingerprint = model.checkpoint.fingerprint()
+        self.fingerprint = model.checkpoint.fingerprint
         self.name = STORED[model.checkpoint.dtype]
         self.act_absmax: dict[str, Tensor] = {}
         self._run(schemes, exact, progress)

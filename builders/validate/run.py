@@ -41,7 +41,7 @@ def validate_engines(
     """
     thresholds = thresholds or {}
     exact = exact or any(limits.exactness_ratio is not None for limits in thresholds.values())
-    fingerprint = model.checkpoint.fingerprint()
+    fingerprint = model.checkpoint.fingerprint
     for folder in folders.values():
         check_model(load_manifest(folder), fingerprint)
     schemes = {label: read_scheme(folder) for label, folder in folders.items()}

@@ -111,32 +111,30 @@ class DecoderGraph:
         """qkv: (batch, sequence, heads of q, k, v). Returns (batch, sequence, heads * head_dim), keys, values."""
         graph, geometry = self.graph, self.geometry
         heads, kv_heads, head_dim = geometry.heads, geometry.kv_heads, geometry.head_dim
-        group = heads // kv_heads
         qkv = graph.op("Reshape", qkv, graph.constant([0, 0, heads + 2 * kv_heads, head_dim]))
-        qk, v = graph.op("Split", qkv, graph.constant([heads + kv_heads, kv_heads]), outputs=2, axis=2)
-        q, k = graph.op("Split", self._rotate(qk), graph.constant([heads, kv_heads]), outputs=2, axis=2)
-        keys = graph.op("Concat", past_key, graph.op("Transpose", k, perm=[0, 2, 1, 3]), axis=2)
-        values = graph.op("Concat", past_value, graph.op("Transpose", v, perm=[0, 2, 1, 3]), axis=2)
-        q = graph.op("Reshape", q, graph.constant([0, 0, kv_heads, group, head_dim]))
-        q = graph.op("Transpose", q, perm=[0, 2, 3, 1, 4])  # (batch, kv_heads, group, sequence, head_dim)
+        qkv = graph.op("Transpose", qkv, perm=[0, 2, 1, 3])  # (batch, heads of q, k, v, sequence, head_dim)
+        qk, v = graph.op("Split", qkv, graph.constant([heads + kv_heads, kv_heads]), outputs=2, axis=1)
+        q, k = graph.op("Split", self._rotate(qk), graph.constant([heads, kv_heads]), outputs=2, axis=1)
+        keys = graph.op("Concat", past_key, k, axis=2)
+        values = graph.op("Concat", past_value, v, axis=2)
         q = graph.op("Reshape", q, graph.constant([0, kv_heads, -1, head_dim]))
         q = graph.op("Mul", q, graph.constant(1 / math.sqrt(head_dim), self.body))
         scores = graph.op("MatMul", q, graph.op("Transpose", keys, perm=[0, 1, 3, 2]))
         weights = graph.op("Softmax", graph.op("Add", scores, self.mask), axis=-1)
         y = graph.op("MatMul", weights, values)  # (batch, kv_heads, group * sequence, head_dim)
-        y = graph.op("Reshape", y, graph.constant([0, kv_heads, group, -1, head_dim]))
-        y = graph.op("Transpose", y, perm=[0, 3, 1, 2, 4])
+        y = graph.op("Reshape", y, graph.constant([0, heads, -1, head_dim]))
+        y = graph.op("Transpose", y, perm=[0, 2, 1, 3])
         return graph.op("Reshape", y, graph.constant([0, 0, geometry.query_size])), keys, values
 
     def _rotate(self, x: str) -> str:
-        """x: (batch, sequence, heads, head_dim) -> x * cos + swap(x) * sin, where swap exchanges the halves."""
+        """x: (batch, heads, sequence, head_dim) -> x * cos + swap(x) * sin, where swap exchanges the halves."""
         graph, (cos, sin) = self.graph, self.rotary
         first, second = graph.op("Split", x, outputs=2, axis=-1, num_outputs=2)
         swapped = graph.op("Concat", second, first, axis=-1)
         return graph.op("Add", graph.op("Mul", x, cos), graph.op("Mul", swapped, sin))
 
     def _rotary(self, positions: str) -> tuple[str, str]:
-        """cos and sin, each (batch, sequence, 1, head_dim); the first half of sin is negative, for `_rotate`."""
+        """cos and sin, each (batch, 1, sequence, head_dim); the first half of sin is negative, for `_rotate`."""
         graph = self.graph
         frequencies = graph.array("rotary.inv_freq", self.geometry.inv_freq.numpy()[None, None])
         angle = graph.op("Unsqueeze", graph.op("Cast", positions, to=graph.element(torch.float32)), graph.constant([2]))
@@ -144,7 +142,7 @@ class DecoderGraph:
         cos, sin = graph.op("Cos", angle), graph.op("Sin", angle)
         cos = graph.op("Concat", cos, cos, axis=-1)
         sin = graph.op("Concat", graph.op("Neg", sin), sin, axis=-1)
-        cos, sin = (graph.op("Unsqueeze", table, graph.constant([2])) for table in (cos, sin))
+        cos, sin = (graph.op("Unsqueeze", table, graph.constant([1])) for table in (cos, sin))
         return self._to_body(cos), self._to_body(sin)
 
     def _mask(self, ids: str, attention_mask: str) -> str:

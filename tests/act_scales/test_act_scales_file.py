@@ -35,7 +35,7 @@ def same(found: ActScales, expected: ActScales) -> bool:
 
 @pytest.fixture
 def scales(llama: Model) -> ActScales:
-    return scales_of(llama, model_fingerprint=llama.checkpoint.fingerprint(), text_source='é, "quoted"')
+    return scales_of(llama, model_fingerprint=llama.checkpoint.fingerprint, text_source='é, "quoted"')
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def test_scales_of_this_model(scales: ActScales, llama: Model) -> None:
 
 def test_scales_of_another_model_are_refused(scales: ActScales, llama: Model, make_llama: Callable[..., Path]) -> None:
     other = open_llama(make_llama(seed=1))
-    mine, theirs = other.checkpoint.fingerprint(), llama.checkpoint.fingerprint()
+    mine, theirs = other.checkpoint.fingerprint, llama.checkpoint.fingerprint
     with pytest.raises(
         ActScalesError, match=rf"of another model \(fingerprint {theirs}\); expected .*{mine}.*calibrate"
     ):

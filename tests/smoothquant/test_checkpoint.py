@@ -56,14 +56,14 @@ FILES = {as_shards: 6, as_bin: 1, as_old_bin: 1, as_bin_shards: 2}
 def test_every_form_reads_the_same(form: Callable[[Path], None], make_llama: Callable[..., Path]) -> None:
     folder = make_llama()
     expected = load_file(folder / "model.safetensors")
-    fingerprint = Checkpoint(folder).fingerprint()
+    fingerprint = Checkpoint(folder).fingerprint
     form(folder)
     model = open_llama(folder)
     assert len({info.file for info in model.checkpoint.tensors.values()}) == FILES[form]
     for name, tensor in expected.items():
         assert torch.equal(model.read(name), tensor)
         assert torch.equal(torch.cat(list(model.rows(name, step=7))), tensor)
-    assert model.checkpoint.fingerprint() == fingerprint
+    assert model.checkpoint.fingerprint == fingerprint
 
 
 def test_dtypes(make_llama: Callable[..., Path]) -> None:
@@ -81,11 +81,11 @@ def test_embedding_rows(llama: object, make_llama: Callable[..., Path]) -> None:
 
 def test_fingerprint_sees_a_finetune(make_llama: Callable[..., Path]) -> None:
     folder = make_llama()
-    before = Checkpoint(folder).fingerprint()
+    before = Checkpoint(folder).fingerprint
     tensors = load_file(folder / "model.safetensors")
     tensors[NORM] = tensors[NORM] + 2**-10
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    assert Checkpoint(folder).fingerprint() != before
+    assert Checkpoint(folder).fingerprint != before
 
 
 # -- what can be wrong with a folder ---------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def text() -> Text:
 @pytest.fixture(scope="session")
 def folders(llama: Model, input_absmax: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """hf (smoothed float), w8a8 and static (smoothed), naive (W8A8 without smoothing)."""
-    root, fingerprints = tmp_path_factory.mktemp("folders"), {"model": llama.checkpoint.fingerprint()}
+    root, fingerprints = tmp_path_factory.mktemp("folders"), {"model": llama.checkpoint.fingerprint}
     smoothed = Source(llama, SmoothingSettings(0.5), input_absmax, fingerprints)
     writers = [
         SmoothedWriter(root / "hf"),

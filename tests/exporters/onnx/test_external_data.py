@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy
@@ -32,13 +33,12 @@ def test_tensors_are_aligned_and_apart(form: str, make_llama: Callable[..., Path
             place = {entry.key: entry.value for entry in tensor.external_data}
             assert place["location"] == "model.onnx.data"
             offset, length = int(place["offset"]), int(place["length"])
-            assert length == numpy.prod(tensor.dims, dtype=int) * (
-                1 if tensor.data_type == onnx.TensorProto.INT8 else 4
-            )
+            itemsize = 1 if tensor.data_type == onnx.TensorProto.INT8 else 4
+            assert length == numpy.prod(tensor.dims, dtype=int) * itemsize
             assert offset % (PAGE if length >= 16 * PAGE else 64) == 0
             places.append((offset, offset + length))
     places.sort()
-    assert all(end <= start for (_, end), (start, _) in zip(places, places[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in pairwise(places))
     assert places[-1][1] == (out / FILE).stat().st_size
     assert any(end - start >= 16 * PAGE for start, end in places)
 

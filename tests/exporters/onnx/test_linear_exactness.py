@@ -66,9 +66,8 @@ def exact(x: Tensor, linear: QuantizedLinear, per_token: bool) -> Tensor:
     y = integers.double() @ linear.weight.t().double() * scale * linear.weight_scale.double()
     same = (integers == wide).all(dim=-1)  # where float32 and float64 round alike
     assert same.float().mean() > 0.9
-    theirs = w8a8_linear(
-        x.double(), linear.weight, linear.weight_scale, None, None if per_token else linear.input_scale
-    )
+    input_scale = None if per_token else linear.input_scale
+    theirs = w8a8_linear(x.double(), linear.weight, linear.weight_scale, None, input_scale)
     torch.testing.assert_close(y[same], theirs[same], rtol=1e-12, atol=1e-12)  # the formula above is that function
     return y
 

@@ -1,0 +1,7 @@
+"""What is measured, not asserted: each script prints ratios of one run, side by side, and keeps them in results/.
+
+python -m tests.benchmarks.engine_speed         INT8 against FP32, ONNX Runtime
+python -m tests.benchmarks.export_memory        peak memory of exports
+python -m tests.benchmarks.calibration_speed    calibrate + export against llm-compressor
+python -m tests.benchmarks.tables               writes the README's tables from results/
+"""

@@ -1,0 +1,150 @@
+"""INT8 against FP32 in ONNX Runtime, on a random Llama: prefill of a prompt, and one token behind it.
+
+    python -m tests.benchmarks.engine_speed [--hidden 2048 --layers 4 --vocab 32000 --prefill 256 --repeats 7]
+
+The model is made on the spot and exported three times: the float twin, W8A8 with the float output head, W8A8 with the
+INT8 one. All engines are open at once and take turns; what counts are ratios of times next to each other, their
+median over the repeats. Target: 2.4 x the FP32 engine, for both.
+
+Bound: the ratio if everything but matrix products took no time. A profile of the same process says what share of its
+time an engine spends in them; bound = ratio / share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy
+
+from builders.onnxruntime import OnnxRuntimeEngine
+from builders.onnxruntime.session import PAST, first_feed, open_session
+from builders.speed import measure
+from exporters.export import Source, export
+from exporters.onnx import OnnxWriter
+from recipes.families import open_model
+from recipes.synthetic import save_random_llama
+from smoothquant.settings import SmoothingSettings
+from tests.benchmarks.results import Row, publish
+
+TARGET = 2.4
+BASE = "FP32"
+VARIANTS = {  # how a graph computes does not depend on smoothing: no act scales are needed
+    BASE: {"activations": "float"},
+    "W8A8, float head": {"activations": "per-token"},
+    "W8A8, INT8 head": {"activations": "per-token", "lm_head": "int8"},
+}
+PHASES = ("prefill", "decode")
+PRODUCTS = ("MatMul", "FusedMatMul", "MatMulIntegerToFloat")  # as ONNX Runtime names them after fusion
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Seconds in the matrix products, in the output head alone, and in all operators; of each the fastest of 6 runs."""
+
+    products: float
+    head: float
+    all: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--vocab", type=int, default=32000)
+    parser.add_argument("--prefill", type=int, default=256, help="tokens of the prompt")
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = export_all(Path(scratch), arguments.hidden, arguments.layers, arguments.vocab)
+        ratios, seconds = compare(folders, arguments.prefill, arguments.repeats)
+        profiles = {label: profile(folder, arguments.prefill) for label, folder in folders.items()}
+    rows, details = [], {}
+    for label in VARIANTS:
+        for phase in PHASES:
+            took, spent = median(seconds[label, phase]), profiles[label][phase]
+            details[f"{label}, {phase}"] = {"seconds": seconds[label, phase], "profile": vars(spent)}
+            if label == BASE:
+                rows.append(Row(f"{phase}, {label}", f"{took * 1e3:.1f} ms"))
+                continue
+            found = ratios[label, phase]
+            details[f"{label}, {phase}"]["ratios"] = found
+            share = spent.products / spent.all
+            text = (
+                f"{median(found):.2f} x FP32 ({min(found):.2f} to {max(found):.2f}), {took * 1e3:.1f} ms, "
+                f"{share:.0%} of the bound {median(found) / share:.2f}; head {spent.head / spent.all:.0%} of the time"
+            )
+            rows.append(Row(f"{phase}, {label}", text, f">= {TARGET}"))
+    publish("engine_speed", rows, details)
+
+
+def export_all(scratch: Path, hidden: int, layers: int, vocabulary: int) -> dict[str, Path]:
+    """The model, and its exports by label. Heads of 64 channels, four to a kv head; MLP 2.75 times as wide."""
+    heads = hidden // 64
+    save_random_llama(
+        scratch / "model",
+        hidden=hidden,
+        intermediate=hidden * 11 // 4,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads // 4,
+        vocabulary=vocabulary,
+    )
+    source = Source(open_model(scratch / "model"), SmoothingSettings(groups="none"))
+    folders = {label: scratch / f"export-{number}" for number, label in enumerate(VARIANTS)}
+    export(source, [OnnxWriter(folders[label], **options) for label, options in VARIANTS.items()])
+    return folders
+
+
+def compare(
+    folders: Mapping[str, Path], prompt: int, repeats: int
+) -> tuple[dict[tuple[str, str], list[float]], dict[tuple[str, str], list[float]]]:
+    """(ratios to the FP32 engine, seconds), one of each per repeat, by (label, phase)."""
+    engines = {label: OnnxRuntimeEngine(folder) for label, folder in folders.items()}
+    ratios, seconds = defaultdict(list), defaultdict(list)
+    for _ in range(repeats):
+        speeds = measure(engines, prompt=prompt, steps=16, rounds=3)
+        for label, speed in speeds.items():
+            for phase in PHASES:
+                seconds[label, phase].append(getattr(speed, phase))
+                ratios[label, phase].append(getattr(speeds[BASE], phase) / getattr(speed, phase))
+    return ratios, seconds
+
+
+def profile(folder: Path, prompt: int, runs: int = 6) -> dict[str, Profile]:
+    """Where the time goes, by phase."""
+    found = {}
+    for phase in PHASES:
+        with tempfile.TemporaryDirectory() as scratch:
+            session = open_session(folder, profile=Path(scratch) / "profile")
+            feed = first_feed(session, numpy.ones((1, prompt), dtype=numpy.int64))
+            if phase == "decode":
+                shapes = {
+                    name: (1, array.shape[1], prompt, array.shape[3]) for name, array in feed.items() if PAST in name
+                }
+                feed |= {name: numpy.zeros(shape, dtype=feed[name].dtype) for name, shape in shapes.items()}
+                feed["input_ids"] = numpy.ones((1, 1), dtype=numpy.int64)
+                feed["position_ids"] = numpy.full((1, 1), prompt, dtype=numpy.int64)
+                feed["attention_mask"] = numpy.ones((1, prompt + 1), dtype=numpy.int64)
+            for _ in range(runs):
+                session.run(["logits"], feed)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        fastest: dict[tuple[str, str], float] = {}  # (operator, node) -> seconds
+        for event in events:
+            if event["name"].endswith("_kernel_time"):
+                key = event["args"]["op_name"], event["name"]
+                fastest[key] = min(event["dur"] / 1e6, fastest.get(key, float("inf")))
+        products = {key: spent for key, spent in fastest.items() if key[0] in PRODUCTS}
+        head = sum(spent for (_, node), spent in products.items() if node.startswith("lm_head"))
+        found[phase] = Profile(sum(products.values()), head, sum(fastest.values()))
+    return found
+
+
+if __name__ == "__main__":
+    main()

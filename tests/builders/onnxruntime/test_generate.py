@@ -1,0 +1,163 @@
+"""Generation: the tokens of transformers and of onnxruntime-genai; sampling that is what it says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import onnxruntime_genai
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
+
+from builders.onnxruntime import OnnxRuntimeEngine, build
+from builders.onnxruntime.engine import Decoding, pick
+from exporters.export import Source, export
+from exporters.onnx import OnnxWriter
+from smoothquant.errors import UserError
+from smoothquant.settings import SmoothingSettings
+from tests.models import open_llama
+
+PROMPT = [256, 5, 6, 7, 40, 41]
+NEW = 24
+
+
+@pytest.fixture(scope="module")
+def engine(engines: dict[str, Path]) -> OnnxRuntimeEngine:
+    return OnnxRuntimeEngine(engines["float"])
+
+
+def transformers_tokens(folder: Path, count: int = NEW) -> list[int]:
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    prompt = torch.tensor([PROMPT])
+    found = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count, do_sample=False, pad_token_id=0
+    )
+    return found[0, len(PROMPT) :].tolist()
+
+
+def genai_tokens(folder: Path) -> list[int]:
+    model = onnxruntime_genai.Model(str(folder))
+    parameters = onnxruntime_genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(PROMPT) + NEW, do_sample=False)
+    generator = onnxruntime_genai.Generator(model, parameters)
+    generator.append_tokens(PROMPT)
+    while not generator.is_done():
+        generator.generate_next_token()
+    torch.set_flush_denormal(False)  # its sessions set it for the thread that calls them, and leave it so
+    return [int(token) for token in generator.get_sequence(0)[len(PROMPT) :]]
+
+
+def test_greedy_is_that_of_transformers_and_genai(
+    engine: OnnxRuntimeEngine, engines: dict[str, Path], llama_folder: Path
+) -> None:
+    found = list(engine.generate(PROMPT, NEW))
+    assert len(set(found)) > 4  # no loop of one token, which proves little
+    assert found == transformers_tokens(llama_folder) == genai_tokens(engines["float"])
+
+
+@pytest.mark.parametrize("form", ["per-token", "per-tensor"])
+def test_w8a8_greedy_is_that_of_genai(form: str, engines: dict[str, Path]) -> None:
+    assert list(OnnxRuntimeEngine(engines[form]).generate(PROMPT, NEW)) == genai_tokens(engines[form])
+
+
+def test_cache_gives_the_logits_of_whole_sequences(engine: OnnxRuntimeEngine) -> None:
+    tokens = torch.tensor([[*PROMPT, 90, 91, 92]])
+    decoding = Decoding(engine, tokens[:, : len(PROMPT)].numpy())
+    for position in range(len(PROMPT), tokens.shape[1]):
+        decoding.step(int(tokens[0, position]))
+        expected = engine.logits(tokens[:, : position + 1])[0, -1]
+        # the same float32 sums in another order
+        assert (decoding.logits - expected).abs().max() <= 5e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_ends_at_the_end_of_sequence(
+    several: bool, make_llama: Callable[..., Path], tmp_path: Path, llama_folder: Path
+) -> None:
+    tokens = transformers_tokens(llama_folder)
+    end = next(token for token in tokens[3:] if token not in tokens[:3])
+    folder = make_llama(eos_token_id=[end, 257] if several else end)  # the same weights
+    export(Source(open_llama(folder), SmoothingSettings(groups="none")), [OnnxWriter(tmp_path / "onnx", "float")])
+    build(tmp_path / "onnx", tmp_path / "engine")
+    found = list(OnnxRuntimeEngine(tmp_path / "engine").generate(PROMPT, NEW))
+    assert found == tokens[: tokens.index(end)]
+    assert [*found, end] == transformers_tokens(folder)
+
+
+def test_counts(engine: OnnxRuntimeEngine) -> None:
+    assert list(engine.generate(PROMPT, 0)) == []
+    assert list(engine.generate(PROMPT, 1)) == [int(engine.logits(torch.tensor([PROMPT]))[0, -1].argmax())]
+    longest = engine.config["max_position_embeddings"]
+    assert len(list(engine.generate([1] * (longest - 2), 2))) == 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options"),
+    [
+        ([], {}),
+        ([1] * 500, {"max_new_tokens": 13}),
+        ([1] * 513, {"max_new_tokens": 0}),
+        (PROMPT, {"temperature": -1.0}),
+        (PROMPT, {"temperature": math.nan}),
+        (PROMPT, {"temperature": math.inf}),
+        (PROMPT, {"temperature": 1.0, "top_p": 0.0}),
+        (PROMPT, {"temperature": 1.0, "top_p": 1.1}),
+        (PROMPT, {"temperature": 1.0, "top_p": math.nan}),
+    ],
+)
+def test_what_cannot_be_generated(prompt: list[int], options: dict, engine: OnnxRuntimeEngine) -> None:
+    with pytest.raises(UserError, match="expected"):
+        next(engine.generate(prompt, **options))
+
+
+# -- sampling ------------------------------------------------------------------------------------------------------
+
+
+def test_sampling_is_reproducible(engine: OnnxRuntimeEngine) -> None:
+    def sample(seed: int) -> list[int]:
+        return list(engine.generate(PROMPT, NEW, temperature=1.0, top_p=0.95, seed=seed))
+
+    assert sample(3) == sample(3)
+    assert sample(3) != sample(4)
+
+
+logits = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40).map(torch.tensor)
+
+
+@given(logits, st.floats(0.05, 5), st.floats(0.01, 1), st.integers(0, 2**31))
+def test_picked_token_is_in_the_nucleus(logits: torch.Tensor, temperature: float, top_p: float, seed: int) -> None:
+    """Likelier tokens have less than top_p together: the token belongs to the smallest set of that mass."""
+    token = pick(logits, temperature, top_p, torch.Generator().manual_seed(seed))
+    probabilities = (logits.double() / temperature).softmax(dim=-1)
+    likelier = probabilities[probabilities > probabilities[token]].sum()
+    assert likelier < top_p + 1e-12
+
+
+@given(logits, st.integers(0, 2**31))
+def test_no_temperature_is_greedy(logits: torch.Tensor, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    assert logits[pick(logits, 0.0, 0.3, generator)] == logits.max()
+    for cold in (1e-3, 1e-30, 1e-300):  # and next to none is finite, and close to it
+        assert logits[pick(logits, cold, 1e-6, generator)] == logits.max()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_frequencies_are_the_probabilities(temperature: float, top_p: float) -> None:
+    logits, draws = torch.tensor([0.3, -1.0, 1.4, 0.9, -2.5]), 4000
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.zeros(5)
+    for _ in range(draws):
+        counts[pick(logits, temperature, top_p, generator)] += 1
+    expected = torch.softmax(logits / temperature, dim=0)
+    order = expected.argsort(descending=True)
+    size = next(n for n in range(1, 6) if expected[order[:n]].sum() >= top_p - 1e-6)
+    nucleus = torch.zeros(5).index_fill_(0, order[:size], 1.0)
+    expected = expected * nucleus / (expected * nucleus).sum()
+    assert (counts[nucleus == 0] == 0).all()
+    # five standard deviations of a binomial count
+    assert ((counts - draws * expected).abs() <= 5 * (draws * expected * (1 - expected)).sqrt() + 1e-6).all()
