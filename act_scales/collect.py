@@ -126,12 +126,16 @@ def _run(
     work.require(text.tokens * model.geometry.hidden_size * dtype.itemsize)
     maxima = work.state()
     start = work.next_layer if maxima else 0
-    hidden = maxima.pop("hidden") if maxima else model.embed(torch.cat(text.sequences)).to(dtype)
+    if not maxima:
+        maxima = _zeros(model)
+        maxima["hidden"] = model.embed(torch.cat(text.sequences)).to(dtype)
+    hidden = maxima.pop("hidden")
     cos, sin = (part.to(device) for part in decoder.rotary(model.geometry, text.length, dtype))
     progress(start, layers)
     kept = time.monotonic()
     for index in range(start, layers):
-        maxima |= _layer(model, index, hidden, batches, (cos, sin), device)
+        for key, values in _layer(model, index, hidden, batches, (cos, sin), device).items():
+            maxima[key].copy_(values)
         if time.monotonic() - kept > KEEP_EVERY and index + 1 < layers:
             work.mark(index + 1, {"hidden": hidden, **maxima})
             kept = time.monotonic()
@@ -156,8 +160,20 @@ def _layer(
         for key, values in ((name + INPUT, maxima.input[role]), (name + OUTPUT, maxima.output[role])):
             if not values.isfinite().all():
                 raise _overflow(key, hidden.dtype)
-            found[key] = values.cpu()
+            found[key] = values
     return found
+
+
+def _zeros(model: Model) -> dict[str, Tensor]:
+    """Room for all maxima, taken before the first layer.
+
+    Allocated layer by layer, these small tensors would lie between the large ones that come and go, and keep the
+    memory of those from being used again: it would grow by a fifth of a layer with every layer.
+    """
+    room = {}
+    for name, (rows, columns) in model.linears():
+        room[name + INPUT], room[name + OUTPUT] = torch.zeros(columns), torch.zeros(rows)
+    return room
 
 
 def _batches(text: Text) -> Iterator[_Batch]:

@@ -17,6 +17,7 @@ from typing import Protocol
 from torch import Tensor
 
 from smoothquant.contract import TOLERANCE, Contract
+from smoothquant.errors import ActScalesError
 from smoothquant.model import Model
 from smoothquant.stream import QuantizedLayer, SmoothedLayer, SmoothingSettings, quantize_layer, smoothed_layers
 from smoothquant.workspace import Workspace, save_tensors
@@ -81,6 +82,13 @@ def export(
     Each output also holds `smoothing.safetensors`: `<linear>.smoothing_scale` and `<linear>.input_absmax`, float32
     (in,), so that an artifact explains itself and can be compared with its float original.
     """
+    static = [writer for writer in writers if writer.settings.get("activations") == "per-tensor"]
+    if static and source.input_absmax is None:
+        raise ActScalesError(
+            f"{static[0].out}: static activations, and no activation scales",
+            expected="a file made by smoothquant calibrate",
+            do="give ACT_SCALES, or use --act per-token",
+        )
     with ExitStack() as stack:
         todo = []
         for writer in writers:

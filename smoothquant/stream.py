@@ -124,8 +124,7 @@ def smooth_layer(
 ) -> SmoothedLayer:
     """Load one layer and fold the chosen smoothing groups into it."""
     source = float_layer(model, index)
-    names = {role: model.linear(index, role) for role in model.family.linears}
-    act = {role: input_absmax[name].float() for role, name in names.items() if name in input_absmax}
+    act = _act_absmax(model, index, input_absmax)
     layer = SmoothedLayer(model, index, source, gains=dict(source.gains), input_absmax=act)
     for group in settings.chosen(model.family.groups):
         scale = _group_scale(model, source, act, group, settings)
@@ -175,6 +174,18 @@ def check_act_scales(model: Model, input_absmax: Mapping[str, Tensor]) -> None:
             raise ActScalesError(f"activation scales of {name} are not finite and >= 0", do=calibrate)
     for name in input_absmax.keys() - linears.keys():
         raise ActScalesError(f"activation scales for {name}, which this model does not have", do=calibrate)
+
+
+def _act_absmax(model: Model, index: int, input_absmax: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """role -> float32 (in,), for the linears that have scales. Linears that read one input have one range: the larger,
+    should imported scales differ."""
+    names = {role: model.linear(index, role) for role in model.family.linears}
+    act = {role: input_absmax[name].float() for role, name in names.items() if name in input_absmax}
+    for group in model.family.groups:
+        known = [act[role] for role in group.linears if role in act]
+        if len(known) > 1:
+            act |= dict.fromkeys(group.linears, torch.stack(known).amax(dim=0))
+    return act
 
 
 def _group_scale(

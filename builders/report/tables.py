@@ -73,7 +73,6 @@ def metrics_table(validations: Sequence[Validation], colours: Mapping[str, str],
                 lambda v: f"{v.exactness.ratio:.3g}" if v.exactness and v.exactness.pytorch else "",
             ),
         ]
-    name = validations[0].subject["reference"].split("(")[-1].split(")")[0]
     head = "".join(
         f'<th><span class="key {colours[found.label]}"></span>{escape(found.label)}</th>' for found in validations
     )
@@ -84,7 +83,7 @@ def metrics_table(validations: Sequence[Validation], colours: Mapping[str, str],
     for title, texts in extra_rows.items():
         cells = "".join(f"<td>{escape(text)}</td>" for text in texts)
         body.append(f"<tr><th>{escape(title)}</th><td></td>{cells}</tr>")
-    head = f"<tr><th></th><th>Reference ({escape(name)})</th>{head}</tr>"
+    head = f"<tr><th></th><th>Reference ({escape(validations[0].subject['stored'])})</th>{head}</tr>"
     return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(body)}</tbody></table></div>'
 
 

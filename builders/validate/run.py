@@ -139,6 +139,7 @@ def _subject(manifest: Mapping, reference: Reference) -> dict:
         "engine_versions": manifest.get("versions", {}),
         "checkpoint": reference.model.checkpoint.folder.resolve().name,
         "model": reference.fingerprint,
+        "stored": reference.name,
         "reference": reference.description,
         "text": text.source,
         "text_fingerprint": text.fingerprint,

@@ -51,7 +51,7 @@ class W8A8Writer:
             self.files.write(f"{linear.name}.weight", linear.weight)
             self.files.write(f"{linear.name}.weight_scale", linear.weight_scale[:, None])
             if self.activations == "per-tensor":
-                assert linear.input_scale is not None  # the stream has checked the act scales
+                assert linear.input_scale is not None  # `export` has seen to it
                 self.files.write(f"{linear.name}.input_scale", linear.input_scale.reshape(1))
             if linear.bias is not None:
                 bias = f"{linear.name}.bias"

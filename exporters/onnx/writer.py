@@ -20,10 +20,10 @@ from exporters.onnx.external_data import FILE
 from exporters.onnx.graph import require_onnx
 from exporters.onnx.linears import FORMS
 from exporters.sidecars import copy_tokenizer
-from smoothquant.errors import ActScalesError, ContractError, UserError
+from smoothquant.errors import ContractError, UserError
 from smoothquant.model import Model
 from smoothquant.quantization import quantize_weight
-from smoothquant.stream import QuantizedLayer, QuantizedLinear, SmoothedLayer
+from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace
 
 BODIES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -72,7 +72,8 @@ class OnnxWriter:
                 self.data.write_transposed(f"{merged.name}.weight_int8", (linear.weight for linear in linears))
                 self.data.write_rows(f"{merged.name}.weight_scale", (linear.weight_scale for linear in linears))
                 if self.activations == "per-tensor":
-                    self.data.write(f"{merged.name}.input_scale", _shared_scale(linears))
+                    assert linears[0].input_scale is not None  # `export` has seen to it
+                    self.data.write(f"{merged.name}.input_scale", linears[0].input_scale)  # one input, one scale
             if f"{merged.name}.bias" in self.data.places:
                 self.data.write_rows(f"{merged.name}.bias", self._biases(layer, merged))
 
@@ -124,13 +125,3 @@ class OnnxWriter:
         if not rounded.isfinite().all():
             raise ContractError(f"{name} overflows {rounded.dtype}", do="export with --dtype fp32, or lower alpha")
         return rounded
-
-
-def _shared_scale(linears: list[QuantizedLinear]) -> Tensor:
-    """Linears that read one input have one static scale: the largest, should imported act scales differ."""
-    scales = [linear.input_scale for linear in linears if linear.input_scale is not None]
-    if len(scales) != len(linears):
-        raise ActScalesError(
-            f"no activation scales for {linears[0].name}", expected="static activations need them", do="give ACT_SCALES"
-        )
-    return torch.stack(scales).amax()

@@ -24,7 +24,7 @@ from statistics import median
 import numpy
 
 from builders.onnxruntime import OnnxRuntimeEngine
-from builders.onnxruntime.session import PAST, first_feed, open_session
+from builders.onnxruntime.session import PAST, first_feed, open_session, subnormals_as_zero
 from builders.speed import measure
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
@@ -117,33 +117,40 @@ def compare(
     return ratios, seconds
 
 
-def profile(folder: Path, prompt: int, runs: int = 6) -> dict[str, Profile]:
+def profile(folder: Path, prompt: int) -> dict[str, Profile]:
     """Where the time goes, by phase."""
-    found = {}
-    for phase in PHASES:
-        with tempfile.TemporaryDirectory() as scratch:
-            session = open_session(folder, profile=Path(scratch) / "profile")
-            feed = first_feed(session, numpy.ones((1, prompt), dtype=numpy.int64))
-            if phase == "decode":
-                shapes = {
-                    name: (1, array.shape[1], prompt, array.shape[3]) for name, array in feed.items() if PAST in name
-                }
-                feed |= {name: numpy.zeros(shape, dtype=feed[name].dtype) for name, shape in shapes.items()}
-                feed["input_ids"] = numpy.ones((1, 1), dtype=numpy.int64)
-                feed["position_ids"] = numpy.full((1, 1), prompt, dtype=numpy.int64)
-                feed["attention_mask"] = numpy.ones((1, prompt + 1), dtype=numpy.int64)
+    return {phase: _profile(folder, prompt, phase) for phase in PHASES}
+
+
+def _profile(folder: Path, prompt: int, phase: str, runs: int = 6) -> Profile:
+    with tempfile.TemporaryDirectory() as scratch:
+        session = open_session(folder, profile=Path(scratch) / "profile")
+        feed = first_feed(session, numpy.ones((1, prompt), dtype=numpy.int64))
+        if phase == "decode":
+            feed = _behind(feed, prompt)
+        with subnormals_as_zero():
             for _ in range(runs):
                 session.run(["logits"], feed)
-            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        fastest: dict[tuple[str, str], float] = {}  # (operator, node) -> seconds
-        for event in events:
-            if event["name"].endswith("_kernel_time"):
-                key = event["args"]["op_name"], event["name"]
-                fastest[key] = min(event["dur"] / 1e6, fastest.get(key, float("inf")))
-        products = {key: spent for key, spent in fastest.items() if key[0] in PRODUCTS}
-        head = sum(spent for (_, node), spent in products.items() if node.startswith("lm_head"))
-        found[phase] = Profile(sum(products.values()), head, sum(fastest.values()))
-    return found
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    fastest: dict[tuple[str, str], float] = {}  # (operator, node) -> seconds
+    for event in events:
+        if event["name"].endswith("_kernel_time"):
+            key = event["args"]["op_name"], event["name"]
+            fastest[key] = min(event["dur"] / 1e6, fastest.get(key, float("inf")))
+    products = {key: spent for key, spent in fastest.items() if key[0] in PRODUCTS}
+    head = sum(spent for (_, node), spent in products.items() if node.startswith("lm_head"))
+    return Profile(sum(products.values()), head, sum(fastest.values()))
+
+
+def _behind(feed: Mapping[str, numpy.ndarray], past: int) -> dict[str, numpy.ndarray]:
+    """One token behind a cache of `past` tokens, from a feed with an empty cache."""
+    cache = {name: array for name, array in feed.items() if name.startswith(PAST)}
+    return {
+        "input_ids": numpy.ones((1, 1), dtype=numpy.int64),
+        "position_ids": numpy.full((1, 1), past, dtype=numpy.int64),
+        "attention_mask": numpy.ones((1, past + 1), dtype=numpy.int64),
+        **{name: numpy.zeros((1, a.shape[1], past, a.shape[3]), dtype=a.dtype) for name, a in cache.items()},
+    }
 
 
 if __name__ == "__main__":

@@ -104,6 +104,8 @@ def test_paths_and_options(model: Path, scales: Path, text_file: Path, tmp_path:
         smoothquant("export", "hf", model, "nope.safetensors", "--out", out), 2, "nope.safetensors: no such"
     )
     assert_one_line(smoothquant("export", "hf", model, "--out", out), 2, "no activation scales")
+    static = ("--groups", "none", "--act", "per-tensor")
+    assert_one_line(smoothquant("export", "w8a8", model, "--out", out, *static), 2, "static activations, and no")
     assert_one_line(
         smoothquant("export", "hf", model, scales, "--out", out, "--alpha", "1.5"), 2, "alpha 1.5; expected a number in"
     )

@@ -80,6 +80,18 @@ def test_predicted_input_range_is_the_measured_one(
             torch.testing.assert_close(seen[role], expected, rtol=1e-4, atol=1e-6 * expected.max().item())
 
 
+def test_linears_of_one_input_have_one_scale(llama: Model, input_absmax: dict[str, torch.Tensor]) -> None:
+    """Imported act scales may differ within q, k, v; the input is one, so the largest counts."""
+    scales = {name: tensor.clone() for name, tensor in input_absmax.items()}
+    scales["model.layers.0.self_attn.k_proj"] *= 3
+    for settings in EVERY.values():
+        linears = quantize_layer(smooth_layer(llama, 0, scales, settings)).linears
+        assert linears["q"].input_scale == linears["k"].input_scale == linears["v"].input_scale
+    assert torch.equal(
+        smooth_layer(llama, 0, scales, EVERY["none"]).input_absmax["q"], scales["model.layers.0.self_attn.k_proj"]
+    )
+
+
 @torch.no_grad()
 def test_smoothing_helps(llama: Model, input_absmax: dict[str, torch.Tensor]) -> None:
     """The point of it all, on a model with outlier channels: W8A8 comes closer to float."""

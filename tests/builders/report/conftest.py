@@ -35,6 +35,7 @@ def made(label: str = "SmoothQuant", layers: int = 3, quantized: bool = True, ch
             "engine_versions": {},
             "checkpoint": "tiny",
             "model": "0f",
+            "stored": "FP16",
             "reference": "the original checkpoint: weights as stored (FP16), arithmetic in float32",
             "text": "held-out.txt",
             "text_fingerprint": "1e",

@@ -141,6 +141,7 @@ def test_what_was_run_is_told(make: Make, tmp_path: Path) -> None:
         "FP32",
         "naive",
         "SmoothQuant",
+        "Reference (FP16)",
         "tiny (fingerprint 0f)",
         "held-out.txt (fingerprint 1e)",
         "weights as stored (FP16), arithmetic in float32",

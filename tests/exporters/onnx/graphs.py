@@ -1,9 +1,9 @@
-"""Exported graphs through others' eyes: onnx reads and edits them, onnxruntime runs them. Nothing of builders/ here."""
+"""Exported graphs through others' eyes: onnx reads and edits them, onnxruntime runs them, with an engine's settings."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,8 @@ import onnx
 import onnxruntime
 import torch
 
+from builders.onnxruntime.session import SETTINGS as ENGINE_SETTINGS
+from builders.onnxruntime.session import subnormals_as_zero
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
 from smoothquant.settings import SmoothingSettings
@@ -50,13 +52,16 @@ def export_onnx(source: Source, out: Path, **options: str) -> Path:
 class Runner:
     """A graph file in onnxruntime. `fused`: operators after its optimizations."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, str] = ENGINE_SETTINGS) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = 1
         optimized = path.with_suffix(".optimized.onnx")
         options.optimized_model_filepath = str(optimized)
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        for key, value in settings.items():
+            options.add_session_config_entry(key, value)
+        with subnormals_as_zero():
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.fused = Counter(node.op_type for node in onnx.load(optimized, load_external_data=False).graph.node)
         self.past: dict[str, numpy.ndarray] = {}
 
@@ -76,7 +81,8 @@ class Runner:
             positions = torch.arange(before, before + tokens).expand(batch, tokens)
         feed = {"input_ids": ids.numpy(), "attention_mask": mask.numpy(), "position_ids": positions.numpy(), **past}
         present = [value.name for value in self.session.get_outputs() if value.name.startswith("present.")]
-        found = self.session.run([*outputs, *present], feed)
+        with subnormals_as_zero():
+            found = self.session.run([*outputs, *present], feed)
         kept = found[len(outputs) :]
         self.past = {n.replace("present", "past_key_values"): v for n, v in zip(present, kept, strict=True)}
         return [torch.from_numpy(value) for value in found[: len(outputs)]]
@@ -145,11 +151,11 @@ def load_graph(folder: Path) -> onnx.ModelProto:
     return onnx.load(folder / "model.onnx", load_external_data=False)
 
 
-def expose(folder: Path, values: Sequence[str]) -> Runner:
+def expose(folder: Path, values: Sequence[str], settings: Mapping[str, str] = ENGINE_SETTINGS) -> Runner:
     """Run a copy of the graph that also puts out these values."""
     model = load_graph(folder)
     known = {output.name for output in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(values) if name not in known)
     path = folder / "exposed.onnx"
     onnx.save(model, path)
-    return Runner(path)
+    return Runner(path, settings)

@@ -118,7 +118,8 @@ def test_integers_are_the_same_to_the_bit(form: str, make_llama: Callable[..., P
     linears = quantized_linears(source)
     found = products(load_graph(out).graph)
     names = list(dict.fromkeys(value for p in found for value in (p.x, p.integers)))
-    values = dict(zip(names, expose(out, names).run(ids, outputs=names), strict=True))
+    plain: dict[str, str] = {}  # integers on show are not fused, and without VNNI onnxruntime 1.32 fails on such a graph
+    values = dict(zip(names, expose(out, names, plain).run(ids, outputs=names), strict=True))
     for product in found:
         x, integers = values[product.x], values[product.integers]
         expected, _ = quantize(x, split(source, product, linears)[0], product.per_token)
