@@ -12,7 +12,7 @@ BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # x86 tiles, x86 vectors, 
 
 
 def choose_device(name: str = "auto") -> str:
-    """ "auto" is the first CUDA device, or else the CPU. Raises MissingPackageError without the device asked for."""
+    """Where to compute: "auto" is the first CUDA device, or else the CPU. MissingPackageError if it is not there."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.partition(":")[0] not in ("cpu", "cuda"):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from smoothquant.contract import TOLERANCE, Contract
 from smoothquant.errors import ActScalesError
+from smoothquant.machine import return_freed_tensors
 from smoothquant.model import Model
 from smoothquant.stream import QuantizedLayer, SmoothedLayer, SmoothingSettings, quantize_layer, smoothed_layers
 from smoothquant.workspace import Workspace, save_tensors
@@ -107,6 +108,7 @@ def _inputs(source: Source, writer: Writer) -> dict:
 
 
 def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progress) -> None:
+    return_freed_tensors()
     model, layers = source.model, source.model.geometry.layers
     _, behind = min(todo, key=lambda pair: pair[1].next_layer)
     start, kept = behind.next_layer, behind.state()

@@ -14,6 +14,8 @@ import torch
 from smoothquant.model import Model
 from tests.models import TEXT, hooked_absmax, open_llama, sample_ids, save_llama
 
+torch.set_num_threads(1)  # tiny models are quickest on one thread; the test processes share the cores
+
 
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -12,6 +12,7 @@ quantization of the input, one integer kernel. The mask, cos and sin are compute
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,13 @@ from smoothquant.model import Model
 
 CACHE = ("key", "value")
 MERGED = {("q", "k", "v"): "qkv_proj", ("gate", "up"): "gate_up_proj"}  # the names that serving engines use
+
+
+def _silu(graph: Graph, x: str) -> str:
+    return graph.op("Mul", x, graph.op("Sigmoid", x))
+
+
+ACTIVATIONS: Mapping[str, Callable[[Graph, str], str]] = {"silu": _silu}
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ class DecoderGraph:
         gate_up = self._linear(layer, self._norm(layer, "mlp", hidden), "gate", "up")
         graph.scope = model.family.module(layer, "activation")
         gate, up = graph.op("Split", gate_up, outputs=2, axis=-1, num_outputs=2)
-        product = graph.op("Mul", graph.op("Mul", gate, graph.op("Sigmoid", gate)), up)  # silu(gate) * up
+        product = graph.op("Mul", ACTIVATIONS[self.geometry.activation](graph, gate), up)
         down = self._linear(layer, product, "down")
         graph.scope = model.family.module(layer, "residual")
         return graph.op("Add", hidden, down), keys, values

@@ -7,7 +7,7 @@ per-tensor:  xq   = QuantizeLinear(x, input_scale)
              y    = MatMul(DequantizeLinear(xq, input_scale), DequantizeLinear(Wq, weight_scale, axis=1))
 
 x / amax lies in [-1, 1], so a constant scale quantizes every token by its own maximum: no plugin, no contrib operator,
-no operator that TensorRT lacks. Weights are int8 [in, out] and feed DequantizeLinear directly; zero points are int8 0;
+no operator that TensorRT lacks. Weights are int8 [in, out] and feed DequantizeLinear directly; zero points are 0;
 scales are float32 even where the body is float16 (their products are float16-subnormal): the cast follows the MatMul.
 The order of operations is that of `smoothquant.quantization`, and so are the integers.
 """

@@ -45,6 +45,11 @@ class OnnxWriter:
         for value, choices in ((activations, FORMS), (body, BODIES), (lm_head, LM_HEADS)):
             if value not in choices:
                 raise UserError(f"ONNX export: {value!r}", expected=f"one of {', '.join(choices)}")
+        if activations == "float" and lm_head != "float":
+            raise UserError(
+                f"ONNX export: a float graph with an {lm_head} lm_head",
+                expected="no lm_head but float in a float graph",
+            )
         require_onnx()
         self.out, self.activations, self.body, self.lm_head = Path(out), activations, body, lm_head
         self.quantized = activations != "float"

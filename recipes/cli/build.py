@@ -33,4 +33,6 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         manifest = onnxruntime.build(arguments.export, arguments.out, overwrite=arguments.overwrite)
         progress(1, 1)
     ui.result({"out": arguments.out, "manifest": manifest})
+    kernels = manifest["kernels"]
+    ui.say(f"{arguments.out}: {kernels['integer']} of {kernels['quantized']} quantized products are integer kernels")
     ui.say(f'{arguments.out}: try  smoothquant generate {arguments.out} "Once upon a time"')

@@ -1,6 +1,6 @@
 """Calibrate and export W8A8: this tool beside llm-compressor, same model, same tokens, same machine, one run.
 
-    python -m tests.benchmarks.calibration_speed --peer-python LLMC/bin/python [--rounds 3] [--json FILE]
+    python -m tests.benchmarks.calibration_speed --peer-python LLMC/bin/python [--rounds 3]
 
 LLMC is a virtual environment of its own, since llm-compressor pins other versions of transformers:
 
@@ -11,7 +11,7 @@ Ours: `collect`, then `export` of the W8A8 checkpoint, as `smoothquant calibrate
 Theirs: `oneshot` with SmoothQuantModifier and QuantizationModifier(scheme="W8A8"), in its default settings.
 Every measurement is a process of its own, in turns. Work is the wall time from after the imports to the files on
 disk; peak is the largest resident size of the process. The bound is the time of the same matrix products alone.
-Targets: work at most 0.6 and peak at most 0.5 of theirs. Without --peer-python only our side is measured.
+Ratios are taken within a round, and of the rounds the median.
 """
 
 from __future__ import annotations
@@ -26,16 +26,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-SHAPE = {
-    "hidden_size": 2048,
-    "intermediate_size": 5504,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 16,
-    "vocab_size": 32000,
-}
+LAYERS, INTERMEDIATE, HEADS, VOCABULARY = 8, 5504, 16, 32000
 SAMPLES, LENGTH, ALPHA = 16, 512, 0.5
-TARGETS = {"work": 0.6, "peak": 0.5}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -45,15 +37,15 @@ ROOT = Path(__file__).resolve().parents[2]
 def make(folder: Path) -> dict:
     """The model, a tokenizer that nobody uses, and the token ids."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
+    from recipes.synthetic import save_random_llama
     from tests.models import save_tokenizer
 
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(folder / "model")
+    save_random_llama(
+        folder / "model", layers=LAYERS, intermediate=INTERMEDIATE, heads=HEADS, kv_heads=HEADS, vocabulary=VOCABULARY
+    )
     save_tokenizer(folder / "model")
-    ids = torch.randint(0, SHAPE["vocab_size"], (SAMPLES, LENGTH))
+    ids = torch.randint(0, VOCABULARY, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(0))
     (folder / "ids.json").write_text(json.dumps(ids.tolist()))
     return {}
 
@@ -66,15 +58,13 @@ def ours(folder: Path) -> dict:
     from act_scales.text import Text
     from exporters.export import export
     from exporters.huggingface import W8A8Writer
-    from recipes.llama import FAMILY
+    from recipes.families import open_model
     from recipes.pipeline import source_of
-    from smoothquant.checkpoint import Checkpoint
-    from smoothquant.model import Model
     from smoothquant.settings import SmoothingSettings
 
     ids = json.loads((folder / "ids.json").read_text())
     imported = time.perf_counter()
-    model = Model(Checkpoint(folder / "model"), FAMILY)
+    model = open_model(folder / "model")
     collect(model, Text(tuple(torch.tensor(row) for row in ids), "random"), folder / "scales.safetensors")
     calibrated = time.perf_counter()
     source = source_of(model, folder / "scales.safetensors", SmoothingSettings(ALPHA))
@@ -113,29 +103,25 @@ def theirs(folder: Path) -> dict:
     return {
         "imports": imported - began,
         "work": time.perf_counter() - imported,
-        "versions": {name: version(name) for name in ("llmcompressor", "transformers", "torch")},
+        "version": version("llmcompressor"),
     }
 
 
 def bound(folder: Path) -> dict:
-    """The matrix products of calibration and nothing else, in the dtype and the batches of calibration."""
+    """The matrix products of calibration and nothing else, in bfloat16, in the batches of calibration."""
     import torch
 
     from act_scales.collect import BATCH_TOKENS
-    from act_scales.machine import choose_dtype
-    from recipes.llama import FAMILY, geometry
+    from recipes.families import open_model
 
-    dtype = choose_dtype("auto", torch.bfloat16, "cpu")
-    shapes = [FAMILY.shape(role, geometry(SHAPE)) for role in FAMILY.linears]
-    weights = [torch.randn(shape).to(dtype) for shape in shapes]
-    inputs = {columns: torch.randn(BATCH_TOKENS, columns).to(dtype) for _, columns in shapes}
-    times = []
-    for _ in range(SHAPE["num_hidden_layers"] * SAMPLES * LENGTH // BATCH_TOKENS):
-        began = time.perf_counter()
+    model = open_model(folder / "model")
+    weights = [torch.randn(model.family.shape(role, model.geometry)).bfloat16() for role in model.family.linears]
+    inputs = {weight.shape[1]: torch.randn(BATCH_TOKENS, weight.shape[1]).bfloat16() for weight in weights}
+    began = time.perf_counter()
+    for _ in range(LAYERS * SAMPLES * LENGTH // BATCH_TOKENS):
         for weight in weights:
             torch.nn.functional.linear(inputs[weight.shape[1]], weight)
-        times.append(time.perf_counter() - began)
-    return {"work": sum(times), "dtype": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads()}
+    return {"work": time.perf_counter() - began}
 
 
 PARTS: dict[str, Callable[[Path], dict]] = {"make": make, "ours": ours, "theirs": theirs, "bound": bound}
@@ -169,50 +155,49 @@ def quantized(folder: Path) -> int:
     return found
 
 
-def benchmark(rounds: int, peer: str | None) -> dict:
-    """All measurements, and medians over the rounds of the ratios within a round."""
-    measured: dict[str, list[dict]] = {}
+def measure_all(rounds: int, peer: str) -> dict[str, list[dict]]:
+    """Every part once per round, in turns."""
+    measured: dict[str, list[dict]] = {"bound": [], "ours": [], "theirs": []}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             measure("make", folder, sys.executable)
-            for part, python in (("bound", sys.executable), ("ours", sys.executable), ("theirs", peer)):
-                if python:
-                    measured.setdefault(part, []).append(measure(part, folder, python))
-            for part in ("ours", "theirs")[: 2 if peer else 1]:
-                linears = SHAPE["num_hidden_layers"] * 7
-                assert quantized(folder / part) == linears, f"{part}: not every linear is INT8"
-
-    def ratio(part: str, key: str, other: str, other_key: str) -> float:
-        pairs = zip(measured[part], measured[other], strict=True)
-        return statistics.median(mine[key] / yours[other_key] for mine, yours in pairs)
-
-    ratios = {"calibrate to bound": ratio("ours", "calibrate", "bound", "work")}
-    if peer:
-        ratios |= {f"{key} to theirs": ratio("ours", key, "theirs", key) for key in TARGETS}
-    return {"model": SHAPE, "samples": SAMPLES, "length": LENGTH, "measured": measured, "ratios": ratios}
+            for part, found in measured.items():
+                found.append(measure(part, folder, peer if part == "theirs" else sys.executable))
+            for part in ("ours", "theirs"):
+                assert quantized(folder / part) == 7 * LAYERS, f"{part}: not every linear is INT8"
+    return measured
 
 
-def show(result: dict) -> None:
-    """Medians over the rounds, as a table."""
-    print(f"{'':10}{'imports':>10}{'calibrate':>11}{'export':>9}{'work':>9}{'process':>9}{'peak':>10}")
-    for part, rounds in result["measured"].items():
-        cells = []
-        for key, width in (("imports", 10), ("calibrate", 11), ("export", 9), ("work", 9), ("wall", 9)):
-            known = [found[key] for found in rounds if key in found]
-            cells.append(f"{f'{statistics.median(known):.1f} s' if known else '':>{width}}")
-        peak = statistics.median(found["peak"] for found in rounds)
-        print(f"{part:10}{''.join(cells)}{f'{peak / 1e6:,.0f} MB':>10}")
-    for name, value in result["ratios"].items():
-        target = TARGETS.get(name.removesuffix(" to theirs"))
-        print(f"{name}: {value:.2f}" + (f" (target: at most {target})" if target else ""))
+def rows(measured: dict[str, list[dict]]) -> list[tuple[str, str, str]]:
+    """What the table says of it: (what, measured, target)."""
+    bound, ours, theirs = measured["bound"], measured["ours"], measured["theirs"]
+
+    def ratio(mine: list[dict], key: str, yours: list[dict], other: str) -> str:
+        return f"{statistics.median(a[key] / b[other] for a, b in zip(mine, yours, strict=True)):.2f}x"
+
+    def middle(found: list[dict], key: str) -> float:
+        return statistics.median(one[key] for one in found)
+
+    peer = f"llm-compressor {theirs[0]['version']}"
+    work = f"{middle(ours, 'work'):.1f} s against {middle(theirs, 'work'):.1f} s"
+    peak = f"{middle(ours, 'peak') / 1e6:,.0f} MB against {middle(theirs, 'peak') / 1e6:,.0f} MB"
+    alone = f"{middle(ours, 'calibrate'):.1f} s against {middle(bound, 'work'):.1f} s"
+    return [
+        (f"calibrate + export w8a8, time, to {peer}", f"{ratio(ours, 'work', theirs, 'work')} ({work})", "<= 0.6x"),
+        (f"calibrate + export w8a8, memory, to {peer}", f"{ratio(ours, 'peak', theirs, 'peak')} ({peak})", "<= 0.5x"),
+        (
+            "calibrate, time, to its bfloat16 matrix products alone",
+            f"{ratio(ours, 'calibrate', bound, 'work')} ({alone})",
+            "",
+        ),
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", metavar="PYTHON", help="python of the environment that holds llm-compressor")
-    parser.add_argument("--rounds", type=int, default=3, help="repetitions; medians are shown (default 3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement there")
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions (default 3)")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -220,10 +205,14 @@ def main() -> None:
         found = PARTS[arguments.part](arguments.folder)
         (arguments.folder / f"{arguments.part}.json").write_text(json.dumps(found))
         return
-    result = benchmark(arguments.rounds, arguments.peer_python)
-    show(result)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    if not arguments.peer_python:
+        parser.error("--peer-python is needed (see --help for how to make that environment)")
+    measured = measure_all(arguments.rounds, arguments.peer_python)
+
+    # imported last: a process starts with the peak memory of the one that started it
+    from tests.benchmarks.results import Row, publish
+
+    publish("calibration_speed", [Row(*row) for row in rows(measured)], measured)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,9 @@ def test_integers_are_the_same_to_the_bit(form: str, make_llama: Callable[..., P
     linears = quantized_linears(source)
     found = products(load_graph(out).graph)
     names = list(dict.fromkeys(value for p in found for value in (p.x, p.integers)))
-    plain: dict[str, str] = {}  # integers on show are not fused, and without VNNI onnxruntime 1.32 fails on such a graph
+    plain: dict[
+        str, str
+    ] = {}  # what is watched does not fuse, which fails with the setting for AVX2 (onnxruntime 1.32)
     values = dict(zip(names, expose(out, names, plain).run(ids, outputs=names), strict=True))
     for product in found:
         x, integers = values[product.x], values[product.integers]
