@@ -26,11 +26,11 @@ from act_scales.text import Text
 from smoothquant import decoder
 from smoothquant.errors import ActScalesError, OutputError, UserError
 from smoothquant.model import Model
+from smoothquant.quantization import absmax
 from smoothquant.workspace import Workspace, versions
 
 BATCH_TOKENS = 1024  # tokens in one matrix product: enough to be efficient, few enough to be small beside a layer
 KEEP_EVERY = 20.0  # seconds of work that an interruption may cost, beside the layer under way
-INTEGER = {2: torch.int16, 4: torch.int32}  # by bytes of a float: the integer of its size
 FILE = "act_scales.safetensors"
 
 Progress = Callable[[int, int], None]  # (done, total) layers
@@ -80,14 +80,6 @@ def collect(
     return scales
 
 
-def absmax(x: Tensor) -> Tensor:
-    """Largest magnitude of every channel. x: (..., channels) float; returns (channels,) float32. NaN and Inf show.
-
-    Without its sign, a float's bits order as an integer's do, NaN above all, and those compare many times faster.
-    """
-    return x.flatten(0, -2).abs().view(INTEGER[x.dtype.itemsize]).amax(dim=0).view(x.dtype).float()
-
-
 class Maxima:
     """Running maxima of one layer: `listen` is its linears' listener.
 
@@ -101,13 +93,18 @@ class Maxima:
 
     def listen(self, role: str, x: Tensor, y: Tensor) -> None:
         if self._last is None or self._last[0] is not x:
-            self._last = (x, absmax(x))
+            self._last = (x, _channels(x))
         self._take(self.input, role, self._last[1])
-        self._take(self.output, role, absmax(y))
+        self._take(self.output, role, _channels(y))
 
     @staticmethod
     def _take(maxima: dict[str, Tensor], role: str, found: Tensor) -> None:
         maxima[role] = torch.maximum(maxima[role], found) if role in maxima else found.clone()
+
+
+def _channels(x: Tensor) -> Tensor:
+    """Largest magnitude of every channel. x: (..., channels); returns (channels,) float32."""
+    return absmax(x.flatten(0, -2), dim=0).float()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from smoothquant.checkpoint import Checkpoint
 from smoothquant.errors import CheckpointError
 from smoothquant.family import ACTIVATIONS, Family, Geometry, SmoothingGroup
+from smoothquant.quantization import absmax
 
 ROWS = 2048  # rows of an embedding or lm_head handed over at a time
 
@@ -86,8 +87,7 @@ class Model:
         return torch.cat(parts, dim=-1)
 
     def _finite(self, name: str, tensor: Tensor) -> Tensor:
-        low, high = torch.aminmax(tensor)
-        if not (low.isfinite() and high.isfinite()):
+        if not absmax(tensor.view(tensor.shape[0], -1), dim=0).isfinite().all():
             raise CheckpointError(
                 f"{self.checkpoint.tensors[name].file}: tensor {name} holds NaN or Inf",
                 expected="finite weights",

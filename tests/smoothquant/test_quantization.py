@@ -33,6 +33,21 @@ def test_weights_are_symmetric_and_close(weight: torch.Tensor) -> None:
     assert (error <= scale.double()[:, None] * (0.5 + 127 * 2**-23)).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("shape", [(1, 5), (7, 3), (129, 33)])
+def test_absmax_is_the_largest_magnitude(shape: tuple[int, int], dim: int, dtype: torch.dtype) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(quantization.absmax(x, dim), x.abs().amax(dim))
+    assert torch.equal(quantization.absmax(-x, dim), quantization.absmax(x, dim))
+    x[0, 1] = float("-inf")
+    x[-1, 2] = -torch.tensor(float("nan"))  # NaN with its sign bit set
+    found = quantization.absmax(x, dim)
+    assert found.isnan().any()
+    assert not found.isfinite()[1 if dim == 0 else 0]
+    assert quantization.absmax(torch.full((3, 2), -0.0, dtype=dtype), dim).tolist() in ([0, 0], [0, 0, 0])
+
+
 def test_rounding_is_half_to_even() -> None:
     weight = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5]])
     quantized, scale = quantization.quantize_weight(weight)
