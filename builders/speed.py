@@ -23,6 +23,10 @@ class Speed:
     prefill: float
     decode: float
 
+    def over(self, other: Speed) -> tuple[float, float]:
+        """How many times as quick the other one is: (prefill, decode)."""
+        return self.prefill / other.prefill, self.decode / other.decode
+
 
 def measure(
     engines: Mapping[str, OnnxRuntimeEngine], *, prompt: int = 256, steps: int = 8, rounds: int = 7

@@ -17,6 +17,7 @@ import torch
 from act_scales.collect import collect
 from act_scales.text import load_text
 from builders import onnxruntime, speed
+from builders.report import write_report
 from builders.validate import Thresholds, Validation
 from exporters.export import Source, Writer, export
 from exporters.huggingface import W8A8Writer
@@ -91,7 +92,17 @@ def demonstrate(out: Path, step: pipeline.Step, *, overwrite: bool = False) -> D
         progress(1, 2)
         real = _real_size()
         progress(2, 2)
+    write_report(out / pipeline.REPORT, validations, _speed_rows(validations, speeds))
     return Demonstration(validations, speeds, real, engines[BEST], out / pipeline.REPORT)
+
+
+def _speed_rows(validations: list[Validation], speeds: dict[str, speed.Speed]) -> dict[str, list[str]]:
+    """For the report's table: how many times as quick as the FP32 ONNX engine."""
+    ratios = [speeds[FLOAT].over(speeds[validation.label]) for validation in validations]
+    return {
+        f"Prefill, times the {FLOAT} engine's speed": [f"{prefill:.2f}" for prefill, _ in ratios],
+        f"Decode, times the {FLOAT} engine's speed": [f"{decode:.2f}" for _, decode in ratios],
+    }
 
 
 def _writers(out: Path, groups: str) -> list[Writer]:

@@ -86,7 +86,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
 
 
 def _ratios(base: Speed, speed: Speed) -> tuple[str, str]:
-    return f"{base.prefill / speed.prefill:.2f}x", f"{base.decode / speed.decode:.2f}x"
+    prefill, decode = base.over(speed)
+    return f"{prefill:.2f}x", f"{decode:.2f}x"
 
 
 def _megabytes(path: Path) -> str:
