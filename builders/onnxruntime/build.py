@@ -12,6 +12,7 @@ matrix product must have become an integer kernel.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy
 
 from builders.onnxruntime.genai import write_genai_config
-from builders.onnxruntime.session import operators_run, require_onnxruntime
+from builders.onnxruntime.session import MODEL, operators_run, require_onnxruntime
 from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.machine import physical_cores
 from smoothquant.workspace import Workspace, load_manifest, read_json
@@ -44,22 +45,25 @@ def build(export: str | Path, out: str | Path, *, overwrite: bool = False) -> di
             f"{export}: made by {made['step']!r}", expected="an ONNX export", do="smoothquant export onnx MODEL ..."
         )
     threads = physical_cores()
-    inputs = {"export": made["inputs"], "threads": threads}
+    graph = hashlib.sha256((export / MODEL).read_bytes()).hexdigest()[:16]  # a newer exporter may draw another one
+    inputs = {"export": made["inputs"], "graph": graph, "threads": threads}
     with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
         if not work.finished:
             for name in made["files"]:
-                _link(export / name, work.path(name))
+                _link(export / name, work, sum(made["files"].values()))
             write_genai_config(work.folder, threads)
             kernels = _check(export)
             work.commit({"contract": made.get("contract"), "kernels": kernels})
     return load_manifest(out)
 
 
-def _link(source: Path, target: Path) -> None:
+def _link(source: Path, work: Workspace, total: int) -> None:
+    target = work.path(source.name)
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError:  # another disk, or one without links
+        work.require(total)
         shutil.copyfile(source, target)
 
 
@@ -90,5 +94,5 @@ def quantized_products(export: Path) -> int:
         import onnx
     except ImportError as error:
         raise MissingPackageError("the package onnx is not installed", do="pip install onnx") from error
-    graph = onnx.load(str(export / "model.onnx"), load_external_data=False).graph
+    graph = onnx.load(str(export / MODEL), load_external_data=False).graph
     return sum(initializer.name.endswith("weight_int8") for initializer in graph.initializer)
