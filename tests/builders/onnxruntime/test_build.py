@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
@@ -59,7 +60,8 @@ def test_engine_folder(form: str, kernels: int, exports: dict[str, Path], engine
         assert (engines[form] / name).samefile(exports[form] / name)  # a hard link: no second copy of the weights
     manifest, made = load_manifest(engines[form]), load_manifest(exports[form])
     assert manifest["step"] == "build onnxruntime"
-    assert manifest["inputs"] == {"export": made["inputs"], "threads": physical_cores()}
+    graph = hashlib.sha256((exports[form] / "model.onnx").read_bytes()).hexdigest()[:16]
+    assert manifest["inputs"] == {"export": made["inputs"], "graph": graph, "threads": physical_cores()}
     assert manifest["kernels"] == {"integer": kernels, "quantized": kernels}
     assert manifest["contract"] == made["contract"]
 
