@@ -20,7 +20,7 @@ from smoothquant.contract import TOLERANCE, Contract
 from smoothquant.errors import ActScalesError
 from smoothquant.machine import return_freed_tensors
 from smoothquant.model import Model
-from smoothquant.stream import QuantizedLayer, SmoothedLayer, SmoothingSettings, quantize_layer, smoothed_layers
+from smoothquant.stream import QuantizedLayer, QuantizingLayer, SmoothedLayer, SmoothingSettings, smoothed_layers
 from smoothquant.workspace import Workspace, save_tensors
 
 Progress = Callable[[int, int], None]  # (done, total)
@@ -116,15 +116,16 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
     smoothing = {name: tensor for name, tensor in kept.items() if name.endswith((SCALE, ABSMAX))}
     progress(start, layers)
     for layer in smoothed_layers(model, source.input_absmax, source.settings, start):
-        contract.check(layer)
-        smoothing.update(_explain(model, layer))
         lacking = [(writer, work) for writer, work in todo if work.next_layer <= layer.index]
-        quantized = quantize_layer(layer) if any(writer.quantized for writer, _ in lacking) else None
+        quantizing = QuantizingLayer(layer) if any(writer.quantized for writer, _ in lacking) else None
+        contract.check(layer, quantizing)
+        quantized = quantizing.quantized() if quantizing else None
+        smoothing.update(_explain(model, layer))
         for writer, work in lacking:
             writer.write(layer, quantized if writer.quantized else None)
             work.mark(layer.index + 1, {**contract.state(), **smoothing})
         progress(layer.index + 1, layers)
-        del layer, quantized  # before the next one is loaded: one layer in memory, not two
+        del layer, quantizing, quantized  # before the next one is loaded: one layer in memory, not two
     error = contract.finish()
     for writer, work in todo:
         writer.end()

@@ -38,11 +38,11 @@ class Contract:
         return {"original": self.original, "smoothed": self.smoothed.clone()}
 
     @torch.no_grad()
-    def check(self, layer: SmoothedLayer) -> None:
-        """Raise ContractError if this layer, smoothed, is not what it was."""
+    def check(self, layer: SmoothedLayer, running: decoder.Layer | None = None) -> None:
+        """Raise ContractError if this layer, smoothed, is not what it was. running: what to run in its place."""
         geometry = self.model.geometry
         self.original = decoder.forward(geometry, layer.source, self.original, self.rotary)
-        self.smoothed = decoder.forward(geometry, layer, self.smoothed, self.rotary)
+        self.smoothed = decoder.forward(geometry, running or layer, self.smoothed, self.rotary)
         self._compare(self.original, self.smoothed, f"layer {layer.index}")
 
     @torch.no_grad()

@@ -60,8 +60,12 @@ class SmoothedLayer:
 
     def linear(self, role: str, x: Tensor) -> Tensor:
         """The smoothed linear in float: lets the decoder run this layer."""
+        return self.apply(role, self.weight(role), x)
+
+    def apply(self, role: str, weight: Tensor, x: Tensor) -> Tensor:
+        """The same, with this role's `weight` at hand."""
         bias = self.bias(role)
-        return torch.nn.functional.linear(x, self.weight(role).to(x.dtype), None if bias is None else bias.to(x.dtype))
+        return torch.nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     def gain(self, role: str) -> Tensor:
         return self.gains[role]
@@ -144,18 +148,42 @@ def smooth_layer(
 
 def quantize_layer(layer: SmoothedLayer) -> QuantizedLayer:
     """Quantize every linear of a smoothed layer; holds one float32 matrix at a time."""
-    linears = {}
-    for role in layer.source.weights:
-        weight, scale = quantize_weight(layer.weight(role))
-        linears[role] = QuantizedLinear(
-            name=layer.model.linear(layer.index, role),
-            weight=weight,
-            weight_scale=scale,
-            input_scale=input_scale(layer.input_absmax[role]) if role in layer.input_absmax else None,
-            bias=layer.bias(role),
-            smoothing_scale=layer.column.get(role),
-        )
+    linears = {role: quantize_linear(layer, role, layer.weight(role)) for role in layer.source.weights}
     return QuantizedLayer(layer.index, linears, layer.gains)
+
+
+def quantize_linear(layer: SmoothedLayer, role: str, weight: Tensor) -> QuantizedLinear:
+    """Quantize one linear of a smoothed layer. weight: `layer.weight(role)`."""
+    quantized, scale = quantize_weight(weight)
+    return QuantizedLinear(
+        name=layer.model.linear(layer.index, role),
+        weight=quantized,
+        weight_scale=scale,
+        input_scale=input_scale(layer.input_absmax[role]) if role in layer.input_absmax else None,
+        bias=layer.bias(role),
+        smoothing_scale=layer.column.get(role),
+    )
+
+
+class QuantizingLayer:
+    """A smoothed layer that the decoder runs in float, quantized on the way: each weight is computed once for both."""
+
+    def __init__(self, layer: SmoothedLayer) -> None:
+        self.layer = layer
+        self._linears: dict[str, QuantizedLinear] = {}
+
+    def linear(self, role: str, x: Tensor) -> Tensor:
+        weight = self.layer.weight(role)
+        self._linears[role] = quantize_linear(self.layer, role, weight)
+        return self.layer.apply(role, weight, x)
+
+    def gain(self, role: str) -> Tensor:
+        return self.layer.gain(role)
+
+    def quantized(self) -> QuantizedLayer:
+        """The quantized layer, once the decoder has run this one."""
+        linears = {role: self._linears[role] for role in self.layer.source.weights}
+        return QuantizedLayer(self.layer.index, linears, self.layer.gains)
 
 
 def check_act_scales(model: Model, input_absmax: Mapping[str, Tensor]) -> None:
