@@ -52,6 +52,9 @@ def make(folder: Path) -> dict:
 
 def ours(folder: Path) -> dict:
     began = time.perf_counter()
+    from recipes.cli import set_up_libraries
+
+    set_up_libraries()  # as the command line does, before torch is imported
     import torch
 
     from act_scales.collect import collect
