@@ -10,10 +10,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: test proces
 
 import pytest
 import torch
+from hypothesis import settings
 
 from smoothquant.model import Model
 from tests.models import TEXT, hooked_absmax, open_llama, sample_ids, save_llama
 
+# no deadlines: the machines are noisy. On CI the same examples every time; at home new ones.
+settings.register_profile("shared", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("shared")
 torch.set_num_threads(1)  # tiny models are quickest on one thread; the test processes share the cores
 
 

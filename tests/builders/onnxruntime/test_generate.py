@@ -142,7 +142,8 @@ def test_no_temperature_is_greedy(logits: torch.Tensor, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     assert logits[pick(logits, 0.0, 0.3, generator)] == logits.max()
     for cold in (1e-3, 1e-30, 1e-300):  # and next to none is finite, and close to it
-        assert logits[pick(logits, cold, 1e-6, generator)] == logits.max()
+        picked = logits[pick(logits, cold, 1e-6, generator)].double()
+        assert logits.max() - picked <= cold * 1e-15  # nearer ones have the same probability in float64
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
