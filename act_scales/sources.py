@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from smoothquant.errors import MissingPackageError, UserError
+from smoothquant.errors import UserError
+from smoothquant.packages import require
 
 Document = Iterable[str]  # the text of one document, in parts
 CHUNK = 1 << 16  # characters, or compressed bytes, read at a time
@@ -98,10 +99,7 @@ def _lines(chunks: Iterable[str]) -> Iterator[str]:
 
 def _decompressed(path: Path) -> Iterator[bytes]:
     """The frames of a .zst file, one after another. zstandard's own reader takes a truncated frame for a whole one."""
-    try:
-        import zstandard
-    except ImportError as error:
-        raise MissingPackageError(f"{path}: reading .zst needs zstandard", do="pip install zstandard") from error
+    zstandard = require("zstandard", f"{path}: reading .zst needs zstandard")
     again = "download or compress it again"
     frame = zstandard.ZstdDecompressor().decompressobj()
     with open(path, "rb") as file:
@@ -127,10 +125,7 @@ def _rows(source: str) -> Iterator[Any]:
     match = DATASET.fullmatch(source)
     if not match:
         raise UserError(f"{source}: not the name of a dataset", expected="hf:ORG/NAME[/CONFIG][:SPLIT]")
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingPackageError(f"{source} needs the package datasets", do="pip install datasets") from error
+    datasets = require("datasets", f"{source} needs the package datasets")
     streaming = not datasets.config.HF_HUB_OFFLINE  # a stream takes what is used; offline there is the cache alone
     try:
         yield from datasets.load_dataset(

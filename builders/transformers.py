@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smoothquant.errors import MissingPackageError, UserError
+from smoothquant.errors import UserError
+from smoothquant.packages import require
 from smoothquant.workspace import load_manifest
 
 
@@ -38,7 +39,11 @@ class TransformersEngine:
     def __init__(self, folder: str | Path) -> None:
         self.manifest = load_manifest(folder)
         if self.manifest["step"] == "export w8a8":
-            _require_compressed_tensors()
+            require(
+                "compressed_tensors",
+                "W8A8 checkpoints need compressed-tensors to run in transformers",
+                "compressed-tensors",
+            )
         with contextlib.redirect_stderr(io.StringIO()):  # progress bars of two packages
             self.model = _load(Path(folder))
             self.logits(torch.zeros(1, 1, dtype=torch.int64))  # decompresses
@@ -62,13 +67,3 @@ def _load(folder: Path) -> Any:
             kind = fault.removesuffix("_keys")
             raise UserError(f"{folder}: {kind} tensors for transformers: {', '.join(map(str, sorted(info[fault])))}")
     return model.eval()
-
-
-def _require_compressed_tensors() -> None:
-    try:
-        import compressed_tensors  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError(
-            "W8A8 checkpoints need compressed-tensors to run in transformers",
-            do="pip install compressed-tensors",
-        ) from error

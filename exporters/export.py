@@ -20,12 +20,11 @@ from smoothquant.contract import TOLERANCE, Contract
 from smoothquant.errors import ActScalesError
 from smoothquant.machine import return_freed_tensors
 from smoothquant.model import Model
-from smoothquant.stream import QuantizedLayer, QuantizingLayer, SmoothedLayer, SmoothingSettings, smoothed_layers
+from smoothquant.settings import ABSMAX, SCALE, SMOOTHING, SmoothingSettings
+from smoothquant.stream import QuantizedLayer, QuantizingLayer, SmoothedLayer, smoothed_layers
 from smoothquant.workspace import Workspace, save_tensors
 
 Progress = Callable[[int, int], None]  # (done, total)
-SMOOTHING = "smoothing.safetensors"
-SCALE, ABSMAX = ".smoothing_scale", ".input_absmax"
 
 
 class Writer(Protocol):

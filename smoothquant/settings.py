@@ -10,6 +10,11 @@ from smoothquant.errors import UserError
 if TYPE_CHECKING:  # the command line reads this module before it needs torch
     from smoothquant.family import SmoothingGroup
 
+# The file beside every export that records its smoothing, and the ends of its keys: <linear>.smoothing_scale,
+# <linear>.input_absmax (of the smoothed input).
+SMOOTHING = "smoothing.safetensors"
+SCALE, ABSMAX = ".smoothing_scale", ".input_absmax"
+
 GROUPS = ("default", "paper", "none")
 
 

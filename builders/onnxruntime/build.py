@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy
 
 from builders.onnxruntime.genai import write_genai_config
-from builders.onnxruntime.session import MODEL, operators_run, require_onnxruntime
-from smoothquant.errors import MissingPackageError, UserError
+from builders.onnxruntime.session import MODEL, operators_run
+from smoothquant.errors import UserError
 from smoothquant.machine import physical_cores
+from smoothquant.packages import require
 from smoothquant.workspace import Workspace, load_manifest, read_json
 
 STEP = "build onnxruntime"
@@ -38,7 +39,7 @@ def build(export: str | Path, out: str | Path, *, overwrite: bool = False) -> di
     or if a quantized linear did not become an integer kernel; MissingPackageError without onnxruntime.
     """
     export, out = Path(export), Path(out)
-    require_onnxruntime()
+    require("onnxruntime")
     made = load_manifest(export)
     if made["step"] != "export onnx":
         raise UserError(
@@ -90,9 +91,5 @@ def _check(export: Path) -> dict[str, int]:
 
 def quantized_products(export: Path) -> int:
     """Matrix products of a graph that have an int8 weight: each has its own."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingPackageError("the package onnx is not installed", do="pip install onnx") from error
-    graph = onnx.load(str(export / MODEL), load_external_data=False).graph
+    graph = require("onnx").load(str(export / MODEL), load_external_data=False).graph
     return sum(initializer.name.endswith("weight_int8") for initializer in graph.initializer)

@@ -16,10 +16,10 @@ from builders.onnxruntime.session import (
     PRESENT,
     first_feed,
     open_session,
-    require_onnxruntime,
     subnormals_as_zero,
 )
 from smoothquant.errors import UserError
+from smoothquant.packages import require
 from smoothquant.workspace import load_manifest, read_json
 
 
@@ -84,7 +84,7 @@ class Decoding:
 
     def __init__(self, engine: OnnxRuntimeEngine, prompt: numpy.ndarray) -> None:
         self.session = engine.session
-        self._value = require_onnxruntime().OrtValue.ortvalue_from_numpy
+        self._value = require("onnxruntime").OrtValue.ortvalue_from_numpy
         self._present = [value.name for value in self.session.get_outputs() if value.name.startswith(PRESENT)]
         feed = first_feed(engine.session, prompt)
         self._cache = {name: self._value(array) for name, array in feed.items() if name.startswith(PAST)}

@@ -19,8 +19,9 @@ from typing import Any
 import numpy
 import torch
 
-from smoothquant.errors import MissingPackageError, UserError
+from smoothquant.errors import UserError
 from smoothquant.machine import cpu_flags, physical_cores
+from smoothquant.packages import require
 
 
 def settings(flags: set[str]) -> dict[str, str]:
@@ -38,20 +39,11 @@ SETTINGS = settings(cpu_flags())
 PAST, PRESENT = "past_key_values.", "present."
 
 
-def require_onnxruntime() -> Any:
-    """The onnxruntime package, or MissingPackageError."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingPackageError("the package onnxruntime is not installed", do="pip install onnxruntime") from error
-    return onnxruntime
-
-
 def open_session(
     folder: Path, *, providers: Sequence[str] | None = None, threads: int | None = None, profile: Path | None = None
 ) -> Any:
     """An InferenceSession on `folder/model.onnx`. Raises UserError if the runtime refuses the graph or a provider."""
-    onnxruntime = require_onnxruntime()
+    onnxruntime = require("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL

@@ -26,11 +26,10 @@ from smoothquant import smoothing
 from smoothquant.decoder import FloatLayer
 from smoothquant.errors import UserError
 from smoothquant.model import Model
+from smoothquant.settings import ABSMAX, SCALE, SMOOTHING
 from smoothquant.stream import SmoothedLayer
 from smoothquant.workspace import load_manifest
 
-SMOOTHING = "smoothing.safetensors"
-SCALE, ABSMAX = ".smoothing_scale", ".input_absmax"
 ACTIVATIONS = ("per-token", "per-tensor", "float")
 LM_HEADS = ("float", "int8")
 

@@ -9,7 +9,7 @@ import numpy
 import torch
 
 from exporters.onnx.external_data import FILE, ExternalData
-from smoothquant.errors import MissingPackageError
+from smoothquant.packages import require
 
 if TYPE_CHECKING:
     import onnx
@@ -18,20 +18,11 @@ OPSET = 21  # DequantizeLinear with INT8 weights per channel, taken by ONNX Runt
 IR_VERSION = 10
 
 
-def require_onnx() -> Any:
-    """The onnx package, or MissingPackageError."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingPackageError("the package onnx is not installed", do="pip install onnx") from error
-    return onnx
-
-
 class Graph:
     """Values are their names. `scope` prefixes the names of nodes, so that a profile or a viewer reads well."""
 
     def __init__(self) -> None:
-        self.onnx = require_onnx()
+        self.onnx = require("onnx")
         self.data = ExternalData()
         self.scope = ""
         self._nodes: list[onnx.NodeProto] = []

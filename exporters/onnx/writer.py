@@ -17,11 +17,11 @@ from torch import Tensor
 
 from exporters.onnx.decoder import DecoderGraph, Merged
 from exporters.onnx.external_data import FILE
-from exporters.onnx.graph import require_onnx
 from exporters.onnx.linears import FORMS
 from exporters.sidecars import copy_tokenizer
 from smoothquant.errors import ContractError, UserError
 from smoothquant.model import Model
+from smoothquant.packages import require
 from smoothquant.quantization import quantize_weight
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace
@@ -50,7 +50,7 @@ class OnnxWriter:
                 f"ONNX export: a float graph with an {lm_head} lm_head",
                 expected="no lm_head but float in a float graph",
             )
-        require_onnx()
+        require("onnx")
         self.out, self.activations, self.body, self.lm_head = Path(out), activations, body, lm_head
         self.quantized = activations != "float"
         self.settings: Mapping = {"activations": activations, "body": body, "lm_head": lm_head}

@@ -43,10 +43,8 @@ def add_smoothing(command: argparse.ArgumentParser, *, alpha_default: float | No
     )
 
 
-def add_text(
-    command: argparse.ArgumentParser, *, samples: int | None, length: int | None, required: bool = True
-) -> None:
-    command.add_argument("--text", required=required, metavar="TEXT", help=TEXT_HELP)
+def add_text(command: argparse.ArgumentParser, *, samples: int | None, length: int | None) -> None:
+    command.add_argument("--text", required=True, metavar="TEXT", help=TEXT_HELP)
     shown = [value if value is not None else "the recipe's" for value in (samples, length)]
     command.add_argument("--samples", type=int, default=samples, help=f"sequences to use (default {shown[0]})")
     command.add_argument("--length", type=int, default=length, help=f"tokens in a sequence (default {shown[1]})")
