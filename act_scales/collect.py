@@ -24,7 +24,10 @@ from act_scales.machine import choose_device, choose_dtype
 from act_scales.store import FORMAT_VERSION, INPUT, OUTPUT, ActScales, load_act_scales
 from act_scales.text import Text
 from smoothquant import decoder
+from smoothquant.attention import Patterns, patterns
 from smoothquant.errors import ActScalesError, OutputError, UserError
+from smoothquant.family import ROUTER
+from smoothquant.layers import float_layer
 from smoothquant.model import Model
 from smoothquant.quantization import absmax
 from smoothquant.workspace import Workspace, versions
@@ -125,13 +128,14 @@ def _run(
     start = work.next_layer if maxima else 0
     if not maxima:
         maxima = _zeros(model)
-        maxima["hidden"] = model.embed(torch.cat(text.sequences)).to(dtype)
+        positions = torch.cat([torch.arange(len(sequence)) for sequence in text.sequences])
+        maxima["hidden"] = decoder.embed(model, torch.cat(text.sequences)[None], dtype, positions[None])[0]
     hidden = maxima.pop("hidden")
-    cos, sin = (part.to(device) for part in decoder.rotary(model.geometry, text.length, dtype))
+    longest = patterns(model, text.length, dtype, device)
     progress(start, layers)
     kept = time.monotonic()
     for index in range(start, layers):
-        for key, values in _layer(model, index, hidden, batches, (cos, sin), device).items():
+        for key, values in _layer(model, index, hidden, batches, longest, device).items():
             maxima[key].copy_(values)
         if time.monotonic() - kept > KEEP_EVERY and index + 1 < layers:
             work.mark(index + 1, {"hidden": hidden, **maxima})
@@ -141,24 +145,31 @@ def _run(
 
 
 def _layer(
-    model: Model, index: int, hidden: Tensor, batches: list[_Batch], rotary: tuple[Tensor, Tensor], device: str
+    model: Model, index: int, hidden: Tensor, batches: list[_Batch], longest: Patterns, device: str
 ) -> dict[str, Tensor]:
     """Maxima of one layer; `hidden` (tokens, hidden) moves on to the next layer in place."""
     maxima = Maxima()
-    layer = decoder.float_layer(model, index, hidden.dtype, device, maxima.listen)
+    layer = float_layer(model, index, hidden.dtype, device, maxima.listen)
     for batch in batches:
-        cos, sin = (part[: batch.length] for part in rotary)
         before = hidden[batch.rows].view(-1, batch.length, model.geometry.hidden_size).to(device)
-        after = decoder.forward(model.geometry, layer, before, (cos, sin))
+        after = decoder.forward(model, layer, before, longest.upto(batch.length))
         hidden[batch.rows] = after.flatten(0, 1)
     found = {}
-    for role in maxima.input:  # in the order in which they ran: the first bad one is where it began
-        name = model.linear(index, role)
-        for key, values in ((name + INPUT, maxima.input[role]), (name + OUTPUT, maxima.output[role])):
+    for name, roles in _in_order(model, maxima):  # the first bad one is where it began
+        full = model.family.module(index, name)
+        output = model.join(name, {role: maxima.output[role] for role in roles})
+        for key, values in ((full + INPUT, maxima.input[roles[0]]), (full + OUTPUT, output)):
             if not values.isfinite().all():
                 raise _overflow(key, hidden.dtype)
             found[key] = values
     return found
+
+
+def _in_order(model: Model, maxima: Maxima) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Matrices on disk with the roles of their linears, in the order in which they ran. The router is none of them,
+    nor is an expert that no token reached: its maxima stay 0."""
+    stored = {roles[0]: (name, roles) for name, roles in model.stored.items() if roles != (ROUTER,)}
+    yield from (stored[role] for role in maxima.input if role in stored)
 
 
 def _zeros(model: Model) -> dict[str, Tensor]:

@@ -74,7 +74,7 @@ class ActScales:
     def for_model(self, model: Model) -> ActScales:
         """The part of these scales that belongs to the linears of `model` that get quantized.
 
-        Scales of lm_head, which stays in float, are dropped. Raises ActScalesError: made from a model with another
+        Scales of linears that stay in float, lm_head and routers, are dropped. Raises ActScalesError: made from a model with another
         fingerprint; a linear without scales, with scales of another shape, or that this model does not have.
         """
         theirs = self.metadata.get("model_fingerprint")
@@ -85,7 +85,7 @@ class ActScales:
                 do="calibrate this model: smoothquant calibrate MODEL --text FILE --out SCALES",
             )
         inputs, outputs = (
-            {name: values for name, values in maxima.items() if name != model.family.lm_head}
+            {name: values for name, values in maxima.items() if name not in model.float_linears()}
             for maxima in (self.input_absmax, self.output_absmax)
         )
         check_act_scales(model, inputs)

@@ -5,13 +5,25 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from recipes import llama
+from recipes import bloom, falcon, gemma, llama, mistral, mixtral, opt, phi, qwen
 from smoothquant.checkpoint import Checkpoint
 from smoothquant.errors import UserError
 from smoothquant.family import Family
 from smoothquant.model import Model
 
-FAMILIES: tuple[Family, ...] = (llama.FAMILY,)
+FAMILIES: tuple[Family, ...] = (
+    llama.FAMILY,
+    mistral.FAMILY,
+    mixtral.FAMILY,
+    falcon.FAMILY,
+    opt.FAMILY,
+    bloom.FAMILY,
+    qwen.QWEN2,
+    qwen.QWEN3,
+    phi.FAMILY,
+    gemma.GEMMA2,
+    gemma.GEMMA3,
+)
 
 
 def open_model(folder: str | Path, family_file: str | Path | None = None) -> Model:

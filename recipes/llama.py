@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from recipes.recipe import Published, Recipe
-from smoothquant.family import Family, Geometry, SmoothingGroup, rope_inv_freq
+from smoothquant.family import Attention, Family, Geometry, SmoothingGroup
+from smoothquant.rope import rope_inv_freq
 
 
 def geometry(config: Mapping) -> Geometry:
-    """Numbers of a Llama from its config.json (old and new spellings)."""
-    heads = config["num_attention_heads"]
+    """Numbers of a Llama, or of a model with its config keys, from its config.json (old and new spellings)."""
+    heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     attention = ("q", "k", "v", "o") if config.get("attention_bias") else ()
     mlp = ("gate", "up", "down") if config.get("mlp_bias") else ()
     return Geometry(
         hidden_size=config["hidden_size"],
         intermediate_size=config["intermediate_size"],
-        layers=config["num_hidden_layers"],
+        layers=layers,
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=head_dim,
@@ -25,9 +27,21 @@ def geometry(config: Mapping) -> Geometry:
         max_positions=config.get("max_position_embeddings", 2048),
         norm_epsilon=config.get("rms_norm_eps", 1e-6),
         activation=config.get("hidden_act", "silu"),
-        inv_freq=rope_inv_freq(config, head_dim),
+        attention=(Attention(inv_freq=rope_inv_freq(config, head_dim)),) * layers,
         tied_embeddings=config.get("tie_word_embeddings", False),
         biased=frozenset(attention + mlp),
+    )
+
+
+def windowed(numbers: Geometry, window: int | None, sliding: Sequence[bool] | None = None) -> Geometry:
+    """The same numbers with a sliding window in the layers for which `sliding` holds (default: all)."""
+    kinds = numbers.attention
+    return replace(
+        numbers,
+        attention=tuple(
+            replace(kind, window=window) if sliding is None or sliding[layer] else kind
+            for layer, kind in enumerate(kinds)
+        ),
     )
 
 
@@ -56,7 +70,6 @@ FAMILY = Family(
         SmoothingGroup("up", ("down",), through="product"),
     ),
     geometry=geometry,
-    ignored=("rotary_emb.inv_freq",),
 )
 
 # Alphas and WikiText-2 perplexities: the SmoothQuant authors' repository, "Perplexity results on Llama-1/2/3 ...".

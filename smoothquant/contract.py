@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from smoothquant import decoder
+from smoothquant.attention import patterns
 from smoothquant.errors import ContractError
+from smoothquant.layers import Layer
 from smoothquant.model import Model
 from smoothquant.stream import SmoothedLayer
 
@@ -26,23 +28,22 @@ class Contract:
 
     def __init__(self, model: Model, state: dict[str, Tensor] | None = None) -> None:
         self.model = model
-        self.rotary = decoder.rotary(model.geometry, TOKENS, torch.float32)
+        self.patterns = patterns(model, TOKENS, torch.float32)
         if state:
             self.original, self.smoothed = state["original"], state["smoothed"]
         else:
             ids = torch.linspace(0, model.geometry.vocab_size - 1, TOKENS).long()[None]  # spread over the vocabulary
-            self.original = self.smoothed = model.embed(ids).float()
+            self.original = self.smoothed = decoder.embed(model, ids, torch.float32)
 
     def state(self) -> dict[str, Tensor]:
         """What the next layer starts from: two tensors (1, tokens, hidden) float32."""
         return {"original": self.original, "smoothed": self.smoothed.clone()}
 
     @torch.no_grad()
-    def check(self, layer: SmoothedLayer, running: decoder.Layer | None = None) -> None:
+    def check(self, layer: SmoothedLayer, running: Layer | None = None) -> None:
         """Raise ContractError if this layer, smoothed, is not what it was. running: what to run in its place."""
-        geometry = self.model.geometry
-        self.original = decoder.forward(geometry, layer.source, self.original, self.rotary)
-        self.smoothed = decoder.forward(geometry, running or layer, self.smoothed, self.rotary)
+        self.original = decoder.forward(self.model, layer.source, self.original, self.patterns)
+        self.smoothed = decoder.forward(self.model, running or layer, self.smoothed, self.patterns)
         self._compare(self.original, self.smoothed, f"layer {layer.index}")
 
     @torch.no_grad()

@@ -7,136 +7,114 @@ supplies `linear(role, x)` and the folded norms, the decoder supplies what lies 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from smoothquant.family import ACTIVATIONS, Geometry
+from smoothquant.activations import ACTIVATIONS
+from smoothquant.attention import Pattern, Patterns, attend, capped, rotate
+from smoothquant.family import ROUTER, Geometry
+from smoothquant.layers import Layer
 from smoothquant.model import Model
-from smoothquant.quantization import w8a8_linear
 
 
-class Layer(Protocol):
-    """What one layer is to the decoder."""
-
-    def linear(self, role: str, x: Tensor) -> Tensor:
-        """x: (batch, tokens, in) -> (batch, tokens, out), bias added."""
-        ...
-
-    def gain(self, role: str) -> Tensor:
-        """Weight (hidden,) of the norm with this role."""
-        ...
-
-
-def forward(geometry: Geometry, layer: Layer, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """One decoder layer over whole sequences, causal. hidden: (batch, tokens, hidden) float; returns the same shape."""
-    batch, tokens, _ = hidden.shape
-    x = rms_norm(hidden, layer.gain("attention"), geometry.norm_epsilon)
-    q, k, v = (
-        layer.linear(role, x).view(batch, tokens, heads, geometry.head_dim).transpose(1, 2)
-        for role, heads in (("q", geometry.heads), ("k", geometry.kv_heads), ("v", geometry.kv_heads))
-    )  # (batch, heads, tokens, head_dim)
-    q, k = rotate(q, *rotary), rotate(k, *rotary)
-    attention = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    hidden = hidden + layer.linear("o", attention.transpose(1, 2).reshape(batch, tokens, geometry.query_size))
-    x = rms_norm(hidden, layer.gain("mlp"), geometry.norm_epsilon)
-    gated = ACTIVATIONS[geometry.activation](layer.linear("gate", x)).mul_(layer.linear("up", x))
-    return hidden + layer.linear("down", gated)
+def embed(model: Model, ids: Tensor, dtype: torch.dtype, positions: Tensor | None = None) -> Tensor:
+    """What the first layer reads. ids: (batch, tokens) int64; positions: the same shape, by default 0, 1, ... of every
+    sequence. Returns (batch, tokens, hidden) in `dtype`."""
+    family, geometry = model.family, model.geometry
+    hidden = model.lookup(f"{family.embedding}.weight", ids).to(dtype)
+    if geometry.embedding_scale != 1:
+        hidden = hidden * geometry.embedding_scale
+    if family.project_in:
+        hidden = functional.linear(hidden, model.read(f"{family.project_in}.weight").to(dtype))
+    if family.positions:
+        positions = torch.arange(ids.shape[1]).expand_as(ids) if positions is None else positions
+        hidden = hidden + model.lookup(f"{family.positions}.weight", positions + family.position_offset).to(dtype)
+    if family.embedding_norm:
+        hidden = model.norm_at(family.embedding_norm)(hidden, geometry.norm_epsilon)
+    return hidden
 
 
-def rms_norm(x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
-    """x / rms(x) * gain, inside in float32 or wider. x: (..., hidden); gain: (hidden,); returns x's dtype."""
-    wide = x if x.dtype == torch.float64 else x.float()
-    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
-    return (wide * gain.to(wide.dtype)).to(x.dtype)
+def forward(model: Model, layer: Layer, hidden: Tensor, patterns: Patterns) -> Tensor:
+    """One decoder layer over whole sequences, causal. hidden: (batch, tokens, hidden) float; returns the same shape.
+
+    patterns: of so many tokens (`attention.patterns`).
+    """
+    x = _normed(model, layer, "attention", hidden)
+    branch = _normed(model, layer, "attention_output", _attention(model, layer, x, patterns[layer.index]))
+    if model.family.parallel:
+        x = _normed(model, layer, "mlp", hidden) if "mlp" in layer.norms else x
+        return hidden + branch + _normed(model, layer, "mlp_output", _mlp(model, layer, x))
+    hidden = _normed(model, layer, "attention_residual", hidden + branch)
+    branch = _normed(model, layer, "mlp_output", _mlp(model, layer, _normed(model, layer, "mlp", hidden)))
+    return _normed(model, layer, "mlp_residual", hidden + branch)
 
 
-def rotary(geometry: Geometry, tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin for positions 0 .. tokens - 1, each (tokens, head_dim / 2)."""
-    angle = torch.arange(tokens, dtype=torch.float32)[:, None] * geometry.inv_freq
-    return angle.cos().to(dtype), angle.sin().to(dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of the halves. x: (..., tokens, head_dim); cos, sin: (tokens, head_dim / 2)."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+def head_input(model: Model, hidden: Tensor) -> Tensor:
+    """What lm_head reads. hidden: (..., hidden) after the last layer; returns (..., embedded size) in its dtype."""
+    family, device = model.family, str(hidden.device)
+    if family.final_norm:
+        hidden = model.norm_at(family.final_norm).to(device)(hidden, model.geometry.norm_epsilon)
+    if family.project_out:
+        weight = model.read(f"{family.project_out}.weight").to(hidden.device, hidden.dtype)
+        hidden = functional.linear(hidden, weight)
+    return hidden
 
 
 def logits(model: Model, hidden: Tensor) -> Tensor:
     """Final norm and lm_head. hidden: (batch, tokens, hidden); returns (batch, tokens, vocab) in its dtype."""
-    gain = model.read(f"{model.family.final_norm}.weight").to(hidden.device)
-    return model.logits(rms_norm(hidden, gain, model.geometry.norm_epsilon))
+    x = head_input(model, hidden)
+    parts = [functional.linear(x, rows.to(x.device, x.dtype)) for rows in model.rows(model.lm_head)]
+    return capped(torch.cat(parts, dim=-1), model.geometry.logits_softcap)
 
 
-@dataclass(frozen=True)
-class FloatLayer:
-    """A layer with float weights, computed in the dtype of its input.
+def route(geometry: Geometry, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The experts of every token and what their outputs are multiplied by. scores: (tokens, experts), the router's.
 
-    weights, biases, gains: by role. `listen(role, x, y)` sees every linear's input and output.
+    Returns chosen (tokens, experts per token) int64 and shares of the same shape, which sum to 1, in scores' dtype.
     """
-
-    weights: Mapping[str, Tensor]
-    biases: Mapping[str, Tensor]
-    gains: Mapping[str, Tensor]
-    listen: Callable[[str, Tensor, Tensor], None] | None = None
-
-    def linear(self, role: str, x: Tensor) -> Tensor:
-        bias = self.biases.get(role)
-        y = functional.linear(x, self.weights[role].to(x.dtype), None if bias is None else bias.to(x.dtype))
-        if self.listen:
-            self.listen(role, x, y)
-        return y
-
-    def gain(self, role: str) -> Tensor:
-        return self.gains[role]
+    wide = scores if scores.dtype == torch.float64 else scores.float()
+    shares, chosen = wide.softmax(dim=-1).topk(geometry.experts_per_token, dim=-1)
+    return chosen, (shares / shares.sum(dim=-1, keepdim=True)).to(scores.dtype)
 
 
-@dataclass(frozen=True)
-class W8A8Layer:
-    """A quantized layer, computed with `quantization.w8a8_linear` in the dtype of its input.
-
-    weights: int8 (out, in) by role; weight_scales: (out,); input_scales: scalars, empty for per-token activations.
-    """
-
-    weights: Mapping[str, Tensor]
-    weight_scales: Mapping[str, Tensor]
-    biases: Mapping[str, Tensor]
-    gains: Mapping[str, Tensor]
-    input_scales: Mapping[str, Tensor]
-    listen: Callable[[str, Tensor, Tensor], None] | None = None
-
-    def linear(self, role: str, x: Tensor) -> Tensor:
-        bias, input_scale = self.biases.get(role), self.input_scales.get(role)
-        y = w8a8_linear(x, self.weights[role], self.weight_scales[role], bias, input_scale)
-        if self.listen:
-            self.listen(role, x, y)
-        return y
-
-    def gain(self, role: str) -> Tensor:
-        return self.gains[role]
+def _normed(model: Model, layer: Layer, role: str, x: Tensor) -> Tensor:
+    """x through the norm with this role, where the layer has one."""
+    return layer.norms[role](x, model.geometry.norm_epsilon) if role in layer.norms else x
 
 
-def float_layer(
-    model: Model,
-    index: int,
-    dtype: torch.dtype | None = None,
-    device: str = "cpu",
-    listen: Callable[[str, Tensor, Tensor], None] | None = None,
-) -> FloatLayer:
-    """Read one layer of a checkpoint. dtype: of its linears; None keeps the dtype on disk."""
-    roles = model.family.linears
-    return FloatLayer(
-        weights={role: model.read(f"{model.linear(index, role)}.weight").to(device, dtype) for role in roles},
-        biases={
-            role: model.read(f"{model.linear(index, role)}.bias").to(device, dtype)
-            for role in roles
-            if role in model.geometry.biased
-        },
-        gains={role: model.read(f"{model.norm(index, role)}.weight").to(device) for role in model.family.norms},
-        listen=listen,
-    )
+def _attention(model: Model, layer: Layer, x: Tensor, pattern: Pattern) -> Tensor:
+    geometry = model.geometry
+    batch, tokens, _ = x.shape
+    q, k, v = (
+        layer.linear(role, x).view(batch, tokens, heads, geometry.head_dim).transpose(1, 2)
+        for role, heads in (("q", geometry.heads), ("k", geometry.kv_heads), ("v", geometry.kv_heads))
+    )  # (batch, heads, tokens, head_dim)
+    q, k = _normed(model, layer, "query", q), _normed(model, layer, "key", k)
+    if pattern.rotary:
+        q, k = rotate(q, *pattern.rotary), rotate(k, *pattern.rotary)
+    y = attend(geometry, q, k, v, pattern.bias)
+    return layer.linear("o", y.transpose(1, 2).reshape(batch, tokens, geometry.query_size))
+
+
+def _mlp(model: Model, layer: Layer, x: Tensor) -> Tensor:
+    if ROUTER not in model.family.linears:
+        return _dense(model, layer, x)
+    flat = x.flatten(0, -2)
+    chosen, shares = route(model.geometry, layer.linear(ROUTER, flat))
+    y = torch.zeros_like(flat)
+    for expert in range(model.geometry.experts):
+        rows, place = (chosen == expert).nonzero(as_tuple=True)
+        if len(rows):
+            y.index_add_(0, rows, _dense(model, layer, flat[rows], f".{expert}") * shares[rows, place, None])
+    return y.view_as(x)
+
+
+def _dense(model: Model, layer: Layer, x: Tensor, expert: str = "") -> Tensor:
+    """A dense MLP, or one expert's. expert: end of its roles."""
+    activation = ACTIVATIONS[model.geometry.activation]
+    if model.family.gated:
+        return layer.linear(
+            f"down{expert}", activation(layer.linear(f"gate{expert}", x)).mul_(layer.linear(f"up{expert}", x))
+        )
+    return layer.linear(f"down{expert}", activation(layer.linear(f"up{expert}", x)))

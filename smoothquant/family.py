@@ -7,18 +7,19 @@ file of `recipes/`, or in a user's own (`--family my_family.py`).
 
     hidden --norm--> q, k, v --attention--> o --+--> norm --> gate, up --act(gate) * up--> down --+-->
        \\________________________________________/ \\________________________________________________/
+
+Roles name the linears of a layer: q, k, v, o, gate (only where the MLP is gated), up, down, and router where there
+are experts, which have a gate, up and down each ("gate.0", "up.0", "down.0", "gate.1", ...).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
-from smoothquant.errors import CheckpointError
+ROUTER = "router"  # chooses the experts: smoothed with them, never quantized
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class SmoothingGroup:
     """Linears that share one input, and what produces it.
 
     source: the norm (or linear) whose output feeds them, so that 1/s folds into it.
-    linears: the consumers, one common s.
+    linears: the consumers, one common s. Roles that every expert has stand for those of all experts.
     through: what lies between: "norm" (source is the norm itself), "attention" (source is v: channels are shared
         by the query heads of a kv head), "product" (channel-wise and homogeneous in the source: act(gate) * up, ReLU).
     """
@@ -37,8 +38,39 @@ class SmoothingGroup:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """What differs between the attention of one layer and another's.
+
+    window: newest keys that a query sees, its own included; None: all of them.
+    inv_freq: rotary embeddings' inverse frequencies as float32 numbers, scaling applied; half as many as the channels
+        of a head that are rotated. Empty: no rotary embeddings.
+    """
+
+    window: int | None = None
+    inv_freq: tuple[float, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Alibi:
+    """Attention with linear biases (Press et al., ICLR 2022): slope of the head times position of the key.
+
+    scaled: added before the scores are multiplied by the attention scale (Falcon), not after (BLOOM).
+    dtype: that the products are rounded to, as the models were trained.
+    """
+
+    scaled: bool = False
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
 class Geometry:
-    """The numbers of one model. Dimensions count channels, `vocab_size` rows of the embedding."""
+    """The numbers of one model. Dimensions count channels, `vocab_size` rows of the embedding.
+
+    attention: one per layer. biased: roles of linears that carry a bias ("gate", "up", "down": those of every expert).
+    attention_scale: factor of the scores, None for 1 / sqrt(head_dim). *_softcap: c of c * tanh(x / c), 0 for none.
+    embedding_scale: factor of the embedding. embedding_size: its channels, 0 for hidden_size.
+    experts, experts_per_token: of every layer's MLP, 0 where it is dense.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -50,9 +82,16 @@ class Geometry:
     max_positions: int
     norm_epsilon: float
     activation: str
-    inv_freq: Tensor = field(compare=False, repr=False)  # (head_dim / 2,) float32: RoPE, scaling applied
+    attention: tuple[Attention, ...]
     tied_embeddings: bool = False
-    biased: frozenset[str] = frozenset()  # roles of linears that carry a bias: "q", "o", "down", ...
+    biased: frozenset[str] = frozenset()
+    attention_scale: float | None = None
+    attention_softcap: float = 0.0
+    logits_softcap: float = 0.0
+    embedding_scale: float = 1.0
+    embedding_size: int = 0
+    experts: int = 0
+    experts_per_token: int = 0
 
     @property
     def query_size(self) -> int:
@@ -62,17 +101,38 @@ class Geometry:
     def kv_size(self) -> int:
         return self.kv_heads * self.head_dim
 
+    @property
+    def score_scale(self) -> float:
+        """What the attention scores are multiplied by."""
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+    @property
+    def embedded_size(self) -> int:
+        """Channels of the embedding and of the output head's input."""
+        return self.embedding_size or self.hidden_size
+
 
 @dataclass(frozen=True)
 class Family:
     """One architecture. Module names are Hugging Face's; `layer` holds the layer's index as {}.
 
     name: the family's own name; model_types, architectures: what config.json says of it.
-    linears: role -> name within a layer, for the roles q, k, v, o, gate, up, down.
-    norms: role -> name within a layer, for the roles attention, mlp.
+    linears: role -> name within a layer, in order; {} in it is the expert's index. Linears that lie in one matrix on
+        disk share its name, and their rows follow one another in the order of the roles.
+    interleaved: names of such matrices whose rows are ordered by kv head instead: its queries, its key, its value.
+    norms: role -> name within a layer. "attention", "mlp": of the input of that branch (a branch without reads what
+        the other one reads if they are parallel, else the hidden states); "attention_output", "mlp_output": of the
+        branch's output; "attention_residual", "mlp_residual": after the residual was added; "query", "key": per head.
     groups: smoothing groups by role, norm groups first.
-    ignored: ends of tensor names that old checkpoints carry and nobody reads.
     geometry: reads a config.json.
+    norm: "rms"; "rms+1", stored as weight - 1; "layer", with bias.
+    parallel: both branches read the same hidden states.
+    alibi: None for no such bias. positions: name of the table of learned positions, whose first row is
+        `position_offset`. embedding_norm, final_norm, project_in, project_out: names of modules, None where there is
+        none (project_in: embedding -> hidden, project_out: hidden -> head).
+    base: first part of all names but lm_head's, which checkpoints saved without the head lack.
+    ignored: ends of tensor names that old checkpoints carry and nobody reads.
+    variant: where one architecture has several layouts: the record for a config.json.
     """
 
     name: str
@@ -80,13 +140,56 @@ class Family:
     architectures: tuple[str, ...]
     embedding: str
     layer: str
-    final_norm: str
+    final_norm: str | None
     lm_head: str
     linears: Mapping[str, str]
     norms: Mapping[str, str]
     groups: tuple[SmoothingGroup, ...]
     geometry: Callable[[Mapping], Geometry]
-    ignored: tuple[str, ...] = ()
+    norm: str = "rms"
+    interleaved: tuple[str, ...] = ()
+    parallel: bool = False
+    alibi: Alibi | None = None
+    positions: str | None = None
+    position_offset: int = 0
+    embedding_norm: str | None = None
+    project_in: str | None = None
+    project_out: str | None = None
+    base: str = "model."
+    ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    variant: Callable[[Mapping], Family] | None = None
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP is act(gate) * up, not act(up)."""
+        return "gate" in self.linears
+
+    def roles(self, geometry: Geometry) -> tuple[str, ...]:
+        """All linears of a layer, the router and every expert's among them."""
+        shared = tuple(role for role, name in self.linears.items() if "{}" not in name)
+        each = tuple(role for role, name in self.linears.items() if "{}" in name)
+        return shared + tuple(f"{role}.{expert}" for expert in range(geometry.experts) for role in each)
+
+    def expanded(self, geometry: Geometry) -> tuple[SmoothingGroup, ...]:
+        """The smoothing groups with every expert's linears spelled out."""
+        found: list[SmoothingGroup] = []
+        for group in self.groups:
+            if "{}" in self.linears.get(group.source, ""):  # within each expert
+                found += [
+                    SmoothingGroup(f"{group.source}.{n}", tuple(f"{role}.{n}" for role in group.linears), group.through)
+                    for n in range(geometry.experts)
+                ]
+            else:
+                shared = tuple(role for role in group.linears if "{}" not in self.linears[role])
+                each = [role for role in group.linears if role not in shared]
+                experts = tuple(f"{role}.{n}" for n in range(geometry.experts) for role in each)
+                found.append(SmoothingGroup(group.source, shared + experts, group.through))
+        return tuple(found)
+
+    def linear(self, role: str) -> str:
+        """Name of a linear within a layer: linear("up.3") -> "block_sparse_moe.experts.3.w3"."""
+        kind, _, expert = role.partition(".")
+        return self.linears[kind].format(expert)
 
     def shape(self, role: str, geometry: Geometry) -> tuple[int, int]:
         """(out, in) of a linear."""
@@ -99,62 +202,54 @@ class Family:
             "gate": (inner, hidden),
             "up": (inner, hidden),
             "down": (hidden, inner),
-        }[role]
+            ROUTER: (geometry.experts, hidden),
+        }[role.partition(".")[0]]
+
+    def has_bias(self, role: str, geometry: Geometry) -> bool:
+        """Whether a linear carries a bias."""
+        return role.partition(".")[0] in geometry.biased
 
     def module(self, layer: int, name: str) -> str:
         """Full module name of a part of a layer: module(3, "mlp.up_proj") -> "model.layers.3.mlp.up_proj"."""
         return f"{self.layer.format(layer)}.{name}"
 
+    def stored(self, geometry: Geometry) -> dict[str, tuple[str, ...]]:
+        """Matrices of a layer as they lie on disk: name within the layer -> roles of the linears in it."""
+        found: dict[str, tuple[str, ...]] = {}
+        for role in self.roles(geometry):
+            name = self.linear(role)
+            found[name] = (*found.get(name, ()), role)
+        return found
+
     def tensors(self, geometry: Geometry) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of a checkpoint with these numbers, in order."""
-        hidden, vocabulary = geometry.hidden_size, geometry.vocab_size
-        shapes: dict[str, tuple[int, ...]] = {f"{self.embedding}.weight": (vocabulary, hidden)}
+        hidden, embedded, vocabulary = geometry.hidden_size, geometry.embedded_size, geometry.vocab_size
+        shapes: dict[str, tuple[int, ...]] = {f"{self.embedding}.weight": (vocabulary, embedded)}
+        if self.positions:
+            shapes[f"{self.positions}.weight"] = (geometry.max_positions + self.position_offset, hidden)
+        if self.project_in:
+            shapes[f"{self.project_in}.weight"] = (hidden, embedded)
+        if self.embedding_norm:
+            self._add_norm(shapes, self.embedding_norm, hidden)
+        stored = self.stored(geometry)
         for layer in range(geometry.layers):
-            for name in self.norms.values():
-                shapes[f"{self.module(layer, name)}.weight"] = (hidden,)
-            for role, name in self.linears.items():
-                shape = self.shape(role, geometry)
-                shapes[f"{self.module(layer, name)}.weight"] = shape
-                if role in geometry.biased:
-                    shapes[f"{self.module(layer, name)}.bias"] = shape[:1]
-        shapes[f"{self.final_norm}.weight"] = (hidden,)
+            for role, name in self.norms.items():
+                size = geometry.head_dim if role in ("query", "key") else hidden
+                self._add_norm(shapes, self.module(layer, name), size)
+            for name, roles in stored.items():
+                rows = sum(self.shape(role, geometry)[0] for role in roles)
+                shapes[f"{self.module(layer, name)}.weight"] = (rows, self.shape(roles[0], geometry)[1])
+                if self.has_bias(roles[0], geometry):
+                    shapes[f"{self.module(layer, name)}.bias"] = (rows,)
+        if self.final_norm:
+            self._add_norm(shapes, self.final_norm, hidden)
+        if self.project_out:
+            shapes[f"{self.project_out}.weight"] = (embedded, hidden)
         if not geometry.tied_embeddings:
-            shapes[f"{self.lm_head}.weight"] = (vocabulary, hidden)
+            shapes[f"{self.lm_head}.weight"] = (vocabulary, embedded)
         return shapes
 
-
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "silu": torch.nn.functional.silu,
-}
-
-
-def rope_inv_freq(config: Mapping, head_dim: int) -> Tensor:
-    """Inverse frequencies of rotary embeddings, (head_dim / 2,) float32, with their scaling applied.
-
-    Reads both spellings of config.json: `rope_parameters` (transformers >= 5) and `rope_theta` + `rope_scaling`.
-    Types: default, linear (position interpolation) and llama3 (Llama 3.1's frequency-dependent scaling, as
-    published with its reference code). Raises CheckpointError for others.
-    """
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    inv_freq = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
-    if kind == "default":
-        return inv_freq
-    if kind == "linear":
-        return inv_freq / rope["factor"]
-    if kind == "llama3":
-        return _llama3_scaling(inv_freq, rope)
-    raise CheckpointError(
-        f"config.json: RoPE type {kind!r} is not supported",
-        expected="one of default, linear, llama3",
-        do="export a checkpoint with one of these",
-    )
-
-
-def _llama3_scaling(inv_freq: Tensor, rope: Mapping) -> Tensor:
-    original = rope["original_max_position_embeddings"]
-    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
-    wavelength = 2 * math.pi / inv_freq
-    blend = ((original / wavelength - low) / (high - low)).clamp(0, 1)  # 0: long waves, slowed; 1: short, kept
-    return (1 - blend) * inv_freq / factor + blend * inv_freq
+    def _add_norm(self, shapes: dict[str, tuple[int, ...]], name: str, size: int) -> None:
+        shapes[f"{name}.weight"] = (size,)
+        if self.norm == "layer":
+            shapes[f"{name}.bias"] = (size,)

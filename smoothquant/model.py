@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from smoothquant.checkpoint import Checkpoint
+from smoothquant import layout
+from smoothquant.activations import ACTIVATIONS
+from smoothquant.checkpoint import Checkpoint, TensorInfo
 from smoothquant.errors import CheckpointError
-from smoothquant.family import ACTIVATIONS, Family, Geometry, SmoothingGroup
+from smoothquant.family import ROUTER, Family, Geometry
+from smoothquant.norms import KINDS, Norm
 from smoothquant.quantization import absmax
 
 ROWS = 2048  # rows of an embedding or lm_head handed over at a time
@@ -18,42 +21,59 @@ ROWS = 2048  # rows of an embedding or lm_head handed over at a time
 class Model:
     """One checkpoint with its family record and its numbers.
 
+    family: the record of this checkpoint's layout. roles: of all linears of a layer, the router's included.
+    groups: smoothing groups, every expert's linears spelled out.
+    stored: matrices of a layer as they lie on disk: name within the layer -> roles of the linears in it.
+
     Raises CheckpointError when the config lacks a number or contradicts the weights: a tensor is missing, has another
     shape, or is one that the family does not know.
     """
 
     def __init__(self, checkpoint: Checkpoint, family: Family) -> None:
-        self.checkpoint, self.family = checkpoint, family
+        self.checkpoint = checkpoint
         try:
-            self.geometry: Geometry = family.geometry(checkpoint.config)
+            self.family = family.variant(checkpoint.config) if family.variant else family
+            self.geometry: Geometry = self.family.geometry(checkpoint.config)
         except (KeyError, TypeError, ZeroDivisionError) as error:
             raise CheckpointError(
                 f"{checkpoint.folder}/config.json: cannot read the numbers of a {family.name} ({error!r})",
                 expected=f"the keys of a {family.architectures[0]}",
                 do="restore the config.json that came with the weights",
             ) from error
+        self.roles = self.family.roles(self.geometry)
+        self.groups = self.family.expanded(self.geometry)
+        self.stored = self.family.stored(self.geometry)
         self._check_numbers()
         self._check_tensors()
 
     # -- names ---------------------------------------------------------------------------------------------------
 
+    @property
+    def quantized_roles(self) -> tuple[str, ...]:
+        """Roles of the linears that get quantized: all but the router."""
+        return tuple(role for role in self.roles if role != ROUTER)
+
     def linear(self, layer: int, role: str) -> str:
         """Module name of a linear: linear(0, "q") -> "model.layers.0.self_attn.q_proj"."""
-        return self.family.module(layer, self.family.linears[role])
+        return self.family.module(layer, self.family.linear(role))
 
     def norm(self, layer: int, role: str) -> str:
         """Module name of a layer's norm: norm(0, "mlp") -> "model.layers.0.post_attention_layernorm"."""
         return self.family.module(layer, self.family.norms[role])
 
     def linears(self) -> Iterator[tuple[str, tuple[int, int]]]:
-        """Module name and (out, in) of every linear that gets quantized, in order."""
+        """Module name and (out, in) of every matrix that gets quantized, as it lies on disk, in order."""
         for layer in range(self.geometry.layers):
-            for role in self.family.linears:
-                yield self.linear(layer, role), self.family.shape(role, self.geometry)
+            for name, roles in self.stored.items():
+                if roles != (ROUTER,):
+                    shapes = [self.family.shape(role, self.geometry) for role in roles]
+                    yield self.family.module(layer, name), (sum(out for out, _ in shapes), shapes[0][1])
 
-    def group_source(self, layer: int, group: SmoothingGroup) -> str:
-        """Module name of what a smoothing group folds into."""
-        return self.norm(layer, group.source) if group.through == "norm" else self.linear(layer, group.source)
+    def float_linears(self) -> tuple[str, ...]:
+        """Module names of the linears that stay in float: the output head, routers, projections."""
+        family, layers = self.family, self.geometry.layers if ROUTER in self.roles else 0
+        projections = tuple(name for name in (family.project_in, family.project_out) if name)
+        return (family.lm_head, *projections, *(self.linear(layer, ROUTER) for layer in range(layers)))
 
     @property
     def lm_head(self) -> str:
@@ -62,34 +82,50 @@ class Model:
 
     # -- reading -------------------------------------------------------------------------------------------------
 
+    def info(self, name: str) -> TensorInfo:
+        """Where a tensor lies, by its full name, which the checkpoint may hold without its first part."""
+        return self.checkpoint.tensors[self._on_disk(name)]
+
     def read(self, name: str) -> Tensor:
         """A tensor in the dtype it has on disk; CheckpointError, naming it, if it holds NaN or Inf."""
-        return self._finite(name, self.checkpoint.read(name))
+        return self._finite(name, self.checkpoint.read(self._on_disk(name)))
 
     def rows(self, name: str, step: int = ROWS) -> Iterator[Tensor]:
         """A large tensor, `step` rows at a time, checked like `read`."""
-        for start in range(0, self.checkpoint.tensors[name].shape[0], step):
-            yield self._finite(name, self.checkpoint.read(name, slice(start, start + step)))
+        for start in range(0, self.info(name).shape[0], step):
+            yield self._finite(name, self.checkpoint.read(self._on_disk(name), slice(start, start + step)))
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """Rows of the embedding for token ids (...,) int64; returns (..., hidden) in the dtype on disk."""
+    def norm_at(self, name: str) -> Norm:
+        """The norm with this module name."""
+        kind = self.family.norm
+        return Norm(kind, self.read(f"{name}.weight"), self.read(f"{name}.bias") if kind == "layer" else None)
+
+    def lookup(self, name: str, ids: Tensor) -> Tensor:
+        """Rows of a large tensor. ids: (...) int64; returns (..., channels) in the dtype on disk."""
         unique, where = torch.unique(ids, return_inverse=True)
-        found = torch.empty(len(unique), self.geometry.hidden_size, dtype=self.checkpoint.dtype)
-        for start, rows in enumerate(self.rows(f"{self.family.embedding}.weight")):
-            start *= ROWS
+        info = self.info(name)
+        found = torch.empty(len(unique), info.shape[1], dtype=info.dtype)
+        for part, rows in enumerate(self.rows(name)):
+            start = part * ROWS
             inside = (unique >= start) & (unique < start + len(rows))
-            found[inside] = rows[unique[inside] - start].to(found.dtype)
+            found[inside] = rows[unique[inside] - start]
         return found[where]
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: (..., hidden) after the final norm, float; returns (..., vocab) in its dtype."""
-        parts = [torch.nn.functional.linear(hidden, rows.to(hidden.dtype)) for rows in self.rows(self.lm_head)]
-        return torch.cat(parts, dim=-1)
+    def split(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """Rows of a matrix on disk, or numbers per row, by role. name: within the layer."""
+        return layout.split(self.family, self.geometry, name, tensor)
+
+    def join(self, name: str, parts: Mapping[str, Tensor]) -> Tensor:
+        """The inverse of `split`."""
+        return layout.join(self.family, self.geometry, name, parts)
+
+    def _on_disk(self, name: str) -> str:
+        return name if name in self.checkpoint.tensors else name.removeprefix(self.family.base)
 
     def _finite(self, name: str, tensor: Tensor) -> Tensor:
         if not absmax(tensor.view(tensor.shape[0], -1), dim=0).isfinite().all():
             raise CheckpointError(
-                f"{self.checkpoint.tensors[name].file}: tensor {name} holds NaN or Inf",
+                f"{self.info(name).file}: tensor {name} holds NaN or Inf",
                 expected="finite weights",
                 do="download this file again, or ask who trained the model",
             )
@@ -103,11 +139,12 @@ class Model:
 
     def _check_numbers(self) -> None:
         geometry, config = self.geometry, self.checkpoint.folder / "config.json"
+        restore = "restore the config.json that came with the weights"
         if geometry.heads % geometry.kv_heads:
             raise CheckpointError(
                 f"{config}: {geometry.heads} attention heads over {geometry.kv_heads} kv heads",
                 expected="a multiple",
-                do="restore the config.json that came with the weights",
+                do=restore,
             )
         if geometry.activation not in ACTIVATIONS:
             raise CheckpointError(
@@ -115,25 +152,57 @@ class Model:
                 expected=f"one of {', '.join(ACTIVATIONS)}",
                 do="export a model with one of these",
             )
+        if ROUTER in self.family.linears and not 0 < geometry.experts_per_token <= geometry.experts:
+            raise CheckpointError(
+                f"{config}: {geometry.experts_per_token} experts per token of {geometry.experts}",
+                expected="at least 1, and no more than there are",
+                do=restore,
+            )
+        if self.family.norm not in KINDS:
+            raise CheckpointError(
+                f"family {self.family.name}: norm {self.family.norm!r}",
+                expected=f"one of {', '.join(KINDS)}",
+                do="correct the family record",
+            )
 
     def _check_tensors(self) -> None:
         found, expected = self.checkpoint.tensors, self.expected()
         restore = "check that config.json and the weights belong to the same model"
         for name, shape in expected.items():
-            if name not in found:
+            if self._on_disk(name) not in found:
                 raise CheckpointError(
                     f"{self.checkpoint.folder}: tensor {name} is missing", expected=f"shape {list(shape)}", do=restore
                 )
-            if found[name].shape != shape:
+            info = self.info(name)
+            if info.shape != shape:
                 raise CheckpointError(
-                    f"{found[name].file}: tensor {name} has shape {list(found[name].shape)}",
+                    f"{info.file}: tensor {name} has shape {list(info.shape)}",
                     expected=f"{list(shape)} by config.json",
                     do=restore,
                 )
-        tied = (f"{self.family.lm_head}.weight",) if self.geometry.tied_embeddings else ()
-        for name in found.keys() - expected.keys():
-            if not name.endswith(self.family.ignored + tied):
+        head = f"{self.family.lm_head}.weight"
+        for name in found.keys() - {self._on_disk(name) for name in expected}:
+            if name.endswith(self.family.ignored):
+                continue
+            if name != head or not self.geometry.tied_embeddings:
                 raise CheckpointError(
                     f"{found[name].file}: tensor {name} is not part of a {self.family.name} with this config.json",
                     do=restore,
                 )
+            self._check_tied(head)
+
+    def _check_tied(self, head: str) -> None:
+        """A head that a checkpoint holds beside the embedding it is tied to: some rows must be the same."""
+        embedding = f"{self.family.embedding}.weight"
+        rows, shape = self.geometry.vocab_size, self.info(embedding).shape
+        same = self.checkpoint.tensors[head].shape == shape
+        for start in (0, rows // 2, rows - 1) if same else ():
+            part = slice(start, start + 1)
+            head_row, embedded = (self.checkpoint.read(self._on_disk(name), part) for name in (head, embedding))
+            same = same and torch.equal(head_row, embedded)
+        if not same:
+            raise CheckpointError(
+                f"{self.checkpoint.tensors[head].file}: tensor {head} is not {embedding}, and config.json ties them",
+                expected="the same numbers, or tie_word_embeddings: false",
+                do="restore the config.json that came with the weights",
+            )

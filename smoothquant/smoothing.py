@@ -3,7 +3,7 @@
     s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)          per input channel j, floor 1e-5
     Y   = (X / s) (s * W)
 
-`1 / s` goes into whatever produces X, exactly: a norm's gain; the rows of the linear before it, when only
+`1 / s` goes into whatever produces X, exactly: a norm's gain (`norms.Norm.fold`); the rows of the linear before it, when only
 positively homogeneous, channel-wise functions lie between (up -> down through a gate, fc1 -> fc2 through ReLU);
 for v -> o, through attention, where the query heads of one kv head share that head's channels.
 """
@@ -32,20 +32,6 @@ def skip_dead_channels(scale: Tensor, act_absmax: Tensor) -> Tensor:
     The equation would give it the floor, 1e-5: should it move after all, it would be enlarged 100,000 times.
     """
     return torch.where(act_absmax > 0, scale, torch.ones_like(scale))
-
-
-def snap_to_norm(scale: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
-    """Fold 1/s into a norm's gain without rounding error.
-
-    The folded gain is rounded to the gain's dtype, and s is what that rounding really divides by, so that
-    weights multiplied by s (in float32) undo it exactly. scale: (in,) float32; gain: (in,) any float dtype.
-    Returns (smoothing_scale float32 (in,), folded gain (in,) in the gain's dtype). A channel whose folded gain
-    would vanish or overflow keeps s = 1.
-    """
-    folded = (gain.float() / scale).to(gain.dtype)
-    exact = gain.float() / folded.float()
-    usable = (folded != 0) & folded.isfinite() & exact.isfinite() & (exact > 0)
-    return torch.where(usable, exact, torch.ones_like(scale)), torch.where(usable, folded, gain)
 
 
 def share_over_query_heads(values: Tensor, kv_heads: int, head_dim: int) -> Tensor:

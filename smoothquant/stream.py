@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from smoothquant import smoothing
-from smoothquant.decoder import FloatLayer, W8A8Layer, float_layer
 from smoothquant.errors import ActScalesError
-from smoothquant.family import SmoothingGroup
+from smoothquant.family import ROUTER, SmoothingGroup
+from smoothquant.layers import FloatLayer, W8A8Layer, float_layer, float_linear
 from smoothquant.model import Model
+from smoothquant.norms import Norm
 from smoothquant.quantization import absmax, input_scale, quantize_weight
 from smoothquant.settings import SmoothingSettings
 
@@ -30,14 +31,14 @@ class SmoothedLayer:
 
     column: role -> smoothing_scale float32 (in,), multiplies the weight's columns.
     row: role -> float32 (out,), divides the weight's rows and the bias (this linear feeds a smoothed one).
-    gains: norm role -> folded gain (hidden,), in the dtype on disk.
+    norms: by role, smoothing folded in; weights in the dtype on disk, biases of smoothed norms in float32.
     input_absmax: role -> float32 (in,), calibrated maxima of the smoothed input; empty without act scales.
     """
 
     model: Model
     index: int
     source: FloatLayer
-    gains: dict[str, Tensor]
+    norms: dict[str, Norm]
     input_absmax: dict[str, Tensor]
     column: dict[str, Tensor] = field(default_factory=dict)
     row: dict[str, Tensor] = field(default_factory=dict)
@@ -60,22 +61,14 @@ class SmoothedLayer:
 
     def linear(self, role: str, x: Tensor) -> Tensor:
         """The smoothed linear in float: lets the decoder run this layer."""
-        return self.apply(role, self.weight(role), x)
-
-    def apply(self, role: str, weight: Tensor, x: Tensor) -> Tensor:
-        """The same, with this role's `weight` at hand."""
-        bias = self.bias(role)
-        return torch.nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-
-    def gain(self, role: str) -> Tensor:
-        return self.gains[role]
+        return float_linear(x, self.weight(role), self.bias(role))
 
 
 @dataclass(frozen=True)
 class QuantizedLinear:
-    """name: module name in the checkpoint; weight: int8 (out, in); weight_scale: float32 (out,) > 0;
-    input_scale: float32 scalar > 0, for static activations (None without act scales); bias: float32 (out,) or None;
-    smoothing_scale: float32 (in,), None where the input is not smoothed."""
+    """name: module name in the checkpoint, which linears of one matrix share; weight: int8 (out, in);
+    weight_scale: float32 (out,) > 0; input_scale: float32 scalar > 0, for static activations (None without act scales);
+    bias: float32 (out,) or None; smoothing_scale: float32 (in,), None where the input is not smoothed."""
 
     name: str
     weight: Tensor
@@ -87,21 +80,25 @@ class QuantizedLinear:
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """linears: by role, all of a layer's; gains: norm role -> (hidden,) in the dtype on disk, smoothing folded in."""
+    """linears: by role, all that get quantized; float_weights: of the others, float32, smoothed; norms: by role,
+    smoothing folded in."""
 
     index: int
     linears: dict[str, QuantizedLinear]
-    gains: dict[str, Tensor]
+    float_weights: dict[str, Tensor]
+    norms: dict[str, Norm]
 
     def runnable(self, act: str = "per-token") -> W8A8Layer:
         """This layer for the decoder. act: "per-token" or "per-tensor"."""
         static = {role: linear.input_scale for role, linear in self.linears.items() if linear.input_scale is not None}
         return W8A8Layer(
+            index=self.index,
             weights={role: linear.weight for role, linear in self.linears.items()},
             weight_scales={role: linear.weight_scale for role, linear in self.linears.items()},
             biases={role: linear.bias for role, linear in self.linears.items() if linear.bias is not None},
-            gains=self.gains,
+            norms=self.norms,
             input_scales=static if act == "per-tensor" else {},
+            float_weights=self.float_weights,
         )
 
 
@@ -129,13 +126,13 @@ def smooth_layer(
     """Load one layer and fold the chosen smoothing groups into it."""
     source = float_layer(model, index)
     act = _act_absmax(model, index, input_absmax)
-    layer = SmoothedLayer(model, index, source, gains=dict(source.gains), input_absmax=act)
-    for group in settings.chosen(model.family.groups):
+    layer = SmoothedLayer(model, index, source, norms=dict(source.norms), input_absmax=act)
+    for group in settings.chosen(model.groups):
         scale = _group_scale(model, source, act, group, settings)
         if group.through == "norm":
             if settings.groups != "paper":
                 scale = smoothing.skip_dead_channels(scale, act[group.linears[0]])
-            scale, layer.gains[group.source] = smoothing.snap_to_norm(scale, source.gains[group.source])
+            scale, layer.norms[group.source] = source.norms[group.source].fold(scale)
         else:
             scale = smoothing.skip_dead_channels(scale, _shared(model, group, act[group.linears[0]]))
             layer.row[group.source] = scale
@@ -143,13 +140,13 @@ def smooth_layer(
         for role in group.linears:
             layer.column[role] = scale
             layer.input_absmax[role] = act[role] / scale
+    _borrow_ranges(layer)
     return layer
 
 
 def quantize_layer(layer: SmoothedLayer) -> QuantizedLayer:
     """Quantize every linear of a smoothed layer; holds one float32 matrix at a time."""
-    linears = {role: quantize_linear(layer, role, layer.weight(role)) for role in layer.source.weights}
-    return QuantizedLayer(layer.index, linears, layer.gains)
+    return QuantizingLayer(layer).quantized()
 
 
 def quantize_linear(layer: SmoothedLayer, role: str, weight: Tensor) -> QuantizedLinear:
@@ -169,21 +166,23 @@ class QuantizingLayer:
     """A smoothed layer that the decoder runs in float, quantized on the way: each weight is computed once for both."""
 
     def __init__(self, layer: SmoothedLayer) -> None:
-        self.layer = layer
+        self.layer, self.index, self.norms = layer, layer.index, layer.norms
         self._linears: dict[str, QuantizedLinear] = {}
 
     def linear(self, role: str, x: Tensor) -> Tensor:
         weight = self.layer.weight(role)
-        self._linears[role] = quantize_linear(self.layer, role, weight)
-        return self.layer.apply(role, weight, x)
-
-    def gain(self, role: str) -> Tensor:
-        return self.layer.gain(role)
+        if role != ROUTER:
+            self._linears[role] = quantize_linear(self.layer, role, weight)
+        return float_linear(x, weight, self.layer.bias(role))
 
     def quantized(self) -> QuantizedLayer:
-        """The quantized layer, once the decoder has run this one."""
-        linears = {role: self._linears[role] for role in self.layer.source.weights}
-        return QuantizedLayer(self.layer.index, linears, self.layer.gains)
+        """The quantized layer. Linears that the decoder did not run (experts without a token) are done now."""
+        layer, roles = self.layer, self.layer.model.quantized_roles
+        linears = {
+            role: self._linears.get(role) or quantize_linear(layer, role, layer.weight(role)) for role in roles
+        }
+        float_weights = {role: layer.weight(role) for role in layer.source.weights if role not in linears}
+        return QuantizedLayer(layer.index, linears, float_weights, layer.norms)
 
 
 def check_act_scales(model: Model, input_absmax: Mapping[str, Tensor]) -> None:
@@ -200,20 +199,29 @@ def check_act_scales(model: Model, input_absmax: Mapping[str, Tensor]) -> None:
             )
         if not found.isfinite().all() or (found < 0).any():
             raise ActScalesError(f"activation scales of {name} are not finite and >= 0", do=calibrate)
-    for name in input_absmax.keys() - linears.keys():
+    for name in sorted(input_absmax.keys() - linears.keys()):
         raise ActScalesError(f"activation scales for {name}, which this model does not have", do=calibrate)
 
 
 def _act_absmax(model: Model, index: int, input_absmax: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """role -> float32 (in,), for the linears that have scales. Linears that read one input have one range: the larger,
-    should imported scales differ."""
-    names = {role: model.linear(index, role) for role in model.family.linears}
+    should imported scales differ; so have experts, each of which saw some of the tokens, and their router."""
+    names = {role: model.linear(index, role) for role in model.quantized_roles}
     act = {role: input_absmax[name].float() for role, name in names.items() if name in input_absmax}
-    for group in model.family.groups:
+    for group in model.groups:
         known = [act[role] for role in group.linears if role in act]
-        if len(known) > 1:
+        if known:
             act |= dict.fromkeys(group.linears, torch.stack(known).amax(dim=0))
     return act
+
+
+def _borrow_ranges(layer: SmoothedLayer) -> None:
+    """An expert that no token of the calibration reached takes the range of its layer's other experts."""
+    silent = [role for role, range_ in layer.input_absmax.items() if "." in role and not range_.any()]
+    for role in silent:
+        kind = role.partition(".")[0]
+        others = [range_.amax() for other, range_ in layer.input_absmax.items() if other.partition(".")[0] == kind]
+        layer.input_absmax[role] = torch.stack(others).amax().expand_as(layer.input_absmax[role]).clone()
 
 
 def _group_scale(

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from builders.validate.scheme import Scheme
 from smoothquant import decoder
-from smoothquant.decoder import FloatLayer, W8A8Layer
+from smoothquant.attention import Patterns, capped
+from smoothquant.family import ROUTER
+from smoothquant.layers import FloatLayer, W8A8Layer
 from smoothquant.model import Model
 from smoothquant.quantization import quantize_weight, w8a8_linear
 from smoothquant.stream import SmoothedLayer, quantize_layer
@@ -56,21 +58,24 @@ class W8A8Stream:
         """Quantize a layer."""
         self._smoothed: SmoothedLayer = self.scheme.layer(self.model, index, source)
         self._layer: W8A8Layer = quantize_layer(self._smoothed).runnable(self.scheme.activations)
-        self._powers = {role: torch.zeros(2, dtype=torch.float64) for role in self.model.family.linears}
+        self._powers: dict[str, Tensor] = {}  # by role; experts that no token reaches have none
         self._squares, self._tokens = 0.0, 0
 
     def compare(self, role: str, x: Tensor, y: Tensor) -> None:
-        """x: (batch, tokens, in), y: (batch, tokens, out): input and output of a linear in the original float model."""
+        """x: (..., in), y: (..., out): input and output of a linear in the original float model."""
+        if role == ROUTER:
+            return
         column, row = self._smoothed.column.get(role), self._smoothed.row.get(role)
         smoothed = y if row is None else y / row
         found = self._layer.linear(role, x if column is None else x / column)
-        self._powers[role] += torch.stack((_power(smoothed), _power(found.sub_(smoothed))))
+        powers = torch.stack((_power(smoothed), _power(found.sub_(smoothed))))
+        self._powers[role] = self._powers.get(role, 0) + powers
 
-    def advance(self, batch: int, reference: Tensor) -> None:
-        """Take one batch through the layer. reference: (batch, tokens, hidden) that the float model makes of it."""
+    def advance(self, batch: int, reference: Tensor, patterns: Mapping[torch.dtype, Patterns]) -> None:
+        """Take one batch through the layer. reference: (batch, tokens, hidden) that the float model makes of it;
+        patterns: of so many tokens, for each dtype."""
         for dtype, hidden in self.hidden.items():
-            rotary = decoder.rotary(self.model.geometry, reference.shape[1], dtype)
-            hidden[batch] = decoder.forward(self.model.geometry, self._layer, hidden[batch], rotary)
+            hidden[batch] = decoder.forward(self.model, self._layer, hidden[batch], patterns[dtype])
         error = (self.hidden[torch.float32][batch] - reference).norm(dim=-1) / reference.norm(dim=-1).clamp_min(1e-30)
         self._squares += error.double().square().sum().item()
         self._tokens += error.numel()
@@ -89,9 +94,9 @@ class W8A8Stream:
         model, hidden = self.model, self.hidden[dtype][batch][row : row + 1]
         if self.scheme.lm_head == "float":
             return decoder.logits(model, hidden)[0]
-        x = decoder.rms_norm(hidden, model.read(f"{model.family.final_norm}.weight"), model.geometry.norm_epsilon)
+        x = decoder.head_input(model, hidden)
         parts = [w8a8_linear(x, *quantize_weight(rows)) for rows in model.rows(model.lm_head)]
-        return torch.cat(parts, dim=-1)[0]
+        return capped(torch.cat(parts, dim=-1), model.geometry.logits_softcap)[0]
 
 
 def sqnr(signal: Tensor | float, noise: Tensor | float) -> float:
@@ -106,10 +111,7 @@ def _power(values: Tensor) -> Tensor:
 
 
 def input_groups(model: Model) -> tuple[tuple[str, ...], ...]:
-    """Roles of the linears that read the same input, together: ("q", "k", "v"), ("o",), ("gate", "up"), ("down",)."""
-    shared = [group.linears for group in model.family.groups]
-    grouped = {role for group in shared for role in group}
-    found: Mapping[str, tuple[str, ...]] = {group[0]: group for group in shared}
-    alone = {role: (role,) for role in model.family.linears if role not in grouped}
-    order = [role for role in model.family.linears if role in found or role in alone]
-    return tuple({**found, **alone}[role] for role in order)
+    """Roles of the linears that read the same input, together: ("q", "k", "v"), ("o",), ("gate", "up"), ("down",).
+    Every quantized linear is in one."""
+    shared = {role: group.linears for group in model.groups for role in group.linears}
+    return tuple(dict.fromkeys(shared.get(role, (role,)) for role in model.quantized_roles))

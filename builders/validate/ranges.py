@@ -47,7 +47,9 @@ def activation_ranges(reference: Reference, scheme: Scheme) -> tuple[tuple[Range
     ranges, worst, channels = [], -1.0, None
     for layer in range(reference.model.geometry.layers):
         for roles in input_groups(reference.model):
-            before = reference.act_absmax[reference.model.linear(layer, roles[0])]
+            before = reference.act_absmax.get(reference.model.linear(layer, roles[0]))
+            if before is None:  # an expert that no token reached
+                continue
             scale = scheme.column(reference.model, layer, roles[0])
             after = before if scale is None else before / scale
             found = Range(layer, roles, *_largest_and_median(before), *_largest_and_median(after))

@@ -8,7 +8,6 @@ sequence at a time, on demand: they never exist all at once. One pass serves any
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import groupby
 from typing import Protocol
 
@@ -18,7 +17,9 @@ from torch import Tensor
 from builders.validate.layers import W8A8Stream, input_groups
 from builders.validate.scheme import Scheme
 from smoothquant import decoder
+from smoothquant.attention import patterns
 from smoothquant.errors import UserError
+from smoothquant.layers import float_layer
 from smoothquant.model import Model
 from smoothquant.quantization import absmax
 
@@ -97,9 +98,14 @@ class Reference:
         model, geometry = self.model, self.model.geometry
         batches = _batches(self.text.sequences)
         self._place = [(batch, row) for batch, ids in enumerate(batches) for row in range(len(ids))]
-        embedded = model.embed(torch.cat([ids.flatten() for ids in batches])).float()
+        positions = [torch.arange(ids.shape[1]).expand_as(ids).flatten() for ids in batches]
+        flat = torch.cat([ids.flatten() for ids in batches])
+        embedded = decoder.embed(model, flat[None], torch.float32, torch.cat(positions)[None])[0]
         parts = embedded.split([ids.numel() for ids in batches])
         self._hidden = [part.view(*ids.shape, -1) for part, ids in zip(parts, batches, strict=True)]
+        dtypes = (torch.float32, torch.float64) if exact else (torch.float32,)
+        longest = max(ids.shape[1] for ids in batches)
+        self._patterns = {dtype: patterns(model, longest, dtype) for dtype in dtypes}
         quantized = {scheme.key: scheme for scheme in schemes if scheme.activations != "float"}
         self.streams = {key: W8A8Stream(model, scheme, self._hidden, exact) for key, scheme in quantized.items()}
         self._first_of_input = {group[0] for group in input_groups(model)}
@@ -117,15 +123,14 @@ class Reference:
             for stream in self.streams.values():
                 stream.compare(role, x, y)
 
-        geometry = self.model.geometry
-        source = replace(decoder.float_layer(self.model, index), listen=listen)
+        source = float_layer(self.model, index, listen=listen)
         for stream in self.streams.values():
             stream.enter(index, source)
         for batch, hidden in enumerate(self._hidden):
-            rotary = decoder.rotary(geometry, hidden.shape[1], torch.float32)
-            self._hidden[batch] = decoder.forward(geometry, source, hidden, rotary)
+            upto = {dtype: longest.upto(hidden.shape[1]) for dtype, longest in self._patterns.items()}
+            self._hidden[batch] = decoder.forward(self.model, source, hidden, upto[torch.float32])
             for stream in self.streams.values():
-                stream.advance(batch, self._hidden[batch])
+                stream.advance(batch, self._hidden[batch], upto)
         for stream in self.streams.values():
             stream.leave()
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from builders.engine import export_inputs
 from smoothquant import smoothing
-from smoothquant.decoder import FloatLayer
+from smoothquant.layers import FloatLayer
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.settings import ABSMAX, SCALE, SMOOTHING
@@ -55,22 +55,21 @@ class Scheme:
 
     def layer(self, model: Model, index: int, source: FloatLayer) -> SmoothedLayer:
         """One layer of the checkpoint with the recorded smoothing folded in."""
-        geometry, names = model.geometry, {role: model.linear(index, role) for role in model.family.linears}
+        geometry, names = model.geometry, {role: model.linear(index, role) for role in model.roles}
         layer = SmoothedLayer(
             model,
             index,
             source,
-            gains=dict(source.gains),
+            norms=dict(source.norms),
             input_absmax={role: self.input_absmax[name] for role, name in names.items() if name in self.input_absmax},
             column={role: self.smoothing_scale[name] for role, name in names.items() if name in self.smoothing_scale},
         )
-        for group in model.family.groups:
+        for group in model.groups:
             scale = layer.column.get(group.linears[0])
             if scale is None:
                 continue
             if group.through == "norm":
-                gain = source.gains[group.source]
-                layer.gains[group.source] = (gain.float() / scale).to(gain.dtype)
+                layer.norms[group.source] = source.norms[group.source].divided(scale)
             elif group.through == "attention":  # equal within a kv head's query heads
                 layer.row[group.source] = smoothing.share_over_query_heads(scale, geometry.kv_heads, geometry.head_dim)
             else:

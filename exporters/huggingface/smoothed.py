@@ -5,15 +5,17 @@ A plain Hugging Face checkpoint of the same architecture; `AutoModelForCausalLM.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from exporters.huggingface.safetensors_files import MAX_SHARD, Planned, SafetensorsFiles
 from exporters.sidecars import copy_tokenizer
 from smoothquant.errors import ContractError
 from smoothquant.model import Model
+from smoothquant.norms import Norm
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace, write_json
 
@@ -40,14 +42,15 @@ class SmoothedWriter:
         self.files = SafetensorsFiles(work.folder, self._plan(model), self.max_shard)
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
-        for role in self.model.family.norms:
-            self._put(f"{self.model.norm(layer.index, role)}.weight", layer.gains[role])
-        for role in self.model.family.linears:
-            name = self.model.linear(layer.index, role)
-            self._put(f"{name}.weight", layer.weight(role))
-            bias = layer.bias(role)
-            if bias is not None:
-                self._put(f"{name}.bias", bias)
+        model = self.model
+        for name, tensor in norm_tensors(model, layer.index, layer.norms):
+            self._put(name, tensor)
+        for name, roles in model.stored.items():
+            full = model.family.module(layer.index, name)
+            self._put(f"{full}.weight", model.join(name, {role: layer.weight(role) for role in roles}))
+            biases = {role: bias for role in roles if (bias := layer.bias(role)) is not None}
+            if biases:
+                self._put(f"{full}.bias", model.join(name, biases))
 
     def end(self) -> None:
         for name in unsmoothed(self.model):
@@ -60,10 +63,9 @@ class SmoothedWriter:
         copy_tokenizer(self.model, self.work.folder)
 
     def _plan(self, model: Model) -> dict[str, Planned]:
-        tensors = model.checkpoint.tensors
-        return {name: Planned(shape, self.dtype or tensors[name].dtype) for name, shape in model.expected().items()}
+        return {name: Planned(shape, self.dtype or model.info(name).dtype) for name, shape in model.expected().items()}
 
-    def _put(self, name: str, tensor: torch.Tensor) -> None:
+    def _put(self, name: str, tensor: Tensor) -> None:
         rounded = tensor.to(self.files.plan[name].dtype)
         if not rounded.isfinite().all():
             raise ContractError(
@@ -71,6 +73,15 @@ class SmoothedWriter:
                 do="lower alpha, or export with --dtype float32",
             )
         self.files.write(name, rounded)
+
+
+def norm_tensors(model: Model, layer: int, norms: Mapping[str, Norm]) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a layer's norms."""
+    for role, norm in norms.items():
+        name = model.norm(layer, role)
+        yield f"{name}.weight", norm.weight
+        if norm.bias is not None:
+            yield f"{name}.bias", norm.bias
 
 
 def unsmoothed(model: Model) -> tuple[str, ...]:

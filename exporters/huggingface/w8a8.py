@@ -17,9 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from exporters.huggingface.safetensors_files import MAX_SHARD, Planned, SafetensorsFiles
-from exporters.huggingface.smoothed import unsmoothed
+from exporters.huggingface.smoothed import norm_tensors, unsmoothed
 from exporters.sidecars import copy_tokenizer
 from smoothquant.model import Model
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
@@ -45,23 +46,31 @@ class W8A8Writer:
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
         assert quantized is not None  # promised by the class attribute `quantized`
-        for role, gain in quantized.gains.items():
-            self.files.write(f"{self.model.norm(layer.index, role)}.weight", gain)
-        for linear in quantized.linears.values():
-            self.files.write(f"{linear.name}.weight", linear.weight)
-            self.files.write(f"{linear.name}.weight_scale", linear.weight_scale[:, None])
+        model = self.model
+        for name, tensor in norm_tensors(model, layer.index, quantized.norms):
+            self._put(name, tensor)
+        for name, roles in model.stored.items():
+            full = model.family.module(layer.index, name)
+            if roles[0] in quantized.float_weights:
+                self._put(f"{full}.weight", quantized.float_weights[roles[0]])
+                continue
+            linears = {role: quantized.linears[role] for role in roles}
+            self._put(f"{full}.weight", model.join(name, {role: linear.weight for role, linear in linears.items()}))
+            scales = {role: linear.weight_scale for role, linear in linears.items()}
+            self._put(f"{full}.weight_scale", model.join(name, scales)[:, None])
             if self.activations == "per-tensor":
-                assert linear.input_scale is not None  # `export` has seen to it
-                self.files.write(f"{linear.name}.input_scale", linear.input_scale.reshape(1))
-            if linear.bias is not None:
-                bias = f"{linear.name}.bias"
-                self.files.write(bias, linear.bias.to(self.files.plan[bias].dtype))
+                input_scale = linears[roles[0]].input_scale  # one input, one scale
+                assert input_scale is not None  # `export` has seen to it
+                self._put(f"{full}.input_scale", input_scale.reshape(1))
+            biases = {role: linear.bias for role, linear in linears.items() if linear.bias is not None}
+            if biases:
+                self._put(f"{full}.bias", model.join(name, biases))
 
     def end(self) -> None:
         for name in unsmoothed(self.model):
             self.files.write_rows(name, self.model.rows(name))
         config = dict(self.model.checkpoint.config)
-        config["quantization_config"] = quantization_config(self.activations, ignore=[self.model.family.lm_head])
+        config["quantization_config"] = quantization_config(self.activations, list(self.model.float_linears()))
         write_json(self.work.path("config.json"), config)
         copy_tokenizer(self.model, self.work.folder)
 
@@ -75,8 +84,11 @@ class W8A8Writer:
                 if self.activations == "per-tensor":
                     plan[f"{linears[tensor]}.input_scale"] = Planned((1,), torch.float32)
             else:
-                plan[tensor] = Planned(shape, model.checkpoint.tensors[tensor].dtype)
+                plan[tensor] = Planned(shape, model.info(tensor).dtype)
         return plan
+
+    def _put(self, name: str, tensor: Tensor) -> None:
+        self.files.write(name, tensor.to(self.files.plan[name].dtype))
 
 
 def quantization_config(activations: str, ignore: list[str]) -> dict:

@@ -16,7 +16,7 @@ from smoothquant.checkpoint import Checkpoint
 from smoothquant.errors import CheckpointError
 from tests.models import open_llama
 
-NORM = "model.norm.weight"
+NORM, EMBEDDING = "model.norm.weight", "model.embed_tokens.weight"
 
 
 def as_shards(folder: Path) -> None:
@@ -76,7 +76,7 @@ def test_dtypes(make_llama: Callable[..., Path]) -> None:
 def test_embedding_rows(llama: object, make_llama: Callable[..., Path]) -> None:
     model = open_llama(make_llama())
     ids = torch.tensor([[5, 0, 287], [5, 5, 3]])
-    assert torch.equal(model.embed(ids), model.read("model.embed_tokens.weight")[ids])
+    assert torch.equal(model.lookup(EMBEDDING, ids), model.read(EMBEDDING)[ids])
 
 
 def test_fingerprint_sees_a_finetune(make_llama: Callable[..., Path]) -> None:
@@ -143,7 +143,7 @@ SPOILED = {
     "config is a list": (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
     "config lacks a number": (configure(hidden_size=None), "cannot read the numbers of a llama .*hidden_size"),
     "heads do not divide": (configure(num_attention_heads=3), "3 attention heads over 2 kv heads"),
-    "unknown activation": (configure(hidden_act="gelu"), "activation 'gelu' is not supported; expected one of silu"),
+    "unknown activation": (configure(hidden_act="mish"), "activation 'mish' is not supported; expected one of silu"),
     "unknown rope": (configure(rope_parameters={"rope_type": "yarn"}), "RoPE type 'yarn' is not supported"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
     "truncated": (truncate, r"model\.safetensors: truncated or corrupt"),

@@ -10,6 +10,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from smoothquant import decoder
+from smoothquant.attention import patterns
+from smoothquant.layers import float_layer
 from smoothquant.model import Model
 from tests.models import open_llama, sample_ids
 
@@ -33,10 +35,10 @@ VARIANTS = {
 
 
 def float_logits(model: Model, ids: torch.Tensor) -> torch.Tensor:
-    hidden = model.embed(ids).float()
-    rotary = decoder.rotary(model.geometry, ids.shape[1], torch.float32)
+    hidden = decoder.embed(model, ids, torch.float32)
+    positions = patterns(model, ids.shape[1], torch.float32)
     for index in range(model.geometry.layers):
-        hidden = decoder.forward(model.geometry, decoder.float_layer(model, index), hidden, rotary)
+        hidden = decoder.forward(model, float_layer(model, index), hidden, positions)
     return decoder.logits(model, hidden)
 
 

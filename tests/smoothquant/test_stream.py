@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from smoothquant import decoder
+from smoothquant.attention import patterns
 from smoothquant.contract import TOLERANCE, Contract, relative_error
 from smoothquant.errors import ActScalesError, CheckpointError, ContractError, UserError
 from smoothquant.family import SmoothingGroup
+from smoothquant.layers import FloatLayer
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import quantize_layer, smooth_layer, smoothed_layers
@@ -35,11 +37,11 @@ def test_smoothing_leaves_the_logits(variant: str, dtype: torch.dtype, make_llam
     folder, ids = make_llama(dtype=dtype, **VARIANTS[variant]), sample_ids()
     model, absmax = open_llama(folder), hooked_absmax(folder, ids)
     expected = float_logits(model, ids)
-    rotary = decoder.rotary(model.geometry, ids.shape[1], torch.float32)
+    positions = patterns(model, ids.shape[1], torch.float32)
     for settings in EVERY.values():
-        hidden = model.embed(ids).float()
+        hidden = decoder.embed(model, ids, torch.float32)
         for layer in smoothed_layers(model, absmax, settings):
-            hidden = decoder.forward(model.geometry, layer, hidden, rotary)
+            hidden = decoder.forward(model, layer, hidden, positions)
         assert relative_error(decoder.logits(model, hidden), expected) <= TOLERANCE
 
 
@@ -65,17 +67,18 @@ def test_predicted_input_range_is_the_measured_one(
 ) -> None:
     """Static scales come free: what the stream predicts is what the smoothed model's linears see."""
     ids = sample_ids()
-    rotary = decoder.rotary(llama.geometry, ids.shape[1], torch.float32)
-    hidden = llama.embed(ids).float()
+    positions = patterns(llama, ids.shape[1], torch.float32)
+    hidden = decoder.embed(llama, ids, torch.float32)
     for layer in smoothed_layers(llama, input_absmax, SmoothingSettings(0.5)):
         seen: dict[str, torch.Tensor] = {}
-        listening = decoder.FloatLayer(
-            {role: layer.weight(role) for role in llama.family.linears},
+        listening = FloatLayer(
+            layer.index,
+            {role: layer.weight(role) for role in llama.roles},
             {},
-            layer.gains,
+            layer.norms,
             lambda role, x, y, seen=seen: seen.__setitem__(role, x.abs().flatten(0, 1).amax(dim=0)),
         )
-        hidden = decoder.forward(llama.geometry, listening, hidden, rotary)
+        hidden = decoder.forward(llama, listening, hidden, positions)
         for role, expected in layer.input_absmax.items():
             torch.testing.assert_close(seen[role], expected, rtol=1e-4, atol=1e-6 * expected.max().item())
 
@@ -97,13 +100,13 @@ def test_smoothing_helps(llama: Model, input_absmax: dict[str, torch.Tensor]) ->
     """The point of it all, on a model with outlier channels: W8A8 comes closer to float."""
     ids = sample_ids(seed=7)
     expected = float_logits(llama, ids)
-    rotary = decoder.rotary(llama.geometry, ids.shape[1], torch.float32)
+    positions = patterns(llama, ids.shape[1], torch.float32)
     error = {}
     for act in ("per-token", "per-tensor"):
         for name, settings in EVERY.items():
-            hidden = llama.embed(ids).float()
+            hidden = decoder.embed(llama, ids, torch.float32)
             for layer in smoothed_layers(llama, input_absmax, settings):
-                hidden = decoder.forward(llama.geometry, quantize_layer(layer).runnable(act), hidden, rotary)
+                hidden = decoder.forward(llama, quantize_layer(layer).runnable(act), hidden, positions)
             error[name, act] = relative_error(decoder.logits(llama, hidden), expected)
         assert error["default", act] < 0.5 * error["none", act]
         assert error["paper", act] < 0.5 * error["none", act]

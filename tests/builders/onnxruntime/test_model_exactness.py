@@ -13,6 +13,7 @@ from builders.onnxruntime import OnnxRuntimeEngine
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
 from smoothquant import decoder
+from smoothquant.attention import patterns
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import quantize_layer, smoothed_layers
@@ -24,10 +25,10 @@ MODELS, BATCHES, SEQUENCES, TOKENS = 3, 2, 1024, 16  # 98304 tokens
 
 @torch.no_grad()
 def w8a8_logits(model: Model, absmax: Mapping[str, Tensor], ids: Tensor, act: str, dtype: torch.dtype) -> Tensor:
-    hidden = model.embed(ids).to(dtype)
-    rotary = decoder.rotary(model.geometry, ids.shape[1], dtype)
+    hidden = decoder.embed(model, ids, dtype)
+    positions = patterns(model, ids.shape[1], dtype)
     for layer in smoothed_layers(model, absmax, SETTINGS):
-        hidden = decoder.forward(model.geometry, quantize_layer(layer).runnable(act), hidden, rotary)
+        hidden = decoder.forward(model, quantize_layer(layer).runnable(act), hidden, positions)
     return decoder.logits(model, hidden)
 
 

@@ -46,12 +46,12 @@ def test_layers_come_out_as_they_were_exported(
                 assert linear.bias is not None
                 assert expected is not None
                 assert linear.bias.equal(expected), role
-            for role, gain in quantized.gains.items():
+            for role, norm in quantized.norms.items():
                 expected = exported.get_tensor(f"{model.norm(layer.index, role)}.weight")
                 if dtype == torch.float32:  # gain / (gain / folded): two roundings of 2^-24
-                    torch.testing.assert_close(gain, expected, rtol=2**-22, atol=0)
+                    torch.testing.assert_close(norm.weight, expected, rtol=2**-22, atol=0)
                 else:
-                    assert gain.equal(expected)
+                    assert norm.weight.equal(expected)
 
 
 def test_same_scheme_same_key(folders: Path) -> None:

@@ -16,6 +16,7 @@ from exporters.export import Source, export
 from exporters.huggingface import SmoothedWriter, W8A8Writer
 from exporters.huggingface.w8a8 import quantization_config
 from smoothquant import decoder
+from smoothquant.attention import patterns
 from smoothquant.contract import TOLERANCE, relative_error
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
@@ -39,10 +40,10 @@ def transformers_logits(folder: Path, ids: torch.Tensor, dtype: torch.dtype = to
 @torch.no_grad()
 def w8a8_logits(model: Model, absmax: Mapping[str, torch.Tensor], ids: torch.Tensor, act: str) -> torch.Tensor:
     """Our own arithmetic, float64."""
-    hidden = model.embed(ids).double()
-    rotary = decoder.rotary(model.geometry, ids.shape[1], torch.float64)
+    hidden = decoder.embed(model, ids, torch.float64)
+    positions = patterns(model, ids.shape[1], torch.float64)
     for layer in smoothed_layers(model, absmax, SETTINGS):
-        hidden = decoder.forward(model.geometry, quantize_layer(layer).runnable(act), hidden, rotary)
+        hidden = decoder.forward(model, quantize_layer(layer).runnable(act), hidden, positions)
     return decoder.logits(model, hidden)
 
 
@@ -88,8 +89,8 @@ def test_w8a8_weights_are_ours_to_the_bit(make_llama: Callable[..., Path], tmp_p
     with safe_open(tmp_path / "out/model.safetensors", "pt") as file:
         names = set(file.keys())
         for layer in map(quantize_layer, smoothed_layers(model, source.input_absmax, SETTINGS)):
-            for role, gain in layer.gains.items():
-                assert torch.equal(file.get_tensor(f"{model.norm(layer.index, role)}.weight"), gain)
+            for role, norm in layer.norms.items():
+                assert torch.equal(file.get_tensor(f"{model.norm(layer.index, role)}.weight"), norm.weight)
             for linear in layer.linears.values():
                 assert torch.equal(file.get_tensor(f"{linear.name}.weight"), linear.weight)
                 assert torch.equal(file.get_tensor(f"{linear.name}.weight_scale")[:, 0], linear.weight_scale)

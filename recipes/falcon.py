@@ -1,0 +1,108 @@
+"""Falcon: attention and MLP in parallel, in three layouts, and the older sequential one.
+
+    7B         one norm feeds both branches: one scale for q, k, v and the MLP; one kv head
+    40B, 180B  a norm for each branch; grouped kv heads
+    11B        grouped kv heads, one norm for both branches
+    RW         sequential, ALiBi, biases, as many kv heads as heads
+
+q, k, v lie in one matrix, ordered by kv head: its queries, its key, its value. GELU: nothing is folded through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from recipes.recipe import Published, Recipe
+from smoothquant.family import Alibi, Attention, Family, Geometry, SmoothingGroup
+from smoothquant.rope import rope_inv_freq
+
+
+def _new(config: Mapping) -> bool:
+    """The decoder of 40B and its successors; `RefinedWeb` is what the first release of 40B called itself."""
+    return bool(config.get("new_decoder_architecture", config.get("model_type") == "RefinedWeb"))
+
+
+def geometry(config: Mapping) -> Geometry:
+    """Numbers of a Falcon from its config.json (transformers' names, and those of the first releases)."""
+    heads, layers = (config.get(long) or config[short] for long, short in NAMES)
+    hidden = config.get("hidden_size") or config["n_embed"]
+    if _new(config):
+        kv_heads = config.get("num_kv_heads") or config.get("n_head_kv") or heads
+    else:
+        kv_heads = 1 if config.get("multi_query", True) else heads
+    kind = Attention() if config.get("alibi") else Attention(inv_freq=rope_inv_freq(config, hidden // heads))
+    return Geometry(
+        hidden_size=hidden,
+        intermediate_size=config.get("ffn_hidden_size") or 4 * hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=hidden // heads,
+        vocab_size=config["vocab_size"],
+        max_positions=config.get("max_position_embeddings", 2048),
+        norm_epsilon=config.get("layer_norm_epsilon", 1e-5),
+        activation=config.get("activation") or "gelu",
+        attention=(kind,) * layers,
+        tied_embeddings=config.get("tie_word_embeddings", True),
+        biased=frozenset(("q", "k", "v", "o", "up", "down") if config.get("bias") else ()),
+    )
+
+
+def variant(config: Mapping) -> Family:
+    """The record for a config.json."""
+    parallel = _new(config) or config.get("parallel_attn", True)
+    norms = config.get("num_ln_in_parallel_attn") or (2 if _new(config) else 1)
+    record = SEQUENTIAL if not parallel else TWO_NORMS if _new(config) and norms == 2 else ONE_NORM
+    return replace(record, alibi=ALIBI if config.get("alibi") else None)
+
+
+NAMES = (("num_attention_heads", "n_head"), ("num_hidden_layers", "n_layer"))
+ALIBI = Alibi(scaled=True, dtype=torch.bfloat16)
+QKV = "self_attention.query_key_value"
+SEQUENTIAL = Family(
+    name="falcon",
+    model_types=("falcon", "RefinedWeb", "RefinedWebModel"),
+    architectures=("FalconForCausalLM", "RWForCausalLM"),
+    embedding="transformer.word_embeddings",
+    layer="transformer.h.{}",
+    final_norm="transformer.ln_f",
+    lm_head="lm_head",
+    base="transformer.",
+    linears={
+        **dict.fromkeys(("q", "k", "v"), QKV),
+        "o": "self_attention.dense",
+        "up": "mlp.dense_h_to_4h",
+        "down": "mlp.dense_4h_to_h",
+    },
+    interleaved=(QKV,),
+    norms={"attention": "input_layernorm", "mlp": "post_attention_layernorm"},
+    norm="layer",
+    groups=(
+        SmoothingGroup("attention", ("q", "k", "v")),
+        SmoothingGroup("mlp", ("up",)),
+        SmoothingGroup("v", ("o",), through="attention"),
+    ),
+    geometry=geometry,
+)
+TWO_NORMS = replace(SEQUENTIAL, parallel=True, norms={"attention": "ln_attn", "mlp": "ln_mlp"})
+ONE_NORM = replace(
+    SEQUENTIAL,
+    parallel=True,
+    norms={"attention": "input_layernorm"},
+    groups=(
+        SmoothingGroup("attention", ("q", "k", "v", "up")),
+        SmoothingGroup("v", ("o",), through="attention"),
+    ),
+)
+FAMILY = replace(SEQUENTIAL, variant=variant)
+
+RECIPES = (
+    Recipe("falcon", FAMILY, alpha=0.6),
+    Recipe("falcon-7b", FAMILY, 0.6, "tiiuae/falcon-7b", published=Published(6.590, 6.629)),
+    Recipe("falcon-11b", FAMILY, 0.6, "tiiuae/falcon-11B"),
+    Recipe("falcon-40b", FAMILY, 0.7, "tiiuae/falcon-40b", published=Published(5.228, 5.255)),
+    Recipe("falcon-180b", FAMILY, 0.7, "tiiuae/falcon-180B"),
+)

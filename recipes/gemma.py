@@ -1,0 +1,96 @@
+"""Gemma 2 and 3: four norms whose weight is stored as w - 1, windows in some layers, a scaled embedding.
+
+The norms behind the branches stand between down (or o) and the residual: nothing more to fold there. Gemma 2 caps
+scores and logits; Gemma 3 norms every query and key head and has rotary frequencies of its own in windowed layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from recipes import llama
+from recipes.recipe import Recipe
+from smoothquant.family import Attention, Family, Geometry, SmoothingGroup
+from smoothquant.rope import rope_inv_freq
+
+DEFAULTS = {"head_dim": 256, "tie_word_embeddings": True}
+
+
+def _geometry(config: Mapping, pattern: int) -> Geometry:
+    """pattern: every so many layers one has no window, where `layer_types` does not say."""
+    numbers = llama.geometry({**DEFAULTS, **config})
+    layers = range(numbers.layers)
+    kinds = config.get("layer_types") or [
+        "sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in layers
+    ]
+    numbers = replace(
+        numbers,
+        activation=config.get("hidden_activation") or "gelu_pytorch_tanh",
+        attention_scale=config.get("query_pre_attn_scalar", 256) ** -0.5,
+        attention_softcap=config.get("attn_logit_softcapping") or 0.0,
+        logits_softcap=config.get("final_logit_softcapping") or 0.0,
+        embedding_scale=math.sqrt(numbers.hidden_size),
+    )
+    sliding = [kind == "sliding_attention" for kind in kinds]
+    return llama.windowed(numbers, config.get("sliding_window", 4096), sliding)
+
+
+def geometry2(config: Mapping) -> Geometry:
+    """Numbers of a Gemma 2 from its config.json."""
+    caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "max_position_embeddings": 8192}
+    return _geometry({**caps, **config}, pattern=2)
+
+
+def geometry3(config: Mapping) -> Geometry:
+    """Numbers of a Gemma 3 (text) from its config.json; one rotary embedding for windowed layers, one for the others.
+
+    New spelling: rope_parameters {"full_attention": {...}, "sliding_attention": {...}}; old: rope_theta + rope_scaling,
+    and rope_local_base_freq.
+    """
+    ropes = config.get("rope_parameters") or {
+        "full_attention": {"rope_theta": config.get("rope_theta", 1e6), **(config.get("rope_scaling") or {})},
+        "sliding_attention": {"rope_theta": config.get("rope_local_base_freq", 10000.0)},
+    }
+    plain = {key: value for key, value in config.items() if key not in ("rope_parameters", "rope_scaling")}
+    numbers = _geometry({"max_position_embeddings": 131072, **plain}, config.get("sliding_window_pattern", 6))
+    full, sliding = (
+        rope_inv_freq({"rope_parameters": ropes.get(kind)}, numbers.head_dim, theta)
+        for kind, theta in (("full_attention", 1e6), ("sliding_attention", 10000.0))
+    )
+    kinds = (Attention(kind.window, full if kind.window is None else sliding) for kind in numbers.attention)
+    return replace(numbers, attention=tuple(kinds))
+
+
+NORMS = {
+    "attention": "input_layernorm",
+    "attention_output": "post_attention_layernorm",
+    "mlp": "pre_feedforward_layernorm",
+    "mlp_output": "post_feedforward_layernorm",
+}
+GEMMA2: Family = replace(
+    llama.FAMILY,
+    name="gemma2",
+    model_types=("gemma2",),
+    architectures=("Gemma2ForCausalLM",),
+    norms=NORMS,
+    norm="rms+1",
+    groups=(
+        SmoothingGroup("attention", ("q", "k", "v")),
+        SmoothingGroup("mlp", ("gate", "up")),
+        SmoothingGroup("v", ("o",), through="attention"),
+        SmoothingGroup("up", ("down",), through="product"),
+    ),
+    geometry=geometry2,
+)
+GEMMA3: Family = replace(
+    GEMMA2,
+    name="gemma3",
+    model_types=("gemma3_text",),
+    architectures=("Gemma3ForCausalLM",),
+    norms={**NORMS, "query": "self_attn.q_norm", "key": "self_attn.k_norm"},
+    geometry=geometry3,
+)
+
+RECIPES = (Recipe("gemma2", GEMMA2, alpha=0.8), Recipe("gemma3", GEMMA3, alpha=0.8))

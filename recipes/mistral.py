@@ -1,0 +1,30 @@
+"""Mistral: a Llama with a sliding window (7B v0.1), and heads of another size than hidden / heads (Nemo)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from recipes import llama
+from recipes.recipe import Published, Recipe
+from smoothquant.family import Geometry
+
+
+def geometry(config: Mapping) -> Geometry:
+    """Numbers of a Mistral from its config.json."""
+    numbers = llama.geometry({"num_key_value_heads": 8, "max_position_embeddings": 131072, **config})
+    return llama.windowed(numbers, config.get("sliding_window", 4096))
+
+
+FAMILY = replace(
+    llama.FAMILY,
+    name="mistral",
+    model_types=("mistral",),
+    architectures=("MistralForCausalLM",),
+    geometry=geometry,
+)
+
+RECIPES = (
+    Recipe("mistral", FAMILY, alpha=0.8),
+    Recipe("mistral-7b", FAMILY, 0.8, "mistralai/Mistral-7B-v0.1", published=Published(5.253, 5.277)),
+)

@@ -1,0 +1,103 @@
+"""A layer's weights, in float and in W8A8, as the decoder runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from smoothquant.model import Model
+from smoothquant.norms import Norm
+from smoothquant.quantization import w8a8_linear
+
+Listener = Callable[[str, Tensor, Tensor], None]  # (role, input, output) of a linear
+
+
+class Layer(Protocol):
+    """What one layer is to the decoder. norms: by role."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def norms(self) -> Mapping[str, Norm]: ...
+
+    def linear(self, role: str, x: Tensor) -> Tensor:
+        """x: (..., in) -> (..., out), bias added."""
+        ...
+
+
+@dataclass(frozen=True)
+class FloatLayer:
+    """A layer with float weights, computed in the dtype of its input.
+
+    weights, biases, norms: by role. `listen(role, x, y)` sees every linear's input and output.
+    """
+
+    index: int
+    weights: Mapping[str, Tensor]
+    biases: Mapping[str, Tensor]
+    norms: Mapping[str, Norm]
+    listen: Listener | None = None
+
+    def linear(self, role: str, x: Tensor) -> Tensor:
+        y = float_linear(x, self.weights[role], self.biases.get(role))
+        if self.listen:
+            self.listen(role, x, y)
+        return y
+
+
+@dataclass(frozen=True)
+class W8A8Layer:
+    """A quantized layer, computed with `quantization.w8a8_linear` in the dtype of its input.
+
+    weights: int8 (out, in) by role; weight_scales: (out,); input_scales: scalars, empty for per-token activations.
+    float_weights: of the linears that stay float.
+    """
+
+    index: int
+    weights: Mapping[str, Tensor]
+    weight_scales: Mapping[str, Tensor]
+    biases: Mapping[str, Tensor]
+    norms: Mapping[str, Norm]
+    input_scales: Mapping[str, Tensor]
+    float_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    listen: Listener | None = None
+
+    def linear(self, role: str, x: Tensor) -> Tensor:
+        bias = self.biases.get(role)
+        if role in self.float_weights:
+            y = float_linear(x, self.float_weights[role], bias)
+        else:
+            y = w8a8_linear(x, self.weights[role], self.weight_scales[role], bias, self.input_scales.get(role))
+        if self.listen:
+            self.listen(role, x, y)
+        return y
+
+
+def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear in the dtype of x."""
+    return functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def float_layer(
+    model: Model,
+    index: int,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    listen: Listener | None = None,
+) -> FloatLayer:
+    """Read one layer of a checkpoint. dtype: of its linears; None keeps the dtype on disk."""
+    weights: dict[str, Tensor] = {}
+    biases: dict[str, Tensor] = {}
+    for name, roles in model.stored.items():
+        full = model.family.module(index, name)
+        weights |= model.split(name, model.read(f"{full}.weight").to(device, dtype))
+        if model.family.has_bias(roles[0], model.geometry):
+            biases |= model.split(name, model.read(f"{full}.bias").to(device, dtype))
+    norms = {role: model.norm_at(model.norm(index, role)).to(device) for role in model.family.norms}
+    return FloatLayer(index, weights, biases, norms, listen)
