@@ -65,7 +65,14 @@ FAMILY = Family(
     geometry=geometry,
 )
 
-SIZES = {"560m": "bloom-560m", "1b1": "bloom-1b1", "1b7": "bloom-1b7", "3b": "bloom-3b", "7b1": "bloom-7b1", "176b": "bloom"}
+SIZES = {
+    "560m": "bloom-560m",
+    "1b1": "bloom-1b1",
+    "1b7": "bloom-1b7",
+    "3b": "bloom-3b",
+    "7b1": "bloom-7b1",
+    "176b": "bloom",
+}
 RECIPES = (
     Recipe("bloom", FAMILY, alpha=0.5),
     *(Recipe(f"bloom-{size}", FAMILY, 0.5, f"bigscience/{name}") for size, name in SIZES.items()),

@@ -1,8 +1,8 @@
 """Norms: their arithmetic, and folding 1/s into them.
 
-    rms     y = x / sqrt(mean(x^2) + eps) * gain                     gain = weight
-    rms+1   the same                                                 gain = 1 + weight: what lies on disk is gain - 1
-    layer   y = (x - mean(x)) / sqrt(var(x) + eps) * gain + bias     gain = weight
+rms     y = x / sqrt(mean(x^2) + eps) * gain                     gain = weight
+rms+1   the same                                                 gain = 1 + weight: what lies on disk is gain - 1
+layer   y = (x - mean(x)) / sqrt(var(x) + eps) * gain + bias     gain = weight
 """
 
 from __future__ import annotations

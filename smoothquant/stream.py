@@ -178,9 +178,7 @@ class QuantizingLayer:
     def quantized(self) -> QuantizedLayer:
         """The quantized layer. Linears that the decoder did not run (experts without a token) are done now."""
         layer, roles = self.layer, self.layer.model.quantized_roles
-        linears = {
-            role: self._linears.get(role) or quantize_linear(layer, role, layer.weight(role)) for role in roles
-        }
+        linears = {role: self._linears.get(role) or quantize_linear(layer, role, layer.weight(role)) for role in roles}
         float_weights = {role: layer.weight(role) for role in layer.source.weights if role not in linears}
         return QuantizedLayer(layer.index, linears, float_weights, layer.norms)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
 
 OPSET = 21  # DequantizeLinear with INT8 weights per channel, taken by ONNX Runtime >= 1.18 and TensorRT >= 10
 IR_VERSION = 10
+ELEMENTS = {
+    torch.float32: "FLOAT",
+    torch.float16: "FLOAT16",
+    torch.bfloat16: "BFLOAT16",
+    torch.int8: "INT8",
+    torch.int64: "INT64",
+}
 
 
 class Graph:
@@ -82,10 +90,24 @@ class Graph:
                     node.input[index] = name
         self._outputs.append(self.onnx.helper.make_tensor_value_info(name, self.element(dtype), shape))
 
+    def cast(self, x: str, source: torch.dtype, target: torch.dtype) -> str:
+        """x in another dtype; x itself where it is the same."""
+        return x if source == target else self.op("Cast", x, to=self.element(target))
+
+    def rounded(self, x: str, dtype: torch.dtype) -> str:
+        """float32 x rounded to the numbers of `dtype`, as float32."""
+        return self.cast(self.cast(x, torch.float32, dtype), dtype, torch.float32)
+
+    @contextmanager
+    def within(self, scope: str) -> Iterator[None]:
+        """Another `scope` for a while."""
+        before, self.scope = self.scope, scope
+        yield
+        self.scope = before
+
     def element(self, dtype: torch.dtype) -> int:
         """ONNX's code of an element type."""
-        name = {torch.float32: "FLOAT", torch.float16: "FLOAT16", torch.int8: "INT8", torch.int64: "INT64"}[dtype]
-        return getattr(self.onnx.TensorProto, name)
+        return getattr(self.onnx.TensorProto, ELEMENTS[dtype])
 
     def model(self, metadata: Mapping[str, str]) -> onnx.ModelProto:
         """The finished model. Its weights are in the external data file beside it."""

@@ -25,10 +25,20 @@ from smoothquant.quantization import EPS, QMAX
 
 @dataclass(frozen=True)
 class Input:
-    """An activation, ready for the linears that read it. token_amax: to multiply their outputs by, if any."""
+    """An activation, ready for the linears that read it.
+
+    value: int8, or in the body's dtype for float linears. scale: that `value` was quantized with. token_amax: to
+    multiply the linears' outputs by, if any.
+    """
 
     value: str
+    scale: str | None = None
     token_amax: str | None = None
+
+    def rows(self, graph: Graph, indices: str) -> Input:
+        """Some of the tokens of an activation (tokens, in). indices: (n,) int64."""
+        amax = self.token_amax and graph.op("Gather", self.token_amax, indices, axis=0)
+        return Input(graph.op("Gather", self.value, indices, axis=0), self.scale, amax)
 
 
 class FloatLinears:
@@ -38,11 +48,11 @@ class FloatLinears:
         self.graph, self.body = graph, body
 
     def input(self, x: str, name: str) -> Input:
-        """x: (batch, tokens, in) in the body's dtype; name: module of a linear that reads it."""
+        """x: (..., tokens, in) in the body's dtype; name: module of a linear that reads it."""
         return Input(x)
 
     def linear(self, x: Input, name: str, shape: tuple[int, int], bias: bool) -> str:
-        """shape: (out, in). Returns (batch, tokens, out) in the body's dtype."""
+        """shape: (out, in). Returns (..., tokens, out) in the body's dtype."""
         out, columns = shape
         y = self.graph.op("MatMul", x.value, self.graph.weight(f"{name}.weight", (columns, out), self.body))
         return _add_bias(self.graph, y, name, out, self.body) if bias else y
@@ -56,17 +66,17 @@ class PerTokenLinears:
 
     def input(self, x: str, name: str) -> Input:
         graph = self.graph
-        x = _cast(graph, x, self.body, torch.float32)
+        x = graph.cast(x, self.body, torch.float32)
         largest = graph.op("ReduceMax", graph.op("Abs", x), graph.constant([-1]), keepdims=1)
         amax = graph.op("Max", largest, graph.constant(EPS, torch.float32))
         step = graph.constant(1 / QMAX, torch.float32)
-        return Input(_quantize_dequantize(graph, graph.op("Div", x, amax), step), amax)
+        return Input(_quantize(graph, graph.op("Div", x, amax), step), step, amax)
 
     def linear(self, x: Input, name: str, shape: tuple[int, int], bias: bool) -> str:
         assert x.token_amax is not None
         graph = self.graph
-        y = graph.op("Mul", graph.op("MatMul", x.value, _int8_weight(graph, name, shape)), x.token_amax)
-        y = _cast(graph, y, torch.float32, self.body)
+        y = graph.op("Mul", graph.op("MatMul", _dequantize(graph, x), _int8_weight(graph, name, shape)), x.token_amax)
+        y = graph.cast(y, torch.float32, self.body)
         return _add_bias(graph, y, name, shape[0], self.body) if bias else y
 
 
@@ -79,12 +89,13 @@ class PerTensorLinears:
     def input(self, x: str, name: str) -> Input:
         graph = self.graph
         scale = graph.weight(f"{name}.input_scale", (), torch.float32)
-        return Input(_quantize_dequantize(graph, _cast(graph, x, self.body, torch.float32), scale))
+        return Input(_quantize(graph, graph.cast(x, self.body, torch.float32), scale), scale)
 
     def linear(self, x: Input, name: str, shape: tuple[int, int], bias: bool) -> str:
-        y = self.graph.op("MatMul", x.value, _int8_weight(self.graph, name, shape))
-        y = _cast(self.graph, y, torch.float32, self.body)
-        return _add_bias(self.graph, y, name, shape[0], self.body) if bias else y
+        graph = self.graph
+        y = graph.op("MatMul", _dequantize(graph, x), _int8_weight(graph, name, shape))
+        y = graph.cast(y, torch.float32, self.body)
+        return _add_bias(graph, y, name, shape[0], self.body) if bias else y
 
 
 Linears = FloatLinears | PerTokenLinears | PerTensorLinears
@@ -95,9 +106,14 @@ FORMS: Mapping[str, type[Linears]] = {
 }
 
 
-def _quantize_dequantize(graph: Graph, x: str, scale: str) -> str:
-    zero = graph.constant(0, torch.int8)
-    return graph.op("DequantizeLinear", graph.op("QuantizeLinear", x, scale, zero), scale, zero)
+def _quantize(graph: Graph, x: str, scale: str) -> str:
+    return graph.op("QuantizeLinear", x, scale, graph.constant(0, torch.int8))
+
+
+def _dequantize(graph: Graph, x: Input) -> str:
+    """One for each product: ONNX Runtime does not fuse one that several products share."""
+    assert x.scale is not None
+    return graph.op("DequantizeLinear", x.value, x.scale, graph.constant(0, torch.int8))
 
 
 def _int8_weight(graph: Graph, name: str, shape: tuple[int, int]) -> str:
@@ -109,7 +125,3 @@ def _int8_weight(graph: Graph, name: str, shape: tuple[int, int]) -> str:
 
 def _add_bias(graph: Graph, y: str, name: str, out: int, body: torch.dtype) -> str:
     return graph.op("Add", y, graph.weight(f"{name}.bias", (out,), body))
-
-
-def _cast(graph: Graph, x: str, source: torch.dtype, target: torch.dtype) -> str:
-    return x if source == target else graph.op("Cast", x, to=graph.element(target))

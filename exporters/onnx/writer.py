@@ -15,12 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from exporters.onnx.decoder import DecoderGraph, Merged
+from exporters.onnx.decoder import DecoderGraph
 from exporters.onnx.external_data import FILE
 from exporters.onnx.linears import FORMS
+from exporters.onnx.products import Merged
 from exporters.sidecars import copy_tokenizer
 from smoothquant.errors import ContractError, UserError
 from smoothquant.model import Model
+from smoothquant.norms import Norm
 from smoothquant.packages import require
 from smoothquant.quantization import quantize_weight
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
@@ -65,9 +67,9 @@ class OnnxWriter:
         self.data.open(work.path(FILE))
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
-        for role, gain in layer.gains.items():
-            self._put(f"{self.model.norm(layer.index, role)}.weight", gain)
-        for merged in self.decoder.merged[layer.index]:
+        for role, norm in layer.norms.items():
+            self._write_norm(self.model.norm(layer.index, role), norm)
+        for merged in self.decoder.products.merged[layer.index]:
             if quantized is None:
                 weight = f"{merged.name}.weight"
                 parts = (self._to_planned(weight, layer.weight(role)) for role in merged.roles)
@@ -76,7 +78,7 @@ class OnnxWriter:
                 linears = [quantized.linears[role] for role in merged.roles]
                 self.data.write_transposed(f"{merged.name}.weight_int8", (linear.weight for linear in linears))
                 self.data.write_rows(f"{merged.name}.weight_scale", (linear.weight_scale for linear in linears))
-                if self.activations == "per-tensor":
+                if f"{merged.name}.input_scale" in self.data.places:
                     assert linears[0].input_scale is not None  # `export` has seen to it
                     self.data.write(f"{merged.name}.input_scale", linears[0].input_scale)  # one input, one scale
             if f"{merged.name}.bias" in self.data.places:
@@ -84,13 +86,18 @@ class OnnxWriter:
 
     def end(self) -> None:
         model, family = self.model, self.model.family
-        for name in (f"{family.embedding}.weight", f"{family.final_norm}.weight"):
-            self.data.write_rows(name, (self._to_planned(name, rows) for rows in model.rows(name)))
+        for name in filter(None, (family.embedding, family.positions)):
+            table = f"{name}.weight"
+            self.data.write_rows(table, (self._to_planned(table, rows) for rows in model.rows(table)))
+        for name in filter(None, (family.embedding_norm, family.final_norm)):
+            self._write_norm(name, model.norm_at(name))
+        for name in filter(None, (family.project_in, family.project_out)):
+            self._write_transposed(f"{name}.weight", f"{name}.weight")
         head = f"{family.lm_head}.weight"
         if self.lm_head == "int8":
             self._write_int8_head()
         elif head in self.data.places:
-            self.data.write_transposed(head, (self._to_planned(head, rows) for rows in model.rows(model.lm_head)))
+            self._write_transposed(head, model.lm_head)
         self._save_graph()
         shutil.copyfile(model.checkpoint.folder / "config.json", self.work.path("config.json"))
         copy_tokenizer(model, self.work.folder)
@@ -116,8 +123,14 @@ class OnnxWriter:
         self.data.write_transposed(f"{name}.weight_int8", quantized())
         self.data.write(f"{name}.weight_scale", torch.cat(scales))
 
-    def _put(self, name: str, tensor: Tensor) -> None:
-        self.data.write(name, self._to_planned(name, tensor))
+    def _write_norm(self, name: str, norm: Norm) -> None:
+        for part, tensor in (("weight", norm.gain), ("bias", norm.bias)):
+            if tensor is not None:
+                self.data.write(f"{name}.{part}", self._to_planned(f"{name}.{part}", tensor))
+
+    def _write_transposed(self, name: str, source: str) -> None:
+        """name: of the planned matrix (in, out); source: of the tensor (out, in) in the checkpoint."""
+        self.data.write_transposed(name, (self._to_planned(name, rows) for rows in self.model.rows(source)))
 
     def _biases(self, layer: SmoothedLayer, merged: Merged) -> Iterator[Tensor]:
         for role in merged.roles:

@@ -1,0 +1,66 @@
+"""The MLP of a layer: gated or plain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from exporters.onnx.graph import Graph
+from exporters.onnx.linears import Input
+from exporters.onnx.products import Products
+from smoothquant.model import Model
+
+
+def _silu(graph: Graph, x: str) -> str:
+    return graph.op("Mul", x, graph.op("Sigmoid", x))
+
+
+def _gelu(graph: Graph, x: str) -> str:
+    return graph.op("Gelu", x)
+
+
+def _gelu_tanh(graph: Graph, x: str) -> str:
+    return graph.op("Gelu", x, approximate="tanh")
+
+
+def _relu(graph: Graph, x: str) -> str:
+    return graph.op("Relu", x)
+
+
+ACTIVATIONS: Mapping[str, Callable[[Graph, str], str]] = {
+    "silu": _silu,
+    "gelu": _gelu,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "gelu_new": _gelu_tanh,
+    "relu": _relu,
+}
+
+
+class Mlp:
+    """MLPs of a graph. body: dtype of what is not quantized."""
+
+    def __init__(self, graph: Graph, model: Model, body: torch.dtype, products: Products) -> None:
+        self.graph, self.model, self.body, self.products = graph, model, body, products
+        self.first = ("gate", "up") if model.family.gated else ("up",)
+
+    def input(self, layer: int, x: str) -> Input:
+        """Quantize the MLP's input. x: (batch, sequence, hidden)."""
+        return self.products.input(layer, x, self.first)
+
+    def output(self, layer: int, x: Input) -> str:
+        """(batch, sequence, hidden)."""
+        return self._dense(layer, x)
+
+    def _dense(self, layer: int, x: Input, expert: str = "") -> str:
+        """A dense MLP, or one expert's. expert: end of its roles."""
+        graph = self.graph
+        y = self.products.linear(layer, x, tuple(role + expert for role in self.first))
+        with graph.within(self.model.family.module(layer, f"activation{expert}")):
+            activation = ACTIVATIONS[self.model.geometry.activation]
+            if self.model.family.gated:
+                gate, up = graph.op("Split", y, outputs=2, axis=-1, num_outputs=2)
+                y = graph.op("Mul", activation(graph, gate), up)
+            else:
+                y = activation(graph, y)
+        return self.products.of(layer, y, f"down{expert}")

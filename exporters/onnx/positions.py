@@ -1,0 +1,112 @@
+"""What depends on positions alone, computed once for all layers that agree in it: masks, ALiBi, cos and sin.
+
+mask     (batch, 1, group * sequence, total), or with ALiBi (batch, kv_heads, group * sequence, total), in the body's
+         dtype, to be added to the scores: the query heads that share a kv head are rows of one matrix
+rotary   cos and sin, each (batch, 1, sequence, rotated channels); the first half of sin is negative, for `rotate`
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from exporters.onnx.graph import Graph
+from smoothquant.attention import alibi_slopes
+from smoothquant.family import Attention
+from smoothquant.model import Model
+
+
+class Positions:
+    """ids, attention_mask, position_ids: the graph's inputs. Everything is built when a layer first asks for it."""
+
+    def __init__(
+        self, graph: Graph, model: Model, body: torch.dtype, ids: str, attention_mask: str, position_ids: str
+    ) -> None:
+        self.graph, self.model, self.body = graph, model, body
+        self.ids, self.attention_mask, self.position_ids = ids, attention_mask, position_ids
+        self.mask, self.rotary, self._range, self._alibi = map(
+            cache, (self._mask, self._rotary, self._range_, self._alibi_)
+        )
+
+    def rotate(self, x: str, kind: Attention) -> str:
+        """x: (batch, heads, sequence, head_dim) -> x * cos + swap(x) * sin, where swap exchanges the halves of the
+        rotated channels; the others stay."""
+        if not kind.inv_freq:
+            return x
+        graph, rotated, head_dim = self.graph, 2 * len(kind.inv_freq), self.model.geometry.head_dim
+        cos, sin = self.rotary(kind.inv_freq)
+        rest = ()
+        if rotated < head_dim:
+            x, *rest = graph.op("Split", x, graph.constant([rotated, head_dim - rotated]), outputs=2, axis=-1)
+        first, second = graph.op("Split", x, outputs=2, axis=-1, num_outputs=2)
+        swapped = graph.op("Concat", second, first, axis=-1)
+        y = graph.op("Add", graph.op("Mul", x, cos), graph.op("Mul", swapped, sin))
+        return graph.op("Concat", y, *rest, axis=-1) if rest else y
+
+    def _rotary(self, inv_freq: tuple[float, ...]) -> tuple[str, str]:
+        graph = self.graph
+        with graph.within("rotary"):
+            frequencies = graph.constant([[list(inv_freq)]], torch.float32)
+            positions = graph.op("Cast", self.position_ids, to=graph.element(torch.float32))
+            angle = graph.op("Mul", graph.op("Unsqueeze", positions, graph.constant([2])), frequencies)
+            cos, sin = graph.op("Cos", angle), graph.op("Sin", angle)
+            cos = graph.op("Concat", cos, cos, axis=-1)
+            sin = graph.op("Concat", graph.op("Neg", sin), sin, axis=-1)
+            cos, sin = (graph.op("Unsqueeze", table, graph.constant([1])) for table in (cos, sin))
+            return graph.cast(cos, torch.float32, self.body), graph.cast(sin, torch.float32, self.body)
+
+    def _mask(self, window: int | None) -> str:
+        """Causality, the window and padding. What is hidden gets half of the dtype's least value, not -inf: a padding
+        token that sees nothing stays finite."""
+        graph, geometry = self.graph, self.model.geometry
+        with graph.within("mask"):
+            rows, columns = self._range()
+            seen = graph.op("LessOrEqual", columns, rows)  # (sequence, total)
+            if window is not None:
+                oldest = graph.op("Sub", rows, graph.constant(window))
+                seen = graph.op("And", seen, graph.op("Greater", columns, oldest))
+            present = graph.op("Cast", self.attention_mask, to=graph.onnx.TensorProto.BOOL)
+            allowed = graph.op("And", seen, graph.op("Unsqueeze", present, graph.constant([1, 2])))
+            hidden = graph.constant(torch.finfo(self.body).min / 2, self.body)
+            group = geometry.heads // geometry.kv_heads
+            if self.model.family.alibi is None:
+                mask = graph.op("Where", allowed, graph.constant(0.0, self.body), hidden)
+                return graph.op("Concat", *[mask] * group, axis=2) if group > 1 else mask
+            mask = graph.op("Where", allowed, self._alibi(), hidden)  # (batch, heads, sequence, total)
+            if group == 1:
+                return mask
+            total = graph.op("Unsqueeze", self._length(self.attention_mask), graph.constant([0]))
+            shape = graph.op("Concat", graph.constant([0, geometry.kv_heads, -1]), total, axis=0)
+            return graph.op("Reshape", mask, shape)
+
+    def _range_(self) -> tuple[str, str]:
+        """Columns of the queries, (sequence, 1), and of the keys, (total,), both int64."""
+        graph = self.graph
+        sequence, total = self._length(self.ids), self._length(self.attention_mask)
+        columns = graph.op("Range", graph.constant(0), total, graph.constant(1))
+        rows = graph.op("Range", graph.op("Sub", total, sequence), total, graph.constant(1))
+        return graph.op("Unsqueeze", rows, graph.constant([1])), columns
+
+    def _length(self, x: str) -> str:
+        """Second dimension of an input, a scalar."""
+        return self.graph.op("Gather", self.graph.op("Shape", x), self.graph.constant(1))
+
+    def _alibi_(self) -> str:
+        """(batch, heads, sequence, total) in the body's dtype: the key's bias minus that of the query's own position.
+        The softmax does not see the difference, and 16 bits hold it where it matters, next to the query."""
+        graph, geometry, alibi = self.graph, self.model.geometry, self.model.family.alibi
+        assert alibi is not None
+        slopes = alibi_slopes(geometry.heads).to(alibi.dtype).float()[:, None, None]
+
+        def bias(positions: str, axes: list[int]) -> str:
+            x = graph.op("Cast", positions, to=graph.element(torch.float32))
+            x = graph.rounded(graph.op("Unsqueeze", x, graph.constant(axes)), alibi.dtype)
+            return graph.rounded(graph.op("Mul", x, graph.constant(slopes.tolist(), torch.float32)), alibi.dtype)
+
+        counted = graph.op("CumSum", self.attention_mask, graph.constant(1))
+        counted = graph.op("Max", graph.op("Sub", counted, graph.constant(1)), graph.constant(0))
+        relative = graph.op("Sub", bias(counted, [1, 2]), bias(self.position_ids, [1, 3]))
+        if alibi.scaled:
+            relative = graph.op("Mul", relative, graph.constant(geometry.score_scale, torch.float32))
+        return graph.cast(relative, torch.float32, self.body)
