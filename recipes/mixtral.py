@@ -46,6 +46,11 @@ FAMILY: Family = replace(
         SmoothingGroup("v", ("o",), through="attention"),
         SmoothingGroup("up", ("down",), through="product"),
     ),
+    packed={  # as transformers >= 5 has them in memory
+        "mlp.experts.gate_up_proj": ("gate", "up"),
+        "mlp.experts.down_proj": ("down",),
+        "mlp.gate.weight": (ROUTER,),
+    },
     geometry=geometry,
 )
 

@@ -57,11 +57,11 @@ def patterns(model: Model, tokens: int, dtype: torch.dtype, device: str = "cpu")
         if kind.inv_freq:
             angle = torch.arange(tokens, dtype=torch.float32)[:, None] * torch.tensor(kind.inv_freq)
             rotary = (angle.cos().to(device, dtype), angle.sin().to(device, dtype))
-        windowed = kind.window is not None and kind.window < tokens
+        window = kind.window if kind.window is not None and kind.window < tokens else None
         bias = None
-        if windowed or alibi or geometry.attention_softcap:
+        if window or alibi or geometry.attention_softcap:
             query, key = torch.arange(tokens)[:, None], torch.arange(tokens)
-            seen = (key <= query) & (key > query - kind.window) if windowed else key <= query
+            seen = (key <= query) & (key > query - window) if window else key <= query
             bias = torch.zeros(1, tokens, tokens, dtype=dtype)
             if alibi:
                 slope = alibi_bias(alibi, geometry, torch.arange(tokens)).to(dtype)
@@ -81,6 +81,7 @@ def attend(geometry: Geometry, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | N
         )
     group = geometry.heads // geometry.kv_heads
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    assert bias is not None, "patterns give soft-capped scores their mask"
     return (capped(scale * q @ k.transpose(-1, -2), softcap) + bias).softmax(dim=-1) @ v
 
 

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +30,22 @@ SAMPLE = 2048  # elements of each tensor that enter the fingerprint
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some rows of a larger tensor on disk. name: of that; index: along its first dimension, where it has three."""
+
+    name: str
+    index: int | None
+    rows: slice
+
+
+@dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies and what it is."""
+    """Where a tensor lies and what it is. part: of another tensor, for a view into that."""
 
     file: Path
     shape: tuple[int, ...]
     dtype: torch.dtype
+    part: Part | None = None
 
 
 class Checkpoint:
@@ -73,15 +84,27 @@ class Checkpoint:
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """A tensor, or some of its rows, in its own memory. Raises CheckpointError if it cannot be read."""
         info = self.tensors[name]
+        source, where = name, (rows,) if rows else ()
+        if info.part:
+            source, begin = info.part.name, info.part.rows.start
+            start, stop, _ = (rows or slice(None)).indices(info.shape[0])
+            where = (slice(begin + start, begin + stop),)
+            where = where if info.part.index is None else (info.part.index, *where)
         try:
             if info.file.suffix == ".safetensors":
                 with safe_open(info.file, "pt") as shard:
-                    view = shard.get_slice(name)[rows] if rows else shard.get_tensor(name)
-                    return view.clone()
-            tensor = self._load_bin(info.file)[name]
-            return (tensor[rows] if rows else tensor).clone()
+                    return (shard.get_slice(source)[where] if where else shard.get_tensor(source)).clone()
+            tensor = self._load_bin(info.file)[source]
+            return (tensor[where] if where else tensor).clone()
         except (SafetensorError, OSError, KeyError, RuntimeError) as error:
             raise _broken(info.file, f"cannot read {name} ({error})") from error
+
+    def view(self, name: str, parts: Mapping[str, Part]) -> None:
+        """Let parts of a tensor stand in its place. parts: their names, with rows that follow one another."""
+        whole = self.tensors.pop(name)
+        for part_name, part in parts.items():
+            shape = (part.rows.stop - part.rows.start, whole.shape[-1])
+            self.tensors[part_name] = TensorInfo(whole.file, shape, whole.dtype, part)
 
     @functools.cached_property
     def fingerprint(self) -> str:

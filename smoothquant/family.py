@@ -131,6 +131,8 @@ class Family:
         `position_offset`. embedding_norm, final_norm, project_in, project_out: names of modules, None where there is
         none (project_in: embedding -> hidden, project_out: hidden -> head).
     base: first part of all names but lm_head's, which checkpoints saved without the head lack.
+    packed: other forms on disk: name of a tensor within a layer -> roles whose weights lie in it, their rows one after
+        another; those of every expert, along a first dimension, where the roles are experts'.
     ignored: ends of tensor names that old checkpoints carry and nobody reads.
     variant: where one architecture has several layouts: the record for a config.json.
     """
@@ -156,6 +158,7 @@ class Family:
     project_in: str | None = None
     project_out: str | None = None
     base: str = "model."
+    packed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
     variant: Callable[[Mapping], Family] | None = None
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from smoothquant import layout
 from smoothquant.activations import ACTIVATIONS
-from smoothquant.checkpoint import Checkpoint, TensorInfo
+from smoothquant.checkpoint import Checkpoint, Part, TensorInfo
 from smoothquant.errors import CheckpointError
 from smoothquant.family import ROUTER, Family, Geometry
 from smoothquant.norms import KINDS, Norm
@@ -44,6 +44,7 @@ class Model:
         self.groups = self.family.expanded(self.geometry)
         self.stored = self.family.stored(self.geometry)
         self._check_numbers()
+        self._unpack()
         self._check_tensors()
 
     # -- names ---------------------------------------------------------------------------------------------------
@@ -130,6 +131,29 @@ class Model:
                 do="download this file again, or ask who trained the model",
             )
         return tensor
+
+    def _unpack(self) -> None:
+        """Look at other forms on disk as if they were the family's own."""
+        tensors = self.checkpoint.tensors
+        for layer in range(self.geometry.layers if self.family.packed else 0):
+            for name, roles in self.family.packed.items():
+                full = self._on_disk(self.family.module(layer, name))
+                if full in tensors and tensors[full].shape == self._packed_shape(roles):
+                    self.checkpoint.view(full, dict(self._parts(layer, full, roles)))
+
+    def _packed_shape(self, roles: tuple[str, ...]) -> tuple[int, ...]:
+        experts = (self.geometry.experts,) if "{}" in self.family.linears[roles[0]] else ()
+        shapes = [self.family.shape(role, self.geometry) for role in roles]
+        return (*experts, sum(out for out, _ in shapes), shapes[0][1])
+
+    def _parts(self, layer: int, full: str, roles: tuple[str, ...]) -> Iterator[tuple[str, Part]]:
+        for index in range(self.geometry.experts) if "{}" in self.family.linears[roles[0]] else (None,):
+            start = 0
+            for role in roles:
+                stop = start + self.family.shape(role, self.geometry)[0]
+                name = self.linear(layer, role if index is None else f"{role}.{index}")
+                yield f"{name}.weight", Part(full, index, slice(start, stop))
+                start = stop
 
     # -- checks --------------------------------------------------------------------------------------------------
 

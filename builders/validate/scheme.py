@@ -23,8 +23,8 @@ from torch import Tensor
 
 from builders.engine import export_inputs
 from smoothquant import smoothing
-from smoothquant.layers import FloatLayer
 from smoothquant.errors import UserError
+from smoothquant.layers import FloatLayer
 from smoothquant.model import Model
 from smoothquant.settings import ABSMAX, SCALE, SMOOTHING
 from smoothquant.stream import SmoothedLayer

@@ -18,7 +18,7 @@ from exporters.onnx.linears import FORMS, FloatLinears, Input, Linears
 from exporters.onnx.mlp import Mlp
 from exporters.onnx.norms import Norms
 from exporters.onnx.positions import Positions
-from exporters.onnx.products import Products
+from exporters.onnx.products import QKV, Products
 from smoothquant.model import Model
 
 CACHE = ("key", "value")
@@ -77,28 +77,34 @@ class DecoderGraph:
 
     def _layer(self, layer: int, hidden: str, past_key: str, past_value: str) -> tuple[str, str, str]:
         """hidden: (batch, sequence, hidden). Returns the same, and the keys and values up to now."""
-        graph, family, norms = self.graph, self.model.family, self.norms
-        x = self.products.input(layer, norms.of_layer(layer, "attention", hidden), ("q", "k", "v"))
-        branch, keys, values = self._attention(layer, x, past_key, past_value)
+        graph, family, norms, products = self.graph, self.model.family, self.norms, self.products
+        x = norms.of_layer(layer, "attention", hidden)
+        if family.parallel and "mlp" not in family.norms:  # both branches read one input: one product
+            y = products.of(layer, x, *QKV, *self.mlp.first)
+            size = self.geometry.query_size + 2 * self.geometry.kv_size
+            sizes = graph.constant([size, products.width(self.mlp.first)])
+            graph.scope = family.module(layer, "branches")
+            qkv, inner = graph.op("Split", y, sizes, outputs=2, axis=-1)
+            branch, keys, values = self._attention(layer, qkv, past_key, past_value)
+            other = self.mlp.activated(layer, inner)
+        else:
+            branch, keys, values = self._attention(layer, products.of(layer, x, *QKV), past_key, past_value)
+            if family.parallel:
+                other = self.mlp.of(layer, norms.of_layer(layer, "mlp", hidden))
         branch = norms.of_layer(layer, "attention_output", branch)
+        graph.scope = family.module(layer, "residual")
         if family.parallel:
-            if "mlp" in family.norms:
-                x = self.mlp.input(layer, norms.of_layer(layer, "mlp", hidden))
-            other = norms.of_layer(layer, "mlp_output", self.mlp.output(layer, x))
-            graph.scope = family.module(layer, "residual")
+            other = norms.of_layer(layer, "mlp_output", other)
             return graph.op("Add", hidden, graph.op("Add", branch, other)), keys, values
-        graph.scope = family.module(layer, "residual")
         hidden = norms.of_layer(layer, "attention_residual", graph.op("Add", hidden, branch))
-        x = self.mlp.input(layer, norms.of_layer(layer, "mlp", hidden))
-        branch = norms.of_layer(layer, "mlp_output", self.mlp.output(layer, x))
+        other = norms.of_layer(layer, "mlp_output", self.mlp.of(layer, norms.of_layer(layer, "mlp", hidden)))
         graph.scope = family.module(layer, "residual")
-        return norms.of_layer(layer, "mlp_residual", graph.op("Add", hidden, branch)), keys, values
+        return norms.of_layer(layer, "mlp_residual", graph.op("Add", hidden, other)), keys, values
 
-    def _attention(self, layer: int, x: Input, past_key: str, past_value: str) -> tuple[str, str, str]:
-        """Returns (batch, sequence, hidden), keys, values."""
+    def _attention(self, layer: int, qkv: str, past_key: str, past_value: str) -> tuple[str, str, str]:
+        """qkv: (batch, sequence, heads of q, k, v). Returns (batch, sequence, hidden), keys, values."""
         graph, geometry, kind = self.graph, self.geometry, self.geometry.attention[layer]
         heads, kv_heads, head_dim = geometry.heads, geometry.kv_heads, geometry.head_dim
-        qkv = self.products.linear(layer, x, ("q", "k", "v"))  # (batch, sequence, heads of q, k, v)
         graph.scope = self.model.family.module(layer, "attention")
         qkv = graph.op("Reshape", qkv, graph.constant([0, 0, heads + 2 * kv_heads, head_dim]))
         qkv = graph.op("Transpose", qkv, perm=[0, 2, 1, 3])  # (batch, heads of q, k, v, sequence, head_dim)

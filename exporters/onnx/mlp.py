@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 import torch
 
 from exporters.onnx.graph import Graph
-from exporters.onnx.linears import Input
 from exporters.onnx.products import Products
 from smoothquant.model import Model
 
@@ -44,18 +43,13 @@ class Mlp:
         self.graph, self.model, self.body, self.products = graph, model, body, products
         self.first = ("gate", "up") if model.family.gated else ("up",)
 
-    def input(self, layer: int, x: str) -> Input:
-        """Quantize the MLP's input. x: (batch, sequence, hidden)."""
-        return self.products.input(layer, x, self.first)
+    def of(self, layer: int, x: str) -> str:
+        """x: (batch, sequence, hidden); returns the same shape."""
+        return self.activated(layer, self.products.of(layer, x, *self.first))
 
-    def output(self, layer: int, x: Input) -> str:
-        """(batch, sequence, hidden)."""
-        return self._dense(layer, x)
-
-    def _dense(self, layer: int, x: Input, expert: str = "") -> str:
-        """A dense MLP, or one expert's. expert: end of its roles."""
+    def activated(self, layer: int, y: str, expert: str = "") -> str:
+        """From the outputs of gate and up, side by side, or of up alone, to those of down. expert: end of its roles."""
         graph = self.graph
-        y = self.products.linear(layer, x, tuple(role + expert for role in self.first))
         with graph.within(self.model.family.module(layer, f"activation{expert}")):
             activation = ACTIVATIONS[self.model.geometry.activation]
             if self.model.family.gated:

@@ -7,7 +7,8 @@ rotary   cos and sin, each (batch, 1, sequence, rotated channels); the first hal
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -25,9 +26,16 @@ class Positions:
     ) -> None:
         self.graph, self.model, self.body = graph, model, body
         self.ids, self.attention_mask, self.position_ids = ids, attention_mask, position_ids
-        self.mask, self.rotary, self._range, self._alibi = map(
-            cache, (self._mask, self._rotary, self._range_, self._alibi_)
-        )
+        self._made: dict[tuple, Any] = {}
+
+    def mask(self, window: int | None) -> str:
+        """The mask of layers with this window."""
+        return self._once(("mask", window), lambda: self._mask(window))
+
+    def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def rotate(self, x: str, kind: Attention) -> str:
         """x: (batch, heads, sequence, head_dim) -> x * cos + swap(x) * sin, where swap exchanges the halves of the
@@ -35,8 +43,8 @@ class Positions:
         if not kind.inv_freq:
             return x
         graph, rotated, head_dim = self.graph, 2 * len(kind.inv_freq), self.model.geometry.head_dim
-        cos, sin = self.rotary(kind.inv_freq)
-        rest = ()
+        cos, sin = self._once(("rotary", kind.inv_freq), lambda: self._rotary(kind.inv_freq))
+        rest: list[str] = []
         if rotated < head_dim:
             x, *rest = graph.op("Split", x, graph.constant([rotated, head_dim - rotated]), outputs=2, axis=-1)
         first, second = graph.op("Split", x, outputs=2, axis=-1, num_outputs=2)
@@ -61,7 +69,7 @@ class Positions:
         token that sees nothing stays finite."""
         graph, geometry = self.graph, self.model.geometry
         with graph.within("mask"):
-            rows, columns = self._range()
+            rows, columns = self._once(("range",), self._range)
             seen = graph.op("LessOrEqual", columns, rows)  # (sequence, total)
             if window is not None:
                 oldest = graph.op("Sub", rows, graph.constant(window))
@@ -73,14 +81,16 @@ class Positions:
             if self.model.family.alibi is None:
                 mask = graph.op("Where", allowed, graph.constant(0.0, self.body), hidden)
                 return graph.op("Concat", *[mask] * group, axis=2) if group > 1 else mask
-            mask = graph.op("Where", allowed, self._alibi(), hidden)  # (batch, heads, sequence, total)
+            mask = graph.op(
+                "Where", allowed, self._once(("alibi",), self._alibi), hidden
+            )  # (batch, heads, sequence, total)
             if group == 1:
                 return mask
             total = graph.op("Unsqueeze", self._length(self.attention_mask), graph.constant([0]))
             shape = graph.op("Concat", graph.constant([0, geometry.kv_heads, -1]), total, axis=0)
             return graph.op("Reshape", mask, shape)
 
-    def _range_(self) -> tuple[str, str]:
+    def _range(self) -> tuple[str, str]:
         """Columns of the queries, (sequence, 1), and of the keys, (total,), both int64."""
         graph = self.graph
         sequence, total = self._length(self.ids), self._length(self.attention_mask)
@@ -92,7 +102,7 @@ class Positions:
         """Second dimension of an input, a scalar."""
         return self.graph.op("Gather", self.graph.op("Shape", x), self.graph.constant(1))
 
-    def _alibi_(self) -> str:
+    def _alibi(self) -> str:
         """(batch, heads, sequence, total) in the body's dtype: the key's bias minus that of the query's own position.
         The softmax does not see the difference, and 16 bits hold it where it matters, next to the query."""
         graph, geometry, alibi = self.graph, self.model.geometry, self.model.family.alibi

@@ -8,7 +8,13 @@ from exporters.onnx.graph import Graph
 from exporters.onnx.linears import Input, Linears
 from smoothquant.model import Model
 
-MERGED = {("q", "k", "v"): "qkv_proj", ("gate", "up"): "gate_up_proj"}  # the names that serving engines use
+QKV = ("q", "k", "v")
+MERGED = {  # the names that serving engines use, and theirs put together
+    QKV: "qkv_proj",
+    ("gate", "up"): "gate_up_proj",
+    (*QKV, "up"): "qkv_up_proj",
+    (*QKV, "gate", "up"): "qkv_gate_up_proj",
+}
 
 
 @dataclass(frozen=True)
@@ -33,23 +39,22 @@ class Products:
         self.graph, self.model, self.form = graph, model, form
         self.merged: dict[int, list[Merged]] = {}
 
-    def input(self, layer: int, x: str, roles: tuple[str, ...]) -> Input:
-        """Quantize what these linears, and perhaps others, read. x: (..., in)."""
+    def of(self, layer: int, x: str, *roles: str) -> str:
+        """One matrix product for all linears that read x (..., in): (..., sum of their outputs) in the body's dtype."""
         name = merged_name(self.model, layer, roles)
         with self.graph.within(name):
-            return self.form.input(x, name)
+            return self.linear(layer, self.form.input(x, name), *roles)
 
-    def linear(self, layer: int, x: Input, roles: tuple[str, ...]) -> str:
-        """One matrix product for all these linears: (..., sum of their outputs) in the body's dtype."""
+    def linear(self, layer: int, x: Input, *roles: str) -> str:
+        """The same, for an input that is quantized already."""
         model, geometry = self.model, self.model.geometry
         merged = Merged(merged_name(model, layer, roles), roles)
         self.merged.setdefault(layer, []).append(merged)
-        shapes = [model.family.shape(role, geometry) for role in roles]
-        shape = (sum(out for out, _ in shapes), shapes[0][1])
+        shape = (self.width(roles), model.family.shape(roles[0], geometry)[1])
         biased = any(model.family.has_bias(role, geometry) for role in roles)
         with self.graph.within(merged.name):
             return self.form.linear(x, merged.name, shape, biased)
 
-    def of(self, layer: int, x: str, *roles: str) -> str:
-        """Both in one: for an input that nothing else reads."""
-        return self.linear(layer, self.input(layer, x, roles), roles)
+    def width(self, roles: tuple[str, ...]) -> int:
+        """Output channels of these linears."""
+        return sum(self.model.family.shape(role, self.model.geometry)[0] for role in roles)

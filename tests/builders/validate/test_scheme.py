@@ -13,8 +13,8 @@ from safetensors import safe_open
 from builders.validate import read_scheme
 from exporters.export import Source, export
 from exporters.huggingface import W8A8Writer
-from smoothquant.layers import float_layer
 from smoothquant.errors import UserError
+from smoothquant.layers import float_layer
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import quantize_layer, smoothed_layers
 from smoothquant.workspace import MANIFEST
