@@ -74,8 +74,8 @@ class ActScales:
     def for_model(self, model: Model) -> ActScales:
         """The part of these scales that belongs to the linears of `model` that get quantized.
 
-        Scales of linears that stay in float, lm_head and routers, are dropped. Raises ActScalesError: made from a model with another
-        fingerprint; a linear without scales, with scales of another shape, or that this model does not have.
+        Scales of linears that stay in float, lm_head and routers, are dropped. Raises ActScalesError: made from a model
+        with another fingerprint; a linear without scales, with scales of another shape, or that this model does not have.
         """
         theirs = self.metadata.get("model_fingerprint")
         if theirs and theirs != (ours := model.checkpoint.fingerprint):

@@ -21,8 +21,8 @@ from smoothquant.rope import rope_inv_freq
 
 
 def _new(config: Mapping) -> bool:
-    """The decoder of 40B and its successors; `RefinedWeb` is what the first release of 40B called itself."""
-    return bool(config.get("new_decoder_architecture", config.get("model_type") == "RefinedWeb"))
+    """The decoder of 40B and its successors; the first release of 40B named it by its kv heads alone."""
+    return bool(config.get("new_decoder_architecture", "n_head_kv" in config))
 
 
 def geometry(config: Mapping) -> Geometry:

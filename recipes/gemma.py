@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from recipes import llama
 from recipes.recipe import Recipe
+from smoothquant.errors import CheckpointError
 from smoothquant.family import Attention, Family, Geometry, SmoothingGroup
 from smoothquant.rope import rope_inv_freq
 
@@ -20,6 +21,11 @@ DEFAULTS = {"head_dim": 256, "tie_word_embeddings": True}
 
 def _geometry(config: Mapping, pattern: int) -> Geometry:
     """pattern: every so many layers one has no window, where `layer_types` does not say."""
+    if config.get("use_bidirectional_attention"):
+        raise CheckpointError(
+            "config.json: use_bidirectional_attention is true: this model embeds texts",
+            expected="a decoder, which sees what came before",
+        )
     numbers = llama.geometry({**DEFAULTS, **config})
     layers = range(numbers.layers)
     kinds = config.get("layer_types") or [
@@ -54,6 +60,7 @@ def geometry3(config: Mapping) -> Geometry:
         "sliding_attention": {"rope_theta": config.get("rope_local_base_freq", 10000.0)},
     }
     plain = {key: value for key, value in config.items() if key not in ("rope_parameters", "rope_scaling")}
+    plain |= {"attn_logit_softcapping": None}  # which Gemma 3 may name and does not have
     numbers = _geometry({"max_position_embeddings": 131072, **plain}, config.get("sliding_window_pattern", 6))
     full, sliding = (
         rope_inv_freq({"rope_parameters": ropes.get(kind)}, numbers.head_dim, theta)

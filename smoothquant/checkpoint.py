@@ -84,7 +84,8 @@ class Checkpoint:
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """A tensor, or some of its rows, in its own memory. Raises CheckpointError if it cannot be read."""
         info = self.tensors[name]
-        source, where = name, (rows,) if rows else ()
+        source = name
+        where: tuple[int | slice, ...] = (rows,) if rows else ()
         if info.part:
             source, begin = info.part.name, info.part.rows.start
             start, stop, _ = (rows or slice(None)).indices(info.shape[0])

@@ -4,8 +4,8 @@
     Y   = (X / s) (s * W)
 
 `1 / s` goes into whatever produces X, exactly: a norm's gain (`norms.Norm.fold`); the rows of the linear before it,
-when only positively homogeneous, channel-wise functions lie between (up -> down through a gate, fc1 -> fc2 through ReLU);
-for v -> o, through attention, where the query heads of one kv head share that head's channels.
+when only positively homogeneous, channel-wise functions lie between (up -> down through a gate, fc1 -> fc2 through
+ReLU); for v -> o, through attention, where the query heads of one kv head share that head's channels.
 """
 
 from __future__ import annotations

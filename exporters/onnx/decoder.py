@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 
+from exporters.onnx.experts import Experts
 from exporters.onnx.graph import Graph
 from exporters.onnx.linears import FORMS, FloatLinears, Input, Linears
 from exporters.onnx.mlp import Mlp
@@ -32,7 +33,8 @@ class DecoderGraph:
         self.graph = Graph()
         self.products = Products(self.graph, model, FORMS[activations](self.graph, body))
         self.norms = Norms(self.graph, model, body)
-        self.mlp = Mlp(self.graph, model, body, self.products)
+        self.mlp = Mlp(self.graph, model, self.products)
+        self.branch: Mlp | Experts = Experts(self.graph, model, body, self.mlp) if model.geometry.experts else self.mlp
         self.head: Linears = FORMS[lm_head](self.graph, body)
         self._build()
 
@@ -90,14 +92,14 @@ class DecoderGraph:
         else:
             branch, keys, values = self._attention(layer, products.of(layer, x, *QKV), past_key, past_value)
             if family.parallel:
-                other = self.mlp.of(layer, norms.of_layer(layer, "mlp", hidden))
+                other = self.branch.of(layer, norms.of_layer(layer, "mlp", hidden))
         branch = norms.of_layer(layer, "attention_output", branch)
         graph.scope = family.module(layer, "residual")
         if family.parallel:
             other = norms.of_layer(layer, "mlp_output", other)
             return graph.op("Add", hidden, graph.op("Add", branch, other)), keys, values
         hidden = norms.of_layer(layer, "attention_residual", graph.op("Add", hidden, branch))
-        other = norms.of_layer(layer, "mlp_output", self.mlp.of(layer, norms.of_layer(layer, "mlp", hidden)))
+        other = norms.of_layer(layer, "mlp_output", self.branch.of(layer, norms.of_layer(layer, "mlp", hidden)))
         graph.scope = family.module(layer, "residual")
         return norms.of_layer(layer, "mlp_residual", graph.op("Add", hidden, other)), keys, values
 
@@ -140,7 +142,7 @@ class DecoderGraph:
             logits = graph.op("MatMul", hidden, graph.op("Transpose", table, perm=[1, 0]))
         else:
             shape = (geometry.vocab_size, geometry.embedded_size)
-            logits = self.head.linear(self.head.input(hidden, name), name, shape, bias=False)
+            logits = self.head.linear(self.head.normalize(hidden), name, shape, bias=False)
         return graph.cast(self._capped(logits, geometry.logits_softcap), self.body, torch.float32)
 
     def _project(self, name: str, x: str, shape: tuple[int, int]) -> str:

@@ -25,20 +25,16 @@ from smoothquant.quantization import EPS, QMAX
 
 @dataclass(frozen=True)
 class Input:
-    """An activation, ready for the linears that read it.
-
-    value: int8, or in the body's dtype for float linears. scale: that `value` was quantized with. token_amax: to
-    multiply the linears' outputs by, if any.
-    """
+    """An activation for linears. value: what is quantized, float32, or taken as it is, in the body's dtype.
+    token_amax: to multiply the linears' outputs by, if any."""
 
     value: str
-    scale: str | None = None
     token_amax: str | None = None
 
     def rows(self, graph: Graph, indices: str) -> Input:
         """Some of the tokens of an activation (tokens, in). indices: (n,) int64."""
         amax = self.token_amax and graph.op("Gather", self.token_amax, indices, axis=0)
-        return Input(graph.op("Gather", self.value, indices, axis=0), self.scale, amax)
+        return Input(graph.op("Gather", self.value, indices, axis=0), amax)
 
 
 class FloatLinears:
@@ -47,12 +43,12 @@ class FloatLinears:
     def __init__(self, graph: Graph, body: torch.dtype) -> None:
         self.graph, self.body = graph, body
 
-    def input(self, x: str, name: str) -> Input:
-        """x: (..., tokens, in) in the body's dtype; name: module of a linear that reads it."""
+    def normalize(self, x: str) -> Input:
+        """x: (..., tokens, in) in the body's dtype."""
         return Input(x)
 
     def linear(self, x: Input, name: str, shape: tuple[int, int], bias: bool) -> str:
-        """shape: (out, in). Returns (..., tokens, out) in the body's dtype."""
+        """name: of the linear's module; shape: (out, in). Returns (..., tokens, out) in the body's dtype."""
         out, columns = shape
         y = self.graph.op("MatMul", x.value, self.graph.weight(f"{name}.weight", (columns, out), self.body))
         return _add_bias(self.graph, y, name, out, self.body) if bias else y
@@ -64,18 +60,18 @@ class PerTokenLinears:
     def __init__(self, graph: Graph, body: torch.dtype) -> None:
         self.graph, self.body = graph, body
 
-    def input(self, x: str, name: str) -> Input:
+    def normalize(self, x: str) -> Input:
         graph = self.graph
         x = graph.cast(x, self.body, torch.float32)
         largest = graph.op("ReduceMax", graph.op("Abs", x), graph.constant([-1]), keepdims=1)
         amax = graph.op("Max", largest, graph.constant(EPS, torch.float32))
-        step = graph.constant(1 / QMAX, torch.float32)
-        return Input(_quantize(graph, graph.op("Div", x, amax), step), step, amax)
+        return Input(graph.op("Div", x, amax), amax)
 
     def linear(self, x: Input, name: str, shape: tuple[int, int], bias: bool) -> str:
         assert x.token_amax is not None
         graph = self.graph
-        y = graph.op("Mul", graph.op("MatMul", _dequantize(graph, x), _int8_weight(graph, name, shape)), x.token_amax)
+        integers = _quantize_dequantize(graph, x.value, graph.constant(1 / QMAX, torch.float32))
+        y = graph.op("Mul", graph.op("MatMul", integers, _int8_weight(graph, name, shape)), x.token_amax)
         y = graph.cast(y, torch.float32, self.body)
         return _add_bias(graph, y, name, shape[0], self.body) if bias else y
 
@@ -86,14 +82,13 @@ class PerTensorLinears:
     def __init__(self, graph: Graph, body: torch.dtype) -> None:
         self.graph, self.body = graph, body
 
-    def input(self, x: str, name: str) -> Input:
-        graph = self.graph
-        scale = graph.weight(f"{name}.input_scale", (), torch.float32)
-        return Input(_quantize(graph, graph.cast(x, self.body, torch.float32), scale), scale)
+    def normalize(self, x: str) -> Input:
+        return Input(self.graph.cast(x, self.body, torch.float32))
 
     def linear(self, x: Input, name: str, shape: tuple[int, int], bias: bool) -> str:
         graph = self.graph
-        y = graph.op("MatMul", _dequantize(graph, x), _int8_weight(graph, name, shape))
+        scale = graph.weight(f"{name}.input_scale", (), torch.float32)
+        y = graph.op("MatMul", _quantize_dequantize(graph, x.value, scale), _int8_weight(graph, name, shape))
         y = graph.cast(y, torch.float32, self.body)
         return _add_bias(graph, y, name, shape[0], self.body) if bias else y
 
@@ -106,14 +101,9 @@ FORMS: Mapping[str, type[Linears]] = {
 }
 
 
-def _quantize(graph: Graph, x: str, scale: str) -> str:
-    return graph.op("QuantizeLinear", x, scale, graph.constant(0, torch.int8))
-
-
-def _dequantize(graph: Graph, x: Input) -> str:
-    """One for each product: ONNX Runtime does not fuse one that several products share."""
-    assert x.scale is not None
-    return graph.op("DequantizeLinear", x.value, x.scale, graph.constant(0, torch.int8))
+def _quantize_dequantize(graph: Graph, x: str, scale: str) -> str:
+    zero = graph.constant(0, torch.int8)
+    return graph.op("DequantizeLinear", graph.op("QuantizeLinear", x, scale, zero), scale, zero)
 
 
 def _int8_weight(graph: Graph, name: str, shape: tuple[int, int]) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
-
 from exporters.onnx.graph import Graph
 from exporters.onnx.products import Products
 from smoothquant.model import Model
@@ -37,10 +35,10 @@ ACTIVATIONS: Mapping[str, Callable[[Graph, str], str]] = {
 
 
 class Mlp:
-    """MLPs of a graph. body: dtype of what is not quantized."""
+    """Dense MLPs of a graph, and those of single experts. first: roles of the linears that read their input."""
 
-    def __init__(self, graph: Graph, model: Model, body: torch.dtype, products: Products) -> None:
-        self.graph, self.model, self.body, self.products = graph, model, body, products
+    def __init__(self, graph: Graph, model: Model, products: Products) -> None:
+        self.graph, self.model, self.products = graph, model, products
         self.first = ("gate", "up") if model.family.gated else ("up",)
 
     def of(self, layer: int, x: str) -> str:

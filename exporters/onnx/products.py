@@ -43,10 +43,10 @@ class Products:
         """One matrix product for all linears that read x (..., in): (..., sum of their outputs) in the body's dtype."""
         name = merged_name(self.model, layer, roles)
         with self.graph.within(name):
-            return self.linear(layer, self.form.input(x, name), *roles)
+            return self.linear(layer, self.form.normalize(x), *roles)
 
     def linear(self, layer: int, x: Input, *roles: str) -> str:
-        """The same, for an input that is quantized already."""
+        """The same, for an input that is normalized already."""
         model, geometry = self.model, self.model.geometry
         merged = Merged(merged_name(model, layer, roles), roles)
         self.merged.setdefault(layer, []).append(merged)

@@ -21,6 +21,7 @@ from exporters.onnx.linears import FORMS
 from exporters.onnx.products import Merged
 from exporters.sidecars import copy_tokenizer
 from smoothquant.errors import ContractError, UserError
+from smoothquant.family import ROUTER
 from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.packages import require
@@ -69,6 +70,9 @@ class OnnxWriter:
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
         for role, norm in layer.norms.items():
             self._write_norm(self.model.norm(layer.index, role), norm)
+        if ROUTER in layer.source.weights:
+            name = f"{self.model.linear(layer.index, ROUTER)}.weight"
+            self.data.write_transposed(name, [self._to_planned(name, layer.weight(ROUTER))])
         for merged in self.decoder.products.merged[layer.index]:
             if quantized is None:
                 weight = f"{merged.name}.weight"
@@ -78,7 +82,7 @@ class OnnxWriter:
                 linears = [quantized.linears[role] for role in merged.roles]
                 self.data.write_transposed(f"{merged.name}.weight_int8", (linear.weight for linear in linears))
                 self.data.write_rows(f"{merged.name}.weight_scale", (linear.weight_scale for linear in linears))
-                if f"{merged.name}.input_scale" in self.data.places:
+                if self.activations == "per-tensor":
                     assert linears[0].input_scale is not None  # `export` has seen to it
                     self.data.write(f"{merged.name}.input_scale", linears[0].input_scale)  # one input, one scale
             if f"{merged.name}.bias" in self.data.places:

@@ -1,0 +1,76 @@
+"""A layer of experts: every token goes through those that the router chooses, and only those are computed.
+
+    slots    (token, rank among its choices), sorted by expert, by counting: no NonZero, no If and no scatter with a
+             reduction, which TensorRT lacks or compiles badly
+    expert   gets the rows of its slots, maybe none: then none of its weights is read
+    output   the rows go back to their slots, times their shares, and each token's are summed
+
+One graph for ONNX Runtime and TensorRT. Tokens are normalised before they are gathered and quantized afterwards, since
+ONNX Runtime fuses no product behind a Gather of integers.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from exporters.onnx.graph import Graph
+from exporters.onnx.mlp import Mlp
+from smoothquant.family import ROUTER
+from smoothquant.model import Model
+
+
+class Experts:
+    """The expert layers of a graph. body: dtype of what is not quantized; the router computes in float32."""
+
+    def __init__(self, graph: Graph, model: Model, body: torch.dtype, mlp: Mlp) -> None:
+        self.graph, self.model, self.body, self.mlp = graph, model, body, mlp
+        self.experts, self.chosen = model.geometry.experts, model.geometry.experts_per_token
+
+    def of(self, layer: int, x: str) -> str:
+        """x: (batch, sequence, hidden); returns the same shape."""
+        graph, hidden, form = self.graph, self.model.geometry.hidden_size, self.mlp.products.form
+        with graph.within(self.model.linear(layer, ROUTER)):
+            shape = graph.op("Shape", x)
+            rows = graph.op("Reshape", x, graph.constant([-1, hidden]))  # (tokens, hidden)
+            shares, chosen = self._route(layer, rows)  # (tokens, experts per token) each
+            counts, place, token = self._sort(chosen)
+            tokens = graph.op("Split", token, counts, outputs=self.experts, axis=0)  # of every expert
+            normal = form.normalize(rows)
+        parts = []
+        for expert in range(self.experts):
+            first = tuple(f"{role}.{expert}" for role in self.mlp.first)
+            y = self.mlp.products.linear(layer, normal.rows(graph, tokens[expert]), *first)
+            parts.append(self.mlp.activated(layer, y, f".{expert}"))
+        with graph.within(self.model.linear(layer, ROUTER)):
+            y = graph.op("Gather", graph.op("Concat", *parts, axis=0), place)  # slots in their order again
+            y = graph.op("Reshape", y, graph.constant([-1, self.chosen, hidden]))
+            y = graph.op("Mul", y, graph.op("Unsqueeze", shares, graph.constant([2])))
+            return graph.op("Reshape", graph.op("ReduceSum", y, graph.constant([1]), keepdims=0), shape)
+
+    def _route(self, layer: int, rows: str) -> tuple[str, str]:
+        """Shares in the body's dtype, which sum to 1, and the chosen experts, int64."""
+        graph, hidden = self.graph, self.model.geometry.hidden_size
+        weight = graph.weight(f"{self.model.linear(layer, ROUTER)}.weight", (hidden, self.experts), torch.float32)
+        scores = graph.op("MatMul", graph.cast(rows, self.body, torch.float32), weight)
+        likeliest, chosen = graph.op(
+            "TopK", graph.op("Softmax", scores, axis=-1), graph.constant([self.chosen]), outputs=2, axis=-1
+        )
+        total = graph.op("ReduceSum", likeliest, graph.constant([-1]), keepdims=1)
+        return graph.cast(graph.op("Div", likeliest, total), torch.float32, self.body), chosen
+
+    def _sort(self, chosen: str) -> tuple[str, str, str]:
+        """chosen: (tokens, experts per token). Returns counts (experts,), slots of each expert; place (slots,), where
+        each goes in their order; token (slots,), whose slot comes there."""
+        graph, one = self.graph, self.graph.constant(1)
+        slots = graph.op("Reshape", chosen, graph.constant([1, -1]))
+        expert = graph.constant([[expert] for expert in range(self.experts)])
+        hit = graph.op("Cast", graph.op("Equal", slots, expert), to=graph.element(torch.int64))  # (experts, slots)
+        counts = graph.op("ReduceSum", hit, graph.constant([1]), keepdims=1)
+        before = graph.op("Sub", graph.op("CumSum", counts, graph.constant(0)), counts)
+        rank = graph.op("Sub", graph.op("CumSum", hit, one), one)
+        place = graph.op("Mul", hit, graph.op("Add", rank, before))
+        place = graph.op("ReduceSum", place, graph.constant([0]), keepdims=0)
+        size = graph.op("Squeeze", graph.op("Shape", place), graph.constant([0]))
+        slot = graph.op("ScatterElements", place, place, graph.op("Range", graph.constant(0), size, one), axis=0)
+        token = graph.op("Div", slot, graph.constant(self.chosen))
+        return graph.op("Reshape", counts, graph.constant([-1])), place, token
