@@ -10,6 +10,9 @@ fake-quantizes its input and multiplies in float32:
     static    round(x / input_scale) clamped to [-128, 127]: our numbers, up to float32 rounding
     dynamic   the same with token_scale = token_amax / 127.5, where ours is token_amax / 127
 
+compressed-tensors 0.20 takes an input of two dimensions for one token: linears that are given (tokens, in), as OPT's MLP
+and experts are, get it as one sequence. Experts are loaded as linears (`builders.linear_experts`).
+
 So a dynamic W8A8 folder agrees with `smoothquant.quantization` in accuracy, not in digits: each rounds to a grid of
 its own. Memory is the whole model in float32.
 """
@@ -24,9 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from builders.linear_experts import linear_experts
 from smoothquant.errors import UserError
 from smoothquant.packages import require
-from smoothquant.workspace import load_manifest
+from smoothquant.workspace import load_manifest, read_json
 
 
 class TransformersEngine:
@@ -38,14 +42,15 @@ class TransformersEngine:
 
     def __init__(self, folder: str | Path) -> None:
         self.manifest = load_manifest(folder)
-        if self.manifest["step"] == "export w8a8":
+        quantized = self.manifest["step"] == "export w8a8"
+        if quantized:
             require(
                 "compressed_tensors",
                 "W8A8 checkpoints need compressed-tensors to run in transformers",
                 "compressed-tensors",
             )
         with contextlib.redirect_stderr(io.StringIO()):  # progress bars of two packages
-            self.model = _load(Path(folder))
+            self.model = _load(Path(folder), quantized)
             self.logits(torch.zeros(1, 1, dtype=torch.int64))  # decompresses
 
     @torch.no_grad()
@@ -54,16 +59,32 @@ class TransformersEngine:
         return self.model(ids, use_cache=False).logits.float()
 
 
-def _load(folder: Path) -> Any:
+def _load(folder: Path, quantized: bool) -> Any:
     from transformers import AutoModelForCausalLM
+
+    experts = quantized and read_json(folder / "config.json").get("model_type") == "mixtral"
 
     load: Any = AutoModelForCausalLM.from_pretrained  # its result depends on output_loading_info
     try:
-        model, info = load(folder, dtype=torch.float32, output_loading_info=True)
+        with linear_experts() if experts else contextlib.nullcontext():
+            model, info = load(folder, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder}: transformers cannot load it ({error})", do="export it again") from error
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[fault]:
             kind = fault.removesuffix("_keys")
             raise UserError(f"{folder}: {kind} tensors for transformers: {', '.join(map(str, sorted(info[fault])))}")
+    for module in model.modules():
+        if getattr(module, "quantization_scheme", None) is not None:
+            module.register_forward_pre_hook(_as_sequence)
+            module.register_forward_hook(_as_tokens)
     return model.eval()
+
+
+def _as_sequence(module: Any, inputs: tuple) -> tuple | None:
+    module.takes_tokens = inputs[0].dim() == 2
+    return (inputs[0][None], *inputs[1:]) if module.takes_tokens else None
+
+
+def _as_tokens(module: Any, inputs: tuple, output: Tensor) -> Tensor:
+    return output[0] if module.takes_tokens else output

@@ -129,7 +129,8 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
     for writer, work in todo:
         writer.end()
         save_tensors(work.path(SMOOTHING), smoothing)
-        work.commit({"contract": {"logits_relative_error": error, "tolerance": TOLERANCE}})
+        contract = {"logits_relative_error": error, "tolerance": TOLERANCE}
+        work.commit({"contract": contract, "geometry": model.facts()})
 
 
 def _explain(model: Model, layer: SmoothedLayer) -> dict[str, Tensor]:

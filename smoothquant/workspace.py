@@ -28,7 +28,7 @@ from smoothquant import __version__
 from smoothquant.errors import OutputError, UserError
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 SLACK = 64 << 20  # bytes left free beside a step's own
 
 
@@ -190,8 +190,9 @@ def load_manifest(folder: str | Path) -> dict:
     folder = Path(folder)
     manifest = read_json(folder / MANIFEST)
     if manifest.get("format") != FORMAT:
+        other = f"made by another version of this tool (format {manifest['format']})" if "format" in manifest else ""
         raise UserError(
-            f"{folder}: not an output of this tool (no readable {MANIFEST})",
+            f"{folder}: {other or f'not an output of this tool (no readable {MANIFEST})'}",
             expected="a folder made by smoothquant export or build",
             do="check the path, or make it again",
         )

@@ -25,7 +25,7 @@ from builders.onnxruntime.session import MODEL, operators_run
 from smoothquant.errors import UserError
 from smoothquant.machine import physical_cores
 from smoothquant.packages import require
-from smoothquant.workspace import Workspace, load_manifest, read_json
+from smoothquant.workspace import Workspace, load_manifest
 
 STEP = "build onnxruntime"
 INTEGER_KERNEL = "MatMulIntegerToFloat"
@@ -52,9 +52,9 @@ def build(export: str | Path, out: str | Path, *, overwrite: bool = False) -> di
         if not work.finished:
             for name in made["files"]:
                 _link(export / name, work, sum(made["files"].values()))
-            write_genai_config(work.folder, threads)
-            kernels = _check(export)
-            work.commit({"contract": made.get("contract"), "kernels": kernels})
+            write_genai_config(work.folder, made["geometry"], threads)
+            kernels = _check(export, made["geometry"]["vocab_size"])
+            work.commit({"contract": made["contract"], "geometry": made["geometry"], "kernels": kernels})
     return load_manifest(out)
 
 
@@ -68,9 +68,9 @@ def _link(source: Path, work: Workspace, total: int) -> None:
         shutil.copyfile(source, target)
 
 
-def _check(export: Path) -> dict[str, int]:
+def _check(export: Path, vocab_size: int) -> dict[str, int]:
     """Run the graph once. Returns how many integer kernels it has, and how many it should have."""
-    ids = numpy.arange(4, dtype=numpy.int64)[None] % read_json(export / "config.json")["vocab_size"]
+    ids = numpy.arange(4, dtype=numpy.int64)[None] % vocab_size
     ran, logits = operators_run(export, ids)
     if not numpy.isfinite(logits).all():
         raise UserError(

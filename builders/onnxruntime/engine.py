@@ -54,7 +54,7 @@ class OnnxRuntimeEngine:
         temperature 0 is greedy; otherwise tokens are sampled from the smallest set of mass `top_p`.
         Raises UserError for an empty prompt, a prompt that is too long and settings out of range.
         """
-        longest = self.config.get("max_position_embeddings", 2048)
+        longest = self.manifest["geometry"]["max_positions"]
         if not 0 < len(prompt) <= longest - max_new_tokens:
             raise UserError(
                 f"a prompt of {len(prompt)} tokens with {max_new_tokens} new ones",
@@ -80,7 +80,10 @@ class OnnxRuntimeEngine:
 
 
 class Decoding:
-    """One sequence under way. logits: (vocab,) float32, of the last token. The cache stays inside the runtime."""
+    """One sequence under way. logits: (vocab,) float32, of the last token. The cache stays inside the runtime.
+
+    Where every layer has a sliding window, the cache is cut back to it as soon as it holds twice as much.
+    """
 
     def __init__(self, engine: OnnxRuntimeEngine, prompt: numpy.ndarray) -> None:
         self.session = engine.session
@@ -88,7 +91,8 @@ class Decoding:
         self._present = [value.name for value in self.session.get_outputs() if value.name.startswith(PRESENT)]
         feed = first_feed(engine.session, prompt)
         self._cache = {name: self._value(array) for name, array in feed.items() if name.startswith(PAST)}
-        self.tokens = prompt.shape[1]
+        self._window = engine.manifest["geometry"]["cache_window"]
+        self.tokens, self.cached = prompt.shape[1], 0
         self._run(prompt, feed["position_ids"])
 
     def step(self, token: int) -> None:
@@ -100,7 +104,8 @@ class Decoding:
         binding = self.session.io_binding()
         binding.bind_cpu_input("input_ids", ids)
         binding.bind_cpu_input("position_ids", positions)
-        binding.bind_cpu_input("attention_mask", numpy.ones((1, self.tokens), dtype=numpy.int64))
+        self.cached += ids.shape[1]
+        binding.bind_cpu_input("attention_mask", numpy.ones((1, self.cached), dtype=numpy.int64))
         for name, value in self._cache.items():
             binding.bind_ortvalue_input(name, value)
         for name in ("logits", *self._present):
@@ -109,6 +114,9 @@ class Decoding:
             self.session.run_with_iobinding(binding)
         logits, *present = binding.get_outputs()
         names = (PAST + name.removeprefix(PRESENT) for name in self._present)
+        if self._window and self.cached > 2 * self._window:  # the next token sees itself and window - 1 before it
+            self.cached = self._window - 1
+            present = [self._value(value.numpy()[:, :, -self.cached :]) for value in present]
         self._cache = dict(zip(names, present, strict=True))
         self.logits = torch.from_numpy(logits.numpy()[0, -1])
 

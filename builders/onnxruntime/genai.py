@@ -12,21 +12,26 @@ from builders.onnxruntime.session import MODEL, SETTINGS
 from smoothquant.workspace import read_json, write_json
 
 
-def write_genai_config(folder: Path, threads: int) -> None:
-    """Write genai_config.json from the folder's config.json and generation_config.json."""
+TYPE = "decoder"  # its name for a decoder of any family
+
+
+def write_genai_config(folder: Path, geometry: Mapping, threads: int) -> None:
+    """Write genai_config.json beside the folder's config.json and generation_config.json, which name the tokens.
+
+    geometry: that of the export's manifest.
+    """
     config: Mapping = read_json(folder / "config.json")
     tokens = {**config, **read_json(folder / "generation_config.json")}
-    heads = config["num_attention_heads"]
     end = tokens.get("eos_token_id")
     first_end = end[0] if isinstance(end, list) else end
     decoder = {
         "filename": MODEL,
         "session_options": {"intra_op_num_threads": threads, **SETTINGS},
-        "head_size": config.get("head_dim") or config["hidden_size"] // heads,
-        "hidden_size": config["hidden_size"],
-        "num_attention_heads": heads,
-        "num_hidden_layers": config["num_hidden_layers"],
-        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "head_size": geometry["head_dim"],
+        "hidden_size": geometry["hidden_size"],
+        "num_attention_heads": geometry["heads"],
+        "num_hidden_layers": geometry["layers"],
+        "num_key_value_heads": geometry["kv_heads"],
         "inputs": {
             "input_ids": "input_ids",
             "attention_mask": "attention_mask",
@@ -40,10 +45,10 @@ def write_genai_config(folder: Path, threads: int) -> None:
             "present_value_names": "present.%d.value",
         },
     }
-    length = config.get("max_position_embeddings", 2048)
+    length = geometry["max_positions"]
     model = {
-        "type": config.get("model_type", "llama"),
-        "vocab_size": config["vocab_size"],
+        "type": TYPE,
+        "vocab_size": geometry["vocab_size"],
         "context_length": length,
         "bos_token_id": tokens.get("bos_token_id"),
         "eos_token_id": end,

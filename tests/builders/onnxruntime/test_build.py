@@ -124,7 +124,7 @@ def test_other_folder_is_refused_and_may_be_overwritten(exports: dict[str, Path]
 
 
 def test_interrupted_build_goes_on(exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(export_folder: Path) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

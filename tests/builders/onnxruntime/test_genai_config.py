@@ -21,7 +21,7 @@ def written(folder: Path) -> dict:
 def test_keys_and_values(form: str, engines: dict[str, Path]) -> None:
     assert written(engines[form]) == {
         "model": {
-            "type": "llama",
+            "type": "decoder",
             "vocab_size": 288,
             "context_length": 512,
             "bos_token_id": 256,
@@ -62,18 +62,17 @@ def test_names_are_the_graphs(engines: dict[str, Path]) -> None:
         assert names == {value.name for value in values}
 
 
-def test_old_and_sparse_configs(tmp_path: Path) -> None:
-    """Without head_dim and kv heads, with several ends: a Llama 2's config, and a Llama 3's."""
-    config = {"hidden_size": 96, "num_attention_heads": 6, "num_hidden_layers": 3, "vocab_size": 50}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9], "bos_token_id": 1}))
-    write_genai_config(tmp_path, threads=3)
+def test_tokens_are_those_of_the_configs(tmp_path: Path) -> None:
+    """Several ends, as Llama 3 has; none at all; and those that only config.json names."""
+    numbers = ("hidden_size", "layers", "heads", "kv_heads", "head_dim", "vocab_size", "max_positions")
+    geometry = dict.fromkeys(numbers, 8)
+    (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": 3}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
+    write_genai_config(tmp_path, geometry, threads=3)
     model = written(tmp_path)["model"]
-    assert (model["decoder"]["head_size"], model["decoder"]["num_key_value_heads"]) == (16, 6)
-    assert (model["bos_token_id"], model["eos_token_id"], model["pad_token_id"]) == (1, [7, 9], 7)
+    assert (model["bos_token_id"], model["eos_token_id"], model["pad_token_id"]) == (3, [7, 9], 7)
     assert model["decoder"]["session_options"]["intra_op_num_threads"] == 3
-    assert model["context_length"] == 2048
 
     (tmp_path / "generation_config.json").unlink()
-    write_genai_config(tmp_path, threads=3)
-    assert not {"bos_token_id", "eos_token_id", "pad_token_id"} & written(tmp_path)["model"].keys()
+    write_genai_config(tmp_path, geometry, threads=3)
+    assert not {"eos_token_id", "pad_token_id"} & written(tmp_path)["model"].keys()

@@ -61,13 +61,13 @@ def test_same_scheme_same_key(folders: Path) -> None:
 
 
 def test_a_folder_that_records_no_smoothing(folders: Path, tmp_path: Path) -> None:
-    (tmp_path / MANIFEST).write_text(json.dumps({"format": 1, "step": "export hf", "inputs": {}, "files": {}}))
+    (tmp_path / MANIFEST).write_text(json.dumps({"format": 2, "step": "export hf", "inputs": {}, "files": {}}))
     with pytest.raises(UserError, match=r"smoothing\.safetensors: cannot be read"):
         read_scheme(tmp_path)
 
 
 def test_a_folder_from_another_version(tmp_path: Path) -> None:
-    manifest = {"format": 1, "step": "x", "inputs": {"activations": "per-moon"}, "files": {}}
+    manifest = {"format": 2, "step": "x", "inputs": {"activations": "per-moon"}, "files": {}}
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="activations 'per-moon'; expected one of per-token, per-tensor, float"):
         read_scheme(tmp_path)
