@@ -78,8 +78,8 @@ class ActScales:
         """The part of these scales that belongs to the linears of `model` that get quantized.
 
         Scales of linears that stay in float (lm_head, routers) are dropped. Names that have the base model's prefix
-        where the checkpoint has none ("model.decoder.layers..." for "decoder.layers..."), or lack it, become the
-        checkpoint's. Raises ActScalesError: made from a model with another fingerprint; a linear without scales, with
+        where this model has none ("model.decoder.layers..." for "decoder.layers..."), or lack it, become this
+        model's. Raises ActScalesError: made from a model with another fingerprint; a linear without scales, with
         scales of another shape, or that this model does not have.
         """
         theirs = self.metadata.get("model_fingerprint")
