@@ -5,7 +5,8 @@ safetensors; keys are Hugging Face module names:
     <linear>.input_absmax     float32 (in,)    max |input| per channel
     <linear>.output_absmax    float32 (out,)   max |output| per channel
     metadata (strings)        format_version, model_fingerprint, text_fingerprint, text_source, samples,
-                              sequence_length, tokens, dtype, device, versions (JSON)
+                              sequence_length, tokens, dtype, device, versions (JSON);
+                              of published scales: source, source_file, source_commit
 
 The same content gives the same bytes. The form published with SmoothQuant is read and written too: a `.pt` file
 holding a dict of module name -> max |input| (in,). It is loaded as data; a pickle that wants to run code is refused.
@@ -13,6 +14,7 @@ holding a dict of module name -> max |input| (in,). It is loaded as data; a pick
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -32,14 +34,15 @@ from smoothquant.stream import check_act_scales
 
 FORMAT_VERSION = "1"
 INPUT, OUTPUT = ".input_absmax", ".output_absmax"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, eq=False)
 class ActScales:
     """Per-channel maxima of one model's linears, by module name.
 
-    input_absmax: float32 (in,), max |input|; output_absmax: float32 (out,), max |output|, empty for imported scales.
-    metadata: what they were made from; empty for imported scales.
+    input_absmax: float32 (in,), max |input|; output_absmax: float32 (out,), max |output|, empty for the published form.
+    metadata: what they were made from; empty for the published form.
     Raises ActScalesError for anything but finite, non-negative vectors of float32.
     """
 
@@ -74,8 +77,10 @@ class ActScales:
     def for_model(self, model: Model) -> ActScales:
         """The part of these scales that belongs to the linears of `model` that get quantized.
 
-        Scales of linears that stay in float, lm_head and routers, are dropped. Raises ActScalesError: made from a model
-        with another fingerprint; a linear without scales, with scales of another shape, or that this model does not have.
+        Scales of linears that stay in float (lm_head, routers) are dropped. Names that have the base model's prefix
+        where this model has none ("model.decoder.layers..." for "decoder.layers..."), or lack it, become this
+        model's. Raises ActScalesError: made from a model with another fingerprint; a linear without scales, with
+        scales of another shape, or that this model does not have.
         """
         theirs = self.metadata.get("model_fingerprint")
         if theirs and theirs != (ours := model.checkpoint.fingerprint):
@@ -84,12 +89,12 @@ class ActScales:
                 expected=f"those of {model.checkpoint.folder} (fingerprint {ours})",
                 do="calibrate this model: smoothquant calibrate MODEL --text FILE --out SCALES",
             )
+        linears, dropped = dict(model.linears()), model.float_linears()
         inputs, outputs = (
-            {name: values for name, values in maxima.items() if name not in model.float_linears()}
+            {name: values for name, values in _named_like(linears, maxima).items() if name not in dropped}
             for maxima in (self.input_absmax, self.output_absmax)
         )
         check_act_scales(model, inputs)
-        linears = dict(model.linears())
         for name, values in outputs.items():
             if name not in linears:
                 raise ActScalesError(f"activation scales for {name}, which this model does not have")
@@ -97,8 +102,13 @@ class ActScales:
                 raise ActScalesError(f"{name}{OUTPUT} has {len(values)} channels", expected=f"{linears[name][0]}")
         return replace(self, input_absmax=inputs, output_absmax=outputs)
 
+    def stamped(self, model: Model) -> ActScales:
+        """`for_model`, with the model's fingerprint in the metadata: from here on they are this model's alone."""
+        stamp = {"format_version": FORMAT_VERSION, "model_fingerprint": model.checkpoint.fingerprint}
+        return replace(self.for_model(model), metadata={**self.metadata, **stamp})
+
     def save(self, path: str | Path) -> None:
-        """Write the safetensors form, whole or not at all. Raises OutputError."""
+        """Write the safetensors form, whole or not at all. Raises OutputError, or OSError when the disk is full."""
         header: dict[str, object] = {"__metadata__": dict(sorted(self.metadata.items()))}
         start = 0
         for name, values in self.tensors().items():
@@ -112,7 +122,7 @@ class ActScales:
         _write(Path(path), b"".join([struct.pack("<Q", len(head)), head, *body]))
 
     def save_pt(self, path: str | Path) -> None:
-        """Write the published form, input maxima only, whole or not at all. Raises OutputError."""
+        """Write the published form, input maxima only, whole or not at all. Raises as `save` does."""
         buffer = io.BytesIO()
         torch.save({name: values.clone() for name, values in self.input_absmax.items()}, buffer)
         _write(Path(path), buffer.getvalue())
@@ -173,6 +183,18 @@ def _load_pt(path: Path) -> ActScales:
     )
 
 
+def _named_like(linears: Mapping[str, object], maxima: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`maxima`, with the prefix taken off or put on that makes its names those of `linears`, if there is one."""
+    first = next(iter(linears))
+    longer = [name.removesuffix(first) for name in maxima if name.endswith(f".{first}")]
+    shorter = [first.removesuffix(name) for name in maxima if first.endswith(f".{name}")]
+    if first in maxima or len(longer + shorter) != 1:
+        return dict(maxima)
+    if longer:
+        return {name.removeprefix(longer[0]): values for name, values in maxima.items()}
+    return {shorter[0] + name if shorter[0] + name in linears else name: values for name, values in maxima.items()}
+
+
 def _bytes(values: Tensor) -> bytes:
     return values.numpy().astype("<f4").tobytes()
 
@@ -186,9 +208,11 @@ def _write(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(new, path)
     except OSError as error:
+        if error.errno in DISK_FULL:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise OutputError(
             f"{path}: cannot write there ({error.strerror})",
-            expected=f"a writable place with {len(content) / 1e6:.1f} MB free",
+            expected="a writable place",
             do="choose another --out",
         ) from error
     finally:

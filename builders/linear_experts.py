@@ -3,8 +3,8 @@
 transformers >= 5 keeps all experts of a Mixtral in two parameters of three dimensions. A W8A8 checkpoint has an int8
 matrix with its scales for each linear of each expert, as vLLM wants it; transformers 5.23 cannot load that: its fusing
 drops int8 weights. Inside `linear_experts()` it builds the experts as modules of linears instead, by a hook that it has
-for that purpose (`quantizers.base.MODULES_TO_PATCH_FOR_QUANTIZATION`), and renames only what it must; loading, attention,
-routing and the quantized arithmetic stay its own.
+for that purpose (`quantizers.base.MODULES_TO_PATCH_FOR_QUANTIZATION`), and renames only what it must; loading,
+attention, routing and the quantized arithmetic stay its own.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def linear_experts() -> Iterator[None]:
         "module_name": LinearExperts,
         "quantization_methods": [QuantizationMethod.COMPRESSED_TENSORS],
     }
-    renamed = [WeightRenaming(".block_sparse_moe.", ".mlp.")]
+    renamed: list[Any] = [WeightRenaming(".block_sparse_moe.", ".mlp.")]
     conversion_mapping.register_checkpoint_conversion_mapping("mixtral", renamed, overwrite=True)
     try:
         yield

@@ -10,8 +10,8 @@ fake-quantizes its input and multiplies in float32:
     static    round(x / input_scale) clamped to [-128, 127]: our numbers, up to float32 rounding
     dynamic   the same with token_scale = token_amax / 127.5, where ours is token_amax / 127
 
-compressed-tensors 0.20 takes an input of two dimensions for one token: linears that are given (tokens, in), as OPT's MLP
-and experts are, get it as one sequence. Experts are loaded as linears (`builders.linear_experts`).
+compressed-tensors 0.20 takes an input of two dimensions for one token: linears that are given (tokens, in), as OPT's
+MLP and experts are, get it as one sequence. Experts are loaded as linears (`builders.linear_experts`).
 
 So a dynamic W8A8 folder agrees with `smoothquant.quantization` in accuracy, not in digits: each rounds to a grid of
 its own. Memory is the whole model in float32.

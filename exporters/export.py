@@ -129,8 +129,8 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
     for writer, work in todo:
         writer.end()
         save_tensors(work.path(SMOOTHING), smoothing)
-        contract = {"logits_relative_error": error, "tolerance": TOLERANCE}
-        work.commit({"contract": contract, "geometry": model.facts()})
+        promise = {"logits_relative_error": error, "tolerance": TOLERANCE}
+        work.commit({"contract": promise, "geometry": model.facts()})
 
 
 def _explain(model: Model, layer: SmoothedLayer) -> dict[str, Tensor]:

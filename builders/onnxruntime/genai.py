@@ -11,7 +11,6 @@ from pathlib import Path
 from builders.onnxruntime.session import MODEL, SETTINGS
 from smoothquant.workspace import read_json, write_json
 
-
 TYPE = "decoder"  # its name for a decoder of any family
 
 

@@ -1,37 +1,164 @@
-"""smoothquant scales {show,convert}: look into act scales, and go between their forms."""
+"""smoothquant scales {list,pull,import,show,convert}: published act scales, one's own, and what is in them."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recipes.cli import options
 from recipes.cli.ui import Ui
-from smoothquant.errors import OutputError, UserError
+from smoothquant.errors import ActScalesError, OutputError, UserError
+
+if TYPE_CHECKING:
+    from act_scales.store import ActScales
+
+FORMS = "act scales, .safetensors or .pt"
+ON_HUB = {True: "yes", False: "gone", None: "not asked"}
+NOT_PUBLISHED = "Not published: Llama 1 and 3, OPT below 1.3B, BLOOM below 176B. smoothquant calibrate measures them."
 
 
 def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
     scales = commands.add_parser(
         "scales",
-        help="look into act scales, convert them",
+        help="published act scales; look into them, check and convert one's own",
         description="Act scales are a safetensors file of this tool's, or the .pt form published with SmoothQuant. "
         "Every command takes either.",
     )
-    kinds = scales.add_subparsers(dest="action", metavar="{show,convert}", required=True)
+    kinds = scales.add_subparsers(dest="action", metavar="{list,pull,import,show,convert}", required=True)
+    _add_list(kinds, common)
+    _add_pull(kinds, common)
+    _add_import(kinds, common)
     show = kinds.add_parser(
         "show", parents=[common], help="ranges and outliers of every linear", description="Ranges of every linear."
     )
-    show.add_argument("file", metavar="FILE", help="act scales, .safetensors or .pt")
+    show.add_argument("file", metavar="FILE", help=FORMS)
     show.set_defaults(run=run_show)
-    convert = kinds.add_parser(
+    _add_convert(kinds, common)
+
+
+def _add_list(kinds: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+    command = kinds.add_parser(
+        "list",
+        parents=[common],
+        help="the scales published with SmoothQuant",
+        description="The act scales that the SmoothQuant authors published on the Hugging Face Hub. With a network, "
+        f"the Hub is asked what it holds now. {NOT_PUBLISHED}",
+    )
+    command.set_defaults(run=run_list)
+
+
+def _add_pull(kinds: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+    command = kinds.add_parser(
+        "pull",
+        parents=[common],
+        help="download published scales",
+        description="Download published act scales through huggingface_hub, into its cache, and write them in this "
+        "tool's form. Without a network (or with HF_HUB_OFFLINE=1) the cache is used.",
+    )
+    command.add_argument("name", metavar="NAME", help="one of smoothquant scales list")
+    command.add_argument(
+        "--model", metavar="MODEL", help="model folder to check them against; they are then marked as that model's"
+    )
+    _add_out(command)
+    command.set_defaults(run=run_pull)
+
+
+def _add_import(kinds: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+    command = kinds.add_parser(
+        "import",
+        parents=[common],
+        help="check scales of one's own against a model",
+        description="Check act scales from elsewhere against a model (one finite vector of the right length for every "
+        "linear, and no other) and write them in this tool's form, marked as that model's: every later command "
+        "refuses them for another. Scales of lm_head and of routers, which stay in float, are dropped.",
+    )
+    command.add_argument("file", metavar="FILE", help=FORMS)
+    command.add_argument("--model", required=True, metavar="MODEL", help="model folder that they belong to")
+    _add_out(command)
+    command.set_defaults(run=run_import)
+
+
+def _add_convert(kinds: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+    command = kinds.add_parser(
         "convert",
         parents=[common],
-        help="from one form to the other",
-        description="Write act scales in the form that the ending of OUT names. The .pt form holds input maxima only.",
+        help="to the published .pt form, for other tools",
+        description="Write act scales in the published .pt form, which SmoothQuant's own code and other tools read. "
+        "It holds input maxima only. The other way is smoothquant scales import.",
     )
-    convert.add_argument("file", metavar="FILE", help="act scales, .safetensors or .pt")
-    convert.add_argument("--out", required=True, metavar="OUT", help="file to write, .safetensors or .pt")
-    options.add_overwrite(convert)
-    convert.set_defaults(run=run_convert)
+    command.add_argument("file", metavar="FILE", help=FORMS)
+    command.add_argument("--out", required=True, metavar="OUT.pt", help="file to write")
+    options.add_overwrite(command)
+    command.set_defaults(run=run_convert)
+
+
+def _add_out(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", required=True, metavar="OUT.safetensors", help="file to write")
+    options.add_family(command)
+    options.add_overwrite(command)
+
+
+def run_list(arguments: argparse.Namespace, ui: Ui) -> None:
+    from act_scales import catalogue
+
+    held: list[str] | None = None
+    try:
+        held = catalogue.files_on_hub()
+    except catalogue.HubError as error:
+        ui.note(f"not asked whether the Hub still holds them: {error.what}")
+    rows, content = [], []
+    for published in catalogue.CATALOGUE:
+        there = None if held is None else published.file in held
+        rows.append((published.name, published.model or "", published.family, published.file, ON_HUB[there]))
+        content.append(
+            {
+                "name": published.name,
+                "model": published.model,
+                "family": published.family,
+                "file": published.file,
+                "on_hub": there,
+            }
+        )
+    others = sorted(set(held or ()) - {published.file for published in catalogue.CATALOGUE})
+    header = ("name", "model", "family", "file", "on the Hub")
+    ui.table(f"Act scales in {catalogue.REPOSITORY}", header, rows, NOT_PUBLISHED)
+    for file in others:
+        ui.say(f"also there: {file} (hf download {catalogue.REPOSITORY} {file}, then smoothquant scales import)")
+    ui.result({"repository": catalogue.REPOSITORY, "scales": content, "other_files": others})
+
+
+def run_pull(arguments: argparse.Namespace, ui: Ui) -> None:
+    from act_scales import catalogue
+    from recipes.families import open_model
+
+    published = catalogue.find(arguments.name)
+    if arguments.family and not arguments.model:
+        raise UserError("--family without --model", expected="a model to check the scales against")
+    out = _free(arguments.out, ".safetensors", arguments.overwrite)
+    model = open_model(arguments.model, arguments.family) if arguments.model else None
+    ui.note(f"{published.file} from {catalogue.REPOSITORY}")
+    scales = catalogue.pull(published)
+    if model:
+        with _naming(f"{published.file} (scales of {published.model or published.name})"):
+            scales = scales.stamped(model)
+    scales.save(out)
+    _report(ui, out, scales, f"checked against {arguments.model}" if model else "not checked: give --model to do so")
+
+
+def run_import(arguments: argparse.Namespace, ui: Ui) -> None:
+    from act_scales.store import load_act_scales
+    from recipes.families import open_model
+
+    out = _free(arguments.out, ".safetensors", arguments.overwrite)
+    scales = load_act_scales(arguments.file)
+    model = open_model(arguments.model, arguments.family)
+    with _naming(arguments.file):
+        scales = scales.stamped(model)
+    scales.save(out)
+    _report(ui, out, scales, f"checked against {arguments.model}")
 
 
 def run_show(arguments: argparse.Namespace, ui: Ui) -> None:
@@ -50,19 +177,40 @@ def run_show(arguments: argparse.Namespace, ui: Ui) -> None:
 
 
 def run_convert(arguments: argparse.Namespace, ui: Ui) -> None:
-    from pathlib import Path
-
     from act_scales.store import load_act_scales
 
-    out = Path(arguments.out)
-    if out.suffix not in (".safetensors", ".pt"):
-        raise UserError(f"{out}: unknown form", expected="a name that ends in .safetensors or .pt")
+    out = _free(arguments.out, ".pt", arguments.overwrite)
     scales = load_act_scales(arguments.file)
-    if out.exists() and not arguments.overwrite:
-        raise OutputError(f"{out} exists", expected="a new file", do="choose another --out, or pass --overwrite")
-    if out.suffix == ".pt":
-        scales.save_pt(out)
-    else:
-        scales.save(out)
-    ui.result({"out": str(out), "linears": len(scales.input_absmax)})
-    ui.say(f"{out}: {len(scales.input_absmax)} linears")
+    scales.save_pt(out)
+    _report(ui, out, scales, "input maxima, the published form")
+
+
+def _free(out: str, suffix: str, overwrite: bool) -> Path:
+    """`out` as a path that may be written: found out before anything is read or downloaded."""
+    path = Path(out)
+    if path.suffix != suffix:
+        raise UserError(
+            f"{path}: this command writes {suffix}",
+            expected=f"a name that ends in {suffix}",
+            do=f"for the other form: smoothquant scales {'import' if suffix == '.pt' else 'convert'}",
+        )
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise OutputError(f"{path} exists", expected="a new file", do="choose another --out, or pass --overwrite")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: no such folder {path.parent}", do="make it, or choose another --out")
+    return path
+
+
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """Errors about act scales, with the file that they are about."""
+    try:
+        yield
+    except ActScalesError as error:
+        raise ActScalesError(f"{file}: {error.what}", expected=error.expected, do=error.do) from error
+
+
+def _report(ui: Ui, out: Path, scales: ActScales, how: str) -> None:
+    metadata = dict(scales.metadata)
+    ui.result({"out": str(out), "linears": len(scales.input_absmax), "metadata": metadata})
+    ui.say(f"{out}: {len(scales.input_absmax)} linears, {how}")

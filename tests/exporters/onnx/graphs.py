@@ -32,12 +32,6 @@ FORMS = {
     "per tensor, fp16": PER_TENSOR | {"body": "fp16"},
 }
 W8A8_FORMS = [name for name in FORMS if not name.startswith("float")]
-PARTS = {  # last part of a product's module name -> roles of the linears side by side in it
-    "qkv_proj": ("q", "k", "v"),
-    "o_proj": ("o",),
-    "gate_up_proj": ("gate", "up"),
-    "down_proj": ("down",),
-}
 
 
 def source_of(folder: Path) -> Source:
@@ -99,6 +93,7 @@ class Product:
 
     x: float32, before the token normalisation and QuantizeLinear; integers: QuantizeLinear's output; y: float32, with
     the token's maximum multiplied in; result: after the cast to the body's dtype and the bias, y itself without these.
+    rows: indices of the tokens of x that an expert is given, None for all.
     """
 
     name: str
@@ -107,6 +102,7 @@ class Product:
     integers: str
     y: str
     result: str
+    rows: str | None = None
 
 
 def products(graph: onnx.GraphProto) -> list[Product]:
@@ -129,13 +125,16 @@ def products(graph: onnx.GraphProto) -> list[Product]:
             continue
         quantize = producer[producer[node.input[0]].input[0]]
         assert quantize.op_type == "QuantizeLinear"
-        x, y = quantize.input[0], node.output[0]
+        x, y, rows = quantize.input[0], node.output[0], None
+        if producer[x].op_type == "Gather":
+            x, rows = producer[x].input
         divide = producer[x]
         per_token = divide.op_type == "Div" and producer[divide.input[1]].op_type == "Max"
         if per_token:
             multiply = after(y, "Mul")
             assert multiply
-            assert divide.input[1] in multiply.input
+            amax = {producer[value].input[0] if rows else value for value in multiply.input}
+            assert divide.input[1] in amax
             x, y = divide.input[0], multiply.output[0]
         cast = after(y, "Cast")
         last = cast.output[0] if cast else y
@@ -143,7 +142,7 @@ def products(graph: onnx.GraphProto) -> list[Product]:
         if bias and bias.input[1] in stored:
             last = bias.output[0]
         name = weight.input[0].removesuffix(".weight_int8")
-        result.append(Product(name, per_token, x, quantize.output[0], y, last))
+        result.append(Product(name, per_token, x, quantize.output[0], y, last, rows))
     return result
 
 

@@ -6,7 +6,7 @@ are compared with `smoothquant.quantization`. The weights of the reference come 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from exporters.export import Source
+from exporters.onnx.decoder import DecoderGraph
 from smoothquant.contract import relative_error
 from smoothquant.quantization import quantize_tensor, quantize_tokens, quantize_weight, w8a8_linear
 from smoothquant.stream import QuantizedLinear, quantize_layer, smoothed_layers
 from tests.exporters.onnx.graphs import (
     FORMS,
-    PARTS,
     SETTINGS,
     W8A8_FORMS,
-    Product,
     export_onnx,
     expose,
     load_graph,
@@ -38,21 +37,15 @@ HALF = 2.0**-11  # largest relative rounding error of float16
 SMALLEST = 2.0**-25  # and its largest error below the normal numbers
 
 
-def quantized_linears(source: Source) -> dict[str, QuantizedLinear]:
-    """By module name of the linear, the head's with one dynamic scale per token."""
+def quantized_linears(source: Source) -> dict[str, list[QuantizedLinear]]:
+    """By the name of a product: the linears side by side in it; the head's has one dynamic scale per token."""
+    merged = DecoderGraph(source.model, "per-token", torch.float32, "float").products.merged
     found = {}
-    for layer in smoothed_layers(source.model, source.input_absmax, SETTINGS):
-        found.update({linear.name: linear for linear in quantize_layer(layer).linears.values()})
+    for layer in map(quantize_layer, smoothed_layers(source.model, source.input_absmax, SETTINGS)):
+        for product in merged[layer.index]:
+            found[product.name] = [layer.linears[role] for role in product.roles]
     weight, scale = quantize_weight(source.model.read(source.model.lm_head))
-    return found | {"lm_head": QuantizedLinear("lm_head", weight, scale, None)}
-
-
-def split(source: Source, product: Product, linears: Mapping[str, QuantizedLinear]) -> list[QuantizedLinear]:
-    """The linears that lie side by side in a product."""
-    if product.name == "lm_head":
-        return [linears["lm_head"]]
-    layer = int(product.name.split(".")[2])
-    return [linears[source.model.linear(layer, role)] for role in PARTS[product.name.split(".")[-1]]]
+    return found | {"lm_head": [QuantizedLinear("lm_head", weight, scale, None)]}
 
 
 def quantize(x: Tensor, linear: QuantizedLinear, per_token: bool) -> tuple[Tensor, Tensor]:
@@ -78,24 +71,30 @@ def exact(x: Tensor, linear: QuantizedLinear, per_token: bool) -> Tensor:
 def test_products_are_exact(form: str, variant: str, make_llama: Callable[..., Path], tmp_path: Path) -> None:
     source, ids = source_of(make_llama(**VARIANTS[variant])), sample_ids(seed=4)
     out = export_onnx(source, tmp_path / "out", **FORMS[form])
-    found, linears = products(load_graph(out).graph), quantized_linears(source)
-    assert len(found) == 8 + ("int8 head" in form)
+    assert check_products(source, out, ids) == 8 + ("int8 head" in form)
 
-    names = list(dict.fromkeys(value for p in found for value in (p.x, p.y, p.result)))
+
+@torch.no_grad()
+def check_products(source: Source, out: Path, ids: Tensor) -> int:
+    """Every quantized product of an export, run on ids (batch, tokens), is exact. Returns how many there are."""
+    found, linears = products(load_graph(out).graph), quantized_linears(source)
+    names = list(dict.fromkeys(value for p in found for value in (p.x, p.y, p.result, p.rows) if value))
     watched = expose(out, names)
     assert watched.fused["MatMulIntegerToFloat"] == len(found)  # watching leaves the kernels what they were
     values = dict(zip(names, watched.run(ids, outputs=names), strict=True))
     for product in found:
         x, y, result = values[product.x], values[product.y], values[product.result]
+        x = x[values[product.rows]] if product.rows else x
         assert x.dtype == y.dtype == torch.float32
         start = 0
-        for linear in split(source, product, linears):
+        for linear in linears[product.name]:
             columns = slice(start, start + len(linear.weight))
             start = columns.stop
             reference = exact(x, linear, product.per_token)
             assert relative_error(y[..., columns], reference) <= TOLERANCE, linear.name
             check_result(result[..., columns], reference, linear.bias)
         assert start == y.shape[-1]
+    return len(found)
 
 
 def check_result(result: Tensor, reference: Tensor, bias: Tensor | None) -> None:
@@ -124,7 +123,7 @@ def test_integers_are_the_same_to_the_bit(form: str, make_llama: Callable[..., P
     values = dict(zip(names, expose(out, names, plain).run(ids, outputs=names), strict=True))
     for product in found:
         x, integers = values[product.x], values[product.integers]
-        expected, _ = quantize(x, split(source, product, linears)[0], product.per_token)
+        expected, _ = quantize(x, linears[product.name][0], product.per_token)
         assert integers.dtype == torch.int8
         assert torch.equal(integers, expected.to(torch.int8)), product.name
         assert integers.abs().amax() >= 100  # the range is used
@@ -145,7 +144,7 @@ def test_clipping_and_silent_tokens(make_llama: Callable[..., Path], tmp_path: P
         out = export_onnx(source, tmp_path / activations, activations=activations)
         first = products(load_graph(out).graph)[0]
         x, y = expose(out, (first.x, first.y)).run(ids, outputs=(first.x, first.y))
-        linear = split(source, first, quantized_linears(source))[0]
+        linear = quantized_linears(source)[first.name][0]
         integers, _ = quantize(x, linear, first.per_token)
         assert (x[:, 0] == 0).all()
         assert first.per_token or (integers == -128).any()

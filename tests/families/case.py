@@ -1,0 +1,101 @@
+"""One layout of the zoo with all that is made of it, each thing once and when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from act_scales.collect import collect
+from act_scales.store import ActScales
+from act_scales.text import Text
+from exporters.export import Source, export
+from exporters.huggingface import SmoothedWriter, W8A8Writer
+from exporters.onnx import OnnxWriter
+from recipes.families import open_model
+from smoothquant import decoder
+from smoothquant.attention import patterns
+from smoothquant.layers import Layer, float_layer
+from smoothquant.model import Model
+from smoothquant.settings import SmoothingSettings
+from smoothquant.stream import SmoothedLayer, quantize_layer, smoothed_layers
+from tests import zoo
+from tests.models import sample_ids
+
+SETTINGS = SmoothingSettings(0.5)
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "hf": SmoothedWriter,
+    "w8a8": W8A8Writer,
+    "w8a8 static": lambda out: W8A8Writer(out, "per-tensor"),
+    "float": lambda out: OnnxWriter(out, "float"),
+    "per-token": lambda out: OnnxWriter(out, "per-token"),
+    "per-tensor": lambda out: OnnxWriter(out, "per-tensor"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """name: of the layout; root: a folder of its own."""
+
+    name: str
+    root: Path
+
+    @cached_property
+    def folder(self) -> Path:
+        return zoo.save(self.name, self.root / "model")
+
+    @cached_property
+    def model(self) -> Model:
+        return open_model(self.folder)
+
+    @cached_property
+    def transformers(self) -> torch.nn.Module:
+        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
+
+    @cached_property
+    def act_scales(self) -> ActScales:
+        text = Text(tuple(sample_ids()), "sample")
+        return collect(self.model, text, self.root / "act_scales.safetensors", dtype="float32")
+
+    @cached_property
+    def source(self) -> Source:
+        return Source(self.model, SETTINGS, self.act_scales.input_absmax, {"model": self.model.checkpoint.fingerprint})
+
+    def export(self, form: str) -> Path:
+        """The folder of an export: a key of WRITERS."""
+        out = self.root / form.replace(" ", "-")
+        export(self.source, [WRITERS[form](out)])  # one that is made already is left alone
+        return out
+
+    @torch.no_grad()
+    def logits(self, ids: Tensor, **inputs: Tensor) -> Tensor:
+        """By transformers, of the original model."""
+        return self.transformers(ids, **inputs).logits
+
+    def ours(self, ids: Tensor, settings: SmoothingSettings | None = None) -> Tensor:
+        """By our decoder in float32: the original model's, or the smoothed one's."""
+        if settings:
+            return run(self.model, ids, self.smoothed(settings))
+        return run(self.model, ids, (float_layer(self.model, n) for n in range(self.model.geometry.layers)))
+
+    def w8a8(self, ids: Tensor, act: str, dtype: torch.dtype = torch.float64) -> Tensor:
+        """By our W8A8 arithmetic. act: "per-token" or "per-tensor"."""
+        layers = (quantize_layer(layer).runnable(act) for layer in self.smoothed(SETTINGS))
+        return run(self.model, ids, layers, dtype)
+
+    def smoothed(self, settings: SmoothingSettings) -> Iterator[SmoothedLayer]:
+        return smoothed_layers(self.model, self.act_scales.input_absmax, settings)
+
+
+@torch.no_grad()
+def run(model: Model, ids: Tensor, layers: Iterator[Layer], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Logits of ids (batch, tokens) through these layers."""
+    hidden, positions = decoder.embed(model, ids, dtype), patterns(model, ids.shape[1], dtype)
+    for layer in layers:
+        hidden = decoder.forward(model, layer, hidden, positions)
+    return decoder.logits(model, hidden)

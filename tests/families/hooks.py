@@ -1,0 +1,50 @@
+"""Input maxima of linears by the plainest means: hooks on transformers' modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smoothquant.model import Model
+
+
+@torch.no_grad()
+def hooked_absmax(transformers: torch.nn.Module, model: Model, ids: Tensor) -> dict[str, Tensor]:
+    """By the module names of `model`, for the linears that get quantized. ids: (batch, tokens)."""
+    found: dict[str, Tensor] = {}
+    wanted = {name for name, _ in model.linears()}
+    handles = []
+
+    def take(name: str, x: Tensor) -> None:
+        if name in wanted and x.numel():
+            values = x.abs().flatten(0, -2).amax(dim=0)
+            found[name] = torch.maximum(values, found.get(name, values))
+
+    def linear(name: str) -> Callable:
+        return lambda module, inputs: take(name, inputs[0])
+
+    def experts(name: str) -> Callable:
+        return lambda module, inputs: _experts(name, module, *inputs, take)
+
+    for name, module in transformers.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            handles.append(module.register_forward_pre_hook(linear(name)))
+        elif name.endswith("mlp.experts"):  # Mixtral's, in one tensor each
+            on_disk = name.replace(".mlp.", ".block_sparse_moe.")
+            handles.append(module.register_forward_pre_hook(experts(on_disk)))
+    transformers(ids)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def _experts(name: str, module: Any, x: Tensor, chosen: Tensor, shares: Tensor, take: Callable) -> None:
+    for expert in range(len(module.gate_up_proj)):
+        rows = x[(chosen == expert).any(dim=-1)]
+        gate, up = (rows @ module.gate_up_proj[expert].T).chunk(2, dim=-1)
+        take(f"{name}.{expert}.w1", rows)
+        take(f"{name}.{expert}.w3", rows)
+        take(f"{name}.{expert}.w2", torch.nn.functional.silu(gate) * up)
