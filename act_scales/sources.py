@@ -26,8 +26,8 @@ DATASET = re.compile(r"hf:(?P<name>[^/:]+/[^/:]+)(/(?P<config>[^:]+))?(:(?P<spli
 SPELLINGS = "a .txt, .jsonl or .jsonl.zst file, or hf:ORG/NAME[/CONFIG][:SPLIT]"
 
 
-def documents(source: str | Path) -> Iterator[Document]:
-    """The documents of a source, in order.
+def documents(source: str | Path, *, blank: bool = False) -> Iterator[Document]:
+    """The documents of a source, in order. blank: those without text, too.
 
     Raises UserError, naming the file and line, here or while a document is read: no such file, unknown kind, not
     UTF-8, malformed, corrupt or truncated, a row without a string, a dataset that cannot be loaded;
@@ -36,15 +36,15 @@ def documents(source: str | Path) -> Iterator[Document]:
     path = Path(source)
     name = path.name.lower()
     if str(source).startswith("hf:"):
-        yield from _dataset(str(source))
+        yield from _dataset(str(source), blank)
     elif name.endswith(".txt"):
         yield _characters(path)
     elif name.endswith(".jsonl"):
         with _reading(path), open(path, encoding="utf-8-sig") as file:
-            yield from _json_lines(file, path)
+            yield from _json_lines(file, path, blank)
     elif name.endswith(".jsonl.zst"):
         with _reading(path):
-            yield from _json_lines(_lines(codecs.iterdecode(_decompressed(path), "utf-8-sig")), path)
+            yield from _json_lines(_lines(codecs.iterdecode(_decompressed(path), "utf-8-sig")), path, blank)
     else:
         raise UserError(f"{path}: cannot tell what kind of text this is", expected=SPELLINGS)
 
@@ -65,7 +65,7 @@ def _characters(path: Path) -> Iterator[str]:
             yield chunk
 
 
-def _json_lines(lines: Iterable[str], path: Path) -> Iterator[Document]:
+def _json_lines(lines: Iterable[str], path: Path, blank: bool) -> Iterator[Document]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -73,10 +73,10 @@ def _json_lines(lines: Iterable[str], path: Path) -> Iterator[Document]:
             row = json.loads(line)
         except ValueError as error:
             raise UserError(f"{path} line {number}: not JSON ({error})", expected="one JSON object per line") from error
-        yield from _row(row, f"{path} line {number}")
+        yield from _row(row, f"{path} line {number}", blank)
 
 
-def _row(row: Any, where: str) -> Iterator[Document]:
+def _row(row: Any, where: str, blank: bool) -> Iterator[Document]:
     text = None
     if isinstance(row, Mapping):
         strings = (value for value in row.values() if isinstance(value, str))
@@ -85,7 +85,7 @@ def _row(row: Any, where: str) -> Iterator[Document]:
         raise UserError(
             f"{where}: no text in it", expected='an object with a field "text", or another that is a string'
         )
-    if text.strip():
+    if blank or text.strip():
         yield (text,)
 
 
@@ -116,9 +116,9 @@ def _decompressed(path: Path) -> Iterator[bytes]:
         raise UserError(f"{path}: truncated", do=again)
 
 
-def _dataset(source: str) -> Iterator[Document]:
+def _dataset(source: str, blank: bool) -> Iterator[Document]:
     for number, row in enumerate(_rows(source), start=1):
-        yield from _row(row, f"{source} row {number}")
+        yield from _row(row, f"{source} row {number}", blank)
 
 
 def _rows(source: str) -> Iterator[Any]:

@@ -88,13 +88,26 @@ def load_text(source: str | Path, tokenizer_folder: str | Path, samples: int, le
     if samples < 1 or length < 1:
         raise UserError(f"{samples} samples of {length} tokens", expected="at least 1 of at least 1")
     sequences = pack(token_stream(documents(source), _encoder(Path(tokenizer_folder))), samples, length)
-    text = Text(sequences, source=str(source) if str(source).startswith("hf:") else Path(source).name)
+    text = Text(sequences, source=_name(source))
     if text.tokens < min(MINIMUM, samples * length):
         raise UserError(
             f"{source}: {text.tokens} tokens of text",
             expected=f"{samples} x {length}, and not less than {MINIMUM}",
             do="give a longer text",
         )
+    return text
+
+
+def load_document(source: str | Path, tokenizer_folder: str | Path, samples: int, length: int) -> Text:
+    """The same of a source taken as one document: its rows, blank ones too, joined by blank lines and tokenized as a
+    whole. That is how WikiText's perplexities are measured."""
+    if samples < 1 or length < 2:
+        raise UserError(f"{samples} samples of {length} tokens", expected="at least 1 of at least 2")
+    encode = _encoder(Path(tokenizer_folder))
+    ids = encode("\n\n".join("".join(document) for document in documents(source, blank=True)), True)
+    text = Text(pack([ids], samples, length), source=_name(source))
+    if not text.tokens:
+        raise UserError(f"{source}: no text in it", do="give a longer text")
     return text
 
 
@@ -129,6 +142,10 @@ def pieces(chunks: Iterable[str], limit: int = PIECE) -> Iterator[str]:
             rest = rest[cut:]
     if rest:
         yield rest
+
+
+def _name(source: str | Path) -> str:
+    return str(source) if str(source).startswith("hf:") else Path(source).name
 
 
 def _last(pattern: re.Pattern[str], text: str, limit: int) -> int:

@@ -44,6 +44,11 @@ class FloatLayer:
     norms: Mapping[str, Norm]
     listen: Listener | None = None
 
+    def to(self, device: str, dtype: torch.dtype | None = None) -> FloatLayer:
+        """The same on a device; weights and biases in `dtype`, if one is given."""
+        weights, biases = _moved(self.weights, device, dtype), _moved(self.biases, device, dtype)
+        return FloatLayer(self.index, weights, biases, _norms(self.norms, device), self.listen)
+
     def linear(self, role: str, x: Tensor) -> Tensor:
         y = float_linear(x, self.weights[role], self.biases.get(role))
         if self.listen:
@@ -68,6 +73,19 @@ class W8A8Layer:
     float_weights: Mapping[str, Tensor] = field(default_factory=dict)
     listen: Listener | None = None
 
+    def to(self, device: str) -> W8A8Layer:
+        """The same on a device."""
+        return W8A8Layer(
+            index=self.index,
+            weights=_moved(self.weights, device),
+            weight_scales=_moved(self.weight_scales, device),
+            biases=_moved(self.biases, device),
+            norms=_norms(self.norms, device),
+            input_scales=_moved(self.input_scales, device),
+            float_weights=_moved(self.float_weights, device),
+            listen=self.listen,
+        )
+
     def linear(self, role: str, x: Tensor) -> Tensor:
         bias = self.biases.get(role)
         if role in self.float_weights:
@@ -82,6 +100,14 @@ class W8A8Layer:
 def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A linear in the dtype of x."""
     return functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def _moved(tensors: Mapping[str, Tensor], device: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    return {role: tensor.to(device, dtype) for role, tensor in tensors.items()}
+
+
+def _norms(norms: Mapping[str, Norm], device: str) -> dict[str, Norm]:
+    return {role: norm.to(device) for role, norm in norms.items()}
 
 
 def float_layer(

@@ -13,12 +13,12 @@ import signal
 import sys
 import warnings
 
-from recipes.cli import build, calibrate, demo, doctor, export, generate, recipes, run, scales, validate
+from recipes.cli import build, calibrate, demo, doctor, export, generate, recipes, reproduce, run, scales, validate
 from recipes.cli.ui import Ui
 from smoothquant import __version__
 from smoothquant.errors import UserError
 
-COMMANDS = (calibrate, export, build, validate, generate, run, recipes, demo, scales, doctor)
+COMMANDS = (calibrate, export, build, validate, generate, run, recipes, reproduce, demo, scales, doctor)
 
 EPILOG = """\
 the way from a model to a validated INT8 engine:

@@ -1,0 +1,95 @@
+"""The published result of a recipe, measured again on real weights.
+
+    text          WikiText-2's test split, its lines joined by blank ones, tokenized as one document, cut every 2048
+                  tokens; the rest is dropped
+    smoothing     norm -> linears, by the released code's formula, with the recipe's alpha
+    quantization  weights per output channel, activations per token
+
+As the SmoothQuant authors' ppl_eval.py does (https://github.com/mit-han-lab/smoothquant), with these differences: it
+computes in bfloat16, we in float32; it quantizes the outputs of q, k and v, too, and Mixtral's router, we do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from act_scales.machine import choose_device
+from act_scales.store import load_act_scales
+from act_scales.text import Text, load_document
+from builders.validate.perplexity import Perplexities, perplexities
+from recipes.recipe import Recipe
+from smoothquant.errors import UserError
+from smoothquant.model import Model
+from smoothquant.settings import SmoothingSettings
+from smoothquant.workspace import Workspace, load_manifest
+
+WIKITEXT2 = "hf:Salesforce/wikitext/wikitext-2-raw-v1:test"
+LENGTH = 2048
+DIFFERENCES = (
+    "Published: by the authors' ppl_eval.py in bfloat16, which also quantizes the outputs of q, k, v and Mixtral's "
+    "router. Measured: here, in float32, those in float."
+)
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A recipe's published perplexities (None where there are none) and the measured ones."""
+
+    recipe: Recipe
+    measured: Perplexities
+    sequences: int
+
+    def as_dict(self) -> dict:
+        published = self.recipe.published
+        return {
+            "recipe": self.recipe.name,
+            "model": self.recipe.model,
+            "alpha": self.recipe.alpha,
+            "published": asdict(published) if published else None,
+            "measured": asdict(self.measured),
+            "sequences": self.sequences,
+            "differences": DIFFERENCES,
+        }
+
+
+def whole_blocks(source: str, model: Model, samples: int, length: int) -> Text:
+    """The text as the published numbers take it. Raises UserError if it is shorter than one block."""
+    text = load_document(source, model.checkpoint.folder, samples, length).for_model(model)
+    whole = tuple(sequence for sequence in text.sequences if len(sequence) == length)
+    if not whole:
+        raise UserError(
+            f"{source}: {text.tokens} tokens", expected=f"at least {length}", do="give a longer text, or --length"
+        )
+    return replace(text, sequences=whole)
+
+
+def reproduce(
+    recipe: Recipe,
+    model: Model,
+    act_scales: str | Path,
+    text: Text,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Reproduction:
+    """Measure a recipe's perplexities; the folder `out` keeps the result, and the state of an interrupted run.
+
+    Raises ActScalesError for act scales of another model, OutputError for an `out` made from other inputs.
+    """
+    device, scales = choose_device(device), load_act_scales(act_scales).for_model(model)
+    settings = SmoothingSettings(recipe.alpha, "paper")
+    inputs = {
+        "model": model.checkpoint.fingerprint,
+        "act_scales": scales.fingerprint,
+        "text": text.fingerprint,
+        "smoothing": settings.as_dict(),
+    }
+    with Workspace(out, "reproduce", inputs, overwrite=overwrite) as work:
+        if not work.finished:
+            found = perplexities(model, text, scales.input_absmax, settings, work, device=device, progress=progress)
+            work.commit({"perplexities": asdict(found)})
+    return Reproduction(recipe, Perplexities(**load_manifest(out)["perplexities"]), len(text.sequences))
