@@ -67,6 +67,12 @@ class ActScales:
         return dict(sorted(found.items()))
 
     @property
+    def silent(self) -> tuple[str, ...]:
+        """Modules whose linears saw nothing but zeros: experts that no token of the calibration reached."""
+        linears = (name for name, values in self.input_absmax.items() if not values.any())
+        return tuple(dict.fromkeys(name.rpartition(".")[0] for name in linears))
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over names and values, 16 hex digits; metadata does not enter."""
         digest = hashlib.sha256()

@@ -35,7 +35,7 @@ from smoothquant.workspace import load_manifest, read_json
 
 Step = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]  # name -> progress of a step
 
-VALIDATION, REPORT = "validation.json", "report.html"
+ACT_SCALES, VALIDATION, REPORT = "act_scales.safetensors", "validation.json", "report.html"
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def run(plan: Plan, step: Step, *, overwrite: bool = False) -> Validation:
     """Calibrate, export, build, validate. Raises UserError at the first step that cannot be done."""
     out = plan.out
     with step("calibrate") as progress:
-        scales = out / "act_scales.safetensors"
+        scales = out / ACT_SCALES
         collect(plan.model, plan.text, scales, overwrite=overwrite, progress=progress)
     with step("smooth, quantize, export") as progress:
         source = source_of(plan.model, scales, plan.settings)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import torch
 
 ROUTER = "router"  # chooses the experts: smoothed with them, never quantized
+THROUGH = ("norm", "attention", "product")  # what may lie between the linears of a group and their source
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from smoothquant import layout
 from smoothquant.activations import ACTIVATIONS
 from smoothquant.checkpoint import Checkpoint, Part, TensorInfo
 from smoothquant.errors import CheckpointError
-from smoothquant.family import ROUTER, Family, Geometry
+from smoothquant.family import ROUTER, THROUGH, Family, Geometry
 from smoothquant.norms import KINDS, Norm
 from smoothquant.quantization import absmax
 
@@ -40,6 +40,7 @@ class Model:
                 expected=f"the keys of a {family.architectures[0]}",
                 do="restore the config.json that came with the weights",
             ) from error
+        self._check_record()
         self.roles = self.family.roles(self.geometry)
         self.groups = self.family.expanded(self.geometry)
         self.stored = self.family.stored(self.geometry)
@@ -200,12 +201,22 @@ class Model:
                 expected="at least 1, and no more than there are",
                 do=restore,
             )
-        if self.family.norm not in KINDS:
-            raise CheckpointError(
-                f"family {self.family.name}: norm {self.family.norm!r}",
-                expected=f"one of {', '.join(KINDS)}",
-                do="correct the family record",
-            )
+
+    def _check_record(self) -> None:
+        """What a user's own record may get wrong before any tensor is looked at."""
+        family = self.family
+        named: list[tuple[str, str, Collection[str]]] = [("norm", family.norm, KINDS)]
+        for group in family.groups:
+            sources = family.norms if group.through == "norm" else family.linears
+            named += [("a group's through", group.through, THROUGH), ("a group's source", group.source, sources)]
+            named += [("a group's linear", role, family.linears) for role in group.linears]
+        for what, value, known in named:
+            if value not in known:
+                raise CheckpointError(
+                    f"family {family.name}: {what} {value!r}",
+                    expected=f"one of {', '.join(known)}",
+                    do="correct the family record",
+                )
 
     def _check_tensors(self) -> None:
         found, expected = self.checkpoint.tensors, self.expected()

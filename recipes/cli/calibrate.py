@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from recipes.cli import options
 from recipes.cli.ui import Ui
+
+if TYPE_CHECKING:
+    from act_scales.store import ActScales
 
 
 def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
@@ -34,6 +38,17 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
     command.set_defaults(run=run)
 
 
+def warn_of_silence(ui: Ui, scales: ActScales) -> None:
+    """Name the modules that calibration did not reach. Shown with --quiet, too."""
+    if not scales.silent:
+        return
+    named = ", ".join(scales.silent[:8]) + (f" and {len(scales.silent) - 8} more" if len(scales.silent) > 8 else "")
+    ui.warn(
+        f"no token of the calibration reached {named}: not smoothed before their last linear, and static scales are "
+        "the other experts'; calibrate on more text, or on text like what the model will serve"
+    )
+
+
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from act_scales.collect import collect
     from act_scales.text import load_text
@@ -52,5 +67,13 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             overwrite=arguments.overwrite,
             progress=progress,
         )
-    ui.result({"out": arguments.out, "linears": len(scales.input_absmax), "metadata": dict(scales.metadata)})
+    warn_of_silence(ui, scales)
+    ui.result(
+        {
+            "out": arguments.out,
+            "linears": len(scales.input_absmax),
+            "silent": scales.silent,
+            "metadata": dict(scales.metadata),
+        }
+    )
     ui.say(f"{arguments.out}: activation ranges of {len(scales.input_absmax)} linears")

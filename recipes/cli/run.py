@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from recipes.cli import options, validate
+from recipes.cli import calibrate, options, validate
 from recipes.cli.ui import Ui
 
 HELDOUT = 32  # sequences
@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from dataclasses import replace
     from pathlib import Path
 
+    from act_scales.store import load_act_scales
     from act_scales.text import load_text
     from recipes import pipeline
     from recipes.families import open_model
@@ -67,6 +68,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             yield progress
 
     found = pipeline.run(plan, step, overwrite=arguments.overwrite)
+    calibrate.warn_of_silence(ui, load_act_scales(plan.out / pipeline.ACT_SCALES))
     validate.show(ui, [found])
     engine, report = plan.out / "engine", plan.out / pipeline.REPORT
     ui.result({"engine": str(engine), "report": str(report), "validation": validate.summary(found)})

@@ -44,6 +44,10 @@ class Ui:
         if not self.quiet:
             self.err.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """A line on stderr that nobody should miss."""
+        self.err.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+
     def result(self, content: dict) -> None:
         """The result of a command for programs: printed only with --json."""
         if self.json:
