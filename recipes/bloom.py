@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from recipes.recipe import Recipe
+from recipes.recipe import PAPER, Recipe
 from smoothquant.errors import CheckpointError
 from smoothquant.family import Alibi, Attention, Family, Geometry, SmoothingGroup
 
@@ -65,15 +65,8 @@ FAMILY = Family(
     geometry=geometry,
 )
 
-SIZES = {
-    "560m": "bloom-560m",
-    "1b1": "bloom-1b1",
-    "1b7": "bloom-1b7",
-    "3b": "bloom-3b",
-    "7b1": "bloom-7b1",
-    "176b": "bloom",
-}
+SIZES = {size: f"bloom-{size}" for size in ("560m", "1b1", "1b7", "3b", "7b1")} | {"176b": "bloom"}
 RECIPES = (
-    Recipe("bloom", FAMILY, alpha=0.5),
-    *(Recipe(f"bloom-{size}", FAMILY, 0.5, f"bigscience/{name}") for size, name in SIZES.items()),
+    Recipe("bloom", FAMILY, alpha=0.5, alpha_by=PAPER),
+    *(Recipe(f"bloom-{size}", FAMILY, 0.5, f"bigscience/{hub}", alpha_by=PAPER) for size, hub in SIZES.items()),
 )

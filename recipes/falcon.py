@@ -101,6 +101,7 @@ FAMILY = replace(SEQUENTIAL, variant=variant)
 
 RECIPES = (
     Recipe("falcon", FAMILY, alpha=0.6),
+    Recipe("falcon-rw-1b", FAMILY, 0.6, "tiiuae/falcon-rw-1b"),
     Recipe("falcon-7b", FAMILY, 0.6, "tiiuae/falcon-7b", published=Published(6.590, 6.629)),
     Recipe("falcon-11b", FAMILY, 0.6, "tiiuae/falcon-11B"),
     Recipe("falcon-40b", FAMILY, 0.7, "tiiuae/falcon-40b", published=Published(5.228, 5.255)),

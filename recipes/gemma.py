@@ -100,4 +100,9 @@ GEMMA3: Family = replace(
     geometry=geometry3,
 )
 
-RECIPES = (Recipe("gemma2", GEMMA2, alpha=0.8), Recipe("gemma3", GEMMA3, alpha=0.8))
+RECIPES = (
+    Recipe("gemma2", GEMMA2, alpha=0.8),
+    *(Recipe(f"gemma-2-{size}", GEMMA2, 0.8, f"google/gemma-2-{size}") for size in ("2b", "9b", "27b")),
+    Recipe("gemma3", GEMMA3, alpha=0.8),
+    Recipe("gemma-3-1b", GEMMA3, 0.8, "google/gemma-3-1b-pt"),
+)

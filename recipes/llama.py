@@ -72,14 +72,20 @@ FAMILY = Family(
     geometry=geometry,
 )
 
-# Alphas and WikiText-2 perplexities: the SmoothQuant authors' repository, "Perplexity results on Llama-1/2/3 ...".
-# Their runs also quantized the outputs of q, k and v.
+# Alphas and WikiText-2 perplexities: the table in the README of https://github.com/mit-han-lab/smoothquant (commit
+# c61476d). Those runs also quantized the outputs of q, k and v.
 RECIPES = (
     Recipe("llama", FAMILY, alpha=0.85),
+    *(Recipe(f"llama-{size}", FAMILY, 0.85, f"huggyllama/llama-{size}") for size in ("7b", "13b", "30b", "65b")),
     Recipe("llama-2-7b", FAMILY, 0.85, "meta-llama/Llama-2-7b-hf", published=Published(5.474, 5.515)),
     Recipe("llama-2-13b", FAMILY, 0.85, "meta-llama/Llama-2-13b-hf", published=Published(4.950, 4.929)),
     Recipe("llama-2-70b", FAMILY, 0.9, "meta-llama/Llama-2-70b-hf", published=Published(3.320, 3.359)),
     Recipe("llama-3-8b", FAMILY, 0.85, "meta-llama/Meta-Llama-3-8B", published=Published(6.138, 6.258)),
     Recipe("llama-3-70b", FAMILY, 0.85, "meta-llama/Meta-Llama-3-70B", published=Published(2.857, 2.982)),
-    Recipe("tiny-llama", FAMILY, alpha=0.7, samples=64, length=256),
+    *(
+        Recipe(f"llama-3.1-{size.lower()}", FAMILY, 0.85, f"meta-llama/Llama-3.1-{size}")
+        for size in ("8B", "70B", "405B")
+    ),
+    *(Recipe(f"llama-3.2-{size.lower()}", FAMILY, 0.85, f"meta-llama/Llama-3.2-{size}") for size in ("1B", "3B")),
+    Recipe("tiny-llama", FAMILY, alpha=0.7, alpha_by="measured on the bundled model", samples=64, length=256),
 )

@@ -27,4 +27,5 @@ FAMILY = replace(
 RECIPES = (
     Recipe("mistral", FAMILY, alpha=0.8),
     Recipe("mistral-7b", FAMILY, 0.8, "mistralai/Mistral-7B-v0.1", published=Published(5.253, 5.277)),
+    Recipe("mistral-nemo-12b", FAMILY, 0.8, "mistralai/Mistral-Nemo-Base-2407"),
 )

@@ -58,4 +58,5 @@ FAMILY: Family = replace(
 RECIPES = (
     Recipe("mixtral", FAMILY, alpha=0.8),
     Recipe("mixtral-8x7b", FAMILY, 0.8, "mistralai/Mixtral-8x7B-v0.1", published=Published(3.842, 3.893)),
+    Recipe("mixtral-8x22b", FAMILY, 0.8, "mistralai/Mixtral-8x22B-v0.1"),
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from recipes.recipe import Recipe
+from recipes.recipe import PAPER, Recipe
 from smoothquant.errors import CheckpointError
 from smoothquant.family import Attention, Family, Geometry, SmoothingGroup
 
@@ -95,6 +95,7 @@ FAMILY = Family(
 
 SIZES = ("125m", "350m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b")
 RECIPES = (
-    Recipe("opt", FAMILY, alpha=0.5),
-    *(Recipe(f"opt-{size}", FAMILY, 0.5, f"facebook/opt-{size}") for size in SIZES),
+    Recipe("opt", FAMILY, alpha=0.5, alpha_by=PAPER),
+    *(Recipe(f"opt-{size}", FAMILY, 0.5, f"facebook/opt-{size}", alpha_by=PAPER) for size in SIZES),
+    Recipe("opt-175b", FAMILY, 0.5, "OPT-175B: weights from Meta, on request", alpha_by=PAPER),
 )

@@ -44,4 +44,8 @@ FAMILY: Family = replace(
     geometry=geometry,
 )
 
-RECIPES = (Recipe("phi3", FAMILY, alpha=0.8),)
+RECIPES = (
+    Recipe("phi3", FAMILY, alpha=0.8),
+    Recipe("phi-3-mini-4k", FAMILY, 0.8, "microsoft/Phi-3-mini-4k-instruct"),
+    Recipe("phi-4", FAMILY, 0.8, "microsoft/phi-4"),
+)

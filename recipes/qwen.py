@@ -51,4 +51,9 @@ QWEN3: Family = replace(
     geometry=geometry3,
 )
 
-RECIPES = (Recipe("qwen2", QWEN2, alpha=0.8), Recipe("qwen3", QWEN3, alpha=0.8))
+RECIPES = (
+    Recipe("qwen2", QWEN2, alpha=0.8),
+    *(Recipe(f"qwen2.5-{size.lower()}", QWEN2, 0.8, f"Qwen/Qwen2.5-{size}") for size in ("7B", "14B", "32B", "72B")),
+    Recipe("qwen3", QWEN3, alpha=0.8),
+    *(Recipe(f"qwen3-{size.lower()}", QWEN3, 0.8, f"Qwen/Qwen3-{size}") for size in ("4B", "8B", "14B", "32B")),
+)

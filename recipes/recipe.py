@@ -20,12 +20,18 @@ class Published:
     w8a8: float
 
 
+START = "where to start"  # nobody has published one: try a few, and keep what `smoothquant validate` says is best
+PAPER = "the paper"
+REPOSITORY = "the authors' repository"
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Settings for one model.
 
     name: as given on the command line; model: Hub name, None where any checkpoint of the family is meant.
-    alpha: migration strength; thresholds: what validation must reach.
+    alpha: migration strength; alpha_by: who says so, if not those who published the results.
+    thresholds: what validation must reach.
     samples, length: sequences of calibration and tokens in each.
     """
 
@@ -35,8 +41,14 @@ class Recipe:
     model: str | None = None
     thresholds: Thresholds = DEFAULT_THRESHOLDS
     published: Published | None = None
+    alpha_by: str = ""
     samples: int = 128
     length: int = 512
+
+    @property
+    def alpha_from(self) -> str:
+        """Who says so."""
+        return self.alpha_by or (REPOSITORY if self.published else START)
 
     def settings(self, alpha: float | None = None, groups: str = "default") -> SmoothingSettings:
         """Smoothing settings, with the recipe's alpha unless another is given."""

@@ -1,7 +1,7 @@
-"""Writes the generated parts of the README from results/*.json:  python -m tests.benchmarks.tables [--check]
+"""Writes the generated parts of the documents from results/*.json:  python -m tests.benchmarks.tables [--check]
 
 A part lies between `<!-- generated: NAME -->` and `<!-- end -->`. With --check nothing is written, and the exit status
-is 1 if the README is not what the results make.
+is 1 if a document is not what the results make.
 """
 
 from __future__ import annotations
@@ -9,24 +9,33 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from recipes.models import RECIPES
 from tests.benchmarks.results import FOLDER
+from tests.families import table as families_table
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 ORDER = ("engine_speed", "export_memory", "calibration_speed", "demo")
 PACKAGES = ("torch", "onnxruntime", "transformers", "llmcompressor")
 
 
 def main() -> None:
-    text = README.read_text(encoding="utf-8")
-    made = text
-    for name, part in (("demo", demo()), ("benchmarks", benchmarks())):
-        pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        made = pattern.sub(lambda match, part=part: f"{match[1]}{part}{match[2]}", made)
-    if "--check" in sys.argv:
-        sys.exit(0 if made == text else "README.md is not what results/ make: python -m tests.benchmarks.tables")
-    README.write_text(made, encoding="utf-8")
+    stale = []
+    for name, parts in DOCUMENTS.items():
+        path = ROOT / name
+        text = made = path.read_text(encoding="utf-8")
+        for part, make in parts.items():
+            pattern = re.compile(rf"(<!-- generated: {part} -->\n).*?(<!-- end -->)", re.DOTALL)
+            content = make()
+            made = pattern.sub(lambda match, content=content: f"{match[1]}{content}{match[2]}", made)
+        if made != text and "--check" in sys.argv:
+            stale.append(name)
+        elif made != text:
+            path.write_text(made, encoding="utf-8")
+    if stale:
+        sys.exit(f"{', '.join(stale)}: not what results/ make: python -m tests.benchmarks.tables")
 
 
 def demo() -> str:
@@ -52,9 +61,33 @@ def benchmarks() -> str:
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
+def families() -> str:
+    """Every layout by every property, as the tests found them."""
+    return families_table.table(result("families")["outcomes"])
+
+
+def models() -> str:
+    """Every recipe: model, alpha, what was published, and the command that measures it again."""
+    lines = [
+        "| recipe | model on the Hub | alpha | says | FP16 | W8A8 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for recipe in RECIPES:
+        numbers = recipe.published
+        published = f"{numbers.fp16:.3f} | {numbers.w8a8:.3f}" if numbers else " | "
+        model = recipe.model or f"any {recipe.family.name}"
+        lines.append(f"| `{recipe.name}` | {model} | {recipe.alpha} | {recipe.alpha_from} | {published} |")
+    return "\n".join(lines) + "\n"
+
+
 def result(name: str) -> dict:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
+
+DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"demo": demo, "benchmarks": benchmarks, "families": families},
+    "recipes/README.md": {"meanings": families_table.meanings, "models": models},
+}
 
 if __name__ == "__main__":
     main()
