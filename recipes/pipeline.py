@@ -31,6 +31,7 @@ from recipes.recipe import Recipe
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
+from smoothquant.static import linears_to_keep
 from smoothquant.workspace import load_manifest, read_json
 
 Step = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]  # name -> progress of a step
@@ -84,7 +85,12 @@ def run(plan: Plan, step: Step, *, overwrite: bool = False) -> Validation:
         collect(plan.model, plan.text, scales, overwrite=overwrite, progress=progress)
     with step("smooth, quantize, export") as progress:
         source = source_of(plan.model, scales, plan.settings)
-        writers: list[Writer] = [W8A8Writer(out / "w8a8", plan.activations), OnnxWriter(out / "onnx", plan.activations)]
+        static = plan.activations == "per-tensor"
+        kept = linears_to_keep("auto" if static else "none", plan.model, source.input_absmax, plan.settings)
+        writers: list[Writer] = [
+            W8A8Writer(out / "w8a8", plan.activations, kept=kept),
+            OnnxWriter(out / "onnx", plan.activations, kept=kept),
+        ]
         export(source, writers, overwrite=overwrite, progress=progress)
     with step("build the engine") as progress:
         onnxruntime.build(out / "onnx", out / "engine", overwrite=overwrite)

@@ -88,8 +88,9 @@ class QuantizedLayer:
     float_weights: dict[str, Tensor]
     norms: dict[str, Norm]
 
-    def runnable(self, act: str = "per-token") -> W8A8Layer:
-        """This layer for the decoder. act: "per-token" or "per-tensor"."""
+    def runnable(self, act: str = "per-token", kept: Mapping[str, Tensor] | None = None) -> W8A8Layer:
+        """This layer for the decoder. act: "per-token" or "per-tensor"; kept: smoothed weights, by role, of linears
+        that are left in float after all."""
         static = {role: linear.input_scale for role, linear in self.linears.items() if linear.input_scale is not None}
         return W8A8Layer(
             index=self.index,
@@ -98,7 +99,7 @@ class QuantizedLayer:
             biases={role: linear.bias for role, linear in self.linears.items() if linear.bias is not None},
             norms=self.norms,
             input_scales=static if act == "per-tensor" else {},
-            float_weights=self.float_weights,
+            float_weights={**self.float_weights, **(kept or {})},
         )
 
 

@@ -45,6 +45,12 @@ def build(export: str | Path, out: str | Path, *, overwrite: bool = False) -> di
         raise UserError(
             f"{export}: made by {made['step']!r}", expected="an ONNX export", do="smoothquant export onnx MODEL ..."
         )
+    if made["inputs"]["body"] == "bf16":
+        raise UserError(
+            f"{export}: a bfloat16 graph, for which ONNX Runtime lacks operators",
+            expected="a body of fp32 or fp16",
+            do="export with --dtype fp32 or fp16; bf16 is for TensorRT",
+        )
     threads = physical_cores()
     graph = hashlib.sha256((export / MODEL).read_bytes()).hexdigest()[:16]  # a newer exporter may draw another one
     inputs = {"export": made["inputs"], "graph": graph, "threads": threads}

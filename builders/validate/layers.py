@@ -21,7 +21,6 @@ from torch import Tensor
 from builders.validate.scheme import Scheme
 from smoothquant import decoder
 from smoothquant.attention import Patterns, capped
-from smoothquant.family import ROUTER
 from smoothquant.layers import FloatLayer, W8A8Layer
 from smoothquant.model import Model
 from smoothquant.quantization import quantize_weight, w8a8_linear
@@ -57,13 +56,18 @@ class W8A8Stream:
     def enter(self, index: int, source: FloatLayer) -> None:
         """Quantize a layer."""
         self._smoothed: SmoothedLayer = self.scheme.layer(self.model, index, source)
-        self._layer: W8A8Layer = quantize_layer(self._smoothed).runnable(self.scheme.activations)
+        kept = {
+            role: self._smoothed.weight(role)
+            for role in self.model.quantized_roles
+            if self.model.linear(index, role) in self.scheme.float_linears
+        }
+        self._layer: W8A8Layer = quantize_layer(self._smoothed).runnable(self.scheme.activations, kept)
         self._powers: dict[str, Tensor] = {}  # by role; experts that no token reaches have none
         self._squares, self._tokens = 0.0, 0
 
     def compare(self, role: str, x: Tensor, y: Tensor) -> None:
         """x: (..., in), y: (..., out): input and output of a linear in the original float model."""
-        if role == ROUTER:
+        if role in self._layer.float_weights:
             return
         column, row = self._smoothed.column.get(role), self._smoothed.row.get(role)
         smoothed = y if row is None else y / row

@@ -40,7 +40,7 @@ class Scheme:
 
     key: identity; two engines with the same key quantize alike, and share one pass over the layers.
     activations: "per-token", "per-tensor", or "float": nothing is quantized. lm_head: "float" or "int8" (per token).
-    smoothing_scale, input_absmax: by linear, float32 (in,).
+    smoothing_scale, input_absmax: by linear, float32 (in,). float_linears: module names of those left in float.
     """
 
     key: str
@@ -48,6 +48,7 @@ class Scheme:
     lm_head: str
     smoothing_scale: Mapping[str, Tensor] = field(repr=False)
     input_absmax: Mapping[str, Tensor] = field(repr=False)
+    float_linears: frozenset[str] = frozenset()
 
     def column(self, model: Model, index: int, role: str) -> Tensor | None:
         """smoothing_scale (in,) of a linear, None where its input is as it was."""
@@ -94,8 +95,9 @@ def read_scheme(folder: str | Path) -> Scheme:
             expected="the smoothing scales that every export records",
             do="make it again with smoothquant export",
         ) from error
-    key = hashlib.sha256(f"{activations} {lm_head}\n".encode() + content).hexdigest()[:16]
-    return Scheme(key, activations, lm_head, _ending(tensors, SCALE), _ending(tensors, ABSMAX))
+    kept = inputs.get("float_linears", [])
+    key = hashlib.sha256(f"{activations} {lm_head} {kept}\n".encode() + content).hexdigest()[:16]
+    return Scheme(key, activations, lm_head, _ending(tensors, SCALE), _ending(tensors, ABSMAX), frozenset(kept))
 
 
 def _ending(tensors: Mapping[str, Tensor], end: str) -> dict[str, Tensor]:

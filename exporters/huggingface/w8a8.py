@@ -13,7 +13,8 @@ Format: https://github.com/vllm-project/compressed-tensors (quantization_config,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -28,14 +29,23 @@ from smoothquant.workspace import Workspace, write_json
 
 
 class W8A8Writer:
-    """Writes the W8A8 checkpoint to the folder `out`. activations: "per-token" (dynamic) or "per-tensor" (static)."""
+    """Writes the W8A8 checkpoint to the folder `out`. activations: "per-token" (dynamic) or "per-tensor" (static).
+
+    kept: module names of linears to leave in float (`smoothquant.static`).
+    """
 
     step = "export w8a8"
     quantized = True
 
-    def __init__(self, out: str | Path, activations: str = "per-token", max_shard: int = MAX_SHARD) -> None:
-        self.out, self.activations, self.max_shard = Path(out), activations, max_shard
-        self.settings: Mapping = {"activations": activations}
+    def __init__(
+        self,
+        out: str | Path,
+        activations: str = "per-token",
+        max_shard: int = MAX_SHARD,
+        kept: Sequence[str] = (),
+    ) -> None:
+        self.out, self.activations, self.max_shard, self.kept = Path(out), activations, max_shard, tuple(kept)
+        self.settings: Mapping = {"activations": activations} | ({"float_linears": list(kept)} if kept else {})
 
     def nbytes(self, model: Model) -> int:
         return sum(planned.nbytes for planned in self._plan(model).values())
@@ -51,8 +61,11 @@ class W8A8Writer:
             self._put(name, tensor)
         for name, roles in model.stored.items():
             full = model.family.module(layer.index, name)
-            if roles[0] in quantized.float_weights:
-                self._put(f"{full}.weight", quantized.float_weights[roles[0]])
+            biases = {role: bias for role in roles if (bias := layer.bias(role)) is not None}
+            if biases:
+                self._put(f"{full}.bias", model.join(name, biases))
+            if full in self.kept or roles[0] in quantized.float_weights:
+                self._put(f"{full}.weight", model.join(name, {role: layer.weight(role) for role in roles}))
                 continue
             linears = {role: quantized.linears[role] for role in roles}
             self._put(f"{full}.weight", model.join(name, {role: linear.weight for role, linear in linears.items()}))
@@ -62,20 +75,18 @@ class W8A8Writer:
                 input_scale = linears[roles[0]].input_scale  # one input, one scale
                 assert input_scale is not None  # `export` has seen to it
                 self._put(f"{full}.input_scale", input_scale.reshape(1))
-            biases = {role: linear.bias for role, linear in linears.items() if linear.bias is not None}
-            if biases:
-                self._put(f"{full}.bias", model.join(name, biases))
 
     def end(self) -> None:
         for name in unsmoothed(self.model):
             self.files.write_rows(name, self.model.rows(name))
         config = dict(self.model.checkpoint.config)
-        config["quantization_config"] = quantization_config(self.activations, list(self.model.float_linears()))
+        ignore = [*self.model.float_linears(), *map(_anywhere, self.kept)]
+        config["quantization_config"] = quantization_config(self.activations, ignore)
         write_json(self.work.path("config.json"), config)
         copy_tokenizer(self.model, self.work.folder)
 
     def _plan(self, model: Model) -> dict[str, Planned]:
-        linears = {f"{name}.weight": name for name, _ in model.linears()}
+        linears = {f"{name}.weight": name for name, _ in model.linears() if name not in self.kept}
         plan = {}
         for tensor, shape in model.expected().items():
             if tensor in linears:
@@ -89,6 +100,12 @@ class W8A8Writer:
 
     def _put(self, name: str, tensor: Tensor) -> None:
         self.files.write(name, tensor.to(self.files.plan[name].dtype))
+
+
+def _anywhere(name: str) -> str:
+    """A linear's name for `ignore`; an expert's whatever its MLP is called, since transformers renames Mixtral's."""
+    layer, experts, rest = name.partition(".experts.")
+    return f"re:^{re.escape(layer.rpartition('.')[0])}\\.[^.]+\\.experts\\.{re.escape(rest)}$" if experts else name
 
 
 def quantization_config(activations: str, ignore: list[str]) -> dict:

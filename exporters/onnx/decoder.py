@@ -11,6 +11,8 @@ quantization of the input, one integer kernel.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 
 from exporters.onnx.experts import Experts
@@ -26,12 +28,17 @@ CACHE = ("key", "value")
 
 
 class DecoderGraph:
-    """Builds the graph of a model. activations, lm_head: forms of `linears.FORMS`; body: float32 or float16."""
+    """Builds the graph of a model. activations, lm_head: forms of `linears.FORMS`; body: float32, float16 or bfloat16;
+    kept: module names of the linears that are left in float."""
 
-    def __init__(self, model: Model, activations: str, body: torch.dtype, lm_head: str) -> None:
+    def __init__(
+        self, model: Model, activations: str, body: torch.dtype, lm_head: str, kept: Collection[str] = ()
+    ) -> None:
         self.model, self.geometry, self.body = model, model.geometry, body
         self.graph = Graph()
-        self.products = Products(self.graph, model, FORMS[activations](self.graph, body))
+        plain = FloatLinears(self.graph, body)
+        quantized = plain if activations == "float" else FORMS[activations](self.graph, body)
+        self.products = Products(self.graph, model, quantized, plain, kept)
         self.norms = Norms(self.graph, model, body)
         self.mlp = Mlp(self.graph, model, self.products)
         self.branch: Mlp | Experts = Experts(self.graph, model, body, self.mlp) if model.geometry.experts else self.mlp

@@ -28,7 +28,8 @@ class Experts:
 
     def of(self, layer: int, x: str) -> str:
         """x: (batch, sequence, hidden); returns the same shape."""
-        graph, hidden, form = self.graph, self.model.geometry.hidden_size, self.mlp.products.form
+        graph, hidden = self.graph, self.model.geometry.hidden_size
+        form = self.mlp.products.form(layer, *(f"{role}.0" for role in self.mlp.first))  # all experts read one input
         with graph.within(self.model.linear(layer, ROUTER)):
             shape = graph.op("Shape", x)
             rows = graph.op("Reshape", x, graph.constant([-1, hidden]))  # (tokens, hidden)

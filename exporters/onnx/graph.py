@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy
 import torch
 
 from exporters.onnx.external_data import FILE, ExternalData
@@ -49,18 +48,15 @@ class Graph:
 
     def constant(self, value: Any, dtype: torch.dtype = torch.int64) -> str:
         """A small inline constant, stored once. value: a number, or a (nested) list of numbers."""
-        array = torch.tensor(value, dtype=dtype).numpy()
-        key = (dtype, array.shape, array.tobytes())
+        tensor = torch.tensor(value, dtype=dtype)
+        content = tensor.view(-1).view(torch.uint8).numpy().tobytes()
+        key = (dtype, tensor.shape, content)
         if key not in self._constants:
             name = self._unique(f"constant.{str(dtype).removeprefix('torch.')}")
-            self._initializers.append(self.onnx.numpy_helper.from_array(array, name))
+            proto = self.onnx.TensorProto(name=name, dims=tensor.shape, data_type=self.element(dtype), raw_data=content)
+            self._initializers.append(proto)
             self._constants[key] = name
         return self._constants[key]
-
-    def array(self, name: str, array: numpy.ndarray) -> str:
-        """A named inline constant."""
-        self._initializers.append(self.onnx.numpy_helper.from_array(array, name))
-        return name
 
     def weight(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> str:
         """A tensor in external data; its content is written later, with `data`."""

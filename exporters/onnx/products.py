@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from exporters.onnx.graph import Graph
@@ -19,10 +20,12 @@ MERGED = {  # the names that serving engines use, and theirs put together
 
 @dataclass(frozen=True)
 class Merged:
-    """Linears that read one input, side by side in one matrix. name: of the matrix; roles: in order."""
+    """Linears that read one input, side by side in one matrix. name: of the matrix; roles: in order; quantized: or kept
+    in float."""
 
     name: str
     roles: tuple[str, ...]
+    quantized: bool
 
 
 def merged_name(model: Model, layer: int, roles: tuple[str, ...]) -> str:
@@ -33,27 +36,34 @@ def merged_name(model: Model, layer: int, roles: tuple[str, ...]) -> str:
 
 
 class Products:
-    """The quantized products of a graph. form: how they are spelled. merged: what lies in the matrices, by layer."""
+    """The matrix products of a graph. quantized, plain: how they are spelled; kept: module names of the linears that
+    are left plain. merged: what lies in the matrices, by layer."""
 
-    def __init__(self, graph: Graph, model: Model, form: Linears) -> None:
-        self.graph, self.model, self.form = graph, model, form
+    def __init__(
+        self, graph: Graph, model: Model, quantized: Linears, plain: Linears, kept: Collection[str] = ()
+    ) -> None:
+        self.graph, self.model, self.quantized, self.plain, self.kept = graph, model, quantized, plain, kept
         self.merged: dict[int, list[Merged]] = {}
+
+    def form(self, layer: int, *roles: str) -> Linears:
+        """How the product of these linears is spelled."""
+        return self.plain if self.model.linear(layer, roles[0]) in self.kept else self.quantized
 
     def of(self, layer: int, x: str, *roles: str) -> str:
         """One matrix product for all linears that read x (..., in): (..., sum of their outputs) in the body's dtype."""
         name = merged_name(self.model, layer, roles)
         with self.graph.within(name):
-            return self.linear(layer, self.form.normalize(x), *roles)
+            return self.linear(layer, self.form(layer, *roles).normalize(x), *roles)
 
     def linear(self, layer: int, x: Input, *roles: str) -> str:
         """The same, for an input that is normalized already."""
         model, geometry = self.model, self.model.geometry
-        merged = Merged(merged_name(model, layer, roles), roles)
+        merged = Merged(merged_name(model, layer, roles), roles, self.form(layer, *roles) is not self.plain)
         self.merged.setdefault(layer, []).append(merged)
         shape = (self.width(roles), model.family.shape(roles[0], geometry)[1])
         biased = any(model.family.has_bias(role, geometry) for role in roles)
         with self.graph.within(merged.name):
-            return self.form.linear(x, merged.name, shape, biased)
+            return self.form(layer, *roles).linear(x, merged.name, shape, biased)
 
     def width(self, roles: tuple[str, ...]) -> int:
         """Output channels of these linears."""

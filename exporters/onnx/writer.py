@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from smoothquant.quantization import quantize_weight
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace
 
-BODIES = {"fp32": torch.float32, "fp16": torch.float16}
+BODIES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LM_HEADS = {"float": "float", "int8": "per-token"}  # option -> form of the output head
 
 
@@ -37,13 +37,19 @@ class OnnxWriter:
     """Writes the ONNX export to the folder `out`.
 
     activations: "per-token", "per-tensor", or "float": the unquantized twin, an engine's reference.
-    body: "fp32" or "fp16", the dtype of everything that is not INT8. lm_head: "float" or "int8".
+    body: "fp32", "fp16" or "bf16" (for TensorRT alone), the dtype of everything that is not INT8. lm_head: "float" or
+    "int8". kept: module names of linears to leave in float (`smoothquant.static`).
     """
 
     step = "export onnx"
 
     def __init__(
-        self, out: str | Path, activations: str = "per-token", body: str = "fp32", lm_head: str = "float"
+        self,
+        out: str | Path,
+        activations: str = "per-token",
+        body: str = "fp32",
+        lm_head: str = "float",
+        kept: Sequence[str] = (),
     ) -> None:
         for value, choices in ((activations, FORMS), (body, BODIES), (lm_head, LM_HEADS)):
             if value not in choices:
@@ -56,7 +62,10 @@ class OnnxWriter:
         require("onnx")
         self.out, self.activations, self.body, self.lm_head = Path(out), activations, body, lm_head
         self.quantized = activations != "float"
-        self.settings: Mapping = {"activations": activations, "body": body, "lm_head": lm_head}
+        self.kept = tuple(kept)
+        self.settings: Mapping = {"activations": activations, "body": body, "lm_head": lm_head} | (
+            {"float_linears": list(kept)} if kept else {}
+        )
 
     def nbytes(self, model: Model) -> int:
         return self._decoder(model).graph.data.nbytes
@@ -74,7 +83,7 @@ class OnnxWriter:
             name = f"{self.model.linear(layer.index, ROUTER)}.weight"
             self.data.write_transposed(name, [self._to_planned(name, layer.weight(ROUTER))])
         for merged in self.decoder.products.merged[layer.index]:
-            if quantized is None:
+            if quantized is None or not merged.quantized:
                 weight = f"{merged.name}.weight"
                 parts = (self._to_planned(weight, layer.weight(role)) for role in merged.roles)
                 self.data.write_transposed(weight, parts)
@@ -107,7 +116,7 @@ class OnnxWriter:
         copy_tokenizer(model, self.work.folder)
 
     def _decoder(self, model: Model) -> DecoderGraph:
-        return DecoderGraph(model, self.activations, BODIES[self.body], LM_HEADS[self.lm_head])
+        return DecoderGraph(model, self.activations, BODIES[self.body], LM_HEADS[self.lm_head], self.kept)
 
     def _save_graph(self) -> None:
         facts = {"family": self.model.family.name, **self.settings}

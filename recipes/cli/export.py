@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from recipes.cli import options
 from recipes.cli.ui import Ui
+from smoothquant.errors import UserError
 from smoothquant.settings import SmoothingSettings
 
 if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
-    from exporters.export import Writer
+    from exporters.export import Source, Writer
 
 TARGETS = {
     "hf": (
@@ -69,10 +70,20 @@ def _add_own(target: str, command: argparse.ArgumentParser) -> None:
         default="per-token",
         help="activations: one dynamic scale per token (accurate, default) or one static scale per tensor",
     )
+    command.add_argument(
+        "--keep-float",
+        metavar="auto|none|ROLES",
+        default="auto",
+        help="with --act per-tensor: linears to leave in float. auto (default): those whose input one static scale "
+        "would ruin, by the act scales; none; or roles, as in o,down",
+    )
     if target == "onnx":
         command.add_argument("--float", action="store_true", help="the unquantized graph: a reference engine")
         command.add_argument(
-            "--dtype", choices=("fp32", "fp16"), default="fp32", help="of everything that is not INT8 (default fp32)"
+            "--dtype",
+            choices=("fp32", "fp16", "bf16"),
+            default="fp32",
+            help="of everything that is not INT8 (default fp32; bf16 is for TensorRT alone)",
         )
         command.add_argument(
             "--lm-head",
@@ -95,15 +106,33 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         source = source_of(model, None, SmoothingSettings(groups="none"))
     else:
         source = source_of(model, arguments.act_scales, settings)
+    kept = _kept(arguments, source) if arguments.target != "hf" and not plain else ()
+    if kept:
+        ui.note(f"{len(kept)} linears stay in float, as {kept[0]}: one static scale would ruin them (--keep-float)")
     with ui.progress(f"export {arguments.target}") as progress:
-        export(source, [_writer(arguments)], overwrite=arguments.overwrite, progress=progress)
+        export(source, [_writer(arguments, kept)], overwrite=arguments.overwrite, progress=progress)
     manifest = load_manifest(arguments.out)
     size = sum(manifest["files"].values())
     ui.result({"out": arguments.out, "bytes": size, "manifest": manifest})
     ui.say(f"{arguments.out}: {size / 1e6:,.1f} MB, from {model.checkpoint.nbytes / 1e6:,.1f} MB")
 
 
-def _writer(arguments: argparse.Namespace) -> Writer:
+def _kept(arguments: argparse.Namespace, source: Source) -> tuple[str, ...]:
+    """Linears to leave in float."""
+    from smoothquant.static import linears_to_keep
+
+    if arguments.act == "per-token":
+        if arguments.keep_float not in ("auto", "none"):
+            raise UserError(
+                f"--keep-float {arguments.keep_float} with activations per token",
+                expected="--act per-tensor",
+                do="drop --keep-float: one scale per token needs no linear in float",
+            )
+        return ()
+    return linears_to_keep(arguments.keep_float, source.model, source.input_absmax, source.settings)
+
+
+def _writer(arguments: argparse.Namespace, kept: tuple[str, ...]) -> Writer:
     if arguments.target == "hf":
         import torch
 
@@ -113,8 +142,8 @@ def _writer(arguments: argparse.Namespace) -> Writer:
     if arguments.target == "w8a8":
         from exporters.huggingface import W8A8Writer
 
-        return W8A8Writer(arguments.out, arguments.act)
+        return W8A8Writer(arguments.out, arguments.act, kept=kept)
     from exporters.onnx import OnnxWriter
 
     activations = "float" if arguments.float else arguments.act
-    return OnnxWriter(arguments.out, activations, body=arguments.dtype, lm_head=arguments.lm_head)
+    return OnnxWriter(arguments.out, activations, body=arguments.dtype, lm_head=arguments.lm_head, kept=kept)
