@@ -19,8 +19,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from exporters.huggingface.safetensors_files import MAX_SHARD, Planned, SafetensorsFiles
+from exporters.export import Source, check_folded, check_static
+from exporters.huggingface.shards import MAX_SHARD, SafetensorsShards
 from exporters.huggingface.smoothed import norm_tensors, unsmoothed
+from exporters.safetensors_files import Planned
 from exporters.sidecars import copy_tokenizer
 from smoothquant.model import Model
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
@@ -31,21 +33,26 @@ class W8A8Writer:
     """Writes the W8A8 checkpoint to the folder `out`. activations: "per-token" (dynamic) or "per-tensor" (static)."""
 
     step = "export w8a8"
-    quantized = True
+    weights: str | None = "per-channel"
 
     def __init__(self, out: str | Path, activations: str = "per-token", max_shard: int = MAX_SHARD) -> None:
         self.out, self.activations, self.max_shard = Path(out), activations, max_shard
         self.settings: Mapping = {"activations": activations}
+
+    def check(self, source: Source) -> None:
+        check_folded(source, self.out)
+        if self.activations == "per-tensor":
+            check_static(source, self.out)
 
     def nbytes(self, model: Model) -> int:
         return sum(planned.nbytes for planned in self._plan(model).values())
 
     def begin(self, model: Model, work: Workspace) -> None:
         self.model, self.work = model, work
-        self.files = SafetensorsFiles(work.folder, self._plan(model), self.max_shard)
+        self.files = SafetensorsShards(work.folder, self._plan(model), self.max_shard)
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
-        assert quantized is not None  # promised by the class attribute `quantized`
+        assert quantized is not None  # promised by the class attribute `weights`
         model = self.model
         for name, tensor in norm_tensors(model, layer.index, quantized.norms):
             self._put(name, tensor)
@@ -60,7 +67,7 @@ class W8A8Writer:
             self._put(f"{full}.weight_scale", model.join(name, scales)[:, None])
             if self.activations == "per-tensor":
                 input_scale = linears[roles[0]].input_scale  # one input, one scale
-                assert input_scale is not None  # `export` has seen to it
+                assert input_scale is not None  # `check` has seen to it
                 self._put(f"{full}.input_scale", input_scale.reshape(1))
             biases = {role: linear.bias for role, linear in linears.items() if linear.bias is not None}
             if biases:
