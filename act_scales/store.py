@@ -30,7 +30,7 @@ from torch import Tensor
 
 from smoothquant.errors import ActScalesError, OutputError
 from smoothquant.model import Model
-from smoothquant.stream import check_act_scales
+from smoothquant.ranges import check_act_scales
 
 FORMAT_VERSION = "1"
 INPUT, OUTPUT = ".input_absmax", ".output_absmax"

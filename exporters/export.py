@@ -17,10 +17,10 @@ from typing import Protocol
 from torch import Tensor
 
 from smoothquant.contract import TOLERANCE, Contract
-from smoothquant.errors import ActScalesError
+from smoothquant.errors import ActScalesError, UserError
 from smoothquant.machine import return_freed_tensors
 from smoothquant.model import Model
-from smoothquant.settings import ABSMAX, SCALE, SMOOTHING, SmoothingSettings
+from smoothquant.settings import ABSMAX, GROUPS, SCALE, SMOOTHING, SmoothingSettings
 from smoothquant.stream import QuantizedLayer, QuantizingLayer, SmoothedLayer, smoothed_layers
 from smoothquant.workspace import Workspace, save_tensors
 
@@ -31,13 +31,17 @@ class Writer(Protocol):
     """A format. Layers arrive in order; every one lands where it would land in an uninterrupted run.
 
     step: name of the step, as in "export onnx". out: folder to make. settings: JSON values that shape the output.
-    quantized: whether `write` wants quantized layers.
+    weights: form of the quantized layers that `write` wants, "per-channel" or "per-tensor"; None for none.
     """
 
     step: str
     out: Path
     settings: Mapping
-    quantized: bool
+    weights: str | None
+
+    def check(self, source: Source) -> None:
+        """Raise UserError if this format cannot hold this model, smoothed and quantized like this."""
+        ...
 
     def nbytes(self, model: Model) -> int:
         """Size of the output, about."""
@@ -61,6 +65,7 @@ class Source:
     """What every export starts from.
 
     input_absmax: linear -> float32 (in,); None where nothing is smoothed and no static scale is wanted.
+    output_absmax: linear -> float32 (out,), of those that are known; some formats want it.
     fingerprints: of the model and of the act scales, for the manifest.
     """
 
@@ -68,6 +73,7 @@ class Source:
     settings: SmoothingSettings
     input_absmax: Mapping[str, Tensor] | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    output_absmax: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def export(
@@ -82,13 +88,8 @@ def export(
     Each output also holds `smoothing.safetensors`: `<linear>.smoothing_scale` and `<linear>.input_absmax`, float32
     (in,), so that an artifact explains itself and can be compared with its float original.
     """
-    static = [writer for writer in writers if writer.settings.get("activations") == "per-tensor"]
-    if static and source.input_absmax is None:
-        raise ActScalesError(
-            f"{static[0].out}: static activations, and no activation scales",
-            expected="a file made by smoothquant calibrate",
-            do="give ACT_SCALES, or use --act per-token",
-        )
+    for writer in writers:
+        writer.check(source)
     with ExitStack() as stack:
         todo = []
         for writer in writers:
@@ -99,6 +100,24 @@ def export(
                 todo.append((writer, work))
         if todo:
             _run(source, todo, progress)
+
+
+def check_static(source: Source, out: Path) -> None:
+    """Raise ActScalesError unless there is what static activations are computed from."""
+    if source.input_absmax is None:
+        raise ActScalesError(
+            f"{out}: static activations, and no activation scales",
+            expected="a file made by smoothquant calibrate",
+            do="give ACT_SCALES, or use --act per-token",
+        )
+
+
+def check_folded(source: Source, out: Path) -> None:
+    """Raise UserError where something is left for run time, in a format whose engines smooth nothing themselves."""
+    if source.settings.at_run_time:
+        raise UserError(
+            f"{out}: this format has no place for run-time smoothing scales", expected=f"groups {', '.join(GROUPS)}"
+        )
 
 
 def _inputs(source: Source, writer: Writer) -> dict:
@@ -114,14 +133,14 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
     contract = Contract(model, kept)
     smoothing = {name: tensor for name, tensor in kept.items() if name.endswith((SCALE, ABSMAX))}
     progress(start, layers)
-    for layer in smoothed_layers(model, source.input_absmax, source.settings, start):
+    for layer in smoothed_layers(model, source.input_absmax, source.settings, start, source.output_absmax):
         lacking = [(writer, work) for writer, work in todo if work.next_layer <= layer.index]
-        quantizing = QuantizingLayer(layer) if any(writer.quantized for writer, _ in lacking) else None
-        contract.check(layer, quantizing)
-        quantized = quantizing.quantized() if quantizing else None
+        quantizing = {form: QuantizingLayer(layer, form) for writer, _ in lacking if (form := writer.weights)}
+        contract.check(layer, next(iter(quantizing.values()), None))
+        quantized = {form: running.quantized() for form, running in quantizing.items()}
         smoothing.update(_explain(model, layer))
         for writer, work in lacking:
-            writer.write(layer, quantized if writer.quantized else None)
+            writer.write(layer, quantized[writer.weights] if writer.weights else None)
             work.mark(layer.index + 1, {**contract.state(), **smoothing})
         progress(layer.index + 1, layers)
         del layer, quantizing, quantized  # before the next one is loaded: one layer in memory, not two

@@ -58,7 +58,8 @@ def source_of(model: Model, act_scales: str | Path | None, settings: SmoothingSe
     if act_scales is None:
         return Source(model, settings, None, fingerprints)
     scales = load_act_scales(act_scales).for_model(model)
-    return Source(model, settings, scales.input_absmax, fingerprints | {"act_scales": scales.fingerprint})
+    fingerprints |= {"act_scales": scales.fingerprint}
+    return Source(model, settings, scales.input_absmax, fingerprints, scales.output_absmax)
 
 
 def split_text(source: str, model: Model, recipe: Recipe, heldout: int) -> tuple[Text, Text]:

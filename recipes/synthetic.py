@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from exporters.huggingface.safetensors_files import Planned, SafetensorsFiles
+from exporters.huggingface.shards import SafetensorsShards
+from exporters.safetensors_files import Planned
 from recipes.llama import FAMILY
 from smoothquant.family import Geometry
 from smoothquant.workspace import write_json
@@ -56,7 +57,7 @@ def save_random_llama(
     write_json(folder / "config.json", config)
     geometry = FAMILY.geometry(config)
     shapes = FAMILY.tensors(geometry)
-    files = SafetensorsFiles(folder, {name: Planned(shape, dtype) for name, shape in shapes.items()})
+    files = SafetensorsShards(folder, {name: Planned(shape, dtype) for name, shape in shapes.items()})
     generator = torch.Generator().manual_seed(seed)
     for name, shape in shapes.items():
         if len(shape) == 1:

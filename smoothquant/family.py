@@ -31,6 +31,7 @@ class SmoothingGroup:
     linears: the consumers, one common s. Roles that every expert has stand for those of all experts.
     through: what lies between: "norm" (source is the norm itself), "attention" (source is v: channels are shared
         by the query heads of a kv head), "product" (channel-wise and homogeneous in the source: act(gate) * up, ReLU).
+        "run-time", which no family says but some settings do: there is no source, the engine divides their input by s.
     """
 
     source: str

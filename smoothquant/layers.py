@@ -61,7 +61,7 @@ class W8A8Layer:
     """A quantized layer, computed with `quantization.w8a8_linear` in the dtype of its input.
 
     weights: int8 (out, in) by role; weight_scales: (out,); input_scales: scalars, empty for per-token activations.
-    float_weights: of the linears that stay float.
+    float_weights: of the linears that stay float. smoothers: what inputs are divided by first, (in,).
     """
 
     index: int
@@ -71,6 +71,7 @@ class W8A8Layer:
     norms: Mapping[str, Norm]
     input_scales: Mapping[str, Tensor]
     float_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    smoothers: Mapping[str, Tensor] = field(default_factory=dict)
     listen: Listener | None = None
 
     def to(self, device: str) -> W8A8Layer:
@@ -83,15 +84,17 @@ class W8A8Layer:
             norms=_norms(self.norms, device),
             input_scales=_moved(self.input_scales, device),
             float_weights=_moved(self.float_weights, device),
+            smoothers=_moved(self.smoothers, device),
             listen=self.listen,
         )
 
     def linear(self, role: str, x: Tensor) -> Tensor:
         bias = self.biases.get(role)
+        smoothed = x / self.smoothers[role].to(x.dtype) if role in self.smoothers else x
         if role in self.float_weights:
-            y = float_linear(x, self.float_weights[role], bias)
+            y = float_linear(smoothed, self.float_weights[role], bias)
         else:
-            y = w8a8_linear(x, self.weights[role], self.weight_scales[role], bias, self.input_scales.get(role))
+            y = w8a8_linear(smoothed, self.weights[role], self.weight_scales[role], bias, self.input_scales.get(role))
         if self.listen:
             self.listen(role, x, y)
         return y

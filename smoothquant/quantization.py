@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 QMAX = 127
+GRANULARITIES = ("per-channel", "per-tensor")  # of the scales of a weight matrix
 EPS = 1e-12  # floor of a token's maximum: an all-zero token quantizes to zeros
 _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 _TINY = torch.finfo(torch.float32).tiny  # smallest normal float32: the scale of an all-zero output channel
@@ -26,10 +27,15 @@ def weight_scale(weight_absmax: Tensor) -> Tensor:
     return (weight_absmax.float() / QMAX).clamp_min(_TINY)
 
 
-def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """weight: (out, in) float. Returns int8 (out, in) in [-127, 127] and weight_scale float32 (out,)."""
+def quantize_weight(weight: Tensor, granularity: str = "per-channel") -> tuple[Tensor, Tensor]:
+    """weight: (out, in) float. Returns int8 (out, in) in [-127, 127] and weight_scale float32 (out,).
+
+    granularity: "per-channel", or "per-tensor": all channels have the scale of the largest.
+    """
     weight = weight.float()
     scale = weight_scale(absmax(weight, dim=1))
+    if granularity == "per-tensor":
+        scale = scale.amax().expand_as(scale)
     return (weight / scale[:, None]).round_().clamp_(-QMAX, QMAX).to(torch.int8), scale
 
 

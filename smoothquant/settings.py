@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from smoothquant.errors import UserError
@@ -15,7 +15,10 @@ if TYPE_CHECKING:  # the command line reads this module before it needs torch
 SMOOTHING = "smoothing.safetensors"
 SCALE, ABSMAX = ".smoothing_scale", ".input_absmax"
 
-GROUPS = ("default", "paper", "none")
+GROUPS = ("default", "paper", "none")  # what any format holds: nothing is left for run time
+RUN_TIME_GROUPS = ("run-time", "unfolded")  # only for engines that smooth an activation themselves
+SMOOTHER_DTYPES = ("float16", "bfloat16", "float32")
+KV_CACHES = ("float", "int8")
 
 
 @dataclass(frozen=True)
@@ -25,22 +28,46 @@ class SmoothingSettings:
     alpha: migration strength in [0, 1]: 0 leaves the activations alone, 1 moves all of their range to the weights.
     groups: "default" smooths norm -> linears, v -> o and up -> down; "paper" is norm -> q, k, v and
         norm -> gate, up only, by the released code's formula to the letter; "none" quantizes without smoothing.
+        "run-time" folds into the norms, and has the engine divide the input of every other linear by a scale of its
+        own; "unfolded" leaves the norms as they are and has the engine divide every input.
+    smoother_dtype: that the engine holds those run-time scales in.
+    kv_cache: "int8" where the engine stores keys and values with one scale for both: v -> o is then folded such that
+        they reach equally far.
     """
 
     alpha: float = 0.5
     groups: str = "default"
+    smoother_dtype: str = "float32"
+    kv_cache: str = "float"
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise UserError(f"alpha {self.alpha}", expected="a number in [0, 1]", do="0.5 suits most models")
-        if self.groups not in GROUPS:
-            raise UserError(f"groups {self.groups!r}", expected=f"one of {', '.join(GROUPS)}")
+        for what, found, known in (
+            ("groups", self.groups, GROUPS + RUN_TIME_GROUPS),
+            ("smoother dtype", self.smoother_dtype, SMOOTHER_DTYPES),
+            ("KV cache", self.kv_cache, KV_CACHES),
+        ):
+            if found not in known:
+                raise UserError(f"{what} {found!r}", expected=f"one of {', '.join(known)}")
 
-    def chosen(self, groups: tuple[SmoothingGroup, ...]) -> tuple[SmoothingGroup, ...]:
-        """Those of a family's smoothing groups that these settings smooth."""
-        if self.groups == "paper":
-            return tuple(group for group in groups if group.through == "norm")
-        return groups if self.groups == "default" else ()
+    @property
+    def at_run_time(self) -> bool:
+        """Whether the engine has to smooth, too."""
+        return self.groups in RUN_TIME_GROUPS
+
+    def chosen(self, groups: tuple[SmoothingGroup, ...], roles: tuple[str, ...]) -> tuple[SmoothingGroup, ...]:
+        """What these settings smooth. groups: a family's smoothing groups; roles: of the linears that get quantized."""
+        norms = tuple(group for group in groups if group.through == "norm")
+        if self.at_run_time:
+            fed = {role for group in norms for role in group.linears}
+            alone = tuple(replace(groups[0], linears=(role,)) for role in roles if role not in fed)
+            divided = alone if self.groups == "run-time" else norms + alone
+            kept = norms if self.groups == "run-time" else ()
+            return kept + tuple(replace(group, source="", through="run-time") for group in divided)
+        return {"paper": norms, "default": groups, "none": ()}[self.groups]
 
     def as_dict(self) -> dict:
-        return asdict(self)
+        """alpha and groups, and whatever else is not as always."""
+        unsaid = {field.name: field.default for field in fields(self)[2:]}
+        return {key: value for key, value in asdict(self).items() if key not in unsaid or value != unsaid[key]}

@@ -34,6 +34,23 @@ def skip_dead_channels(scale: Tensor, act_absmax: Tensor) -> Tensor:
     return torch.where(act_absmax > 0, scale, torch.ones_like(scale))
 
 
+def as_divisor(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest scale that an engine holds exactly in `dtype` and divides by. scale: (in,); returns (in,) float32.
+
+    Weights that are multiplied by it undo the division, without the error of a scale that was rounded afterwards.
+    """
+    limits = torch.finfo(dtype)
+    return scale.clamp(limits.tiny, limits.max).to(dtype).float()
+
+
+def as_factor(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest scale whose reciprocal, in [1e-4, 1e4], an engine holds exactly in `dtype` and multiplies by.
+
+    scale: (in,); returns (in,) float32. The limits are ModelOpt's.
+    """
+    return 1 / (1 / scale).clamp(1e-4, 1e4).to(dtype).float()
+
+
 def share_over_query_heads(values: Tensor, kv_heads: int, head_dim: int) -> Tensor:
     """Max over the query heads that read the same kv head: (heads * head_dim,) -> (kv_heads * head_dim,)."""
     return values.view(kv_heads, -1, head_dim).amax(dim=1).reshape(-1)

@@ -34,7 +34,7 @@ def spread(act_absmax: Tensor) -> float:
 def ruined_linears(model: Model, input_absmax: Mapping[str, Tensor], settings: SmoothingSettings) -> tuple[str, ...]:
     """Module names, in order, of the linears whose smoothed input is wider than `LIMIT`. Linears that read one input
     are named together. input_absmax: every linear's, unsmoothed."""
-    smoothed = {role for group in settings.chosen(model.groups) for role in group.linears}
+    smoothed = {role for group in settings.chosen(model.groups, model.quantized_roles) for role in group.linears}
     found = []
     for layer in range(model.geometry.layers):
         for roles in inputs(model):

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from smoothquant import smoothing
+from smoothquant import kv_cache, smoothing
 from smoothquant.errors import ActScalesError
 from smoothquant.family import ROUTER, SmoothingGroup
 from smoothquant.layers import FloatLayer, W8A8Layer, float_layer, float_linear
 from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.quantization import absmax, input_scale, quantize_weight
+from smoothquant.ranges import borrow_ranges, check_act_scales, input_ranges, output_ranges
 from smoothquant.settings import SmoothingSettings
 
 
@@ -32,7 +34,9 @@ class SmoothedLayer:
     column: role -> smoothing_scale float32 (in,), multiplies the weight's columns.
     row: role -> float32 (out,), divides the weight's rows and the bias (this linear feeds a smoothed one).
     norms: by role, smoothing folded in; weights in the dtype on disk, biases of smoothed norms in float32.
+    smoother: role -> those of `column` that the engine divides the input by at run time, nothing before it does.
     input_absmax: role -> float32 (in,), calibrated maxima of the smoothed input; empty without act scales.
+    output_absmax: role -> float32 (out,), calibrated maxima of the smoothed linear's output, where they are known.
     """
 
     model: Model
@@ -42,6 +46,8 @@ class SmoothedLayer:
     input_absmax: dict[str, Tensor]
     column: dict[str, Tensor] = field(default_factory=dict)
     row: dict[str, Tensor] = field(default_factory=dict)
+    smoother: dict[str, Tensor] = field(default_factory=dict)
+    output_absmax: dict[str, Tensor] = field(default_factory=dict)
 
     def weight(self, role: str) -> Tensor:
         """Smoothed weight, float32 (out, in), computed anew at every call."""
@@ -61,14 +67,19 @@ class SmoothedLayer:
 
     def linear(self, role: str, x: Tensor) -> Tensor:
         """The smoothed linear in float: lets the decoder run this layer."""
-        return float_linear(x, self.weight(role), self.bias(role))
+        return float_linear(self.divided(role, x), self.weight(role), self.bias(role))
+
+    def divided(self, role: str, x: Tensor) -> Tensor:
+        """What the engine makes of a linear's input (..., in) before anything else: smoothed, if it has to do that."""
+        return x / self.smoother[role].to(x.dtype) if role in self.smoother else x
 
 
 @dataclass(frozen=True)
 class QuantizedLinear:
     """name: module name in the checkpoint, which linears of one matrix share; weight: int8 (out, in);
     weight_scale: float32 (out,) > 0; input_scale: float32 scalar > 0, for static activations (None without act scales);
-    bias: float32 (out,) or None; smoothing_scale: float32 (in,), None where the input is not smoothed."""
+    bias: float32 (out,) or None; smoothing_scale: float32 (in,), None where the input is not smoothed; smoother: the
+    same where the engine divides the input by it, else None."""
 
     name: str
     weight: Tensor
@@ -76,17 +87,19 @@ class QuantizedLinear:
     input_scale: Tensor | None
     bias: Tensor | None = None
     smoothing_scale: Tensor | None = None
+    smoother: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class QuantizedLayer:
     """linears: by role, all that get quantized; float_weights: of the others, float32, smoothed; norms: by role,
-    smoothing folded in."""
+    smoothing folded in; smoothers: by role, what the engine divides inputs by."""
 
     index: int
     linears: dict[str, QuantizedLinear]
     float_weights: dict[str, Tensor]
     norms: dict[str, Norm]
+    smoothers: dict[str, Tensor] = field(default_factory=dict)
 
     def runnable(self, act: str = "per-token", kept: Mapping[str, Tensor] | None = None) -> W8A8Layer:
         """This layer for the decoder. act: "per-token" or "per-tensor"; kept: smoothed weights, by role, of linears
@@ -100,13 +113,19 @@ class QuantizedLayer:
             norms=self.norms,
             input_scales=static if act == "per-tensor" else {},
             float_weights={**self.float_weights, **(kept or {})},
+            smoothers=self.smoothers,
         )
 
 
 def smoothed_layers(
-    model: Model, input_absmax: Mapping[str, Tensor] | None, settings: SmoothingSettings, start: int = 0
+    model: Model,
+    input_absmax: Mapping[str, Tensor] | None,
+    settings: SmoothingSettings,
+    start: int = 0,
+    output_absmax: Mapping[str, Tensor] | None = None,
 ) -> Iterator[SmoothedLayer]:
-    """Layers `start` and later, smoothed. input_absmax: linear's module name -> float32 (in,), every linear's.
+    """Layers `start` and later, smoothed. input_absmax: linear's module name -> float32 (in,), every linear's;
+    output_absmax: the same of outputs, float32 (out,), of those that are known.
 
     Without smoothing and static scales (groups "none", per token) there need be no input_absmax.
     Raises ActScalesError for a linear without scales or with scales of another shape, CheckpointError for NaN and Inf.
@@ -118,41 +137,55 @@ def smoothed_layers(
     else:
         check_act_scales(model, input_absmax)
     for index in range(start, model.geometry.layers):
-        yield smooth_layer(model, index, input_absmax, settings)
+        yield smooth_layer(model, index, input_absmax, settings, output_absmax or {})
 
 
 def smooth_layer(
-    model: Model, index: int, input_absmax: Mapping[str, Tensor], settings: SmoothingSettings
+    model: Model,
+    index: int,
+    input_absmax: Mapping[str, Tensor],
+    settings: SmoothingSettings,
+    output_absmax: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> SmoothedLayer:
     """Load one layer and fold the chosen smoothing groups into it."""
     source = float_layer(model, index)
-    act = _act_absmax(model, index, input_absmax)
-    layer = SmoothedLayer(model, index, source, norms=dict(source.norms), input_absmax=act)
-    for group in settings.chosen(model.groups):
+    act, output = input_ranges(model, index, input_absmax), output_ranges(model, index, output_absmax)
+    layer = SmoothedLayer(model, index, source, norms=dict(source.norms), input_absmax=dict(act))
+    for group in settings.chosen(model.groups, model.quantized_roles):
         scale = _group_scale(model, source, act, group, settings)
         if group.through == "norm":
             if settings.groups != "paper":
                 scale = smoothing.skip_dead_channels(scale, act[group.linears[0]])
             scale, layer.norms[group.source] = source.norms[group.source].fold(scale)
+        elif group.through == "run-time":
+            hold = smoothing.as_factor if settings.groups == "unfolded" else smoothing.as_divisor
+            scale = smoothing.skip_dead_channels(scale, act[group.linears[0]])
+            scale = hold(scale, getattr(torch, settings.smoother_dtype))
+            layer.smoother |= dict.fromkeys(group.linears, scale)
         else:
             scale = smoothing.skip_dead_channels(scale, _shared(model, group, act[group.linears[0]]))
+            if group.through == "attention" and settings.kv_cache == "int8":
+                scale = kv_cache.match(scale, output["v"], _key_absmax(model, index, output))
             layer.row[group.source] = scale
             scale = _spread(model, group, scale)
         for role in group.linears:
             layer.column[role] = scale
             layer.input_absmax[role] = act[role] / scale
-    _borrow_ranges(layer)
+    layer.output_absmax = {role: reach / layer.row.get(role, 1) for role, reach in output.items()}
+    borrow_ranges(layer.input_absmax)
     return layer
 
 
-def quantize_layer(layer: SmoothedLayer) -> QuantizedLayer:
+def quantize_layer(layer: SmoothedLayer, weights: str = "per-channel") -> QuantizedLayer:
     """Quantize every linear of a smoothed layer; holds one float32 matrix at a time."""
-    return QuantizingLayer(layer).quantized()
+    return QuantizingLayer(layer, weights).quantized()
 
 
-def quantize_linear(layer: SmoothedLayer, role: str, weight: Tensor) -> QuantizedLinear:
+def quantize_linear(
+    layer: SmoothedLayer, role: str, weight: Tensor, granularity: str = "per-channel"
+) -> QuantizedLinear:
     """Quantize one linear of a smoothed layer. weight: `layer.weight(role)`."""
-    quantized, scale = quantize_weight(weight)
+    quantized, scale = quantize_weight(weight, granularity)
     return QuantizedLinear(
         name=layer.model.linear(layer.index, role),
         weight=quantized,
@@ -160,67 +193,40 @@ def quantize_linear(layer: SmoothedLayer, role: str, weight: Tensor) -> Quantize
         input_scale=input_scale(layer.input_absmax[role]) if role in layer.input_absmax else None,
         bias=layer.bias(role),
         smoothing_scale=layer.column.get(role),
+        smoother=layer.smoother.get(role),
     )
 
 
 class QuantizingLayer:
-    """A smoothed layer that the decoder runs in float, quantized on the way: each weight is computed once for both."""
+    """A smoothed layer that the decoder runs in float, quantized on the way: each weight is computed once for both.
 
-    def __init__(self, layer: SmoothedLayer) -> None:
-        self.layer, self.index, self.norms = layer, layer.index, layer.norms
+    weights: "per-channel" or "per-tensor".
+    """
+
+    def __init__(self, layer: SmoothedLayer, weights: str = "per-channel") -> None:
+        self.layer, self.index, self.norms, self.weights = layer, layer.index, layer.norms, weights
         self._linears: dict[str, QuantizedLinear] = {}
 
     def linear(self, role: str, x: Tensor) -> Tensor:
         weight = self.layer.weight(role)
         if role != ROUTER:
-            self._linears[role] = quantize_linear(self.layer, role, weight)
-        return float_linear(x, weight, self.layer.bias(role))
+            self._linears[role] = self._quantize(role, weight)
+        return float_linear(self.layer.divided(role, x), weight, self.layer.bias(role))
 
     def quantized(self) -> QuantizedLayer:
         """The quantized layer. Linears that the decoder did not run (experts without a token) are done now."""
         layer, roles = self.layer, self.layer.model.quantized_roles
-        linears = {role: self._linears.get(role) or quantize_linear(layer, role, layer.weight(role)) for role in roles}
+        linears = {role: self._linears.get(role) or self._quantize(role, layer.weight(role)) for role in roles}
         float_weights = {role: layer.weight(role) for role in layer.source.weights if role not in linears}
-        return QuantizedLayer(layer.index, linears, float_weights, layer.norms)
+        return QuantizedLayer(layer.index, linears, float_weights, layer.norms, layer.smoother)
+
+    def _quantize(self, role: str, weight: Tensor) -> QuantizedLinear:
+        return quantize_linear(self.layer, role, weight, self.weights)
 
 
-def check_act_scales(model: Model, input_absmax: Mapping[str, Tensor]) -> None:
-    """Raise ActScalesError unless there is one finite, non-negative scale vector for every linear and no other."""
-    calibrate = "calibrate this model: smoothquant calibrate MODEL --text FILE --out SCALES"
-    linears = dict(model.linears())
-    for name, (_, columns) in linears.items():
-        if name not in input_absmax:
-            raise ActScalesError(f"no activation scales for {name}", expected=f"one of shape [{columns}]", do=calibrate)
-        found = input_absmax[name]
-        if tuple(found.shape) != (columns,):
-            raise ActScalesError(
-                f"activation scales of {name} have shape {list(found.shape)}", expected=f"[{columns}]", do=calibrate
-            )
-        if not found.isfinite().all() or (found < 0).any():
-            raise ActScalesError(f"activation scales of {name} are not finite and >= 0", do=calibrate)
-    for name in sorted(input_absmax.keys() - linears.keys()):
-        raise ActScalesError(f"activation scales for {name}, which this model does not have", do=calibrate)
-
-
-def _act_absmax(model: Model, index: int, input_absmax: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """role -> float32 (in,), for the linears that have scales. Linears that read one input have one range: the larger,
-    should imported scales differ; so have experts, each of which saw some of the tokens, and their router."""
-    names = {role: model.linear(index, role) for role in model.quantized_roles}
-    act = {role: input_absmax[name].float() for role, name in names.items() if name in input_absmax}
-    for group in model.groups:
-        known = [act[role] for role in group.linears if role in act]
-        if known:
-            act |= dict.fromkeys(group.linears, torch.stack(known).amax(dim=0))
-    return act
-
-
-def _borrow_ranges(layer: SmoothedLayer) -> None:
-    """An expert that no token of the calibration reached takes the range of its layer's other experts."""
-    silent = [role for role, range_ in layer.input_absmax.items() if "." in role and not range_.any()]
-    for role in silent:
-        kind = role.partition(".")[0]
-        others = [range_.amax() for other, range_ in layer.input_absmax.items() if other.partition(".")[0] == kind]
-        layer.input_absmax[role] = torch.stack(others).amax().expand_as(layer.input_absmax[role]).clone()
+def _key_absmax(model: Model, index: int, output_absmax: Mapping[str, Tensor]) -> Tensor:
+    geometry = model.geometry
+    return kv_cache.key_absmax(output_absmax["k"], geometry, 2 * len(geometry.attention[index].inv_freq))
 
 
 def _group_scale(

@@ -61,7 +61,9 @@ class W8A8Stream:
             for role in self.model.quantized_roles
             if self.model.linear(index, role) in self.scheme.float_linears
         }
-        self._layer: W8A8Layer = quantize_layer(self._smoothed).runnable(self.scheme.activations, kept)
+        self._layer: W8A8Layer = quantize_layer(self._smoothed, self.scheme.weights).runnable(
+            self.scheme.activations, kept
+        )
         self._powers: dict[str, Tensor] = {}  # by role; experts that no token reaches have none
         self._squares, self._tokens = 0.0, 0
 
@@ -70,6 +72,8 @@ class W8A8Stream:
         if role in self._layer.float_weights:
             return
         column, row = self._smoothed.column.get(role), self._smoothed.row.get(role)
+        if role in self._smoothed.smoother:
+            column = None  # the layer divides its input itself
         smoothed = y if row is None else y / row
         found = self._layer.linear(role, x if column is None else x / column)
         powers = torch.stack((_power(smoothed), _power(found.sub_(smoothed))))

@@ -1,6 +1,6 @@
 """How an engine was smoothed and quantized, by what its folder says: enough to compute it again, layer by layer.
 
-    manifest.json          what the export was made from: model, smoothing settings, form of the activations
+    manifest.json          what the export was made from: model, smoothing settings, form of activations and weights
     smoothing.safetensors  <linear>.smoothing_scale float32 (in,), where the input is smoothed
                            <linear>.input_absmax    float32 (in,), calibrated maxima of the smoothed input
 
@@ -26,7 +26,8 @@ from smoothquant import smoothing
 from smoothquant.errors import UserError
 from smoothquant.layers import FloatLayer
 from smoothquant.model import Model
-from smoothquant.settings import ABSMAX, SCALE, SMOOTHING
+from smoothquant.quantization import GRANULARITIES
+from smoothquant.settings import ABSMAX, SCALE, SMOOTHING, SmoothingSettings
 from smoothquant.stream import SmoothedLayer
 from smoothquant.workspace import load_manifest
 
@@ -40,6 +41,7 @@ class Scheme:
 
     key: identity; two engines with the same key quantize alike, and share one pass over the layers.
     activations: "per-token", "per-tensor", or "float": nothing is quantized. lm_head: "float" or "int8" (per token).
+    settings: says which of the recorded scales were folded into what. weights: "per-channel" or "per-tensor".
     smoothing_scale, input_absmax: by linear, float32 (in,). float_linears: module names of those left in float.
     """
 
@@ -48,6 +50,8 @@ class Scheme:
     lm_head: str
     smoothing_scale: Mapping[str, Tensor] = field(repr=False)
     input_absmax: Mapping[str, Tensor] = field(repr=False)
+    settings: SmoothingSettings = field(default_factory=SmoothingSettings)
+    weights: str = "per-channel"
     float_linears: frozenset[str] = frozenset()
 
     def column(self, model: Model, index: int, role: str) -> Tensor | None:
@@ -65,12 +69,14 @@ class Scheme:
             input_absmax={role: self.input_absmax[name] for role, name in names.items() if name in self.input_absmax},
             column={role: self.smoothing_scale[name] for role, name in names.items() if name in self.smoothing_scale},
         )
-        for group in model.groups:
+        for group in self.settings.chosen(model.groups, model.quantized_roles):
             scale = layer.column.get(group.linears[0])
             if scale is None:
                 continue
             if group.through == "norm":
                 layer.norms[group.source] = source.norms[group.source].divided(scale)
+            elif group.through == "run-time":
+                layer.smoother |= dict.fromkeys(group.linears, scale)
             elif group.through == "attention":  # equal within a kv head's query heads
                 layer.row[group.source] = smoothing.share_over_query_heads(scale, geometry.kv_heads, geometry.head_dim)
             else:
@@ -83,7 +89,12 @@ def read_scheme(folder: str | Path) -> Scheme:
     folder = Path(folder)
     inputs = export_inputs(load_manifest(folder))
     activations, lm_head = inputs.get("activations", "float"), inputs.get("lm_head", "float")
-    for name, found, known in (("activations", activations, ACTIVATIONS), ("lm_head", lm_head, LM_HEADS)):
+    weights = inputs.get("weights", GRANULARITIES[0])
+    for name, found, known in (
+        ("activations", activations, ACTIVATIONS),
+        ("lm_head", lm_head, LM_HEADS),
+        ("weights", weights, GRANULARITIES),
+    ):
         if found not in known:
             raise UserError(f"{folder}: {name} {found!r}", expected=f"one of {', '.join(known)}", do="export it again")
     try:
@@ -95,9 +106,11 @@ def read_scheme(folder: str | Path) -> Scheme:
             expected="the smoothing scales that every export records",
             do="make it again with smoothquant export",
         ) from error
-    kept = inputs.get("float_linears", [])
-    key = hashlib.sha256(f"{activations} {lm_head} {kept}\n".encode() + content).hexdigest()[:16]
-    return Scheme(key, activations, lm_head, _ending(tensors, SCALE), _ending(tensors, ABSMAX), frozenset(kept))
+    settings, kept = SmoothingSettings(**inputs["smoothing"]), inputs.get("float_linears", [])
+    facts = f"{activations} {lm_head} {weights} {settings.groups} {kept}\n"
+    key = hashlib.sha256(facts.encode() + content).hexdigest()[:16]
+    scales, ranges = _ending(tensors, SCALE), _ending(tensors, ABSMAX)
+    return Scheme(key, activations, lm_head, scales, ranges, settings, weights, frozenset(kept))
 
 
 def _ending(tensors: Mapping[str, Tensor], end: str) -> dict[str, Tensor]:

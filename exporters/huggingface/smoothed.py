@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from exporters.huggingface.safetensors_files import MAX_SHARD, Planned, SafetensorsFiles
+from exporters.export import Source, check_folded
+from exporters.huggingface.shards import MAX_SHARD, SafetensorsShards
+from exporters.safetensors_files import Planned
 from exporters.sidecars import copy_tokenizer
 from smoothquant.errors import ContractError
 from smoothquant.model import Model
@@ -28,18 +30,21 @@ class SmoothedWriter:
     """
 
     step = "export hf"
-    quantized = False
+    weights: str | None = None
 
     def __init__(self, out: str | Path, dtype: torch.dtype | None = None, max_shard: int = MAX_SHARD) -> None:
         self.out, self.dtype, self.max_shard = Path(out), dtype, max_shard
         self.settings: Mapping = {"dtype": str(dtype).removeprefix("torch.") if dtype else "as stored"}
+
+    def check(self, source: Source) -> None:
+        check_folded(source, self.out)
 
     def nbytes(self, model: Model) -> int:
         return sum(planned.nbytes for planned in self._plan(model).values())
 
     def begin(self, model: Model, work: Workspace) -> None:
         self.model, self.work = model, work
-        self.files = SafetensorsFiles(work.folder, self._plan(model), self.max_shard)
+        self.files = SafetensorsShards(work.folder, self._plan(model), self.max_shard)
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
         model = self.model

@@ -20,8 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from exporters.huggingface.safetensors_files import MAX_SHARD, Planned, SafetensorsFiles
+from exporters.export import Source, check_folded, check_static
+from exporters.huggingface.shards import MAX_SHARD, SafetensorsShards
 from exporters.huggingface.smoothed import norm_tensors, unsmoothed
+from exporters.safetensors_files import Planned
 from exporters.sidecars import copy_tokenizer
 from smoothquant.model import Model
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
@@ -35,7 +37,7 @@ class W8A8Writer:
     """
 
     step = "export w8a8"
-    quantized = True
+    weights: str | None = "per-channel"
 
     def __init__(
         self,
@@ -47,15 +49,20 @@ class W8A8Writer:
         self.out, self.activations, self.max_shard, self.kept = Path(out), activations, max_shard, tuple(kept)
         self.settings: Mapping = {"activations": activations} | ({"float_linears": list(kept)} if kept else {})
 
+    def check(self, source: Source) -> None:
+        check_folded(source, self.out)
+        if self.activations == "per-tensor":
+            check_static(source, self.out)
+
     def nbytes(self, model: Model) -> int:
         return sum(planned.nbytes for planned in self._plan(model).values())
 
     def begin(self, model: Model, work: Workspace) -> None:
         self.model, self.work = model, work
-        self.files = SafetensorsFiles(work.folder, self._plan(model), self.max_shard)
+        self.files = SafetensorsShards(work.folder, self._plan(model), self.max_shard)
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
-        assert quantized is not None  # promised by the class attribute `quantized`
+        assert quantized is not None  # promised by the class attribute `weights`
         model = self.model
         for name, tensor in norm_tensors(model, layer.index, quantized.norms):
             self._put(name, tensor)
@@ -73,7 +80,7 @@ class W8A8Writer:
             self._put(f"{full}.weight_scale", model.join(name, scales)[:, None])
             if self.activations == "per-tensor":
                 input_scale = linears[roles[0]].input_scale  # one input, one scale
-                assert input_scale is not None  # `export` has seen to it
+                assert input_scale is not None  # `check` has seen to it
                 self._put(f"{full}.input_scale", input_scale.reshape(1))
 
     def end(self) -> None:

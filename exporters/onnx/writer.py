@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from exporters.export import Source, check_folded, check_static
 from exporters.onnx.decoder import DecoderGraph
 from exporters.onnx.external_data import FILE
 from exporters.onnx.linears import FORMS
@@ -61,11 +62,16 @@ class OnnxWriter:
             )
         require("onnx")
         self.out, self.activations, self.body, self.lm_head = Path(out), activations, body, lm_head
-        self.quantized = activations != "float"
+        self.weights: str | None = None if activations == "float" else "per-channel"
         self.kept = tuple(kept)
         self.settings: Mapping = {"activations": activations, "body": body, "lm_head": lm_head} | (
             {"float_linears": list(kept)} if kept else {}
         )
+
+    def check(self, source: Source) -> None:
+        check_folded(source, self.out)
+        if self.activations == "per-tensor":
+            check_static(source, self.out)
 
     def nbytes(self, model: Model) -> int:
         return self._decoder(model).graph.data.nbytes

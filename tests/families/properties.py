@@ -63,7 +63,9 @@ def smoothing_leaves_the_logits(case: Case) -> None:
     for settings in (SETTINGS, SmoothingSettings(0.85), SmoothingSettings(0.5, "paper")):
         assert relative_error(case.ours(ids, settings), case.logits(ids)) <= TOLERANCE
         smoothed = {role for layer in case.smoothed(settings) for role in layer.column}
-        chosen = {role for group in settings.chosen(case.model.groups) for role in group.linears}
+        chosen = {
+            role for group in settings.chosen(case.model.groups, case.model.quantized_roles) for role in group.linears
+        }
         assert smoothed == chosen
 
 
