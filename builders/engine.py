@@ -20,6 +20,7 @@ ENGINES: Mapping[str, tuple[str, str]] = {  # step -> module and class; imported
     "export onnx": ("builders.onnxruntime", "OnnxRuntimeEngine"),
     "export hf": ("builders.transformers", "TransformersEngine"),
     "export w8a8": ("builders.transformers", "TransformersEngine"),
+    "export trtllm": ("builders.tensorrt_llm", "CheckpointEngine"),
 }
 
 
