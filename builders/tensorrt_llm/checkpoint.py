@@ -15,7 +15,8 @@ from torch import Tensor
 from builders.findings import errors
 from builders.tensorrt_llm.config import Config, parse
 from builders.tensorrt_llm.rules import config_findings
-from smoothquant.errors import CheckpointError, UserError
+from smoothquant.errors import CheckpointError
+from smoothquant.workspace import read_json
 
 CONFIG = "config.json"
 DTYPES: Mapping[str, torch.dtype] = {
@@ -40,7 +41,7 @@ def rank_file(folder: Path, rank: int) -> Path:
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder looks like a TensorRT-LLM checkpoint, whole or not."""
-    return (folder / CONFIG).is_file() and (rank_file(folder, 0).exists() or "mapping" in _config_or_nothing(folder))
+    return any(folder.glob("rank*.safetensors")) or {"architecture", "mapping"} <= read_json(folder / CONFIG).keys()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -97,10 +98,3 @@ class RankFile:
 
     def __getitem__(self, name: str) -> Tensor:
         return self._file.get_tensor(name)
-
-
-def _config_or_nothing(folder: Path) -> dict[str, Any]:
-    try:
-        return read_config(folder)
-    except UserError:
-        return {}

@@ -7,6 +7,7 @@ engine               combinations that a builder of 0.20 to 1.2.1 refuses, or bu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -79,14 +80,20 @@ def _shape(content: Mapping) -> Iterator[Finding]:
         value = content.get(key)
         if value is not None and (not _whole(value) or value < (0 if key == "rotary_embedding_dim" else 1)):
             yield _error(key, repr(value), "a positive whole number")
-    for key in ("mapping", "quantization"):
+    for key in ("mapping", "quantization", "moe", "rotary_scaling"):
         if not isinstance(content.get(key) or {}, Mapping):
             yield _error(key, repr(content[key]), "an object")
+    for key in ("rotary_base", "q_scaling", "rotary_pct"):
+        value = content.get(key)
+        if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            yield _error(key, repr(value), "a positive number")
     mapping = content.get("mapping")
     for key in ("world_size", "tp_size", "pp_size", "cp_size"):
         value = mapping.get(key, 1) if isinstance(mapping, Mapping) else 1
         if not _whole(value) or value < 1:
             yield _error(f"mapping.{key}", repr(value), "a positive whole number")
+    if not isinstance(content.get("hidden_act", "gelu"), str):
+        yield _error("hidden_act", repr(content["hidden_act"]), "a name")
     epsilon = content.get("norm_epsilon", 1e-5)
     if not isinstance(epsilon, (int, float)) or not 0 < epsilon < 1:
         yield _error("norm_epsilon", repr(epsilon), "a small positive number")
@@ -96,9 +103,9 @@ def _names(content: Mapping) -> Iterator[Finding]:
     name: Any = content.get("architecture")
     known: dict[str, Any] = {"architecture": (name, ARCHITECTURES), "dtype": (content.get("dtype"), DTYPES)}
     for key, (value, choices) in known.items():
-        if value is not None and value not in choices:
+        if value is not None and not _among(value, choices):
             yield _error(key, f"{value!r} is not known here", f"one of {', '.join(choices)}")
-    if name in ARCHITECTURES:
+    if _among(name, ARCHITECTURES):
         positions, allowed = content.get("position_embedding_type"), ARCHITECTURES[name].positions
         if positions is not None and positions not in allowed:
             yield _error("position_embedding_type", f"{positions!r} of a {name}", f"one of {', '.join(allowed)}")
@@ -116,7 +123,7 @@ def _quantization(content: Mapping) -> Iterator[Finding]:
         elif key not in QUANTIZATION:
             yield _error(f"quantization.{key}", "unknown key: a TypeError at load", f"of {_listed(QUANTIZATION)}")
     for key, choices in (("quant_algo", ALGORITHMS), ("kv_cache_quant_algo", KV_CACHES)):
-        if block.get(key) not in choices:
+        if not _among(block.get(key), choices):
             yield _error(f"quantization.{key}", f"{block[key]!r} is not known here", f"one of {_listed(choices)}")
 
 
@@ -257,6 +264,10 @@ DOUBTS: tuple[Rule, ...] = (
         "no such key",
     ),
 )
+
+
+def _among(value: object, names: Any) -> bool:
+    return (value is None or isinstance(value, str)) and value in names
 
 
 def _whole(value: object) -> bool:
