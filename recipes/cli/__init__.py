@@ -25,13 +25,28 @@ from recipes.cli import (
     reproduce,
     run,
     scales,
+    serve_config,
     validate,
 )
 from recipes.cli.ui import Ui
 from smoothquant import __version__
 from smoothquant.errors import UserError
 
-COMMANDS = (calibrate, export, check, build, validate, generate, run, recipes, reproduce, demo, scales, doctor)
+COMMANDS = (
+    calibrate,
+    export,
+    check,
+    build,
+    validate,
+    generate,
+    serve_config,
+    run,
+    recipes,
+    reproduce,
+    demo,
+    scales,
+    doctor,
+)
 
 EPILOG = """\
 the way from a model to a validated INT8 engine:
