@@ -213,3 +213,21 @@ def test_the_container_mounts_what_it_needs(tmp_path: Path) -> None:
     apart = container_command(Path("/data/checkpoint"), Path("/engines/new"), Limits(workers=2))
     assert "-v /data:/data -v /engines:/engines smoothquant-tensorrt-llm" in apart
     assert apart.endswith("--out /engines/new --workers 2")
+
+
+def test_the_doctor_knows(tmp_path: Path) -> None:
+    def asked(environment: dict[str, str] | None = None) -> tuple[dict, list[str]]:
+        found = smoothquant("doctor", "--json", env=environment)
+        assert found.returncode == 0, found.stderr
+        content = json.loads(found.stdout)
+        return {entry["command"]: entry for entry in content["abilities"]}, content["advice"]
+
+    here, _ = asked()
+    assert "docker/tensorrt-llm" in here["build tensorrt-llm"]["how"]
+    assert not here["build tensorrt-llm"]["ready"]
+    assert here["check, validate (TensorRT-LLM), serve-config"]["ready"]
+    there, advice = asked(install(tmp_path / "right", version="1.2.1"))
+    assert there["build tensorrt-llm"]["ready"]
+    assert not any("builds no engines" in line for line in advice)
+    _, advice = asked(install(tmp_path / "new", version="1.3.0"))
+    assert "TensorRT-LLM 1.3.0 builds no engines (1.3.0rc20 was the last that does): use 1.2.1" in advice

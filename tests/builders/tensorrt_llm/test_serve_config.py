@@ -147,7 +147,10 @@ def test_commands(options: dict, expected: str, tmp_path: Path) -> None:
     assert content["trtllm_serve"].endswith(expected.format(engine=folder, repository=out))
     if options["version"] == "1.2.1":
         assert content["triton"] is None
-        assert "NVIDIA lists no container with TensorRT-LLM 1.2.1" in smoothquant("serve-config", folder, "--out", out).stdout
+        assert (
+            "NVIDIA lists no container with TensorRT-LLM 1.2.1"
+            in smoothquant("serve-config", folder, "--out", out).stdout
+        )
     else:
         tag = {"1.1.0": "25.12", "0.21.0": "25.08"}[options["version"]]
         assert f"tritonserver:{tag}-trtllm-python-py3 python3 /app/scripts/launch_triton_server.py" in content["triton"]
