@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from builders.tensorrt_llm import Interpreter, Precision, check
 from builders.tensorrt_llm.interpreter import _Part
 from tests.builders.tensorrt_llm import reference
-from tests.builders.tensorrt_llm.checkpoints import LLAMA, Linear, Written
+from tests.builders.tensorrt_llm.checkpoints import Linear, Written
+from tests.builders.tensorrt_llm.layouts import LLAMA
 
 VECTORS = Path(__file__).parent / "vectors"
 EXACT = Precision(torch.float64)
