@@ -15,8 +15,9 @@ import pytest
 
 from builders.tensorrt_llm.command import Limits, container_command, options
 from builders.tensorrt_llm.config import Config, parse
+from builders.tensorrt_llm.environment import find_environment
 from builders.tensorrt_llm.releases import builds_engines, triton_image
-from smoothquant.errors import UserError
+from smoothquant.errors import MissingPackageError, UserError
 from tests.builders.tensorrt_llm.checkpoints import PER_TOKEN, write
 from tests.builders.tensorrt_llm.fake_tools import install
 from tests.models import save_tokenizer
@@ -144,10 +145,21 @@ def test_without_the_tool(checkpoint: Path, tmp_path: Path) -> None:
         ({"gpus": ("NVIDIA H100, 9.0", "NVIDIA B200, 10.0")}, "NVIDIA B200 has compute capability 10.0"),
     ],
 )
-def test_environments_that_build_nothing(tools: dict, said: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_environments_that_build_nothing(
+    tools: dict, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in install(tmp_path / "tools", **tools).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(MissingPackageError, match=said) as caught:
+        find_environment("docker run this")
+    assert caught.value.exit_code == 3
+
+
+def test_a_missing_gpu_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "engine"
-    found = smoothquant("build", "tensorrt-llm", checkpoint, "--out", out, env=install(tmp_path / "tools", **tools))
-    assert_one_line(found, 3, said)
+    environment = install(tmp_path / "tools", gpus=())
+    found = smoothquant("build", "tensorrt-llm", checkpoint, "--out", out, env=environment)
+    assert_one_line(found, 3, "no GPU is visible here", "--gpus all")
     assert not out.exists()
     assert not out.with_name("engine.partial").exists()
 

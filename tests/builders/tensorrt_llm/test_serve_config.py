@@ -20,6 +20,7 @@ from google.protobuf import text_format
 from builders.tensorrt_llm.triton import pbtxt
 from builders.tensorrt_llm.triton.models import REQUEST, TOKENS
 from builders.tensorrt_llm.triton.repository import request_example, write_repository
+from smoothquant.errors import UserError
 from tests.models import save_tokenizer
 from tests.recipes.test_bad_input import assert_one_line, smoothquant
 
@@ -141,20 +142,21 @@ def test_names_of_the_backend() -> None:
 )
 def test_commands(options: dict, expected: str, tmp_path: Path) -> None:
     folder, out = engine(tmp_path / "engine", **options), tmp_path / "repository"
-    found = smoothquant("serve-config", folder, "--out", out, "--json")
-    assert found.returncode == 0, found.stderr
-    content = json.loads(found.stdout)
-    assert content["trtllm_serve"].endswith(expected.format(engine=folder, repository=out))
+    found = write_repository(folder, out)
+    assert found.trtllm_serve.endswith(expected.format(engine=folder, repository=out))
     if options["version"] == "1.2.1":
-        assert content["triton"] is None
-        assert (
-            "NVIDIA lists no container with TensorRT-LLM 1.2.1"
-            in smoothquant("serve-config", folder, "--out", out).stdout
-        )
+        assert found.triton is None
     else:
         tag = {"1.1.0": "25.12", "0.21.0": "25.08"}[options["version"]]
-        assert f"tritonserver:{tag}-trtllm-python-py3 python3 /app/scripts/launch_triton_server.py" in content["triton"]
-        assert f"--world_size=1 --model_repo={out}" in content["triton"]
+        assert f"tritonserver:{tag}-trtllm-python-py3 python3 /app/scripts/launch_triton_server.py" in found.triton
+        assert f"--world_size=1 --model_repo={out}" in found.triton
+
+
+def test_an_engine_that_no_triton_runs(tmp_path: Path) -> None:
+    folder = engine(tmp_path / "engine", version="1.2.1")
+    said = smoothquant("serve-config", folder, "--out", tmp_path / "repository").stdout
+    assert "NVIDIA lists no container with TensorRT-LLM 1.2.1; it has 0.20.0 (25.07)" in said
+    assert "trtllm-serve  docker run --rm --gpus all" in said
 
 
 def test_an_int8_cache_is_not_reused(tmp_path: Path, model_config: Callable[[], Any]) -> None:
@@ -186,14 +188,14 @@ def test_places_of_the_server(tmp_path: Path, model_config: Callable[[], Any]) -
 
 
 def test_what_is_no_engine(tmp_path: Path) -> None:
-    out = ("--out", tmp_path / "repository")
-    assert_one_line(smoothquant("serve-config", tmp_path, *out), 2, "no TensorRT-LLM engine")
-    old = engine(tmp_path / "engine", version="0.17.0")
-    assert_one_line(smoothquant("serve-config", old, *out), 2, "built by TensorRT-LLM 0.17.0")
-    assert_one_line(
-        smoothquant("serve-config", engine(tmp_path / "new"), *out, "--memory", "1.5"), 2, "--memory 1.5", "(0, 1)"
-    )
-    assert not (tmp_path / "repository").exists()
+    out = tmp_path / "repository"
+    with pytest.raises(UserError, match="no TensorRT-LLM engine"):
+        write_repository(tmp_path, out)
+    with pytest.raises(UserError, match=r"built by TensorRT-LLM 0\.17\.0"):
+        write_repository(engine(tmp_path / "engine", version="0.17.0"), out)
+    with pytest.raises(UserError, match=r"--memory 1\.5.*\(0, 1\)"):
+        write_repository(engine(tmp_path / "new"), out, memory=1.5)
+    assert not out.exists()
 
 
 def test_text_format(model_config: Callable[[], Any]) -> None:
