@@ -20,6 +20,10 @@ ENGINES: Mapping[str, tuple[str, str]] = {  # step -> module and class; imported
     "export onnx": ("builders.onnxruntime", "OnnxRuntimeEngine"),
     "export hf": ("builders.transformers", "TransformersEngine"),
     "export w8a8": ("builders.transformers", "TransformersEngine"),
+    "export trtllm": ("builders.tensorrt_llm", "CheckpointEngine"),
+}
+ELSEWHERE: Mapping[str, str] = {  # step -> where its engines run
+    "build tensorrt-llm": "serve it on its GPU (smoothquant serve-config); here, validate the checkpoint behind it",
 }
 
 
@@ -42,9 +46,9 @@ def open_engine(folder: str | Path) -> Engine:
     step = load_manifest(folder)["step"]
     if step not in ENGINES:
         raise UserError(
-            f"{folder}: made by {step!r}, which gives nothing to run",
+            f"{folder}: made by {step!r}, which gives nothing to run here",
             expected=f"a folder made by one of: {', '.join(ENGINES)}",
-            do="build an engine from it first: smoothquant build --help",
+            do=ELSEWHERE.get(step, "build an engine from it first: smoothquant build --help"),
         )
     module, name = ENGINES[step]
     return getattr(import_module(module), name)(folder)

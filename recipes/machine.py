@@ -47,14 +47,16 @@ class Report:
         return asdict(self)
 
 
-# command; packages that must be here, alternatives with |
-TARGETS = (
+# command; packages that must be here, alternatives with |; what to do where they are not, if not to install them
+TARGETS: tuple[tuple[str, tuple[str, ...]] | tuple[str, tuple[str, ...], str], ...] = (
     ("calibrate, export hf, export w8a8, validate", ("torch", "transformers")),
     ("calibrate --text hf:DATASET", ("datasets",)),
     ("calibrate --text FILE.jsonl.zst", ("zstandard",)),
     ("export onnx", ("onnx",)),
     ("build onnxruntime, generate, demo", ("onnx", "onnxruntime|onnxruntime-gpu")),
     ("validate (a W8A8 checkpoint)", ("compressed-tensors",)),
+    ("check, validate (TensorRT-LLM), serve-config", ("torch", "safetensors")),
+    ("build tensorrt-llm", ("tensorrt_llm",), "in docker/tensorrt-llm; --dry-run works here"),
 )
 
 
@@ -78,14 +80,20 @@ def examine() -> Report:
         advice.append("without VNNI, ONNX Runtime's u8*s8 kernels may saturate: trust `smoothquant validate` here")
     if gpus and not _version("onnxruntime-gpu"):
         advice.append("there is a GPU: onnxruntime-gpu runs the graph on it, as float (its CUDA provider has no INT8)")
+    trtllm = _version("tensorrt_llm")
+    if trtllm:
+        from builders.tensorrt_llm.releases import LAST, STABLE, builds_engines
+
+        if not builds_engines(trtllm):
+            advice.append(f"TensorRT-LLM {trtllm} builds no engines ({LAST} was the last that does): use {STABLE}")
     return Report(facts, abilities, tuple(advice))
 
 
-def _ability(command: str, needs: tuple[str, ...]) -> Ability:
+def _ability(command: str, needs: tuple[str, ...], instead: str = "") -> Ability:
     found = {need: next(filter(None, (_version(name) for name in need.split("|"))), None) for need in needs}
     missing = [need.split("|")[0] for need, version in found.items() if version is None]
     if missing:
-        return Ability(command, needs, False, f"pip install {' '.join(missing)}")
+        return Ability(command, needs, False, instead or f"pip install {' '.join(missing)}")
     return Ability(
         command, needs, True, ", ".join(f"{need.split('|')[0]} {version}" for need, version in found.items())
     )

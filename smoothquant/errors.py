@@ -55,3 +55,9 @@ class ThresholdError(UserError):
     """The engine ran, and is less accurate than its recipe demands."""
 
     exit_code = 1
+
+
+class FindingsError(UserError):
+    """A check ran, and found errors."""
+
+    exit_code = 1

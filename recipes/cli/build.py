@@ -1,16 +1,16 @@
-"""smoothquant build onnxruntime: an engine out of an export."""
+"""smoothquant build {onnxruntime,tensorrt-llm}: an engine out of an export."""
 
 from __future__ import annotations
 
 import argparse
 
-from recipes.cli import options
+from recipes.cli import build_tensorrt_llm, options
 from recipes.cli.ui import Ui
 
 
 def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
     build = commands.add_parser("build", help="make an engine from an export", description="Make an engine folder.")
-    targets = build.add_subparsers(dest="target", metavar="{onnxruntime}", required=True)
+    targets = build.add_subparsers(dest="target", metavar="{onnxruntime,tensorrt-llm}", required=True)
     command = targets.add_parser(
         "onnxruntime",
         parents=[common],
@@ -23,6 +23,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
     command.add_argument("--out", required=True, metavar="ENGINE", help="folder to make")
     options.add_overwrite(command)
     command.set_defaults(run=run)
+    build_tensorrt_llm.add(targets, common)
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:

@@ -36,7 +36,8 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "engines",
         metavar="ENGINE",
         nargs="+",
-        help="folder made by smoothquant build, or by export hf or w8a8; several are compared side by side",
+        help="folder made by smoothquant build onnxruntime, or by export hf, w8a8 or trtllm; several are compared "
+        "side by side",
     )
     command.add_argument("--reference", required=True, metavar="MODEL", help="the float model that it was made from")
     options.add_text(command, samples=32, length=512)

@@ -1,0 +1,13 @@
+"""TensorRT-LLM: checkpoints checked and run here, engines built where its container runs.
+
+`check` finds what its loader would refuse, `Interpreter` runs a checkpoint in PyTorch, `CheckpointEngine` does that
+for `smoothquant validate`.
+"""
+
+from builders.tensorrt_llm.arithmetic import Precision
+from builders.tensorrt_llm.check import check
+from builders.tensorrt_llm.checkpoint import is_checkpoint
+from builders.tensorrt_llm.engine import CheckpointEngine
+from builders.tensorrt_llm.interpreter import Interpreter
+
+__all__ = ["CheckpointEngine", "Interpreter", "Precision", "check", "is_checkpoint"]

@@ -1,0 +1,80 @@
+"""The architectures of TensorRT-LLM checkpoints, one record each: what a name in config.json stands for.
+
+A layer is    h += dense(attention(norm(h)));  h += proj(act(fc(norm(h))))          one after the other, or in parallel
+gated         proj(act(fc(x)) * gate(x)): `fc` is Hugging Face's gate_proj, `gate` its up_proj
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+LEARNED, ROPE, ALIBI, SCALED_ALIBI = "learned_absolute", "rope_gpt_neox", "alibi", "alibi_with_scale"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What all models of one architecture share.
+
+    norm: "rms" or "layer" (with bias). gated: whether the MLP has a `gate`.
+    positions: values of position_embedding_type that it may have.
+    qkv_bias, dense_bias, mlp_bias: whether the linears have one, or the key of config.json that says so.
+    embedding_norm: a norm behind the embedding (`ln_embed`). parallel: attention and MLP may read one input.
+    dynamic: whether its decoder layer takes what the per-token modes give it.
+    """
+
+    norm: str
+    gated: bool
+    positions: tuple[str, ...]
+    qkv_bias: bool | str
+    dense_bias: bool | str
+    mlp_bias: bool | str
+    embedding_norm: bool = False
+    parallel: bool = False
+    dynamic: bool = True
+
+
+_LLAMA = Architecture("rms", True, (ROPE,), qkv_bias="attn_bias", dense_bias="attn_bias", mlp_bias="mlp_bias")
+_BIASED = {"qkv_bias": True, "dense_bias": True, "mlp_bias": True}
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "LlamaForCausalLM": _LLAMA,
+    "MistralForCausalLM": _LLAMA,
+    "Qwen2ForCausalLM": Architecture("rms", True, (ROPE,), "attn_bias", dense_bias=False, mlp_bias="mlp_bias"),
+    "BloomForCausalLM": Architecture("layer", False, (ALIBI,), embedding_norm=True, **_BIASED),
+    "OPTForCausalLM": Architecture("layer", False, (LEARNED,), dynamic=False, **_BIASED),
+    "GPT2LMHeadModel": Architecture("layer", False, (LEARNED,), **_BIASED),
+    "FalconForCausalLM": Architecture(
+        "layer", False, (ROPE, SCALED_ALIBI), qkv_bias="bias", dense_bias="bias", mlp_bias="bias", parallel=True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A value of quantization.quant_algo.
+
+    form: "float"; "plugin", NVIDIA's SmoothQuant kernels; or "qdq", Q/DQ around every linear, as ModelOpt writes it.
+    per_channel: one weight scale for each output channel, or one for each matrix.
+    per_token: one activation scale for each token, found at run time, or one for each tensor, from calibration.
+    """
+
+    form: str
+    per_channel: bool = True
+    per_token: bool = False
+
+    @property
+    def static(self) -> bool:
+        """Whether the kernels take calibrated activation scales."""
+        return self.form == "plugin" and not self.per_token
+
+
+ALGORITHMS: Mapping[str | None, Algorithm] = {
+    None: Algorithm("float"),
+    "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN": Algorithm("plugin", per_channel=True, per_token=True),
+    "W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN": Algorithm("plugin", per_channel=False, per_token=True),
+    "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN": Algorithm("plugin", per_channel=True, per_token=False),
+    "W8A8_SQ_PER_TENSOR_PLUGIN": Algorithm("plugin", per_channel=False, per_token=False),
+    "W8A8_SQ_PER_CHANNEL": Algorithm("qdq", per_channel=True, per_token=False),
+}
+KV_CACHES = (None, "INT8", "FP8")

@@ -1,0 +1,35 @@
+"""Tokens to text, in Triton's Python backend: `postprocessing/1/model.py` of the repository.
+
+TOKENS          (batch, beams, tokens) int32, without the prompt    ->  OUTPUT  (batch, beams) string
+SEQUENCE_LENGTH (batch, beams) int32
+"""
+
+import json
+from typing import Any
+
+import numpy
+import triton_python_backend_utils as pb_utils
+from transformers import AutoTokenizer
+
+
+class TritonPythonModel:
+    """One instance of the model; Triton calls its methods."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        parameters = json.loads(args["model_config"])["parameters"]
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(parameters["tokenizer_dir"]["string_value"])
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request: Any) -> Any:
+        tokens = pb_utils.get_input_tensor_by_name(request, "TOKENS").as_numpy()
+        lengths = pb_utils.get_input_tensor_by_name(request, "SEQUENCE_LENGTH").as_numpy()
+        texts = [
+            [
+                self.tokenizer.decode(beam[: int(length)], skip_special_tokens=True).encode("utf-8")
+                for beam, length in zip(beams, row, strict=True)
+            ]
+            for beams, row in zip(tokens, lengths, strict=True)
+        ]
+        return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("OUTPUT", numpy.array(texts, dtype=object))])

@@ -1,0 +1,63 @@
+"""Text to tokens, in Triton's Python backend: `preprocessing/1/model.py` of the repository.
+
+QUERY          (batch, 1) string        ->  INPUT_IDS      (batch, tokens) int32, padded on the right
+                                            INPUT_LENGTHS  (batch, 1) int32
+                                            END_ID, PAD_ID (batch, 1) int32
+                                            STOP_WORDS     (batch, 2, n) int32: further end tokens, and their ends
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy
+import triton_python_backend_utils as pb_utils
+from transformers import AutoTokenizer
+
+
+class TritonPythonModel:
+    """One instance of the model; Triton calls its methods."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        parameters = json.loads(args["model_config"])["parameters"]
+        folder = parameters["tokenizer_dir"]["string_value"]
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
+        self.ends = _end_tokens(Path(folder), self.tokenizer.eos_token_id)
+        pad = self.tokenizer.pad_token_id
+        self.pad = self.ends[0] if pad is None else pad
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request: Any) -> Any:
+        try:
+            texts = pb_utils.get_input_tensor_by_name(request, "QUERY").as_numpy().reshape(-1)
+            rows = [self.tokenizer(text.decode("utf-8"))["input_ids"] for text in texts]
+            if not all(rows):
+                raise ValueError("a prompt without tokens")
+        except Exception as error:  # whatever is wrong with one request is that request's answer
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"preprocessing: {error}"))
+        batch, longest = len(rows), max(map(len, rows))
+        ids = [row + [self.pad] * (longest - len(row)) for row in rows]
+        others = self.ends[1:]
+        stops = [others, list(range(1, len(others) + 1))] if others else [[0], [-1]]
+        outputs = {
+            "INPUT_IDS": ids,
+            "INPUT_LENGTHS": [[len(row)] for row in rows],
+            "END_ID": [[self.ends[0]]] * batch,
+            "PAD_ID": [[self.pad]] * batch,
+            "STOP_WORDS": [stops] * batch,
+        }
+        tensors = [pb_utils.Tensor(name, numpy.array(value, dtype=numpy.int32)) for name, value in outputs.items()]
+        return pb_utils.InferenceResponse(output_tensors=tensors)
+
+
+def _end_tokens(folder: Path, eos_token_id: int | None) -> list[int]:
+    """All tokens that end an answer, the tokenizer's own first."""
+    found = [eos_token_id]
+    path = folder / "generation_config.json"
+    if path.is_file():
+        listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        found += listed if isinstance(listed, list) else [listed]
+    ends = list(dict.fromkeys(token for token in found if token is not None))
+    return ends or [-1]  # none: only the length ends an answer

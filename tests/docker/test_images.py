@@ -1,0 +1,183 @@
+"""Everything about the images but building them: linters, what they copy, and the entry point with fake tools."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from builders.tensorrt_llm.command import CONTAINER
+from builders.tensorrt_llm.releases import IMAGE, STABLE, builds_engines
+from tests.builders.tensorrt_llm.fake_tools import script
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+ENTRYPOINT = DOCKER / "tensorrt-llm/entrypoint.sh"
+DOCKERFILES = sorted(DOCKER.glob("*/Dockerfile"))
+
+
+def linter(name: str) -> str:
+    """A linter, of this environment or of the machine."""
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    return found or pytest.skip(f"{name} is not installed")
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
+def test_dockerfiles_pass_hadolint(path: Path) -> None:
+    found = subprocess.run([linter("hadolint"), path], capture_output=True, text=True, check=False)
+    assert (found.stdout, found.returncode) == ("", 0)
+
+
+def test_scripts_pass_shellcheck() -> None:
+    scripts = sorted(DOCKER.rglob("*.sh"))
+    found = subprocess.run([linter("shellcheck"), *scripts], capture_output=True, text=True, check=False)
+    assert (found.stdout, found.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
+def test_what_is_copied_is_there(path: Path) -> None:
+    ignored = [line.strip("/*") for line in (ROOT / ".dockerignore").read_text().splitlines()]
+    sources = re.findall(r"^COPY (?:--\S+ )*(\S+) ", path.read_text(), re.MULTILINE)
+    assert sources
+    for source in sources:
+        assert (ROOT / source).exists()
+        assert Path(source).parts[:1] not in [(name,) for name in ignored]
+
+
+def test_compose_knows_every_image() -> None:
+    services = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]
+    for name, service in services.items():
+        assert service["image"] == f"smoothquant-{name}"
+        assert service["build"]["context"] == ".."
+        assert service["build"]["dockerfile"] == f"docker/{name}/Dockerfile"
+        gpu = service.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices")
+        assert bool(gpu) == name.startswith("tensorrt")
+    assert {path.parent.name for path in DOCKERFILES} <= set(services)
+    assert services["tensorrt-llm"]["image"] == CONTAINER
+
+
+def test_the_pinned_version_builds_engines() -> None:
+    text = (DOCKER / "tensorrt-llm/Dockerfile").read_text()
+    (version,) = re.findall(r"^ARG TENSORRT_LLM=(\S+)$", text, re.MULTILINE)
+    assert version == STABLE
+    assert builds_engines(version)
+    assert f"FROM {IMAGE}:${{TENSORRT_LLM}}" in text
+    assert "${TENSORRT_LLM:-1.2.1}" in (DOCKER / "compose.yaml").read_text()
+
+
+# -- the entry point, with a `smoothquant` that writes down how it was called ------------------------------------------
+
+FAKE = """#!/bin/sh
+printf '%s\\n' "$*" >> "$CALLS"
+[ "$1 $2" = "$FAIL" ] && { echo "smoothquant: no" >&2; exit 3; }
+while [ $# -gt 1 ]; do [ "$1" = --out ] && : > "$2.made"; shift; done
+exit 0
+"""
+
+
+class Machine:
+    """Runs the entry point, and knows which commands it ran."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.calls_file = folder, folder / "calls"
+        (folder / "bin").mkdir()
+        script(folder / "bin/smoothquant", FAKE)
+        self.model, self.out = folder / "my model", folder / "out"
+        self.model.mkdir()
+
+    def run(self, *arguments: object, fail: str = "") -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": f"{self.folder}/bin:/usr/bin:/bin", "CALLS": str(self.calls_file), "FAIL": fail}
+        command = [ENTRYPOINT, *map(str, arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+
+    def engine(self, *arguments: object, fail: str = "") -> subprocess.CompletedProcess[str]:
+        return self.run("engine", "--model", self.model, "--out", self.out, *arguments, fail=fail)
+
+    @property
+    def calls(self) -> list[str]:
+        return self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_any_command_is_handed_on(machine: Machine) -> None:
+    assert machine.run("build", "tensorrt-llm", "/c d", "--out", "/e").returncode == 0
+    assert machine.run().returncode == 0
+    assert machine.calls == ["build tensorrt-llm /c d --out /e", ""]
+    assert machine.run("check", "/x", fail="check /x").returncode == 3
+
+
+def test_a_model_becomes_an_engine(machine: Machine) -> None:
+    model, out = machine.model, machine.out
+    found = machine.engine("--text", "/t.txt", "--export", "--tp 2 --alpha 0.85", "--build", "--max-batch-size 64")
+    assert found.returncode == 0, found.stderr
+    scales = out / "act_scales.safetensors"
+    assert machine.calls == [
+        f"calibrate {model} --text /t.txt --out {scales}",
+        f"export trtllm {model} {scales} --out {out}/checkpoint --tp 2 --alpha 0.85",
+        f"build tensorrt-llm {out}/checkpoint --out {out}/engine --max-batch-size 64",
+        f"serve-config {out}/engine --out {out}/triton --tokenizer {model}",
+    ]
+    assert re.findall(r"== (\w+)", found.stderr) == ["calibrate", "export", "build", "serve"]
+
+
+def test_scales_that_are_there_are_not_made_again(machine: Machine) -> None:
+    assert machine.engine("--scales", "/s.pt").returncode == 0
+    assert machine.calls[0].startswith(f"export trtllm {machine.model} /s.pt ")
+    (machine.out / "act_scales.safetensors").touch()
+    machine.calls_file.unlink()
+    assert machine.engine("--text", "/t.txt").returncode == 0
+    assert machine.calls[0].startswith("export trtllm")
+
+
+def test_validation_comes_before_the_build(machine: Machine) -> None:
+    found = machine.engine("--scales", "/s.pt", "--reference-text", "/h.txt", fail=f"validate {machine.out}/checkpoint")
+    assert found.returncode == 3
+    out = machine.out
+    assert machine.calls[-1] == (
+        f"validate {out}/checkpoint --reference {machine.model} --text /h.txt --report {out}/report.html"
+    )
+
+
+def test_a_step_that_fails_is_the_last(machine: Machine) -> None:
+    found = machine.engine("--text", "/t.txt", fail=f"calibrate {machine.model}")
+    assert (found.returncode, found.stderr.splitlines()[-1]) == (3, "smoothquant: no")
+    assert len(machine.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--model", "/m"), "--out is missing"),
+        (("--out", "/o"), "--model is missing"),
+        (("--model", "/m", "--out", "/o"), "give --text to calibrate on, or --scales"),
+        (("--model", "/m", "--out", "/o", "--text", "t"), "/m: no such folder; is it mounted (-v)?"),
+        (("--model",), "--model wants a value"),
+        (("--modle", "/m"), "unknown option --modle"),
+    ],
+)
+def test_arguments_that_are_wrong(arguments: tuple[str, ...], said: str, machine: Machine) -> None:
+    found = machine.run("engine", *arguments)
+    assert (found.returncode, found.stderr.splitlines()[0]) == (2, f"entrypoint: {said}")
+    assert "usage: engine" in found.stderr
+    assert machine.calls == []
+
+
+def test_help(machine: Machine) -> None:
+    found = machine.run("engine", "--help")
+    assert (found.returncode, found.stdout.splitlines()[0][:13]) == (0, "usage: engine")
+
+
+def test_with_the_real_command() -> None:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    found = subprocess.run([ENTRYPOINT, "--version"], env=environment, capture_output=True, text=True, check=False)
+    assert found.stdout.startswith("smoothquant "), found.stderr
