@@ -1,7 +1,7 @@
 """The command line: `smoothquant COMMAND ...`. One file per command in this folder.
 
-Exit status: 0 done; 1 an engine missed its thresholds; 2 bad input; 3 a package is missing; 4 the disk or another
-resource failed; 130 interrupted. Errors are one line on stderr, never a traceback.
+Exit status: 0 done; 1 an engine missed its thresholds, or a check failed; 2 bad input; 3 a package is missing; 4 the
+disk or another resource failed; 130 interrupted. Errors are one line on stderr, never a traceback.
 """
 
 from __future__ import annotations
@@ -13,12 +13,25 @@ import signal
 import sys
 import warnings
 
-from recipes.cli import build, calibrate, demo, doctor, export, generate, recipes, reproduce, run, scales, validate
+from recipes.cli import (
+    build,
+    calibrate,
+    check,
+    demo,
+    doctor,
+    export,
+    generate,
+    recipes,
+    reproduce,
+    run,
+    scales,
+    validate,
+)
 from recipes.cli.ui import Ui
 from smoothquant import __version__
 from smoothquant.errors import UserError
 
-COMMANDS = (calibrate, export, build, validate, generate, run, recipes, reproduce, demo, scales, doctor)
+COMMANDS = (calibrate, export, build, check, validate, generate, run, recipes, reproduce, demo, scales, doctor)
 
 EPILOG = """\
 the way from a model to a validated INT8 engine:
