@@ -14,7 +14,7 @@ from smoothquant.errors import UserError
 from smoothquant.packages import require
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, NodeProto, TensorProto
+    from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto
 
 MODEL = "model.onnx"
 STANDARD = ("", "ai.onnx")
@@ -145,10 +145,10 @@ class OnnxGraph:
     def inferred(self) -> dict[str, Any]:
         """Types of all values, as far as ONNX infers them."""
         try:
-            graph = self.onnx.shape_inference.infer_shapes(self.proto).graph
+            proto = self.onnx.shape_inference.infer_shapes(self.proto)
         except Exception:  # a faulty graph: other rules say why
-            graph = self.proto.graph
-        return {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info, *graph.output)}
+            proto = self.proto
+        return {value.name: value.type.tensor_type for graph in graphs(proto.graph) for value in values(graph)}
 
     def external_faults(self) -> Iterator[tuple[str, str]]:
         """Files of external data that are missing or too short: the file, what is wrong with it."""
@@ -172,6 +172,19 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
+
+
+def graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """A graph and all within it."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from graphs(inner)
+
+
+def values(graph: GraphProto) -> Iterator[ValueInfoProto]:
+    """What a graph says the type of."""
+    yield from (*graph.input, *graph.value_info, *graph.output)
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:

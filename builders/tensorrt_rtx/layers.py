@@ -37,7 +37,9 @@ class Layer:
     @property
     def what(self) -> str:
         """For a summary: "Int8 gemm", "Float gemm", "kgen"."""
-        return f"{'Int8' if self.is_int8_gemm else self.inputs[0]} {GEMM}" if self.kind == GEMM else self.kind
+        if self.kind != GEMM:
+            return self.kind
+        return " ".join(("Int8" if self.is_int8_gemm else "".join(self.inputs[:1]), GEMM)).strip()
 
 
 def read_layers(messages: Iterable[str]) -> tuple[Layer, ...]:

@@ -15,9 +15,12 @@ if TYPE_CHECKING:  # onnx is imported when the command runs, not for --help
     from builders.tensorrt_rtx import Compilation
 
 KINDS = {
-    "kgen": "generated kernels: norms, activations, softmax, quantization, attention",
-    "runtime_fusion": "fused floating-point products",
+    "kgen": "generated kernels (norms, activations, softmax, quantization)",
+    "runtime_fusion": "floating-point products, fused with what is around them",
     "Int8 gemm": "INT8 matrix products",
+    "Half gemm": "FP16 matrix products",
+    "BFloat16 gemm": "BF16 matrix products",
+    "Float gemm": "FP32 matrix products",
 }
 
 
@@ -61,18 +64,9 @@ def _version(text: str) -> tuple[int, int]:
 
 
 def _show(found: Check, ui: Ui, layers: bool) -> None:
-    rows = [
-        (
-            finding.rule,
-            "error" if finding.effect.is_error else "warning",
-            finding.module,
-            f"{finding.what}; {finding.do}",
-        )
-        for finding in found.findings
-    ]
-    if rows:
-        ui.table("Findings", ("rule", "", "where", "what, and what to do"), rows)
-    else:
+    for finding in found.findings:
+        ui.say(f"{'error' if finding.effect.is_error else 'warning'} ({finding.rule}): {finding}")
+    if not found.findings:
         ui.say(f"{found.path}: {len(found.products)} quantized products; nothing to find fault with")
     made = found.compilation
     if not made:
@@ -84,10 +78,10 @@ def _show(found: Check, ui: Ui, layers: bool) -> None:
     if layers:
         every = [(layer.what, ", ".join(layer.inputs), ", ".join(layer.outputs), layer.name) for layer in made.layers]
         ui.table("Layers", ("kind", "reads", "writes", "name"), every)
-    kinds = [(kind, str(count), KINDS.get(kind, "")) for kind, count in found.kinds.most_common()]
-    ui.table(f"The engine: {len(made.layers)} layers", ("kind", "layers", ""), kinds)
-    if found.lost:
-        ui.table("Not INT8", ("product", "why"), [(verdict.module, verdict.why) for verdict in found.lost])
+    kinds = [(KINDS.get(kind, kind), str(count)) for kind, count in found.kinds.most_common()]
+    ui.table(f"The engine: {len(made.layers)} layers", ("", "layers"), kinds)
+    for verdict in found.lost:
+        ui.say(f"not INT8: {verdict.module}: {verdict.why}")
     int8 = len(found.verdicts) - len(found.lost)
     ui.say(f"{int8} of {len(found.verdicts)} quantized products are INT8 matrix products")
     ui.say(

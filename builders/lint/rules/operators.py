@@ -93,7 +93,7 @@ def scatter_reduction(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "if-shapes",
     "both branches of If give tensors of one shape",
-    "the parser sets one shape for the result: §1",
+    "the compiler fails on most such graphs: it sets one shape for the result",
     Effect.REFUSED,
 )
 def if_shapes(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
