@@ -126,9 +126,14 @@ class OnnxGraph:
         tensor = self.stored.get(self.source(name))
         if tensor is None:
             return None
+        if tensor.data_location != self.onnx.TensorProto.EXTERNAL:
+            return self.onnx.numpy_helper.to_array(tensor)
+        entry = {item.key: item.value for item in tensor.external_data}  # onnx reads no file that has several links
+        dtype, count = self.onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type), int(numpy.prod(tensor.dims))
         try:
-            return self.onnx.numpy_helper.to_array(tensor, str(self.path.parent))
-        except Exception:  # onnx raises several kinds; `external_data` says what is wrong
+            path, offset = self.path.parent / entry["location"], int(entry.get("offset", 0))
+            return numpy.fromfile(path, dtype, count, offset=offset).reshape(tuple(tensor.dims))
+        except (OSError, ValueError):  # `external_faults` says why
             return None
 
     def dtype(self, name: str) -> str:
@@ -149,6 +154,18 @@ class OnnxGraph:
         except Exception:  # a faulty graph: other rules say why
             proto = self.proto
         return {value.name: value.type.tensor_type for graph in graphs(proto.graph) for value in values(graph)}
+
+    def without_data(self) -> Any:
+        """A copy of the model whose external tensors are empty."""
+        copy = type(self.proto)()
+        copy.CopyFrom(self.proto)
+        for graph in graphs(copy.graph):
+            for tensor in graph.initializer:
+                if tensor.data_location == self.onnx.TensorProto.EXTERNAL:
+                    tensor.ClearField("external_data")
+                    tensor.ClearField("data_location")
+                    tensor.dims[:] = [0]
+        return copy
 
     def external_faults(self) -> Iterator[tuple[str, str]]:
         """Files of external data that are missing or too short: the file, what is wrong with it."""

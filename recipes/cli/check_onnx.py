@@ -76,8 +76,8 @@ def _show(found: Check, ui: Ui, layers: bool) -> None:
     if made.errors:
         return
     if layers:
-        every = [(layer.what, ", ".join(layer.inputs), ", ".join(layer.outputs), layer.name) for layer in made.layers]
-        ui.table("Layers", ("kind", "reads", "writes", "name"), every)
+        for layer in made.layers:
+            ui.say(f"{layer.what:<14} {', '.join(layer.inputs)} -> {', '.join(layer.outputs)}  {layer.name}")
     kinds = [(KINDS.get(kind, kind), str(count)) for kind, count in found.kinds.most_common()]
     ui.table(f"The engine: {len(made.layers)} layers", ("", "layers"), kinds)
     for verdict in found.lost:

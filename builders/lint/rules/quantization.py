@@ -65,9 +65,10 @@ def uint8(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 )
 def scale_positive(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
     for node in pairs(graph):
-        scale = graph.array(node.input[1])
-        if scale is None or scale.dtype.kind != "f":
+        stored = graph.array(node.input[1])
+        if stored is None:
             continue
+        scale = stored.astype(numpy.float32)
         wrong = ~(scale > 0)
         if wrong.any():
             what = (
