@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 
 RELEASES = {  # what is checked against, each a package of PyPI
-    "10.0": "tensorrt_cu12_bindings==10.0.1",
+    "10.1": "tensorrt_cu12_bindings==10.1.0",
     "10.16": "tensorrt_cu13_bindings==10.16.1.11",
     "11.0": "tensorrt_cu13_bindings==11.0.0.114",
     "11.4": "tensorrt_cu13_bindings==11.4.0.106",

@@ -369,7 +369,7 @@ FINE = {
     "a transposed weight": weight(
         "h = Transpose <perm = [1, 0]> (wd)", "wd = DequantizeLinear <axis = 0> (w_t, w_scale)"
     ),
-    "Gemm": f"""h = Reshape(x, rows) {X.replace("(x,", "(h,")} wd = DequantizeLinear <axis = 0> (w_t, w_scale)
+    "Gemm": f"""h = Reshape(x, flat) {X.replace("(x,", "(h,")} wd = DequantizeLinear <axis = 0> (w_t, w_scale)
         [layer__linear__Gemm] g = Gemm <transB = 1> (xd, wd, bias)  y = Unsqueeze(g, zero)""",
     "the weight on the left": """h = Transpose <perm = [0, 2, 1]> (x)
         xq = QuantizeLinear(h, s, z)  xd = DequantizeLinear(xq, s, z)
