@@ -28,7 +28,7 @@ class Effect(Enum):
 class Finding:
     """One fault. node: its name, or that of a file; product: the matrix product concerned, if one is.
 
-    what: in the user's words; do: what to do about it.
+    what: in the user's words; do: what to do about it; because: the rule's reason.
     """
 
     rule: str
@@ -36,6 +36,7 @@ class Finding:
     node: str
     what: str
     do: str
+    because: str = ""
     product: str = ""
 
     @property
@@ -72,7 +73,7 @@ class Book:
             def check(graph: OnnxGraph, tensorrt: Version) -> Iterator[Finding]:
                 for node, what, do, *more in search(graph, tensorrt):
                     details = {"effect": effect} | (more[0] if more else {})
-                    yield Finding(rule=id, node=node, what=what, do=do, **details)
+                    yield Finding(rule=id, node=node, what=what, do=do, because=because, **details)
 
             self.rules.append(Rule(id, demands, because, effect, check))
             return search

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from recipes.cli.check_onnx import check_onnx
+from recipes.cli.check_onnx import check_onnx, show_rules
 from recipes.cli.ui import Ui
 from smoothquant.errors import UserError
 from smoothquant.workspace import MANIFEST, load_manifest
@@ -28,8 +28,12 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "refused, or if a linear that should be INT8 is not.",
     )
     command.add_argument(
-        "engine", metavar="ENGINE_OR_ONNX", help="folder made by smoothquant export or build, or any .onnx file"
+        "engine",
+        metavar="ENGINE_OR_ONNX",
+        nargs="?",
+        help="folder made by smoothquant export or build, or any .onnx file",
     )
+    command.add_argument("--rules", action="store_true", help="print the rules for ONNX graphs, with their reasons")
     command.add_argument(
         "--compiler",
         choices=COMPILERS,
@@ -46,6 +50,10 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
+    if arguments.rules:
+        return show_rules(ui)
+    if not arguments.engine:
+        raise UserError("nothing to check", expected="an ENGINE_OR_ONNX, or --rules")
     checker(Path(arguments.engine))(arguments, ui)
 
 

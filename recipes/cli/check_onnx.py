@@ -39,6 +39,17 @@ def check_onnx(arguments: argparse.Namespace, ui: Ui) -> None:
         raise CheckError(f"{found.path}: {faults[0]}{more}")
 
 
+def show_rules(ui: Ui) -> None:
+    """All rules of the linter."""
+    from builders.lint import RULES
+
+    for rule in RULES:
+        ui.say(f"{rule.id}: {rule.demands}\n    else {rule.effect.value}: {rule.because}")
+    said = ("id", "demands", "because")
+    rules = [{name: getattr(rule, name) for name in said} | {"effect": rule.effect.name.lower()} for rule in RULES]
+    ui.result({"rules": rules})
+
+
 def _compile(arguments: argparse.Namespace, ui: Ui) -> Compile:
     from builders.tensorrt_rtx import DecoderProfile, compile_apart
 
@@ -66,6 +77,7 @@ def _version(text: str) -> tuple[int, int]:
 def _show(found: Check, ui: Ui, layers: bool) -> None:
     for finding in found.findings:
         ui.say(f"{'error' if finding.effect.is_error else 'warning'} ({finding.rule}): {finding}")
+        ui.say(f"    {finding.effect.value}: {finding.because}")
     if not found.findings:
         ui.say(f"{found.path}: {len(found.products)} quantized products; nothing to find fault with")
     made = found.compilation

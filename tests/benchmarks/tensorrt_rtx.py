@@ -62,7 +62,7 @@ def sizes(root: Path, details: dict) -> Iterator[Row]:
         exported = time.perf_counter() - begin - seconds
         compilation = whole(found)
         yield Row(
-            f"TensorRT-RTX compiles {name}",
+            f"TensorRT-RTX {compilation.version} compiles {name}",
             f"{compilation.weight_bytes / 1e9:.2f} GB of weights in {compilation.seconds:.1f} s and "
             f"{compilation.peak_bytes / 1e9:.1f} GB of memory; {integers(found)}",
             "all INT8",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from builders.lint import RULES
 from builders.onnxruntime import build
 from builders.tensorrt_rtx import available, packages
 from builders.tensorrt_rtx.packages import bindings
@@ -87,6 +88,7 @@ def test_faults_are_printed_and_counted(tmp_path: Path, capsys: pytest.CaptureFi
     assert "error (contrib-operator): layer/act: the operator com.microsoft.FastGelu is not standard ONNX" in out
     assert "error (scale-positive)" in out
     assert "warning (axis)" in out
+    assert "    TensorRT refuses the graph: every version: the parser asserts that all are positive" in out
     assert err.endswith("(and 1 more)\n")
     status, out, _ = run(capsys, path, "--json")
     assert status == 1
@@ -151,6 +153,16 @@ def test_bad_input(tmp_path: Path, llama_folder: Path, capsys: pytest.CaptureFix
     status, line = refused(capsys, tmp_path)
     assert status == 2
     assert "made by 'calibrate', which there is no check for; expected an ONNX file, or a folder made by one of" in line
+
+
+def test_rules_are_printed_with_their_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "--rules")
+    assert status == 0
+    for rule in RULES:
+        assert f"{rule.id}: {rule.demands}\n    else {rule.effect.value}: {rule.because}\n" in out
+    status, out, _ = run(capsys, "--rules", "--json")
+    assert [rule["id"] for rule in json.loads(out)["rules"]] == [rule.id for rule in RULES]
+    assert refused(capsys) == (2, "smoothquant: nothing to check; expected an ENGINE_OR_ONNX, or --rules")
 
 
 def test_an_older_tensorrt(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:

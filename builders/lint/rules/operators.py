@@ -114,7 +114,7 @@ def _shape(graph: OnnxGraph, name: str) -> list[int | str]:
 @BOOK.rule(
     "attention-cache",
     "Attention has one output, and neither past nor present",
-    "the parser asserts it (10.14 ... 11.4), and that softcap is 0; §4",
+    "the parser asserts it (10.14 ... 11.4), and that softcap is 0",
     Effect.REFUSED,
 )
 def attention_cache(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -130,7 +130,7 @@ def attention_cache(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "attention-padding",
     "Attention's padding is in its mask",
-    "nonpad_kv_seqlen is parsed and ignored: padding is attended to; §4",
+    "nonpad_kv_seqlen is parsed and ignored: padding is attended to",
     Effect.WRONG,
 )
 def attention_padding(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -143,7 +143,7 @@ def attention_padding(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "attention-dtype",
     "Attention reads FLOAT16 or BFLOAT16",
-    "there are dedicated kernels for halves alone, and the parser does not let it be decomposed; §4",
+    "there are dedicated kernels for halves alone, and the parser does not let it be decomposed",
     Effect.REFUSED,
 )
 def attention_dtype(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:

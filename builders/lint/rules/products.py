@@ -38,7 +38,7 @@ def float_activation(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
     "between",
     "between DequantizeLinear and the product stands nothing that computes",
     "TensorRT moves DQ behind the product through Reshape, Transpose, Cast and the like, and through a scale per "
-    "output channel; anything else ends the search: §2",
+    "output channel; anything else ends the search",
     Effect.LOST,
 )
 def between(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -80,7 +80,7 @@ def _remedy(node: NodeProto, weight: bool) -> str:
 @BOOK.rule(
     "scale-along-k",
     "a weight's scales run along its output channels",
-    "the sum over input channels cannot be scaled afterwards: TensorRT accepts it and multiplies floats; §2",
+    "the sum over input channels cannot be scaled afterwards: TensorRT accepts it and multiplies floats",
     Effect.LOST,
 )
 def scale_along_k(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -99,7 +99,7 @@ def scale_along_k(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "scale-per-channel",
     "an activation has one scale",
-    "per channel it cannot be taken out of the sum: TensorRT accepts it and multiplies floats; §2",
+    "per channel it cannot be taken out of the sum: TensorRT accepts it and multiplies floats",
     Effect.LOST,
 )
 def scale_per_channel(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -113,7 +113,7 @@ def scale_per_channel(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "scale-constant",
     "scales are constants",
-    "a scale that is computed at run time is accepted, and the product multiplies floats; §2",
+    "a scale that is computed at run time is accepted, and the product multiplies floats",
     Effect.LOST,
 )
 def scale_constant(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -128,7 +128,7 @@ def scale_constant(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "scale-dtype",
     "scales are FLOAT, also where the rest is half",
-    "the product of two scales is subnormal in FLOAT16 (off by per cents), and the sum may overflow; §3",
+    "the product of two scales is subnormal in FLOAT16 (off by per cents), and the sum may overflow",
     Effect.WORSE,
 )
 def scale_dtype(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:

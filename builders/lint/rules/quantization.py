@@ -26,7 +26,7 @@ def pairs(graph: OnnxGraph) -> Iterator[NodeProto]:
 @BOOK.rule(
     "zero-point",
     "zero points are 0",
-    "every version: the parser asserts that the shift is zero; §2",
+    "every version: the parser asserts that the shift is zero",
     Effect.REFUSED,
 )
 def zero_point(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -40,7 +40,7 @@ def zero_point(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "uint8",
     "nothing is quantized to uint8",
-    "TensorRT has no uint8 arithmetic: it refuses uint8 weights, and takes uint8 activations for int8; §2",
+    "TensorRT has no uint8 arithmetic: it refuses uint8 weights, and takes uint8 activations for int8",
     Effect.WRONG,
 )
 def uint8(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -60,7 +60,7 @@ def uint8(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "scale-positive",
     "every scale is a positive number",
-    "every version: the parser asserts that all are positive (a channel of zeros gives 0, if not clamped); §2",
+    "every version: the parser asserts that all are positive (a channel of zeros gives 0, if not clamped)",
     Effect.REFUSED,
 )
 def scale_positive(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -88,7 +88,7 @@ def scale_positive(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "axis",
     "a scale per channel says its axis",
-    "parsers of 8.5 to 10.1 take 0 where none is written, ONNX says 1; §2",
+    "parsers of 8.5 to 10.1 take 0 where none is written, ONNX says 1",
     Effect.WORSE,
 )
 def axis(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -102,7 +102,7 @@ def axis(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "block-scale",
     "INT8 scales are per tensor or per channel, not per block",
-    "TensorRT has blocks for 4 bits and FP8 alone: the build fails; §2",
+    "TensorRT has blocks for 4 bits and FP8 alone: the build fails",
     Effect.REFUSED,
 )
 def block_scale(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -115,7 +115,7 @@ def block_scale(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "int8-constant",
     "an int8 constant feeds DequantizeLinear directly",
-    "the builder refuses a quantized constant before anything else, even Identity; §2",
+    "the builder refuses a quantized constant before anything else, even Identity",
     Effect.REFUSED,
 )
 def int8_constant(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -133,7 +133,7 @@ def int8_constant(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "float-weight",
     "weights are stored as int8",
-    "the engine is the same, the file is four times as large and builds more slowly; §2",
+    "the engine is the same, the file is four times as large and builds more slowly",
     Effect.WORSE,
 )
 def float_weight(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
