@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
+from builders.tensorrt_rtx.packages import VERSIONS
 from smoothquant.machine import cpu_flags, cpuinfo, physical_cores
 
 INT8_KERNELS = (  # /proc/cpuinfo flag, what it means for integer matrix products; best first
@@ -47,7 +48,8 @@ class Report:
         return asdict(self)
 
 
-# command; packages that must be here, alternatives with |; what to do where they are not, if not to install them
+# command; packages that must be here, alternatives with |, those of one version only with ==; what to do where they
+# are not, if not to install them
 TARGETS: tuple[tuple[str, tuple[str, ...]] | tuple[str, tuple[str, ...], str], ...] = (
     ("calibrate, export hf, export w8a8, validate", ("torch", "transformers")),
     ("calibrate --text hf:DATASET", ("datasets",)),
@@ -55,6 +57,8 @@ TARGETS: tuple[tuple[str, tuple[str, ...]] | tuple[str, tuple[str, ...], str], .
     ("export onnx", ("onnx",)),
     ("build onnxruntime, generate, demo", ("onnx", "onnxruntime|onnxruntime-gpu")),
     ("validate (a W8A8 checkpoint)", ("compressed-tensors",)),
+    ("check (an ONNX graph)", ("onnx",)),
+    ("check --compiler tensorrt-rtx", tuple(VERSIONS.split())),
     ("check, validate (TensorRT-LLM), serve-config", ("torch", "safetensors")),
     ("build tensorrt-llm", ("tensorrt_llm",), "in docker/tensorrt-llm; --dry-run works here"),
 )
@@ -90,20 +94,22 @@ def examine() -> Report:
 
 
 def _ability(command: str, needs: tuple[str, ...], instead: str = "") -> Ability:
-    found = {need: next(filter(None, (_version(name) for name in need.split("|"))), None) for need in needs}
+    found = {need: next(filter(None, map(_version, need.split("|"))), None) for need in needs}
     missing = [need.split("|")[0] for need, version in found.items() if version is None]
     if missing:
         return Ability(command, needs, False, instead or f"pip install {' '.join(missing)}")
-    return Ability(
-        command, needs, True, ", ".join(f"{need.split('|')[0]} {version}" for need, version in found.items())
-    )
+    how = (f"{need.split('|')[0].split('==')[0]} {version}" for need, version in found.items())
+    return Ability(command, needs, True, ", ".join(how))
 
 
 def _version(package: str) -> str | None:
+    """package: its name, or NAME==VERSION."""
+    name, _, wanted = package.partition("==")
     try:
-        return metadata.version(package)
+        found = metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+    return found if wanted in ("", found) else None
 
 
 def _cpu_name() -> str:

@@ -51,13 +51,13 @@ class MissingPackageError(UserError):
     exit_code = 3
 
 
-class ThresholdError(UserError):
-    """The engine ran, and is less accurate than its recipe demands."""
+class CheckError(UserError):
+    """An engine would refuse what was checked, or run it in floating point where it should be INT8."""
 
     exit_code = 1
 
 
-class FindingsError(UserError):
-    """A check ran, and found errors."""
+class ThresholdError(UserError):
+    """The engine ran, and is less accurate than its recipe demands."""
 
     exit_code = 1

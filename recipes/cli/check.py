@@ -1,88 +1,81 @@
-"""smoothquant check: what a loader or compiler will refuse, found before it runs; one `Checker` for each kind."""
+"""smoothquant check: will an engine take what was made, and run it in INT8? Found out before anybody needs a GPU."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from recipes.cli.check_onnx import check_onnx, show_rules
+from recipes.cli.check_trtllm import check_trtllm
 from recipes.cli.ui import Ui
-from smoothquant.errors import FindingsError, UserError
+from smoothquant.errors import UserError
+from smoothquant.workspace import MANIFEST, load_manifest
 
-if TYPE_CHECKING:
-    from builders.findings import Finding
-
-Progress = Callable[[int, int], None]  # (done, total)
-
-
-@dataclass(frozen=True)
-class Checker:
-    """One kind of folder or file.
-
-    kind: what it is called. matches: whether a path is one; the first checker that says so is asked.
-    check: path, the command's arguments, progress -> findings. options: adds this kind's own to the command.
-    """
-
-    kind: str
-    matches: Callable[[Path], bool]
-    check: Callable[[Path, argparse.Namespace, Progress], list[Finding]]
-    options: Callable[[argparse.ArgumentParser], None] = lambda command: None
-
-
-def _is_trtllm(path: Path) -> bool:
-    from builders.tensorrt_llm import is_checkpoint
-
-    return path.is_dir() and is_checkpoint(path)
-
-
-def _check_trtllm(path: Path, arguments: argparse.Namespace, progress: Progress) -> list[Finding]:
-    from builders.tensorrt_llm import check
-
-    return check(path, progress)
-
-
-CHECKERS = (Checker("TensorRT-LLM checkpoint", _is_trtllm, _check_trtllm),)
+COMPILERS = ("tensorrt-rtx",)
+Checker = Callable[[argparse.Namespace, Ui], None]
+CHECKERS: Mapping[str, Checker] = {  # step that made a folder -> what checks it
+    "export onnx": check_onnx,
+    "build onnxruntime": check_onnx,
+    "export trtllm": check_trtllm,
+}
 
 
 def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
     command = commands.add_parser(
         "check",
         parents=[common],
-        help="find what a loader would refuse, before it runs",
-        description="Check a folder by the rules of what will read it: missing tensors, wrong shapes, unknown keys, "
-        "scales that are zero or not finite, numbers that contradict each other. Exit status 1 if there are errors. "
-        f"Kinds of folder: {', '.join(checker.kind for checker in CHECKERS)}.",
+        help="will an engine take it, and run it in INT8",
+        description="Look at an ONNX graph with TensorRT's eyes: every rule that its versions are known to have, each "
+        "with its reason, and with --compiler a real compiler, which needs no GPU. Look at a TensorRT-LLM checkpoint "
+        "by the rules of its loader: tensors, shapes, keys, scales. Exit status 1 if it would be refused, or if a "
+        "linear that should be INT8 is not.",
     )
-    command.add_argument("path", metavar="DIR", help="what to check")
-    for checker in CHECKERS:
-        checker.options(command)
+    command.add_argument(
+        "path",
+        metavar="PATH",
+        nargs="?",
+        help="folder made by smoothquant export or build, any .onnx file, or any TensorRT-LLM checkpoint",
+    )
+    command.add_argument("--rules", action="store_true", help="print the rules for ONNX graphs, with their reasons")
+    command.add_argument(
+        "--compiler",
+        choices=COMPILERS,
+        help="compile it too: tensorrt-rtx is TensorRT's parser and compiler for PCs, from PyPI, on any Linux x86-64",
+    )
+    command.add_argument(
+        "--tensorrt", metavar="VERSION", help="the TensorRT that is to take it, such as 8.6 or 10.3 (default: newest)"
+    )
+    command.add_argument("--max-batch", type=int, default=4, help="compile for so many sequences (default 4)")
+    command.add_argument("--chunk", type=int, default=256, help="tokens of a run (default 256)")
+    command.add_argument("--max-length", type=int, default=2048, help="tokens of a sequence (default 2048)")
+    command.add_argument("--layers", action="store_true", help="with a compiler: print every layer of the engine")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
-    from builders.findings import errors
-
+    if arguments.rules:
+        return show_rules(ui)
+    if not arguments.path:
+        raise UserError("nothing to check", expected="a folder or an .onnx file, or --rules")
     path = Path(arguments.path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder", do="check the path")
-    checker = next((checker for checker in CHECKERS if checker.matches(path)), None)
-    if checker is None:
+    checker(path)(arguments, ui)
+
+
+def checker(path: Path) -> Checker:
+    """What checks this file or folder. Raises UserError for what nothing checks."""
+    from builders.tensorrt_llm import is_checkpoint
+
+    if path.is_dir() and is_checkpoint(path):
+        return check_trtllm
+    if not (path / MANIFEST).exists():
+        return check_onnx
+    step = load_manifest(path)["step"]
+    if step not in CHECKERS:
         raise UserError(
-            f"{path}: nothing that can be checked",
-            expected=f"one of: {', '.join(checker.kind for checker in CHECKERS)}",
-            do="check the path",
+            f"{path}: made by {step!r}, which there is no check for",
+            expected=f"an ONNX file, a TensorRT-LLM checkpoint, or a folder made by one of: {', '.join(CHECKERS)}",
         )
-    with ui.progress("check") as progress:
-        found = checker.check(path, arguments, progress)
-    bad = errors(found)
-    ui.result({"path": str(path), "kind": checker.kind, "findings": [asdict(finding) for finding in found]})
-    if found:
-        rows = [(finding.severity, finding.where, finding.what, finding.expected) for finding in found]
-        ui.table(f"{path}: {checker.kind}", ("", "where", "found", "expected"), rows)
-    else:
-        ui.say(f"{path}: {checker.kind}, nothing is wrong with it")
-    if bad:
-        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise FindingsError(f"{path}: {bad[0].sentence}{more}", do="make it again")
+    return CHECKERS[step]

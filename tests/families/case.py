@@ -35,6 +35,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "float": lambda out: OnnxWriter(out, "float"),
     "per-token": lambda out: OnnxWriter(out, "per-token"),
     "per-tensor": lambda out: OnnxWriter(out, "per-tensor"),
+    "per-token fp16": lambda out: OnnxWriter(out, "per-token", body="fp16"),
 }
 
 

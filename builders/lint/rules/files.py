@@ -1,0 +1,67 @@
+"""Rules about the file: its data, its validity, its opset, and that it is quantized at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from builders.lint.graph import OnnxGraph
+from builders.lint.products import DEQUANTIZE, quantized_products
+from builders.lint.rule import Book, Effect, Version
+
+BOOK = Book()
+OPSETS: tuple[tuple[Version, int], ...] = (  # from this TensorRT on: the newest opset that it knows
+    ((8, 6), 17),
+    ((10, 0), 20),
+    ((10, 13), 24),
+    ((11, 0), 25),
+)
+PER_CHANNEL = 13  # the first opset with an axis for scales
+
+
+@BOOK.rule(
+    "external-data",
+    "the weights' files lie beside the graph, whole",
+    "every version: the parser opens them by the names in the graph",
+    Effect.REFUSED,
+)
+def external_data(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    for location, fault in graph.external_faults():
+        yield location, f"the file of weights {location} {fault}", f"put it, whole, into {graph.path.parent}"
+
+
+@BOOK.rule("valid-onnx", "the graph is valid ONNX", "every version, and every other engine", Effect.REFUSED)
+def valid_onnx(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    try:
+        graph.onnx.checker.check_model(graph.without_data())
+    except graph.onnx.checker.ValidationError as error:
+        line = " ".join(str(error).split("\n")[0].split())
+        yield graph.path.name, f"it is not valid ONNX ({line})", "mend the tool that wrote it, or export again"
+
+
+@BOOK.rule(
+    "opset",
+    "the opset is one that this TensorRT knows: at most 17 for 8.6, 20 for 10.0, 24 for 10.13, 25 for 11",
+    "TensorRT's release notes; newer opsets are read as the newest known one, with a warning",
+    Effect.WORSE,
+)
+def opset(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    newest = max((limit for since, limit in OPSETS if since <= tensorrt), default=OPSETS[0][1])
+    if graph.opset > newest:
+        version = ".".join(map(str, tensorrt))
+        what = f"opset {graph.opset} is newer than TensorRT {version} knows ({newest})"
+        yield graph.path.name, what, f"export with opset {newest} or lower, or use a newer TensorRT"
+    if graph.opset < PER_CHANNEL and any(True for _ in graph.standard(DEQUANTIZE)):
+        what = f"opset {graph.opset} has no scales per channel"
+        yield graph.path.name, what, "export with opset 17 or 21", {"effect": Effect.REFUSED}
+
+
+@BOOK.rule(
+    "no-quantization",
+    "some matrix product has an INT8 weight",
+    "a graph without QuantizeLinear and DequantizeLinear runs in floating point: TensorRT 11 has no other way to INT8",
+    Effect.LOST,
+)
+def no_quantization(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    if not quantized_products(graph):
+        what = "no matrix product is quantized (no int8 weight behind DequantizeLinear)"
+        yield graph.path.name, what, "make it with smoothquant export onnx, without --float"

@@ -1,0 +1,103 @@
+"""`smoothquant check` of an ONNX graph: findings of the linter, then what a compiler makes of it."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import TYPE_CHECKING
+
+from recipes.cli.ui import Ui
+from smoothquant.errors import CheckError, UserError
+
+if TYPE_CHECKING:  # onnx is imported when the command runs, not for --help
+    from builders.check import Check, Compile
+    from builders.lint import OnnxGraph
+    from builders.tensorrt_rtx import Compilation
+
+KINDS = {
+    "kgen": "generated kernels (norms, activations, softmax, quantization)",
+    "runtime_fusion": "floating-point products, fused with what is around them",
+    "Int8 gemm": "INT8 matrix products",
+    "Half gemm": "FP16 matrix products",
+    "BFloat16 gemm": "BF16 matrix products",
+    "Float gemm": "FP32 matrix products",
+}
+
+
+def check_onnx(arguments: argparse.Namespace, ui: Ui) -> None:
+    """Raises CheckError if TensorRT would refuse the graph, or run a quantized product in floating point."""
+    from builders.check import check
+    from builders.lint import NEWEST
+
+    tensorrt = _version(arguments.tensorrt) if arguments.tensorrt else NEWEST
+    found = check(arguments.path, tensorrt, _compile(arguments, ui) if arguments.compiler else None)
+    _show(found, ui, arguments.layers)
+    ui.result(found.as_dict())
+    faults = found.faults
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise CheckError(f"{found.path}: {faults[0]}{more}")
+
+
+def show_rules(ui: Ui) -> None:
+    """All rules of the linter."""
+    from builders.lint import RULES
+
+    for rule in RULES:
+        ui.say(f"{rule.id}: {rule.demands}\n    else {rule.effect.value}: {rule.because}")
+    said = ("id", "demands", "because")
+    rules = [{name: getattr(rule, name) for name in said} | {"effect": rule.effect.name.lower()} for rule in RULES]
+    ui.result({"rules": rules})
+
+
+def _compile(arguments: argparse.Namespace, ui: Ui) -> Compile:
+    from builders.tensorrt_rtx import DecoderProfile, compile_apart
+
+    for name in ("max_batch", "chunk"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}", expected="1 or more")
+    if arguments.max_length <= arguments.chunk:
+        raise UserError(f"--max-length {arguments.max_length}", expected=f"more than the --chunk, {arguments.chunk}")
+    profile = DecoderProfile(arguments.max_batch, arguments.chunk, arguments.max_length - arguments.chunk)
+
+    def compile_(graph: OnnxGraph) -> Compilation:
+        ui.note(f"compiling {graph.path} for {profile.batch} x {profile.tokens} tokens behind {profile.past}")
+        return compile_apart(graph.path, profile, graph.symbols)
+
+    return compile_
+
+
+def _version(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)(?:\.(\d+))?(?:\.\d+)*", text)
+    if not found or int(found[1]) < 8:
+        raise UserError(f"--tensorrt {text}", expected="a version from 8 on, such as 10.3")
+    return int(found[1]), int(found[2] or 0)
+
+
+def _show(found: Check, ui: Ui, layers: bool) -> None:
+    for finding in found.findings:
+        ui.say(f"{'error' if finding.effect.is_error else 'warning'} ({finding.rule}): {finding}")
+        ui.say(f"    {finding.effect.value}: {finding.because}")
+    if not found.findings:
+        ui.say(f"{found.path}: {len(found.products)} quantized products; nothing to find fault with")
+    made = found.compilation
+    if not made:
+        return
+    for error in made.errors:
+        ui.say(f"TensorRT-RTX {made.version} refuses the graph: {error}")
+    if made.errors:
+        return
+    if layers:
+        for layer in made.layers:
+            ui.say(f"{layer.what:<14} {', '.join(layer.inputs)} -> {', '.join(layer.outputs)}  {layer.name}")
+    kinds = [(KINDS.get(kind, kind), str(count)) for kind, count in found.kinds.most_common()]
+    ui.table(f"The engine: {len(made.layers)} layers", ("", "layers"), kinds)
+    for verdict in found.lost:
+        ui.say(f"not INT8: {verdict.module}: {verdict.why}")
+    int8 = len(found.verdicts) - len(found.lost)
+    ui.say(f"{int8} of {len(found.verdicts)} quantized products are INT8 matrix products")
+    ui.say(
+        f"TensorRT-RTX {made.version}: plan {made.plan_bytes / 1e6:,.1f} MB, weights {made.weight_bytes / 1e6:,.1f} MB,"
+        f" activations {made.activation_bytes / 1e6:,.1f} MB; compiled in {made.seconds:.1f} s, "
+        f"{made.peak_bytes / 1e6:,.0f} MB of memory"
+    )
