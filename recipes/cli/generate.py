@@ -15,10 +15,9 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "generate",
         parents=[common],
         help="talk to an engine",
-        description="Continue a prompt with an ONNX Runtime engine, token by token: greedily, unless --temperature "
-        "is given.",
+        description="Continue a prompt with an engine, token by token: greedily, unless --temperature is given.",
     )
-    command.add_argument("engine", metavar="ENGINE", help="folder made by smoothquant build onnxruntime")
+    command.add_argument("engine", metavar="ENGINE", help="folder made by smoothquant build")
     command.add_argument("prompt", help="text to continue; - reads it from standard input")
     command.add_argument("--max-new-tokens", type=int, default=64, help="stop after this many (default 64)")
     command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
@@ -34,9 +33,16 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     if not prompt:
         raise UserError("the prompt is empty", expected="some text to continue")
     from act_scales.text import load_tokenizer
-    from builders.onnxruntime import OnnxRuntimeEngine
+    from builders.engine import open_engine
+    from builders.generation import GeneratingEngine
 
-    engine = OnnxRuntimeEngine(arguments.engine)
+    engine = open_engine(arguments.engine)
+    if not isinstance(engine, GeneratingEngine):
+        raise UserError(
+            f"{arguments.engine}: made by {engine.manifest['step']!r}, which keeps no KV cache to generate with",
+            expected="an engine",
+            do="smoothquant export onnx MODEL ..., then smoothquant build --help",
+        )
     tokenizer = load_tokenizer(arguments.engine)
     prompt_ids = tokenizer(prompt)["input_ids"]
     tokens: list[int] = []
