@@ -13,9 +13,7 @@ matrix product must have become an integer kernel.
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
-import shutil
 from pathlib import Path
 
 import numpy
@@ -57,21 +55,11 @@ def build(export: str | Path, out: str | Path, *, overwrite: bool = False) -> di
     with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
         if not work.finished:
             for name in made["files"]:
-                _link(export / name, work, sum(made["files"].values()))
+                work.adopt(export / name)
             write_genai_config(work.folder, made["geometry"], threads)
             kernels = _check(export, made["geometry"]["vocab_size"])
             work.commit({"contract": made["contract"], "geometry": made["geometry"], "kernels": kernels})
     return load_manifest(out)
-
-
-def _link(source: Path, work: Workspace, total: int) -> None:
-    target = work.path(source.name)
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or one without links
-        work.require(total)
-        shutil.copyfile(source, target)
 
 
 def _check(export: Path, vocab_size: int) -> dict[str, int]:
