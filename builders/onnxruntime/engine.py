@@ -9,7 +9,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from builders.generation import GeneratingEngine, tokens_to_keep
+from builders.generation import Decoding, GeneratingEngine, tokens_to_keep
+from builders.onnxruntime.providers import find_provider
 from builders.onnxruntime.session import PAST, PRESENT, first_feed, open_session, subnormals_as_zero
 from smoothquant.packages import require
 from smoothquant.workspace import load_manifest
@@ -18,13 +19,15 @@ from smoothquant.workspace import load_manifest
 class OnnxRuntimeEngine(GeneratingEngine):
     """Runs an engine folder, or an ONNX export as it is.
 
-    manifest: the folder's. providers, threads: ONNX Runtime's; the default is the CPU, one thread per physical core.
+    manifest: the folder's. provider: of `providers.PROVIDERS`; the default is the one that the engine was built for,
+    which is the CPU's for an export. threads: by default one per physical core.
     """
 
-    def __init__(self, folder: str | Path, providers: Sequence[str] | None = None, threads: int | None = None) -> None:
+    def __init__(self, folder: str | Path, provider: str | None = None, threads: int | None = None) -> None:
         self.folder = Path(folder)
         self.manifest = load_manifest(folder)
-        self.session = open_session(self.folder, providers=providers, threads=threads)
+        self.provider = find_provider(provider or self.manifest["inputs"].get("provider", "cpu"))
+        self.session = open_session(self.folder, provider=self.provider.name, threads=threads)
 
     def logits(self, ids: Tensor) -> Tensor:
         """ids: (batch, tokens) int64, whole sequences without padding; returns float32 (batch, tokens, vocab)."""
@@ -32,16 +35,17 @@ class OnnxRuntimeEngine(GeneratingEngine):
         with subnormals_as_zero():
             return torch.from_numpy(self.session.run(["logits"], feed)[0])
 
-    def start(self, prompt: Sequence[int]) -> Decoding:
+    def start(self, prompt: Sequence[int]) -> CachedDecoding:
         """Run a prompt."""
-        return Decoding(self, numpy.array([prompt], dtype=numpy.int64))
+        return CachedDecoding(self, numpy.array([prompt], dtype=numpy.int64))
 
 
-class Decoding:
+class CachedDecoding(Decoding):
     """One sequence under way. logits: (vocab,) float32, of the last token. The cache stays inside the runtime."""
 
     def __init__(self, engine: OnnxRuntimeEngine, prompt: numpy.ndarray) -> None:
         self.session = engine.session
+        self._device = engine.provider.device
         self._value = require("onnxruntime").OrtValue.ortvalue_from_numpy
         self._present = [value.name for value in self.session.get_outputs() if value.name.startswith(PRESENT)]
         feed = first_feed(engine.session, prompt)
@@ -63,8 +67,9 @@ class Decoding:
         binding.bind_cpu_input("attention_mask", numpy.ones((1, self.cached), dtype=numpy.int64))
         for name, value in self._cache.items():
             binding.bind_ortvalue_input(name, value)
-        for name in ("logits", *self._present):
-            binding.bind_output(name)
+        binding.bind_output("logits")
+        for name in self._present:
+            binding.bind_output(name, self._device)
         with subnormals_as_zero():
             self.session.run_with_iobinding(binding)
         logits, *present = binding.get_outputs()

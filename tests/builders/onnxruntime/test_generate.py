@@ -12,7 +12,6 @@ import torch
 from transformers import LlamaForCausalLM
 
 from builders.onnxruntime import OnnxRuntimeEngine, build
-from builders.onnxruntime.engine import Decoding
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
 from smoothquant.errors import UserError
@@ -64,7 +63,7 @@ def test_w8a8_greedy_is_that_of_genai(form: str, engines: dict[str, Path]) -> No
 
 def test_cache_gives_the_logits_of_whole_sequences(engine: OnnxRuntimeEngine) -> None:
     tokens = torch.tensor([[*PROMPT, 90, 91, 92]])
-    decoding = Decoding(engine, tokens[:, : len(PROMPT)].numpy())
+    decoding = engine.start(PROMPT)
     for position in range(len(PROMPT), tokens.shape[1]):
         decoding.step(int(tokens[0, position]))
         expected = engine.logits(tokens[:, : position + 1])[0, -1]
