@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,14 +18,17 @@ from smoothquant.errors import UserError
 from smoothquant.workspace import read_json
 
 
-class Decoding(Protocol):
+class Decoding(ABC):
     """One sequence under way. logits: (vocab,) float32, on the CPU, of the last token."""
 
     logits: Tensor
 
+    @abstractmethod
     def step(self, token: int) -> None:
         """Append a token."""
-        ...
+
+    def close(self) -> None:  # noqa: B027 (most engines' caches go with the object)
+        """Forget the cache."""
 
 
 class GeneratingEngine(ABC):
@@ -70,14 +73,14 @@ class GeneratingEngine(ABC):
             raise UserError(f"temperature {temperature}, top_p {top_p}", expected="temperature >= 0 and 0 < top_p <= 1")
         generator = torch.Generator().manual_seed(seed)
         ends = end_tokens(self.folder)
-        decoding = self.start(prompt)
-        for count in range(max_new_tokens):
-            token = pick(decoding.logits, temperature, top_p, generator)
-            if token in ends:
-                return
-            yield token
-            if count + 1 < max_new_tokens:
-                decoding.step(token)
+        with closing(self.start(prompt)) as decoding:
+            for count in range(max_new_tokens):
+                token = pick(decoding.logits, temperature, top_p, generator)
+                if token in ends:
+                    return
+                yield token
+                if count + 1 < max_new_tokens:
+                    decoding.step(token)
 
 
 def end_tokens(folder: Path) -> set[int]:

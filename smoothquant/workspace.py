@@ -86,9 +86,12 @@ class Workspace:
                 do="free some space, or choose an --out on another disk",
             )
 
-    def adopt(self, source: Path) -> None:
-        """Put a finished file of another output into the folder: linked where the disk allows, else copied."""
-        target = self.path(source.name)
+    def adopt(self, source: Path, name: str = "") -> None:
+        """Put a finished file of another output into the folder: linked where the disk allows, else copied.
+
+        name: what it is called there, if not as it is called now.
+        """
+        target = self.path(name or source.name)
         target.unlink(missing_ok=True)
         try:
             os.link(source, target)

@@ -92,7 +92,8 @@ def build(
             )
             kernels = _kernels(plan, work.path(LAYERS), facts)
             _check(export, plan, held, made["geometry"]["vocab_size"])
-            results = {"contract": made["contract"], "geometry": made["geometry"]}
+            ports = [port.as_dict() for port in plan.ports.values()]
+            results = {"contract": made["contract"], "geometry": made["geometry"], "ports": ports}
             work.commit({**results, "kernels": kernels, "warnings": list(compiled.warnings)})
     return load_manifest(out)
 

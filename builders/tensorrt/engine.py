@@ -13,7 +13,7 @@ from builders.generation import GeneratingEngine
 from builders.tensorrt import machine
 from builders.tensorrt.limits import Limits
 from builders.tensorrt.runtime import LoadedPlan
-from builders.tensorrt.session import Decoding, Session
+from builders.tensorrt.session import CachedDecoding, Session
 from smoothquant.errors import UserError
 from smoothquant.workspace import load_manifest
 
@@ -53,6 +53,6 @@ class TensorRTEngine(GeneratingEngine):
             )
         return torch.cat([self.session.logits(rows) for rows in ids.split(self.limits.batch)])
 
-    def start(self, prompt: Sequence[int]) -> Decoding:
+    def start(self, prompt: Sequence[int]) -> CachedDecoding:
         """Run a prompt."""
-        return Decoding(self.session, prompt)
+        return CachedDecoding(self.session, prompt)

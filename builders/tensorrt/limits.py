@@ -1,12 +1,13 @@
 """What an engine must hold, and the two optimization profiles that follow from it.
 
            batch         sequence        past                             total
-prefill    1 .. batch    1 .. chunk      0 .. length - chunk              past + sequence
+prefill    1 .. batch    1 .. chunk      0 .. length - chunk + 1          past + sequence
 decode     1 .. batch    1               0 .. length - 1                  past + sequence
 
 sequence: tokens of a run; past: tokens in the cache before it; total: columns of the attention mask. A prompt runs in
 chunks, so that neither its activations nor its logits (chunk x vocabulary, float32) grow with it. The first chunk is
-the short one: what is in the cache before a full chunk is then at most length - chunk. Where every layer looks back a
+the short one: what is in the cache before a full chunk is then at most length - chunk. (One more, for servers whose
+cache begins with a hidden position: `builders.triton.config`.) Where every layer looks back a
 window at most, the cache holds twice that (`builders.generation.tokens_to_keep`), and past is bounded by it.
 
 A profile names three shapes, and TensorRT checks the graph at each: total is past + sequence at all three.
@@ -84,7 +85,7 @@ class Limits:
     @property
     def profiles(self) -> tuple[Profile, Profile]:
         batch = (1, self.batch, self.batch)
-        behind = min(self.length - self.chunk, self.cache)
+        behind = min(self.length - self.chunk + 1, self.cache)
         prefill = Profile("prefill", batch, (1, self.usual_prompt, self.chunk), (0, 0, behind))
         decode = Profile("decode", batch, (1, 1, 1), (0, self.usual_context, self.cache))
         return prefill, decode

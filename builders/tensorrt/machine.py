@@ -86,7 +86,7 @@ def check_plan_fits(folder: Path, manifest: Mapping, gpu: Gpu, version: str) -> 
         raise UserError(
             f"{folder}: built for compute capability {_dotted(there)} ({built['gpu']}), this GPU has {_dotted(here)}",
             expected=f"a GPU like the {built['gpu']}",
-            do="build it again on this GPU, or with --hardware-compatible for all from Ampere on",
+            do="build it again on this GPU, or with --hardware-compatibility ampere+ for all from Ampere on",
         )
     made, now = _numbers(built["version"]), _numbers(version)
     portable = options["version_compatible"] and made[0] == now[0] and made <= now

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from builders.generation import Decoding
 from builders.tensorrt.cache import Cache
 from builders.tensorrt.limits import DECODE, PAST, PREFILL, Limits
 from builders.tensorrt.runtime import Binding, LoadedPlan
@@ -65,7 +66,7 @@ class Runs:
         return logits
 
 
-class Decoding:
+class CachedDecoding(Decoding):
     """One sequence under way. logits: (vocab,) float32, on the CPU, of the last token."""
 
     def __init__(self, session: Session, prompt: Sequence[int]) -> None:
