@@ -25,6 +25,9 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "--top-p", type=float, default=1.0, help="nucleus of this mass, with a temperature (default 1)"
     )
     command.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
+    command.add_argument(
+        "--triton", metavar="HOST:PORT", help="run it on a Triton server that serves this engine, by its gRPC port"
+    )
     command.set_defaults(run=run)
 
 
@@ -35,8 +38,9 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from act_scales.text import load_tokenizer
     from builders.engine import open_engine
     from builders.generation import GeneratingEngine
+    from builders.triton import TritonEngine
 
-    engine = open_engine(arguments.engine)
+    engine = TritonEngine(arguments.engine, arguments.triton) if arguments.triton else open_engine(arguments.engine)
     if not isinstance(engine, GeneratingEngine):
         raise UserError(
             f"{arguments.engine}: made by {engine.manifest['step']!r}, which keeps no KV cache to generate with",
