@@ -73,7 +73,10 @@ def module(version: str = "11.1.0.106") -> Any:
     """A fresh module, with `calls`: a list of tuples, and `faults`."""
     trt: Any = ModuleType("tensorrt")
     trt.__version__, trt.calls, trt.faults = version, [], Faults()
-    trt.DataType = _enumeration("DataType", "FLOAT", "HALF", "INT8", "INT64", "BF16")
+    trt.DataType = _enumeration("DataType", "FLOAT", "HALF", "INT8", "INT64", "BF16", "INT32")
+    aliases = {"float32": "FLOAT", "float16": "HALF", "int8": "INT8", "int32": "INT32", "int64": "INT64"}
+    for alias, name in aliases.items():  # Polygraphy looks at them
+        setattr(trt, alias, getattr(trt.DataType, name))
     trt.TensorIOMode = _enumeration("TensorIOMode", "NONE", "INPUT", "OUTPUT")
     trt.ProfilingVerbosity = _enumeration("ProfilingVerbosity", "LAYER_NAMES_ONLY", "NONE", "DETAILED")
     trt.MemoryPoolType = _enumeration("MemoryPoolType", "WORKSPACE")
