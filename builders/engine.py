@@ -17,6 +17,7 @@ from smoothquant.workspace import load_manifest
 
 ENGINES: Mapping[str, tuple[str, str]] = {  # step -> module and class; imported when a folder asks for it
     "build onnxruntime": ("builders.onnxruntime", "OnnxRuntimeEngine"),
+    "build tensorrt": ("builders.tensorrt", "TensorRTEngine"),
     "export onnx": ("builders.onnxruntime", "OnnxRuntimeEngine"),
     "export hf": ("builders.transformers", "TransformersEngine"),
     "export w8a8": ("builders.transformers", "TransformersEngine"),

@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
-import numpy
-
-from builders.onnxruntime.engine import Decoding, OnnxRuntimeEngine
+from builders.generation import GeneratingEngine
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Speed:
 
 
 def measure(
-    engines: Mapping[str, OnnxRuntimeEngine], *, prompt: int = 256, steps: int = 8, rounds: int = 7
+    engines: Mapping[str, GeneratingEngine], *, prompt: int = 256, steps: int = 8, rounds: int = 7
 ) -> dict[str, Speed]:
     """Median seconds of every engine, by label. prompt: tokens of prefill, and in the cache when decoding starts;
     steps: tokens decoded in a round; rounds: how often all engines take their turn, after one that warms them up."""
@@ -37,9 +35,9 @@ def measure(
     decode: dict[str, list[float]] = {label: [] for label in engines}
     for turn in range(rounds + 1):
         for label, engine in engines.items():
-            ids = numpy.arange(prompt, dtype=numpy.int64)[None] % engine.config["vocab_size"]
+            ids = [token % engine.manifest["geometry"]["vocab_size"] for token in range(prompt)]
             begin = time.perf_counter()
-            decoding = Decoding(engine, ids)
+            decoding = engine.start(ids)
             ready = time.perf_counter()
             for _ in range(steps):
                 decoding.step(1)

@@ -77,7 +77,7 @@ class Workspace:
 
     def require(self, nbytes: int) -> None:
         """Raise OutputError now if the disk cannot hold `nbytes` more than what is already written."""
-        written = sum(file.stat().st_blocks * 512 for file in self.folder.rglob("*") if file.is_file())
+        written = self._written()
         needed, free = nbytes - written + SLACK, shutil.disk_usage(self.folder).free
         if needed > free:
             raise OutputError(
@@ -85,6 +85,19 @@ class Workspace:
                 expected=f"{_gigabytes(needed)}",
                 do="free some space, or choose an --out on another disk",
             )
+
+    def adopt(self, source: Path, name: str = "") -> None:
+        """Put a finished file of another output into the folder: linked where the disk allows, else copied.
+
+        name: what it is called there, if not as it is called now.
+        """
+        target = self.path(name or source.name)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:  # another disk, or one without links
+            self.require(self._written() + source.stat().st_size)
+            shutil.copyfile(source, target)
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that the last `mark` kept. Raises OutputError if they cannot be read."""
@@ -175,6 +188,9 @@ class Workspace:
             if leftover.name != ".lock":
                 remove(leftover)
         self.mark(0)
+
+    def _written(self) -> int:
+        return sum(file.stat().st_blocks * 512 for file in self.folder.rglob("*") if file.is_file())
 
     def _drop_journal(self) -> None:
         self.path("journal.json").unlink(missing_ok=True)

@@ -13,14 +13,13 @@ matrix product must have become an integer kernel.
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
-import shutil
 from pathlib import Path
 
 import numpy
 
 from builders.onnxruntime.genai import write_genai_config
+from builders.onnxruntime.providers import check_available, find_provider
 from builders.onnxruntime.session import MODEL, operators_run
 from smoothquant.errors import UserError
 from smoothquant.machine import physical_cores
@@ -32,14 +31,14 @@ INTEGER_KERNEL = "MatMulIntegerToFloat"
 FUSES = ("x86_64", "amd64")  # where ONNX Runtime has the fused kernel
 
 
-def build(export: str | Path, out: str | Path, *, overwrite: bool = False) -> dict:
-    """Make the engine folder `out` from the folder `export`. Returns its manifest.
+def build(export: str | Path, out: str | Path, *, provider: str = "cpu", overwrite: bool = False) -> dict:
+    """Make the engine folder `out` from the folder `export`. Returns its manifest. provider: where it is to run.
 
     Raises UserError if `export` is no whole ONNX export, if ONNX Runtime refuses the graph, if a logit is not finite,
-    or if a quantized linear did not become an integer kernel; MissingPackageError without onnxruntime.
+    or if a quantized linear did not become an integer kernel; MissingPackageError without onnxruntime or the provider.
     """
     export, out = Path(export), Path(out)
-    require("onnxruntime")
+    check_available(find_provider(provider))
     made = load_manifest(export)
     if made["step"] != "export onnx":
         raise UserError(
@@ -54,30 +53,25 @@ def build(export: str | Path, out: str | Path, *, overwrite: bool = False) -> di
     threads = physical_cores()
     graph = hashlib.sha256((export / MODEL).read_bytes()).hexdigest()[:16]  # a newer exporter may draw another one
     inputs = {"export": made["inputs"], "graph": graph, "threads": threads}
+    if provider != "cpu":
+        inputs["provider"] = provider
     with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
         if not work.finished:
             for name in made["files"]:
-                _link(export / name, work, sum(made["files"].values()))
-            write_genai_config(work.folder, made["geometry"], threads)
-            kernels = _check(export, made["geometry"]["vocab_size"])
+                work.adopt(export / name)
+            write_genai_config(work.folder, made["geometry"], threads, provider)
+            kernels = _check(export, made["geometry"]["vocab_size"], provider)
             work.commit({"contract": made["contract"], "geometry": made["geometry"], "kernels": kernels})
     return load_manifest(out)
 
 
-def _link(source: Path, work: Workspace, total: int) -> None:
-    target = work.path(source.name)
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or one without links
-        work.require(total)
-        shutil.copyfile(source, target)
+def _check(export: Path, vocab_size: int, provider: str) -> dict[str, int]:
+    """Run the graph once. Returns how many integer kernels it has, and how many it should have.
 
-
-def _check(export: Path, vocab_size: int) -> dict[str, int]:
-    """Run the graph once. Returns how many integer kernels it has, and how many it should have."""
+    Only the CPU's provider shows its kernels; what others do with Q/DQ is theirs (`providers`).
+    """
     ids = numpy.arange(4, dtype=numpy.int64)[None] % vocab_size
-    ran, logits = operators_run(export, ids)
+    ran, logits = operators_run(export, ids, provider)
     if not numpy.isfinite(logits).all():
         raise UserError(
             f"{export}: the graph gives logits that are not finite",
@@ -86,7 +80,7 @@ def _check(export: Path, vocab_size: int) -> dict[str, int]:
         )
     expected = quantized_products(export)
     kernels = {"integer": ran[INTEGER_KERNEL], "quantized": expected}
-    if platform.machine().lower() in FUSES and ran[INTEGER_KERNEL] != expected:
+    if provider == "cpu" and platform.machine().lower() in FUSES and ran[INTEGER_KERNEL] != expected:
         raise UserError(
             f"{export}: ONNX Runtime made {ran[INTEGER_KERNEL]} integer kernels",
             expected=f"{expected}, one per quantized matrix product",

@@ -11,13 +11,17 @@ from pathlib import Path
 from builders.onnxruntime.session import MODEL, SETTINGS
 from smoothquant.workspace import read_json, write_json
 
+PROVIDER_OPTIONS: Mapping[str, Mapping] = {  # those that it has a name for
+    "cuda": {"provider_options": [{"cuda": {}}]},
+    "nv-tensorrt-rtx": {"provider_options": [{"NvTensorRtRtx": {}}]},
+}
 TYPE = "decoder"  # its name for a decoder of any family
 
 
-def write_genai_config(folder: Path, geometry: Mapping, threads: int) -> None:
+def write_genai_config(folder: Path, geometry: Mapping, threads: int, provider: str = "cpu") -> None:
     """Write genai_config.json beside the folder's config.json and generation_config.json, which name the tokens.
 
-    geometry: that of the export's manifest.
+    geometry: that of the export's manifest. provider: of `providers.PROVIDERS`.
     """
     config: Mapping = read_json(folder / "config.json")
     tokens = {**config, **read_json(folder / "generation_config.json")}
@@ -25,7 +29,7 @@ def write_genai_config(folder: Path, geometry: Mapping, threads: int) -> None:
     first_end = end[0] if isinstance(end, list) else end
     decoder = {
         "filename": MODEL,
-        "session_options": {"intra_op_num_threads": threads, **SETTINGS},
+        "session_options": {"intra_op_num_threads": threads, **SETTINGS, **PROVIDER_OPTIONS.get(provider, {})},
         "head_size": geometry["head_dim"],
         "hidden_size": geometry["hidden_size"],
         "num_attention_heads": geometry["heads"],

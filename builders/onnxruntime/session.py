@@ -4,14 +4,16 @@ Threads: one per physical core, since matrix products saturate a core's units; n
 takes time from the thread that works. Weights are mapped from the external data file, not read. Subnormal numbers
 count as zero: exp of a masked score is subnormal, and makes the softmax of a prompt eight times slower. x86 without
 VNNI multiplies u8 by u8, because its u8-by-s8 instruction saturates at 16 bits; with VNNI that costs 4x and is off.
+On a GPU the same settings hold for what stays on the CPU (`providers`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,20 @@ from typing import Any
 import numpy
 import torch
 
+from builders.onnxruntime.providers import (
+    Provider,
+    check_available,
+    check_loaded,
+    engine_cache,
+    find_provider,
+    provider_options,
+    rtx_devices,
+    rtx_options,
+)
 from smoothquant.errors import UserError
 from smoothquant.machine import cpu_flags, physical_cores
 from smoothquant.packages import require
+from smoothquant.workspace import load_manifest
 
 
 def settings(flags: set[str]) -> dict[str, str]:
@@ -37,13 +50,19 @@ def settings(flags: set[str]) -> dict[str, str]:
 MODEL = "model.onnx"
 SETTINGS = settings(cpu_flags())
 PAST, PRESENT = "past_key_values.", "present."
+HALF = 10  # TensorProto.FLOAT16
 
 
 def open_session(
-    folder: Path, *, providers: Sequence[str] | None = None, threads: int | None = None, profile: Path | None = None
+    folder: Path, *, provider: str = "cpu", threads: int | None = None, profile: Path | None = None
 ) -> Any:
-    """An InferenceSession on `folder/model.onnx`. Raises UserError if the runtime refuses the graph or a provider."""
+    """An InferenceSession on `folder/model.onnx`. provider: of `providers.PROVIDERS`.
+
+    Raises UserError if the runtime refuses the graph, MissingPackageError if it lacks the provider.
+    """
     onnxruntime = require("onnxruntime")
+    chosen = find_provider(provider)
+    check_available(chosen)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -53,19 +72,35 @@ def open_session(
     if profile:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
-    chosen = list(providers or ["CPUExecutionProvider"])
-    unknown = set(chosen) - set(onnxruntime.get_available_providers())
-    if unknown:
-        raise UserError(
-            f"ONNX Runtime here has no {', '.join(sorted(unknown))}",
-            expected=f"of {', '.join(onnxruntime.get_available_providers())}",
-            do="install the package that has it (onnxruntime-gpu for CUDA)",
-        )
     try:
         with subnormals_as_zero():
-            return onnxruntime.InferenceSession(str(folder / MODEL), options, providers=chosen)
+            session = onnxruntime.InferenceSession(str(folder / MODEL), options, **_where(chosen, options, folder))
+    except UserError:
+        raise
     except Exception as error:  # onnxruntime raises bare exceptions of many kinds
         raise _refused(folder, error) from error
+    check_loaded(chosen, session)
+    return session
+
+
+def _where(provider: Provider, options: Any, folder: Path) -> dict:
+    """What tells a session to use a provider. options: of the session; the RTX plugin is told there."""
+    if provider.name in ("cpu", "cuda"):
+        return {"providers": provider_options(provider.name, {}, half=False, longest=0, cache=folder)}
+    path = folder / MODEL
+    graph = require("onnx").load(str(path), load_external_data=False).graph
+    inputs = {
+        value.name: tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in graph.input
+    }
+    manifest = load_manifest(folder)
+    cache = engine_cache(hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+    longest = manifest["geometry"]["max_positions"]
+    if provider.name == "nv-tensorrt-rtx":
+        options.add_provider_for_devices(rtx_devices(), rtx_options(inputs, longest=longest, cache=cache))
+        return {}
+    half = any(value.type.tensor_type.elem_type == HALF for value in graph.input)
+    return {"providers": provider_options(provider.name, inputs, half=half, longest=longest, cache=cache)}
 
 
 @contextmanager
@@ -96,10 +131,10 @@ def first_feed(session: Any, ids: numpy.ndarray, mask: numpy.ndarray | None = No
     return feed
 
 
-def operators_run(folder: Path, ids: numpy.ndarray) -> tuple[Counter[str], numpy.ndarray]:
+def operators_run(folder: Path, ids: numpy.ndarray, provider: str = "cpu") -> tuple[Counter[str], numpy.ndarray]:
     """Run a graph once on ids (batch, tokens). Returns how often each operator ran, after fusion, and the logits."""
     with tempfile.TemporaryDirectory() as scratch:
-        session = open_session(folder, profile=Path(scratch) / "profile")
+        session = open_session(folder, provider=provider, profile=Path(scratch) / "profile")
         try:
             with subnormals_as_zero():
                 [logits] = session.run(["logits"], first_feed(session, ids))

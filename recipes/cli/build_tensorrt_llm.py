@@ -8,6 +8,7 @@ import shlex
 from recipes.cli import options
 from recipes.cli.ui import Ui
 
+NAME = "tensorrt-llm"
 LIMITS = {  # field of Limits -> what its option's help says
     "max_batch_size": "sequences at once (default 32)",
     "max_input_len": "tokens of a prompt (default: as many as --max-seq-len)",
@@ -19,7 +20,7 @@ LIMITS = {  # field of Limits -> what its option's help says
 
 def add(targets: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
     command = targets.add_parser(
-        "tensorrt-llm",
+        NAME,
         parents=[common],
         help="TensorRT-LLM engine, by NVIDIA's trtllm-build",
         description="Check a TensorRT-LLM checkpoint, then build an engine from it with trtllm-build and the options "

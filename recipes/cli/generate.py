@@ -15,10 +15,9 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "generate",
         parents=[common],
         help="talk to an engine",
-        description="Continue a prompt with an ONNX Runtime engine, token by token: greedily, unless --temperature "
-        "is given.",
+        description="Continue a prompt with an engine, token by token: greedily, unless --temperature is given.",
     )
-    command.add_argument("engine", metavar="ENGINE", help="folder made by smoothquant build onnxruntime")
+    command.add_argument("engine", metavar="ENGINE", help="folder made by smoothquant build")
     command.add_argument("prompt", help="text to continue; - reads it from standard input")
     command.add_argument("--max-new-tokens", type=int, default=64, help="stop after this many (default 64)")
     command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
@@ -26,6 +25,9 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "--top-p", type=float, default=1.0, help="nucleus of this mass, with a temperature (default 1)"
     )
     command.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
+    command.add_argument(
+        "--triton", metavar="HOST:PORT", help="run it on a Triton server that serves this engine, by its gRPC port"
+    )
     command.set_defaults(run=run)
 
 
@@ -34,9 +36,17 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     if not prompt:
         raise UserError("the prompt is empty", expected="some text to continue")
     from act_scales.text import load_tokenizer
-    from builders.onnxruntime import OnnxRuntimeEngine
+    from builders.engine import open_engine
+    from builders.generation import GeneratingEngine
+    from builders.triton import TritonEngine
 
-    engine = OnnxRuntimeEngine(arguments.engine)
+    engine = TritonEngine(arguments.engine, arguments.triton) if arguments.triton else open_engine(arguments.engine)
+    if not isinstance(engine, GeneratingEngine):
+        raise UserError(
+            f"{arguments.engine}: made by {engine.manifest['step']!r}, which keeps no KV cache to generate with",
+            expected="an engine",
+            do="smoothquant export onnx MODEL ..., then smoothquant build --help",
+        )
     tokenizer = load_tokenizer(arguments.engine)
     prompt_ids = tokenizer(prompt)["input_ids"]
     tokens: list[int] = []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
+from recipes.cli.ui import Ui
 from smoothquant.settings import GROUPS
 
 TEXT_HELP = "a .txt, .jsonl or .jsonl.zst file, or a dataset, hf:ORG/NAME[/CONFIG][:SPLIT]"
@@ -23,6 +25,34 @@ def add_overwrite(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="replace an existing output made from other inputs; it stays until the new one is complete",
     )
+
+
+def add_engine(command: argparse.ArgumentParser) -> None:
+    """What every engine is built from and to."""
+    command.add_argument("export", metavar="EXPORT", help="folder made by smoothquant export onnx")
+    command.add_argument("--out", required=True, metavar="ENGINE", help="folder to make")
+    command.add_argument(
+        "--triton",
+        metavar="DIR",
+        help="also put the engine into a model repository of Triton Inference Server, under ENGINE's name",
+    )
+    add_overwrite(command)
+
+
+def write_triton(arguments: argparse.Namespace) -> dict[str, str]:
+    """Put the engine where --triton says. Returns what to add to the command's result."""
+    if arguments.triton is None:
+        return {}
+    from builders.triton import write_model
+
+    return {"triton": str(write_model(arguments.out, arguments.triton, overwrite=arguments.overwrite))}
+
+
+def say_next(ui: Ui, arguments: argparse.Namespace, triton: Mapping[str, str]) -> None:
+    """What to try with an engine that has just been built."""
+    ui.say(f'{arguments.out}: try  smoothquant generate {arguments.out} "Once upon a time"')
+    if triton:
+        ui.say(f"{triton['triton']}: try  tritonserver --model-repository {arguments.triton}")
 
 
 def add_smoothing(command: argparse.ArgumentParser, *, alpha_default: float | None) -> None:

@@ -1,4 +1,4 @@
-"""Generation: the tokens of transformers and of onnxruntime-genai; sampling that is what it says."""
+"""Generation: the tokens of transformers and of onnxruntime-genai."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from pathlib import Path
 import onnxruntime_genai
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from builders.onnxruntime import OnnxRuntimeEngine, build
-from builders.onnxruntime.engine import Decoding, pick
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
 from smoothquant.errors import UserError
@@ -66,7 +63,7 @@ def test_w8a8_greedy_is_that_of_genai(form: str, engines: dict[str, Path]) -> No
 
 def test_cache_gives_the_logits_of_whole_sequences(engine: OnnxRuntimeEngine) -> None:
     tokens = torch.tensor([[*PROMPT, 90, 91, 92]])
-    decoding = Decoding(engine, tokens[:, : len(PROMPT)].numpy())
+    decoding = engine.start(PROMPT)
     for position in range(len(PROMPT), tokens.shape[1]):
         decoding.step(int(tokens[0, position]))
         expected = engine.logits(tokens[:, : position + 1])[0, -1]
@@ -114,51 +111,9 @@ def test_what_cannot_be_generated(prompt: list[int], options: dict, engine: Onnx
         next(engine.generate(prompt, **options))
 
 
-# -- sampling ------------------------------------------------------------------------------------------------------
-
-
 def test_sampling_is_reproducible(engine: OnnxRuntimeEngine) -> None:
     def sample(seed: int) -> list[int]:
         return list(engine.generate(PROMPT, NEW, temperature=1.0, top_p=0.95, seed=seed))
 
     assert sample(3) == sample(3)
     assert sample(3) != sample(4)
-
-
-logits = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40).map(torch.tensor)
-
-
-@given(logits, st.floats(0.05, 5), st.floats(0.01, 1), st.integers(0, 2**31))
-def test_picked_token_is_in_the_nucleus(logits: torch.Tensor, temperature: float, top_p: float, seed: int) -> None:
-    """Likelier tokens have less than top_p together: the token belongs to the smallest set of that mass."""
-    token = pick(logits, temperature, top_p, torch.Generator().manual_seed(seed))
-    probabilities = (logits.double() / temperature).softmax(dim=-1)
-    likelier = probabilities[probabilities > probabilities[token]].sum()
-    assert likelier < top_p + 1e-12
-
-
-@given(logits, st.integers(0, 2**31))
-def test_no_temperature_is_greedy(logits: torch.Tensor, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    assert logits[pick(logits, 0.0, 0.3, generator)] == logits.max()
-    for cold in (1e-3, 1e-30, 1e-300):  # and next to none is finite, and close to it
-        picked = logits[pick(logits, cold, 1e-6, generator)].double()
-        assert logits.max() - picked <= cold * 1e-15  # nearer ones have the same probability in float64
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize("top_p", [1.0, 0.8])
-def test_frequencies_are_the_probabilities(temperature: float, top_p: float) -> None:
-    logits, draws = torch.tensor([0.3, -1.0, 1.4, 0.9, -2.5]), 4000
-    generator = torch.Generator().manual_seed(0)
-    counts = torch.zeros(5)
-    for _ in range(draws):
-        counts[pick(logits, temperature, top_p, generator)] += 1
-    expected = torch.softmax(logits / temperature, dim=0)
-    order = expected.argsort(descending=True)
-    size = next(n for n in range(1, 6) if expected[order[:n]].sum() >= top_p - 1e-6)
-    nucleus = torch.zeros(5).index_fill_(0, order[:size], 1.0)
-    expected = expected * nucleus / (expected * nucleus).sum()
-    assert (counts[nucleus == 0] == 0).all()
-    # five standard deviations of a binomial count
-    assert ((counts - draws * expected).abs() <= 5 * (draws * expected * (1 - expected)).sqrt() + 1e-6).all()

@@ -1,0 +1,108 @@
+"""Text out of an engine, token by token: the loop, the choice of a token, and where it ends.
+
+An engine that generates says how decoding starts; everything else is the same for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from smoothquant.errors import UserError
+from smoothquant.workspace import read_json
+
+
+class Decoding(ABC):
+    """One sequence under way. logits: (vocab,) float32, on the CPU, of the last token."""
+
+    logits: Tensor
+
+    @abstractmethod
+    def step(self, token: int) -> None:
+        """Append a token."""
+
+    def close(self) -> None:  # noqa: B027 (most engines' caches go with the object)
+        """Forget the cache."""
+
+
+class GeneratingEngine(ABC):
+    """An engine folder, opened, that keeps a KV cache. folder: with config.json; manifest: the folder's."""
+
+    folder: Path
+    manifest: dict
+
+    @abstractmethod
+    def logits(self, ids: Tensor) -> Tensor:
+        """ids: (batch, tokens) int64, whole sequences without padding; returns float32 (batch, tokens, vocab)."""
+
+    @abstractmethod
+    def start(self, prompt: Sequence[int]) -> Decoding:
+        """Run a prompt, which is not empty."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a sequence may have."""
+        return self.manifest["geometry"]["max_positions"]
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[int]:
+        """Continue a prompt, token by token, until the model's end-of-sequence token or `max_new_tokens`.
+
+        temperature 0 is greedy; otherwise tokens are sampled from the smallest set of mass `top_p`.
+        Raises UserError for an empty prompt, a prompt that is too long and settings out of range.
+        """
+        if not 0 < len(prompt) <= self.longest - max_new_tokens:
+            raise UserError(
+                f"a prompt of {len(prompt)} tokens with {max_new_tokens} new ones",
+                expected=f"a prompt that is not empty, and at most {self.longest} tokens together",
+                do="shorten the prompt, or ask for fewer tokens",
+            )
+        if not 0 <= temperature < math.inf or not 0 < top_p <= 1:  # NaN fails too
+            raise UserError(f"temperature {temperature}, top_p {top_p}", expected="temperature >= 0 and 0 < top_p <= 1")
+        generator = torch.Generator().manual_seed(seed)
+        ends = end_tokens(self.folder)
+        with closing(self.start(prompt)) as decoding:
+            for count in range(max_new_tokens):
+                token = pick(decoding.logits, temperature, top_p, generator)
+                if token in ends:
+                    return
+                yield token
+                if count + 1 < max_new_tokens:
+                    decoding.step(token)
+
+
+def end_tokens(folder: Path) -> set[int]:
+    """Tokens that end a sequence, by generation_config.json or else config.json."""
+    config = read_json(folder / "config.json")
+    found = read_json(folder / "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
+    return set(found if isinstance(found, list) else [found])
+
+
+def pick(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    """A token from logits (vocab,): the likeliest at temperature 0, else one of the nucleus of mass top_p."""
+    if temperature == 0:
+        return int(logits.argmax())
+    probabilities, order = (logits.double() / temperature).softmax(dim=-1).sort(descending=True)
+    before = probabilities.cumsum(dim=-1) - probabilities  # mass of the likelier tokens; the first is always kept
+    return int(order[torch.multinomial(probabilities * (before < top_p), 1, generator=generator)])
+
+
+def tokens_to_keep(cached: int, window: int | None) -> int:
+    """How many of the newest tokens in a cache are worth keeping, where no layer looks further back than `window`.
+
+    The next token sees itself and window - 1 before it. The cache is cut when it holds twice the window, not before:
+    to cut is to copy.
+    """
+    return window - 1 if window and cached > 2 * window else cached

@@ -1,0 +1,195 @@
+"""Where ONNX Runtime runs a graph, and what becomes of its Q/DQ there.
+
+cpu               every quantized product is one integer kernel
+cuda              Q/DQ computed as float: the right answers (fake quantization), no INT8 speed, and no less memory
+tensorrt          TensorRT 10 (libnvinfer.so.10), weakly typed: INT8 kernels where it finds them quicker
+nv-tensorrt-rtx   TensorRT for RTX, strongly typed: INT8 kernels; RTX GPUs only, no A100 or H100
+
+A provider that fails to load is an error here; ONNX Runtime itself would go on with the next one, ten times slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from smoothquant.errors import MissingPackageError, UserError
+from smoothquant.packages import require
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+TENSORRT, RTX = "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider"
+RTX_PACKAGE, RTX_MODULE = "onnxruntime-ep-nv-tensorrt-rtx-cu13", "onnxruntime_ep_nv_tensorrt_rtx"
+LONGEST_PROFILE = 2048
+CUDA_OPTIONS = {"use_tf32": "0"}  # float32 products of fake-quantized operands are then as exact as the CPU's
+
+
+@dataclass(frozen=True)
+class Provider:
+    """name: as an option; execution_provider: ONNX Runtime's name; effect: on the quantized products, for people.
+    device: where its outputs may stay, for ONNX Runtime's I/O binding."""
+
+    name: str
+    execution_provider: str
+    effect: str
+    device: str = "cpu"
+
+
+PROVIDERS: Mapping[str, Provider] = {
+    provider.name: provider
+    for provider in (
+        Provider("cpu", CPU, "every quantized product is an integer kernel"),
+        Provider("cuda", CUDA, "Q/DQ runs as float: the right logits, but no INT8 speed", "cuda"),
+        Provider("tensorrt", TENSORRT, "TensorRT 10 compiles Q/DQ to INT8 kernels at the first run", "cuda"),
+        Provider("nv-tensorrt-rtx", RTX, "TensorRT for RTX compiles Q/DQ to INT8 kernels"),
+    )
+}
+
+
+def find_provider(name: str) -> Provider:
+    """A provider by its name. Raises UserError if there is none."""
+    if name not in PROVIDERS:
+        raise UserError(f"--provider {name}", expected=f"one of {', '.join(PROVIDERS)}")
+    return PROVIDERS[name]
+
+
+def provider_options(name: str, inputs: Mapping[str, tuple], *, half: bool, longest: int, cache: Path) -> list:
+    """ONNX Runtime's `providers` for all but the RTX plugin, most wanted first.
+
+    inputs: of the graph, name -> dims, strings where they vary. half: the body is float16. longest: tokens of a
+    sequence. cache: a folder for compiled engines.
+    """
+    cuda = (CUDA, dict(CUDA_OPTIONS))
+    if name == "cpu":
+        return [CPU]
+    if name == "cuda":
+        return [cuda, CPU]
+    least, usual, most = profile_shapes(inputs, min(longest, LONGEST_PROFILE))
+    options = {
+        "trt_int8_enable": "True",  # Q/DQ has its scales: no calibration table
+        "trt_fp16_enable": str(half),
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": str(cache),
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": str(cache),
+        "trt_profile_min_shapes": least,
+        "trt_profile_opt_shapes": usual,
+        "trt_profile_max_shapes": most,
+    }
+    return [(TENSORRT, options), cuda, CPU]
+
+
+def rtx_options(inputs: Mapping[str, tuple], *, longest: int, cache: Path) -> dict[str, str]:
+    """Options of the RTX plugin."""
+    least, usual, most = profile_shapes(inputs, min(longest, LONGEST_PROFILE))
+    return {
+        "nv_profile_min_shapes": least,
+        "nv_profile_opt_shapes": usual,
+        "nv_profile_max_shapes": most,
+        "nv_runtime_cache_path": str(cache),
+    }
+
+
+def profile_shapes(inputs: Mapping[str, tuple], length: int) -> tuple[str, str, str]:
+    """Least, usual and most shapes, as both TensorRT providers spell them: "input_ids:1x1,attention_mask:1x1,...".
+
+    One profile for prefill and decode of one sequence: without explicit shapes the providers would compile again
+    whenever the cache is longer than ever before.
+    """
+    points = ({"sequence": 1, "past": 0}, {"sequence": 1, "past": length // 2}, {"sequence": length, "past": length})
+    found = []
+    for point in points:
+        sizes = {**point, "batch": 1, "total": point["sequence"] + point["past"]}
+        shapes = (
+            f"{name}:{'x'.join(str(sizes[dim] if isinstance(dim, str) else dim) for dim in dims)}"
+            for name, dims in inputs.items()
+        )
+        found.append(",".join(shapes))
+    least, usual, most = found
+    return least, usual, most
+
+
+def engine_cache(graph: str) -> Path:
+    """A folder for engines that providers compile, by what they are compiled from."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = root / "smoothquant" / graph
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def check_available(provider: Provider) -> None:
+    """Raise MissingPackageError, with what to install, if this ONNX Runtime has no such provider or it cannot load."""
+    onnxruntime = require("onnxruntime")
+    if provider.name == "nv-tensorrt-rtx":
+        _check_rtx(onnxruntime)
+        return
+    if provider.execution_provider not in onnxruntime.get_available_providers():
+        raise MissingPackageError(
+            f"ONNX Runtime {onnxruntime.__version__} here has no {provider.execution_provider}",
+            expected="the package onnxruntime-gpu",
+            do="pip uninstall onnxruntime && pip install onnxruntime-gpu[cuda,cudnn]",
+        )
+    if provider.name == "cpu":
+        return
+    preload: Callable[[], None] | None = getattr(onnxruntime, "preload_dlls", None)
+    if preload is not None:
+        preload()  # CUDA's libraries, from pip packages
+    if provider.name == "tensorrt":
+        with suppress(ImportError, OSError):
+            import_module("tensorrt")  # loads its libraries, so that they are found
+        _check_library("libnvinfer.so.10", "TensorRT 10: pip install 'tensorrt-cu13<11', or NVIDIA's container")
+    _check_library("libcuda.so.1", "a machine with an NVIDIA GPU and its driver (docker run --gpus all)")
+
+
+def check_loaded(provider: Provider, session: Any) -> None:
+    """Raise MissingPackageError if ONNX Runtime made the session without the provider, as it does in silence."""
+    if provider.execution_provider not in session.get_providers():
+        raise MissingPackageError(
+            f"ONNX Runtime could not load {provider.execution_provider}, and fell back to "
+            f"{', '.join(session.get_providers())}",
+            expected="CUDA 13 and cuDNN 9 libraries that match onnxruntime-gpu",
+            do="pip install onnxruntime-gpu[cuda,cudnn], or use --provider cpu",
+        )
+
+
+def rtx_devices() -> list:
+    """Devices of the registered RTX plugin. Raises MissingPackageError if there is none."""
+    onnxruntime = require("onnxruntime")
+    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == RTX]
+    if not devices:
+        raise MissingPackageError(
+            "TensorRT for RTX finds no GPU that it runs on",
+            expected="an RTX GPU of compute capability 8.6, 8.9 or from 12.0 on (not A100, 8.0, or H100, 9.0)",
+            do="use --provider tensorrt, or smoothquant build tensorrt",
+        )
+    return devices
+
+
+def _check_rtx(onnxruntime: Any) -> None:
+    """Register the plugin. A second time does no harm, but is an error of ONNX Runtime's."""
+    plugin = require(RTX_MODULE, "the RTX provider is not installed", RTX_PACKAGE)
+    if any(device.ep_name == RTX for device in onnxruntime.get_ep_devices()):
+        return
+    try:
+        onnxruntime.register_execution_provider_library(RTX, plugin.get_library_path())
+    except Exception as error:  # onnxruntime raises bare exceptions of many kinds
+        if "already registered" in str(error):
+            return
+        reason = str(error).rpartition("with error: ")[2]
+        raise MissingPackageError(
+            f"the RTX provider cannot be loaded ({reason})",
+            expected="a machine with an RTX GPU and its driver",
+            do="use --provider cpu here",
+        ) from error
+
+
+def _check_library(name: str, wanted: str) -> None:
+    try:
+        ctypes.CDLL(name)
+    except OSError as error:
+        raise MissingPackageError(f"{error}", expected=wanted) from error

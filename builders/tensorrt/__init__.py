@@ -1,0 +1,20 @@
+"""TensorRT engines: `build` makes the folder, `TensorRTEngine` runs it. TensorRT 10 or 11, an NVIDIA GPU.
+
+    limits.py    what an engine must hold, and the optimization profiles that follow
+    graph.py     what the exported graph says before TensorRT sees it
+    compiler.py  TensorRT's side of the build: parser, builder, progress
+    runtime.py   TensorRT's side of a run: plan, context, streams
+    layers.py    which matrix products became INT8 kernels, by the engine inspector
+    build.py     the engine folder
+    engine.py    logits and generation, with a double-buffered KV cache
+    compare.py   the outputs beside ONNX Runtime's, by Polygraphy
+
+Only compiler.py and runtime.py import `tensorrt`, and only when they are called.
+"""
+
+from builders.tensorrt.build import build
+from builders.tensorrt.compiler import Options
+from builders.tensorrt.engine import TensorRTEngine
+from builders.tensorrt.limits import Limits
+
+__all__ = ["Limits", "Options", "TensorRTEngine", "build"]

@@ -1,0 +1,131 @@
+"""A TensorRT engine folder out of an ONNX export.
+
+    model.plan                      TensorRT's engine, for this GPU and this version
+    layers.json                     the engine inspector on every layer: kernels, data types, ONNX nodes
+    config.json, tokenizer files    for `smoothquant generate`
+    smoothing.safetensors           for validation
+    manifest.json                   the export's inputs, limits, options, GPU, version; which products are INT8 kernels
+
+A float export gives a float engine: what an INT8 engine is timed against.
+
+Before the folder gets its name, the plan is loaded and run once: the logits must be finite.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from builders.tensorrt import machine
+from builders.tensorrt.compiler import Options, compile_graph
+from builders.tensorrt.engine import PLAN
+from builders.tensorrt.graph import GraphFacts, read_graph
+from builders.tensorrt.layers import products, read_layers
+from builders.tensorrt.limits import Limits, limits_for
+from builders.tensorrt.runtime import LoadedPlan
+from builders.tensorrt.session import Session
+from smoothquant.errors import UserError
+from smoothquant.workspace import Workspace, load_manifest
+
+STEP = "build tensorrt"
+MODEL, LAYERS = "model.onnx", "layers.json"
+
+
+def build(
+    export: str | Path,
+    out: str | Path,
+    limits: Mapping[str, int | None] | None = None,
+    options: Options = Options(),  # noqa: B008 (frozen)
+    *,
+    timing_cache: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict:
+    """Make the engine folder `out` from the folder `export`, on the GPU that will run it. Returns its manifest.
+
+    limits: what to hold, by the names of `limits_for`; what is not given has a default. timing_cache: a file that
+    makes the next build quicker.
+
+    Raises UserError if `export` is no whole ONNX export, has operators that TensorRT lacks, if the limits contradict
+    the model's, if TensorRT refuses the graph or builds nothing, or if a logit is not finite; MissingPackageError
+    without TensorRT or a GPU.
+    """
+    export, out = Path(export), Path(out)
+    made = load_manifest(export)
+    if made["step"] != "export onnx":
+        raise UserError(
+            f"{export}: made by {made['step']!r}", expected="an ONNX export", do="smoothquant export onnx MODEL ..."
+        )
+    held = limits_for(made["geometry"], **(limits or {}))
+    facts = _read(export, made["inputs"]["activations"])
+    version, gpu = machine.require_tensorrt(), machine.find_gpu()
+    built = {"version": version, "gpu": gpu.name, "capability": list(gpu.capability)}
+    graph = hashlib.sha256((export / MODEL).read_bytes()).hexdigest()[:16]  # a newer exporter may draw another one
+    inputs = {
+        "export": made["inputs"],
+        "graph": graph,
+        "limits": held.as_dict(),
+        "options": options.as_dict(),
+        "tensorrt": built,
+    }
+    with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
+        if not work.finished:
+            work.require(sum(made["files"].values()))
+            for name in made["files"]:
+                if not name.startswith(MODEL):  # the plan holds the graph and the weights
+                    work.adopt(export / name)
+            compiled = compile_graph(
+                export / MODEL,
+                held.profiles,
+                options,
+                timing_cache=Path(timing_cache) if timing_cache else None,
+                prepare=gpu.select,
+                progress=progress,
+            )
+            with open(work.path(PLAN), "wb") as file:
+                file.write(compiled.plan)
+            plan = LoadedPlan(
+                compiled.plan, str(out), gpu, trusted=options.version_compatible, streaming=options.weight_streaming
+            )
+            kernels = _kernels(plan, work.path(LAYERS), facts)
+            _check(export, plan, held, made["geometry"]["vocab_size"])
+            ports = [port.as_dict() for port in plan.ports.values()]
+            results = {"contract": made["contract"], "geometry": made["geometry"], "ports": ports}
+            work.commit({**results, "kernels": kernels, "warnings": list(compiled.warnings)})
+    return load_manifest(out)
+
+
+def _read(export: Path, activations: str) -> GraphFacts:
+    facts = read_graph(export / MODEL)
+    if activations != "float" and not facts.products:
+        raise UserError(
+            f"{export / MODEL}: no product between DequantizeLinear operators, and its manifest says {activations}",
+            expected="a graph with Q/DQ",
+            do="make the export again",
+        )
+    return facts
+
+
+def _kernels(plan: LoadedPlan, layers: Path, facts: GraphFacts) -> dict:
+    """Write the inspector's layers. Returns what became of the quantized products."""
+    inspected = plan.layers()
+    layers.write_text(inspected, encoding="utf-8")
+    found = products(read_layers(inspected), facts.products)
+    return {
+        "int8": sum(product.int8 for product in found),
+        "quantized": len(found),
+        "products": [product.as_dict() for product in found],
+    }
+
+
+def _check(export: Path, plan: LoadedPlan, limits: Limits, vocab_size: int) -> None:
+    ids = torch.arange(min(4, limits.length))[None] % vocab_size
+    if not Session(plan, limits).logits(ids).isfinite().all():
+        raise UserError(
+            f"{export}: the engine gives logits that are not finite",
+            expected="finite logits",
+            do="export with --dtype fp32, or validate the export in ONNX Runtime first",
+        )

@@ -1,0 +1,68 @@
+"""The KV cache of one batch: what a run reads, and the buffers that it writes.
+
+A run reads the past, (batch, kv_heads, past, head_dim) per layer and part, and writes past and present together; it
+cannot write where it reads. So there are two sets of buffers that swap. A set grows when it is about to be written,
+which copies nothing: the run writes all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from builders.generation import tokens_to_keep
+from builders.tensorrt.limits import PAST
+from builders.tensorrt.runtime import Binding, Port
+
+PRESENT = "present."
+
+
+class Cache:
+    """cached: tokens in it; past: all of the engine's cache inputs; most: tokens that a set may have to hold."""
+
+    def __init__(self, past: Sequence[Port], batch: int, most: int, window: int | None, device: torch.device) -> None:
+        self.cached = 0
+        self._past, self._batch, self._most, self._window, self._device = past, batch, most, window, device
+        self._read, self._write = self._allocate(1), self._allocate(1)
+
+    def bindings(self, tokens: int) -> Iterator[tuple[str, Binding]]:
+        """What a run of `tokens` more is to be bound to."""
+        total = self.cached + tokens
+        if total > self._capacity:
+            self._write = self._allocate(max(total, min(2 * total, self._most)))
+        for port in self._past:
+            yield port.name, Binding(self._shape(port, self.cached), self._read[port.name])
+            present = PRESENT + port.name.removeprefix(PAST)
+            yield present, Binding(self._shape(port, total), self._write[port.name])
+
+    def advance(self, tokens: int) -> None:
+        """The run is on the stream: what it writes is the past of the next one, as far as any layer looks back."""
+        self._read, self._write = self._write, self._read
+        self.cached += tokens
+        kept = tokens_to_keep(self.cached, self._window)
+        if kept < self.cached:
+            for port in self._past:
+                shape = self._shape(port, self.cached)
+                whole = _first(self._read[port.name], shape)
+                self._read[port.name] = whole[:, :, self.cached - kept :].contiguous().view(-1)
+            self.cached = kept
+
+    @property
+    def _capacity(self) -> int:
+        port = self._past[0]
+        return self._write[port.name].numel() // torch.Size(self._shape(port, 1)).numel()
+
+    def _allocate(self, tokens: int) -> dict[str, Tensor]:
+        return {
+            port.name: torch.empty(torch.Size(self._shape(port, tokens)).numel(), dtype=port.dtype, device=self._device)
+            for port in self._past
+        }
+
+    def _shape(self, port: Port, tokens: int) -> tuple[int, ...]:
+        return (self._batch, port.shape[1], tokens, port.shape[3])
+
+
+def _first(buffer: Tensor, shape: Sequence[int]) -> Tensor:
+    return buffer[: torch.Size(shape).numel()].view(*shape)

@@ -1,0 +1,127 @@
+"""An engine's outputs beside ONNX Runtime's on the graph that it was built from, run by run, output by output.
+
+    prefill    some tokens, nothing in the cache
+    decode     one more token; its past is what ONNX Runtime made of the prefill, the same for both
+
+Polygraphy feeds both, pairs their outputs and states, per output, the smallest tolerances that would have passed. What
+it does not do is run our engine: its own runner allocates every output anew and knows no second profile, so
+`EngineRunner` gives it ours. Nor does it know what a decoder is: the feeds are made here. And it does not judge: how
+far a W8A8 engine may be from the float model is for `smoothquant validate` to say.
+
+Differences are of two kinds. Rounding: float32 products in another order, or in TF32. And now and then an activation
+that falls on the other side of a quantization boundary, which moves its linear's output by a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from builders.onnxruntime.session import PAST, PRESENT, first_feed, open_session
+from builders.tensorrt.engine import TensorRTEngine
+from builders.tensorrt.limits import DECODE, PREFILL
+from builders.tensorrt.runtime import Binding
+from smoothquant.packages import require
+
+Feed = dict[str, numpy.ndarray]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """run: "prefill" or "decode". absolute, relative: the largest over the output's elements; typical: the median of
+    the absolute ones."""
+
+    run: str
+    output: str
+    absolute: float
+    relative: float
+    typical: float
+
+
+def compare(export: str | Path, engine: TensorRTEngine, *, tokens: int = 32, seed: int = 0) -> list[Difference]:
+    """Run an engine and its export on random tokens. Raises MissingPackageError without polygraphy."""
+    polygraphy = require("polygraphy.comparator", package="polygraphy")
+    base = require("polygraphy.backend.base", package="polygraphy")
+    backend = require("polygraphy.backend.onnxrt", package="polygraphy")
+    quiet = require("polygraphy.logger", package="polygraphy").G_LOGGER
+    session = open_session(Path(export))
+    ids = torch.randint(0, engine.manifest["geometry"]["vocab_size"], (1, tokens + 1), generator=_seeded(seed)).numpy()
+    feeds = list(_feeds(session, ids))
+    runners = [backend.OnnxrtRunner(session, name="ONNX Runtime"), _runner(base, engine)]
+    with quiet.verbosity(quiet.CRITICAL):
+        ran = polygraphy.Comparator.run(runners, data_loader=feeds)
+        check = _comparison(polygraphy)
+        (_, expected), (_, found) = ran
+        iterations = [check(*pair) for pair in zip(expected, found, strict=True)]
+    return [
+        Difference(run, output, float(one.max_absdiff), float(one.max_reldiff), float(one.median_absdiff))
+        for run, outputs in zip(("prefill", "decode"), iterations, strict=True)
+        for output, one in outputs.items()
+    ]
+
+
+def run_once(engine: TensorRTEngine, feed: Mapping[str, numpy.ndarray]) -> Feed:
+    """One run of an engine on all of its inputs. Returns all of its outputs."""
+    gpu, plan = engine.session.gpu, engine.session.plan
+    (batch, tokens), total = feed["input_ids"].shape, feed["attention_mask"].shape[1]
+    bindings = {}
+    with gpu.use():
+        for name, port in plan.ports.items():
+            if port.is_input:
+                tensor = torch.from_numpy(numpy.ascontiguousarray(feed[name])).to(gpu.device)
+                buffer = tensor if tensor.numel() else tensor.new_empty(1)  # an address, even for nothing
+                bindings[name] = Binding(tuple(tensor.shape), buffer)
+            else:
+                cache = (batch, port.shape[1], total, port.shape[-1])
+                shape = cache if name.startswith(PRESENT) else (batch, tokens, port.shape[-1])
+                bindings[name] = Binding(shape, torch.empty(shape, dtype=port.dtype, device=gpu.device))
+        plan.run(DECODE if tokens == 1 and total > 1 else PREFILL, bindings)
+    gpu.wait()
+    outputs = (name for name, port in plan.ports.items() if not port.is_input)
+    return {name: bindings[name].buffer.cpu().numpy() for name in outputs}
+
+
+def _feeds(session: Any, ids: numpy.ndarray) -> Iterator[Feed]:
+    prefill = first_feed(session, ids[:, :-1])
+    yield prefill
+    names = [value.name for value in session.get_outputs()]
+    ran = dict(zip(names, session.run(names, prefill), strict=True))
+    yield {
+        "input_ids": ids[:, -1:],
+        "attention_mask": numpy.ones_like(ids),
+        "position_ids": numpy.full((1, 1), ids.shape[1] - 1, dtype=numpy.int64),
+        **{PAST + name.removeprefix(PRESENT): array for name, array in ran.items() if name.startswith(PRESENT)},
+    }
+
+
+def _comparison(polygraphy: Any) -> Any:
+    """A function of two results. Polygraphy renamed it in 0.53, and will drop the old name in 0.60."""
+    simple = getattr(polygraphy, "SimpleCompareFunc", None) or polygraphy.CompareFunc.simple
+    return simple(check_error_stat="max", fail_fast=False)
+
+
+def _runner(base: Any, engine: TensorRTEngine) -> Any:
+    metadata = require("polygraphy.common", package="polygraphy").TensorMetadata
+
+    class EngineRunner(base.BaseRunner):
+        def get_input_metadata_impl(self) -> Any:
+            found = metadata()
+            for name, port in engine.session.plan.ports.items():
+                if port.is_input:
+                    found.add(name, port.dtype, [None if dim < 0 else dim for dim in port.shape])
+            return found
+
+        def infer_impl(self, feed_dict: Mapping[str, numpy.ndarray]) -> Feed:
+            self.inference_time = 0.0
+            return run_once(engine, feed_dict)
+
+    return EngineRunner(name="TensorRT")
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

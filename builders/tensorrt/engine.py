@@ -1,0 +1,58 @@
+"""An engine folder, opened on the GPU that it was built for: logits of whole sequences, and generation."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from builders.generation import GeneratingEngine
+from builders.tensorrt import machine
+from builders.tensorrt.limits import Limits
+from builders.tensorrt.runtime import LoadedPlan
+from builders.tensorrt.session import CachedDecoding, Session
+from smoothquant.errors import UserError
+from smoothquant.workspace import load_manifest
+
+PLAN = "model.plan"
+
+
+class TensorRTEngine(GeneratingEngine):
+    """Runs a folder made by `build tensorrt`.
+
+    Raises MissingPackageError without TensorRT or a GPU, UserError if the plan is of another GPU or version.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = load_manifest(folder)
+        version, gpu = machine.require_tensorrt(), machine.find_gpu()
+        machine.check_plan_fits(self.folder, self.manifest, gpu, version)
+        options, name = self.manifest["inputs"]["options"], str(self.folder / PLAN)
+        self.limits = Limits(**self.manifest["inputs"]["limits"])
+        with open(name, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            plan = LoadedPlan(
+                content, name, gpu, trusted=options["version_compatible"], streaming=options["weight_streaming"]
+            )
+        self.session = Session(plan, self.limits)
+
+    @property
+    def longest(self) -> int:
+        return self.limits.length
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """ids: (batch, tokens) int64, whole sequences without padding; returns float32 (batch, tokens, vocab)."""
+        if ids.shape[1] > self.longest:
+            raise UserError(
+                f"{self.folder}: a sequence of {ids.shape[1]} tokens",
+                expected=f"at most {self.longest}, for which the engine was built",
+                do="build it with a larger --max-length, or give a smaller --length",
+            )
+        return torch.cat([self.session.logits(rows) for rows in ids.split(self.limits.batch)])
+
+    def start(self, prompt: Sequence[int]) -> CachedDecoding:
+        """Run a prompt."""
+        return CachedDecoding(self.session, prompt)

@@ -1,0 +1,102 @@
+"""Which matrix products became INT8 kernels, by what TensorRT's engine inspector says.
+
+    {"Layers": [{"Name", "LayerType", "Inputs": [{"Name", "Format/Datatype" or "Datatype"}], "Constants", "Outputs",
+                 "TacticName", "Metadata": "[ONNX Layer: A][ONNX Layer: B]"}, ...]}
+
+Metadata names the ONNX nodes that a layer computes. A product is INT8 if the matrix kernels that compute it read INT8,
+in every optimization profile; a layer of another profile than the first has "[profile N]" in its name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+MATRIX = re.compile(r"gemm|matrix|matmul|gemv|fully|conv|fc", re.IGNORECASE)  # LayerType of matrix kernels
+NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
+PROFILE = re.compile(r"\[profile (\d+)\]")
+DTYPE_KEYS = ("Datatype", "Format/Datatype")  # TensorRT 11, 10
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of an engine. inputs: data types that it reads; nodes: of the ONNX graph; profile: its index."""
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    nodes: tuple[str, ...]
+    tactic: str = ""
+    profile: int = 0
+
+    @property
+    def is_matrix(self) -> bool:
+        return MATRIX.search(self.kind) is not None
+
+    @property
+    def reads_int8(self) -> bool:
+        return any(dtype.startswith("Int8") for dtype in self.inputs)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A quantized matrix product in an engine. module: its linear, or several in one; kernels: what computes it."""
+
+    module: str
+    int8: bool
+    kernels: tuple[str, ...]
+    why: str = ""
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def read_layers(inspected: str) -> tuple[Layer, ...]:
+    """Layers of an engine. inspected: the inspector's JSON, from an engine with DETAILED verbosity."""
+    layers = []
+    for row in json.loads(inspected)["Layers"]:
+        if not isinstance(row, dict):  # without DETAILED verbosity there are only names
+            row = {"Name": row}
+        name = row.get("Name", "")
+        profile = PROFILE.search(name)
+        layers.append(
+            Layer(
+                name,
+                row.get("LayerType", ""),
+                tuple(_dtypes(row.get("Inputs", ()))),
+                tuple(NODE.findall(row.get("Metadata", ""))),
+                row.get("TacticName", ""),
+                int(profile[1]) if profile else 0,
+            )
+        )
+    return tuple(layers)
+
+
+def products(layers: Sequence[Layer], nodes: Iterable[str]) -> tuple[Product, ...]:
+    """What became of the quantized products. nodes: their names in the ONNX graph."""
+    return tuple(_product(layers, node) for node in nodes)
+
+
+def _product(layers: Sequence[Layer], node: str) -> Product:
+    module = node.rpartition("/")[0] or node
+    named = [layer for layer in layers if node in layer.nodes]
+    matrix = [layer for layer in named if layer.is_matrix] or named  # a small product may be one with its epilogue
+    float_ones = [layer for layer in matrix if not layer.reads_int8]
+    kernels = tuple(dict.fromkeys(layer.tactic or layer.kind for layer in matrix))
+    if not matrix:
+        return Product(module, False, (), "no layer of the engine names it")
+    if float_ones:
+        layer = float_ones[0]
+        dtypes = ", ".join(dict.fromkeys(layer.inputs)) or "nothing at run time"
+        return Product(module, False, kernels, f"layer {layer.name} ({layer.kind}) reads {dtypes}")
+    return Product(module, True, kernels)
+
+
+def _dtypes(tensors: Iterable[dict]) -> Iterable[str]:
+    for tensor in tensors:
+        for key in DTYPE_KEYS:
+            if key in tensor:
+                yield tensor[key]
+                break

@@ -1,0 +1,135 @@
+"""What an engine must hold, and the two optimization profiles that follow from it.
+
+           batch         sequence        past                             total
+prefill    1 .. batch    1 .. chunk      0 .. length - chunk + 1          past + sequence
+decode     1 .. batch    1               0 .. length - 1                  past + sequence
+
+sequence: tokens of a run; past: tokens in the cache before it; total: columns of the attention mask. A prompt runs in
+chunks, so that neither its activations nor its logits (chunk x vocabulary, float32) grow with it. The first chunk is
+the short one: what is in the cache before a full chunk is then at most length - chunk. (One more, for servers whose
+cache begins with a hidden position: `builders.triton.config`.) Where every layer looks back a
+window at most, the cache holds twice that (`builders.generation.tokens_to_keep`), and past is bounded by it.
+
+A profile names three shapes, and TensorRT checks the graph at each: total is past + sequence at all three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+from smoothquant.errors import UserError
+
+Range = tuple[int, int, int]  # least, usual, most
+Shape = tuple[int, ...]
+PREFILL, DECODE = 0, 1  # indices of the profiles
+DEFAULT_LENGTH, DEFAULT_CHUNK = 2048, 512
+PAST = "past_key_values."
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Shapes that one optimization profile takes."""
+
+    name: str
+    batch: Range
+    sequence: Range
+    past: Range
+
+    def shapes(self, name: str, dims: Shape) -> tuple[Shape, Shape, Shape] | None:
+        """Least, usual and most of an input of the decoder graph, None for one that is not known.
+
+        dims: as the graph has them, -1 where they vary.
+        """
+        if name.startswith(PAST) and len(dims) == 4:
+            columns: Range | None = self.past
+        elif name == "attention_mask":
+            columns = self.total
+        else:
+            columns = self.sequence if name in ("input_ids", "position_ids") else None
+        if columns is None:
+            return None
+        least, usual, most = (
+            (batch, dims[1], column, dims[3]) if len(dims) == 4 else (batch, column)
+            for batch, column in zip(self.batch, columns, strict=True)
+        )
+        return least, usual, most
+
+    @property
+    def total(self) -> Range:
+        (a, b, c), (d, e, f) = self.past, self.sequence
+        return a + d, b + e, c + f
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an engine must hold.
+
+    batch: sequences at once; length: tokens of a sequence, prompt and continuation; chunk: tokens of a prompt run at
+    once; usual_prompt, usual_context: for which kernels are chosen (tokens of a prefill run; tokens in the cache when
+    one more is decoded); window: tokens that any layer looks back, None if that is all of them.
+    """
+
+    batch: int
+    length: int
+    chunk: int
+    usual_prompt: int
+    usual_context: int
+    window: int | None = None
+
+    @property
+    def cache(self) -> int:
+        """Tokens that the cache may hold before a run."""
+        return min(self.length - 1, 2 * self.window) if self.window else self.length - 1
+
+    @property
+    def profiles(self) -> tuple[Profile, Profile]:
+        batch = (1, self.batch, self.batch)
+        behind = min(self.length - self.chunk + 1, self.cache)
+        prefill = Profile("prefill", batch, (1, self.usual_prompt, self.chunk), (0, 0, behind))
+        decode = Profile("decode", batch, (1, 1, 1), (0, self.usual_context, self.cache))
+        return prefill, decode
+
+    def chunks(self, tokens: int) -> Iterator[int]:
+        """Sizes of the runs that a prompt is cut into: the short one first."""
+        first = tokens % self.chunk
+        if first:
+            yield first
+        for _ in range(tokens // self.chunk):
+            yield self.chunk
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def limits_for(
+    geometry: Mapping,
+    *,
+    batch: int | None = None,
+    length: int | None = None,
+    chunk: int | None = None,
+    usual_prompt: int | None = None,
+    usual_context: int | None = None,
+) -> Limits:
+    """Limits for a model, defaults filled in. geometry: that of the export's manifest.
+
+    Raises UserError where they contradict the model's, or one another.
+    """
+    longest, window = geometry["max_positions"], geometry["cache_window"]
+    batch = 1 if batch is None else batch
+    length = min(longest, DEFAULT_LENGTH) if length is None else length
+    if not 2 <= length <= longest:
+        raise UserError(f"--max-length {length}", expected=f"2 to {longest}, the positions that the model knows")
+    chunk = min(length, DEFAULT_CHUNK) if chunk is None else chunk
+    if not 1 <= chunk <= length:
+        raise UserError(f"--chunk {chunk}", expected=f"1 to {length}, the --max-length")
+    if batch < 1:
+        raise UserError(f"--max-batch {batch}", expected="1 or more")
+    usual_prompt = chunk if usual_prompt is None else usual_prompt
+    if not 1 <= usual_prompt <= chunk:
+        raise UserError(f"--usual-prompt {usual_prompt}", expected=f"1 to {chunk}, the --chunk")
+    cache = Limits(batch, length, chunk, usual_prompt, 1, window).cache
+    usual_context = max(1, cache // 2) if usual_context is None else usual_context
+    if not 1 <= usual_context <= cache:
+        raise UserError(f"--usual-context {usual_context}", expected=f"1 to {cache}, what the cache may hold")
+    return Limits(batch, length, chunk, usual_prompt, usual_context, window)

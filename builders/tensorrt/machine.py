@@ -1,0 +1,106 @@
+"""What TensorRT needs of a machine: its Python package, and a GPU that PyTorch sees. And what ties a plan to it.
+
+A plan holds kernels of one compute capability, in the format of one TensorRT release. Two options loosen that: a
+version-compatible plan also runs in later releases of the same major version, a hardware-compatible one on every
+GPU from Ampere (8.0) on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+
+from smoothquant.errors import MissingPackageError, UserError
+from smoothquant.packages import require
+
+MAJORS = ("10", "11")  # TensorRT versions with the API that is used
+INSTALL = "pip install tensorrt, or use the image of docker/tensorrt"
+AMPERE = (8, 0)
+
+
+def require_tensorrt() -> str:
+    """The version of the tensorrt package. Raises MissingPackageError if it is not there or of another generation."""
+    try:
+        found = str(require("tensorrt").__version__)
+    except (MissingPackageError, OSError) as error:
+        cause = error.__cause__ or error
+        absent = isinstance(cause, ModuleNotFoundError) and cause.name == "tensorrt"
+        reason = "is not installed" if absent else f"cannot be loaded ({cause})"
+        raise MissingPackageError(f"the package tensorrt {reason}", do=INSTALL) from error
+    if found.partition(".")[0] not in MAJORS:
+        raise MissingPackageError(f"TensorRT {found}", expected=f"version {' or '.join(MAJORS)}", do=INSTALL)
+    return found
+
+
+class Gpu:
+    """The GPU that this process uses, and a stream of work on it.
+
+    name: as its driver says; capability: compute capability; device: PyTorch's.
+    """
+
+    def __init__(self) -> None:
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        self.name = torch.cuda.get_device_name(self.device)
+        self.capability: tuple[int, int] = torch.cuda.get_device_capability(self.device)
+        self._stream = torch.cuda.Stream(self.device)
+
+    @property
+    def stream(self) -> int:
+        """CUDA's handle of the stream."""
+        return self._stream.cuda_stream
+
+    def use(self) -> AbstractContextManager:
+        """PyTorch's work goes to the stream as well."""
+        return torch.cuda.stream(self._stream)
+
+    def wait(self) -> None:
+        """Until all work on the stream is done."""
+        self._stream.synchronize()
+
+    def select(self) -> None:
+        """Make it the GPU of this thread."""
+        torch.cuda.set_device(self.device)
+
+
+def find_gpu() -> Gpu:
+    """The GPU of this machine. Raises MissingPackageError if PyTorch sees none."""
+    if not torch.cuda.is_available():
+        lacks = "this PyTorch has no CUDA" if torch.version.cuda is None else "PyTorch finds no CUDA GPU or driver"
+        raise MissingPackageError(
+            f"no GPU: {lacks}",
+            expected="an NVIDIA GPU and a PyTorch for CUDA",
+            do="run it on the machine that will serve the engine (docker run --gpus all)",
+        )
+    return Gpu()
+
+
+def check_plan_fits(folder: Path, manifest: Mapping, gpu: Gpu, version: str) -> None:
+    """Raise UserError if a plan was built for another GPU or TensorRT than these. manifest: the engine folder's."""
+    built, options = manifest["inputs"]["tensorrt"], manifest["inputs"]["options"]
+    there, here = tuple(built["capability"]), gpu.capability
+    portable = options["hardware_compatible"] and here >= AMPERE
+    if here != there and not portable:
+        raise UserError(
+            f"{folder}: built for compute capability {_dotted(there)} ({built['gpu']}), this GPU has {_dotted(here)}",
+            expected=f"a GPU like the {built['gpu']}",
+            do="build it again on this GPU, or with --hardware-compatibility ampere+ for all from Ampere on",
+        )
+    made, now = _numbers(built["version"]), _numbers(version)
+    portable = options["version_compatible"] and made[0] == now[0] and made <= now
+    if made != now and not portable:
+        raise UserError(
+            f"{folder}: built by TensorRT {built['version']}, this is {version}",
+            expected=f"TensorRT {built['version']}",
+            do="build it again with this version, or with --version-compatible for later ones of the same generation",
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())[:4]
+
+
+def _dotted(capability: tuple) -> str:
+    return ".".join(map(str, capability))

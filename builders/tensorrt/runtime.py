@@ -1,0 +1,130 @@
+"""TensorRT's side of a run: a plan on the GPU, its context, and the addresses of what it reads and writes.
+
+One context serves both profiles and switches between them: two contexts would hold two sets of activations. All work
+goes to the GPU's stream; nothing here waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from builders.tensorrt.compiler import logger
+from builders.tensorrt.limits import Shape
+from builders.tensorrt.machine import Gpu
+from smoothquant.errors import UserError
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of an engine. shape: -1 where it varies."""
+
+    name: str
+    dtype: torch.dtype
+    shape: Shape
+    is_input: bool
+
+    def as_dict(self) -> dict:
+        """JSON values."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"name": self.name, "dtype": dtype, "shape": list(self.shape), "input": self.is_input}
+
+
+class Binding(NamedTuple):
+    """What an input or output is bound to: the first elements of a buffer, in this shape.
+
+    buffer: has an address, even where the shape holds nothing.
+    """
+
+    shape: Shape
+    buffer: Tensor
+
+
+class LoadedPlan:
+    """A plan, ready to run.
+
+    Args:
+        plan: a buffer.
+        name: what errors call it.
+        gpu: where it runs.
+        trusted: it is version-compatible, and brings host code that may be run.
+        streaming: weights stay in host memory as far as the GPU's is short.
+
+    Raises UserError if TensorRT refuses it.
+    """
+
+    def __init__(self, plan: Any, name: str, gpu: Gpu, *, trusted: bool = False, streaming: bool = False) -> None:
+        import tensorrt as trt
+
+        log, self._messages = logger()
+        self.gpu, self._name, self._profile = gpu, name, 0
+        self._runtime = trt.Runtime(log)
+        if trusted:
+            self._runtime.engine_host_code_allowed = True
+        self.engine = self._runtime.deserialize_cuda_engine(plan)
+        if self.engine is None:
+            raise UserError(
+                f"{name}: TensorRT {trt.__version__} refuses this plan ({self._messages.reason})",
+                expected="a plan that this GPU and this TensorRT built",
+                do="build it again here: smoothquant build tensorrt",
+            )
+        if streaming:
+            self.engine.weight_streaming_budget_v2 = self.engine.get_weight_streaming_automatic_budget()
+        self.ports = {port.name: port for port in self._ports()}
+        self._context: Any = None
+
+    def layers(self) -> str:
+        """What the engine inspector says of all layers, as JSON."""
+        import tensorrt as trt
+
+        inspector = self.engine.create_engine_inspector()
+        return inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+
+    def run(self, profile: int, bindings: Mapping[str, Binding]) -> None:
+        """Put a run on the stream. bindings: of every input and output."""
+        context = self._select(profile)
+        for name, port in self.ports.items():
+            shape, buffer = bindings[name]
+            if buffer.dtype != port.dtype:
+                raise ValueError(f"{name}: {buffer.dtype}, the engine has {port.dtype}")
+            if port.is_input and not context.set_input_shape(name, shape):
+                raise self._failed(f"takes no {name} of shape {shape} in profile {profile}")
+            context.set_tensor_address(name, buffer.data_ptr())
+        if not context.execute_async_v3(self.gpu.stream):
+            raise self._failed("does not run")
+
+    def _select(self, profile: int) -> Any:
+        if self._context is None:
+            self._context = self.engine.create_execution_context()
+            if self._context is None:
+                raise self._failed("gets no room for its activations", "free GPU memory, or build with smaller limits")
+        if profile != self._profile:
+            if not self._context.set_optimization_profile_async(profile, self.gpu.stream):
+                raise self._failed(f"does not switch to profile {profile}")
+            self._profile = profile
+        return self._context
+
+    def _ports(self) -> list[Port]:
+        import tensorrt as trt
+
+        dtypes = {
+            trt.DataType.FLOAT: torch.float32,
+            trt.DataType.HALF: torch.float16,
+            trt.DataType.BF16: torch.bfloat16,
+            trt.DataType.INT8: torch.int8,
+            trt.DataType.INT64: torch.int64,
+        }
+        engine, found = self.engine, []
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            dtype = dtypes[engine.get_tensor_dtype(name)]
+            found.append(Port(name, dtype, tuple(engine.get_tensor_shape(name)), is_input))
+        return found
+
+    def _failed(self, what: str, do: str = "report the engine's manifest.json") -> UserError:
+        return UserError(f"{self._name}: the engine {what} ({self._messages.reason})", do=do)

@@ -1,0 +1,79 @@
+"""Runs of a plan, one behind the other, with the cache between them.
+
+A sequence runs through the prefill profile in chunks, then through the decode profile a token at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from builders.generation import Decoding
+from builders.tensorrt.cache import Cache
+from builders.tensorrt.limits import DECODE, PAST, PREFILL, Limits
+from builders.tensorrt.runtime import Binding, LoadedPlan
+
+
+class Session:
+    """A plan with the limits that it was built for."""
+
+    def __init__(self, plan: LoadedPlan, limits: Limits) -> None:
+        self.plan, self.gpu, self.limits = plan, plan.gpu, limits
+        self.past = [port for port in plan.ports.values() if port.name.startswith(PAST)]
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """ids: (batch, tokens) int64, within the limits; returns float32 (batch, tokens, vocab), on the CPU."""
+        return torch.cat([logits.float().cpu() for logits in Runs(self, len(ids)).prefill(ids)], dim=1)
+
+
+class Runs:
+    """Runs of one batch of sequences. tokens: of each, so far."""
+
+    def __init__(self, session: Session, batch: int) -> None:
+        self.session, self.batch, self.tokens = session, batch, 0
+        self.device, limits = session.gpu.device, session.limits
+        with session.gpu.use():
+            self.cache = Cache(session.past, batch, limits.cache + limits.chunk, limits.window, self.device)
+
+    def prefill(self, ids: Tensor) -> Iterator[Tensor]:
+        """ids: (batch, tokens). Yields the logits of every chunk, (batch, tokens of the chunk, vocab)."""
+        first = 0
+        for size in self.session.limits.chunks(ids.shape[1]):
+            yield self.run(PREFILL, ids[:, first : first + size])
+            first += size
+
+    def run(self, profile: int, ids: Tensor) -> Tensor:
+        """ids: (batch, tokens). Returns their logits, (batch, tokens, vocab), when they are there."""
+        gpu, plan, tokens = self.session.gpu, self.session.plan, ids.shape[1]
+        with gpu.use():
+            places = torch.arange(self.tokens, self.tokens + tokens, device=self.device)
+            total = (self.batch, self.cache.cached + tokens)
+            port = plan.ports["logits"]
+            logits = torch.empty(self.batch, tokens, port.shape[-1], dtype=port.dtype, device=self.device)
+            tensors = {
+                "input_ids": ids.to(self.device).contiguous(),
+                "attention_mask": torch.ones(total, dtype=torch.int64, device=self.device),
+                "position_ids": places.expand(self.batch, tokens).contiguous(),
+                "logits": logits,
+            }
+            bindings = {name: Binding(tuple(tensor.shape), tensor) for name, tensor in tensors.items()}
+            plan.run(profile, {**bindings, **dict(self.cache.bindings(tokens))})
+            self.cache.advance(tokens)
+            self.tokens += tokens
+        gpu.wait()
+        return logits
+
+
+class CachedDecoding(Decoding):
+    """One sequence under way. logits: (vocab,) float32, on the CPU, of the last token."""
+
+    def __init__(self, session: Session, prompt: Sequence[int]) -> None:
+        self._runs = Runs(session, 1)
+        for logits in self._runs.prefill(torch.tensor([prompt], dtype=torch.int64)):
+            self.logits = logits[0, -1].float().cpu()
+
+    def step(self, token: int) -> None:
+        """Append a token."""
+        self.logits = self._runs.run(DECODE, torch.tensor([[token]]))[0, -1].float().cpu()

@@ -1,0 +1,10 @@
+"""Serving by Triton Inference Server: `write_model` puts an engine into a model repository, `TritonEngine` talks to it.
+
+The backends are Triton's own, tensorrt and onnxruntime: one sequence a request, no paged cache, no batching of
+sequences in flight. Where that matters, use TensorRT-LLM's backend.
+"""
+
+from builders.triton.client import TritonEngine
+from builders.triton.repository import model_name, write_model
+
+__all__ = ["TritonEngine", "model_name", "write_model"]

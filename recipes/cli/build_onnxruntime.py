@@ -1,0 +1,53 @@
+"""smoothquant build onnxruntime."""
+
+from __future__ import annotations
+
+import argparse
+
+from recipes.cli import options
+from recipes.cli.ui import Ui
+
+NAME = "onnxruntime"
+
+
+def add(targets: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+    command = targets.add_parser(
+        NAME,
+        parents=[common],
+        help="ONNX Runtime engine, also for onnxruntime-genai",
+        description="Make a folder that ONNX Runtime and onnxruntime-genai run: graph, weights (linked, not copied, "
+        "where the disk allows), tokenizer, session settings for this machine. The engine is loaded and run once, and "
+        "on a CPU every quantized linear must have become an integer kernel.",
+    )
+    options.add_engine(command)
+    command.add_argument(
+        "--provider",
+        default="cpu",
+        metavar="{cpu,cuda,tensorrt,nv-tensorrt-rtx}",
+        help="where it runs (default cpu). cuda: an NVIDIA GPU, Q/DQ as float, without INT8 speed; tensorrt: INT8 by "
+        "TensorRT 10; nv-tensorrt-rtx: INT8 by TensorRT for RTX, on RTX GPUs only",
+    )
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, ui: Ui) -> None:
+    from builders import onnxruntime
+    from builders.onnxruntime.providers import find_provider
+
+    provider = find_provider(arguments.provider)
+    with ui.progress("build onnxruntime") as progress:
+        progress(0, 1)
+        manifest = onnxruntime.build(
+            arguments.export, arguments.out, provider=provider.name, overwrite=arguments.overwrite
+        )
+        progress(1, 1)
+    triton = options.write_triton(arguments)
+    ui.result({"out": arguments.out, "manifest": manifest, **triton})
+    kernels = manifest["kernels"]
+    if provider.name == "cpu":
+        ui.say(
+            f"{arguments.out}: {kernels['integer']} of {kernels['quantized']} quantized products are integer kernels"
+        )
+    else:
+        ui.say(f"{arguments.out}: {kernels['quantized']} quantized products; on {provider.name}, {provider.effect}")
+    options.say_next(ui, arguments, triton)

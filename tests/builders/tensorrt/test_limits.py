@@ -1,0 +1,98 @@
+"""Profiles hold every run that an engine makes, and contradictions are named."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builders.generation import tokens_to_keep
+from builders.tensorrt.limits import DECODE, PREFILL, Limits, limits_for
+from smoothquant.errors import UserError
+
+GEOMETRY = {"max_positions": 512, "cache_window": None}
+windows = st.one_of(st.none(), st.integers(1, 40))
+
+
+@st.composite
+def limits(draw: st.DrawFn) -> Limits:
+    length = draw(st.integers(2, 80))
+    chunk, window = draw(st.integers(1, length)), draw(windows)
+    return limits_for({"max_positions": 80, "cache_window": window}, length=length, chunk=chunk)
+
+
+def inside(held: Limits, profile: int, sequence: int, past: int) -> bool:
+    """Whether a run fits, input by input, as TensorRT looks at it."""
+    shapes = {
+        "input_ids": ((-1, -1), (1, sequence)),
+        "attention_mask": ((-1, -1), (1, past + sequence)),
+        "past_key_values.0.key": ((-1, 2, -1, 8), (1, 2, past, 8)),
+    }
+    for name, (dims, shape) in shapes.items():
+        least, _, most = held.profiles[profile].shapes(name, dims) or ((), (), ())
+        if not all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True)):
+            return False
+    return True
+
+
+@given(limits(), st.data())
+def test_every_run_fits_its_profile(held: Limits, data: st.DataObject) -> None:
+    prompt = data.draw(st.integers(1, held.length))
+    past = 0
+    for size in held.chunks(prompt):
+        assert inside(held, PREFILL, size, past)
+        past = tokens_to_keep(past + size, held.window)
+    for _ in range(held.length - prompt):
+        assert inside(held, DECODE, 1, past)
+        past = tokens_to_keep(past + 1, held.window)
+
+
+@given(limits())
+def test_profiles_are_consistent_where_tensorrt_looks(held: Limits) -> None:
+    """Least, usual and most grow, and the mask is as long as the cache and the run together at all three."""
+    for profile in held.profiles:
+        for least, usual, most in (profile.batch, profile.sequence, profile.past, profile.total):
+            assert 0 <= least <= usual <= most
+        sums = tuple(past + tokens for past, tokens in zip(profile.past, profile.sequence, strict=True))
+        assert profile.total == sums
+
+
+@given(limits(), st.integers(1, 80))
+def test_chunks_are_the_prompt(held: Limits, prompt: int) -> None:
+    chunks = list(held.chunks(prompt))
+    assert sum(chunks) == prompt
+    assert max(chunks) <= held.chunk
+    assert all(size == held.chunk for size in chunks[1:])
+
+
+def test_defaults() -> None:
+    assert limits_for({"max_positions": 100_000, "cache_window": None}) == Limits(1, 2048, 512, 512, 1023)
+    assert limits_for(GEOMETRY) == Limits(1, 512, 512, 512, 255)
+    short = limits_for({"max_positions": 512, "cache_window": 16}, batch=4)
+    assert (short.batch, short.cache, short.usual_context) == (4, 32, 16)  # no layer looks further back
+
+
+def test_an_input_that_no_decoder_has() -> None:
+    [prefill, _] = limits_for(GEOMETRY).profiles
+    assert prefill.shapes("pixels", (-1, 3)) is None
+    assert prefill.shapes("past_key_values.0.key_scale", (-1, 2)) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"length": 513}, "--max-length 513; expected 2 to 512, the positions that the model knows"),
+        ({"length": 1}, "--max-length 1; expected 2 to 512"),
+        ({"chunk": 513}, "--chunk 513; expected 1 to 512"),
+        ({"length": 64, "chunk": 65}, "--chunk 65; expected 1 to 64, the --max-length"),
+        ({"chunk": 0}, "--chunk 0; expected 1"),
+        ({"batch": 0}, "--max-batch 0; expected 1 or more"),
+        ({"chunk": 16, "usual_prompt": 17}, "--usual-prompt 17; expected 1 to 16, the --chunk"),
+        ({"usual_context": 512}, "--usual-context 512; expected 1 to 511"),
+        ({"usual_context": 0}, "--usual-context 0; expected 1 to 511"),
+    ],
+)
+def test_contradictions(given: dict, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        limits_for(GEOMETRY, **given)
+    assert str(caught.value).startswith(said)
