@@ -58,10 +58,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         return show_rules(ui)
     if not arguments.path:
         raise UserError("nothing to check", expected="a folder or an .onnx file, or --rules")
-    path = Path(arguments.path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder", do="check the path")
-    checker(path)(arguments, ui)
+    checker(Path(arguments.path))(arguments, ui)
 
 
 def checker(path: Path) -> Checker:

@@ -152,7 +152,7 @@ def test_bad_input(tmp_path: Path, llama_folder: Path, capsys: pytest.CaptureFix
     (tmp_path / "manifest.json").write_text(json.dumps({"format": 2, "step": "calibrate", "inputs": {}, "files": {}}))
     status, line = refused(capsys, tmp_path)
     assert status == 2
-    assert "made by 'calibrate', which there is no check for; expected an ONNX file, or a folder made by one of" in line
+    assert "made by 'calibrate', which there is no check for; expected an ONNX file, a TensorRT-LLM checkpoint" in line
 
 
 def test_rules_are_printed_with_their_reasons(capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +162,7 @@ def test_rules_are_printed_with_their_reasons(capsys: pytest.CaptureFixture[str]
         assert f"{rule.id}: {rule.demands}\n    else {rule.effect.value}: {rule.because}\n" in out
     status, out, _ = run(capsys, "--rules", "--json")
     assert [rule["id"] for rule in json.loads(out)["rules"]] == [rule.id for rule in RULES]
-    assert refused(capsys) == (2, "smoothquant: nothing to check; expected an ENGINE_OR_ONNX, or --rules")
+    assert refused(capsys) == (2, "smoothquant: nothing to check; expected a folder or an .onnx file, or --rules")
 
 
 def test_an_older_tensorrt(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,5 +187,5 @@ def test_versions_are_the_same_everywhere() -> None:
     root = Path(__file__).parents[2]
     for file in ("pyproject.toml", "constraints.txt"):
         assert all(version in (root / file).read_text() for version in packages.VERSIONS.split())
-    assert tuple(packages.VERSIONS.split()) in [needs for _, needs in TARGETS]
+    assert tuple(packages.VERSIONS.split()) in [needs for _, needs, *_ in TARGETS]
     assert all(package in packages.VERSIONS for package in packages.PACKAGES.values())

@@ -214,5 +214,5 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     assert content["kind"] == "TensorRT-LLM checkpoint"
     assert [finding["severity"] for finding in content["findings"]] == [WARNING, ERROR]
     assert "transformer.ln_f.weight" in smoothquant("check", folder).stdout
-    assert_one_line(smoothquant("check", tmp_path / "absent"), 2, "no such file or folder")
-    assert_one_line(smoothquant("check", tmp_path), 2, "nothing that can be checked", "TensorRT-LLM checkpoint")
+    assert_one_line(smoothquant("check", tmp_path / "absent"), 2, "no such file")
+    assert_one_line(smoothquant("check", tmp_path), 2, "no such file", "model.onnx")
