@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from builders.exports import open_export
 from builders.tensorrt import machine
 from builders.tensorrt.compiler import Options, compile_graph
 from builders.tensorrt.engine import PLAN
@@ -31,7 +32,7 @@ from smoothquant.errors import UserError
 from smoothquant.workspace import Workspace, load_manifest
 
 STEP = "build tensorrt"
-MODEL, LAYERS = "model.onnx", "layers.json"
+LAYERS = "layers.json"
 
 
 def build(
@@ -42,30 +43,27 @@ def build(
     *,
     timing_cache: str | Path | None = None,
     overwrite: bool = False,
+    activations: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict:
     """Make the engine folder `out` from the folder `export`, on the GPU that will run it. Returns its manifest.
 
     limits: what to hold, by the names of `limits_for`; what is not given has a default. timing_cache: a file that
-    makes the next build quicker.
+    makes the next build quicker. activations: which graph, where the export holds both forms.
 
     Raises UserError if `export` is no whole ONNX export, has operators that TensorRT lacks, if the limits contradict
     the model's, if TensorRT refuses the graph or builds nothing, or if a logit is not finite; MissingPackageError
     without TensorRT or a GPU.
     """
-    export, out = Path(export), Path(out)
-    made = load_manifest(export)
-    if made["step"] != "export onnx":
-        raise UserError(
-            f"{export}: made by {made['step']!r}", expected="an ONNX export", do="smoothquant export onnx MODEL ..."
-        )
+    out, found = Path(out), open_export(export, activations)
+    made = found.manifest
     held = limits_for(made["geometry"], **(limits or {}))
-    facts = _read(export, made["inputs"]["activations"])
+    facts = _read(found.graph, found.inputs["activations"])
     version, gpu = machine.require_tensorrt(), machine.find_gpu()
     built = {"version": version, "gpu": gpu.name, "capability": list(gpu.capability)}
-    graph = hashlib.sha256((export / MODEL).read_bytes()).hexdigest()[:16]  # a newer exporter may draw another one
+    graph = hashlib.sha256(found.graph.read_bytes()).hexdigest()[:16]  # a newer exporter may draw another one
     inputs = {
-        "export": made["inputs"],
+        "export": found.inputs,
         "graph": graph,
         "limits": held.as_dict(),
         "options": options.as_dict(),
@@ -74,11 +72,11 @@ def build(
     with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
         if not work.finished:
             work.require(sum(made["files"].values()))
-            for name in made["files"]:
-                if not name.startswith(MODEL):  # the plan holds the graph and the weights
-                    work.adopt(export / name)
+            for name in found.files:
+                if not name.startswith("model.onnx"):  # the plan holds the graph and the weights
+                    work.adopt(found.folder / name)
             compiled = compile_graph(
-                export / MODEL,
+                found.graph,
                 held.profiles,
                 options,
                 timing_cache=Path(timing_cache) if timing_cache else None,
@@ -91,18 +89,18 @@ def build(
                 compiled.plan, str(out), gpu, trusted=options.version_compatible, streaming=options.weight_streaming
             )
             kernels = _kernels(plan, work.path(LAYERS), facts)
-            _check(export, plan, held, made["geometry"]["vocab_size"])
+            _check(found.folder, plan, held, made["geometry"]["vocab_size"])
             ports = [port.as_dict() for port in plan.ports.values()]
             results = {"contract": made["contract"], "geometry": made["geometry"], "ports": ports}
             work.commit({**results, "kernels": kernels, "warnings": list(compiled.warnings)})
     return load_manifest(out)
 
 
-def _read(export: Path, activations: str) -> GraphFacts:
-    facts = read_graph(export / MODEL)
+def _read(graph: Path, activations: str) -> GraphFacts:
+    facts = read_graph(graph)
     if activations != "float" and not facts.products:
         raise UserError(
-            f"{export / MODEL}: no product between DequantizeLinear operators, and its manifest says {activations}",
+            f"{graph}: no product between DequantizeLinear operators, and its manifest says {activations}",
             expected="a graph with Q/DQ",
             do="make the export again",
         )

@@ -12,11 +12,13 @@ quantization of the input, one integer kernel.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 
 from exporters.onnx.experts import Experts
-from exporters.onnx.graph import Graph
+from exporters.onnx.external_data import ExternalData
+from exporters.onnx.graph import OPSET, Graph
 from exporters.onnx.linears import FORMS, FloatLinears, Input, Linears
 from exporters.onnx.mlp import Mlp
 from exporters.onnx.norms import Norms
@@ -29,18 +31,25 @@ CACHE = ("key", "value")
 
 class DecoderGraph:
     """Builds the graph of a model. activations, lm_head: forms of `linears.FORMS`; body: float32, float16 or bfloat16;
-    kept: module names of the linears that are left in float."""
+    kept: module names of the linears that are left in float; opset, data: see `Graph`."""
 
     def __init__(
-        self, model: Model, activations: str, body: torch.dtype, lm_head: str, kept: Collection[str] = ()
+        self,
+        model: Model,
+        activations: str,
+        body: torch.dtype,
+        lm_head: str,
+        kept: Collection[str] = (),
+        opset: int = OPSET,
+        data: ExternalData | None = None,
     ) -> None:
         self.model, self.geometry, self.body = model, model.geometry, body
-        self.graph = Graph()
+        self.graph = Graph(opset, data)
         plain = FloatLinears(self.graph, body)
         quantized = plain if activations == "float" else FORMS[activations](self.graph, body)
         self.products = Products(self.graph, model, quantized, plain, kept)
         self.norms = Norms(self.graph, model, body)
-        self.mlp = Mlp(self.graph, model, self.products)
+        self.mlp = Mlp(self.graph, model, body, self.products)
         self.branch: Mlp | Experts = Experts(self.graph, model, body, self.mlp) if model.geometry.experts else self.mlp
         self.head: Linears = FORMS[lm_head](self.graph, body)
         self._build()
@@ -55,7 +64,7 @@ class DecoderGraph:
             tuple(graph.input(f"past_key_values.{layer}.{part}", self.body, shape) for part in CACHE)
             for layer in range(geometry.layers)
         ]
-        self.positions = Positions(graph, self.model, self.body, ids, mask, position_ids)
+        self.positions = Positions(graph, self.model, self.body, ids, mask, position_ids, grouped=graph.opset < 23)
         table = graph.weight(f"{family.embedding}.weight", (geometry.vocab_size, geometry.embedded_size), self.body)
         hidden = self._embed(table, ids, position_ids)
         present = []
@@ -127,16 +136,23 @@ class DecoderGraph:
             q, k = graph.op("Split", qk, graph.constant([heads, kv_heads]), outputs=2, axis=1)
         keys = graph.op("Concat", past_key, k, axis=2)
         values = graph.op("Concat", past_value, v, axis=2)
-        q = graph.op("Reshape", q, graph.constant([0, kv_heads, -1, head_dim]))
-        q = graph.op("Mul", q, graph.constant(geometry.score_scale, self.body))
-        scores = graph.op("MatMul", q, graph.op("Transpose", keys, perm=[0, 1, 3, 2]))
-        scores = self._capped(scores, geometry.attention_softcap)
-        weights = graph.op("Softmax", graph.op("Add", scores, self.positions.mask(kind.window)), axis=-1)
-        y = graph.op("MatMul", weights, values)  # (batch, kv_heads, group * sequence, head_dim)
-        y = graph.op("Reshape", y, graph.constant([0, heads, -1, head_dim]))
+        y = self._attend(q, keys, values, self.positions.mask(kind.window))
         y = graph.op("Transpose", y, perm=[0, 2, 1, 3])
         y = graph.op("Reshape", y, graph.constant([0, 0, geometry.query_size]))
         return self.products.of(layer, y, "o"), keys, values
+
+    def _attend(self, q: str, keys: str, values: str, mask: str) -> str:
+        """q: (batch, heads, sequence, head_dim); returns the same shape."""
+        graph, geometry = self.graph, self.geometry
+        if graph.opset >= 23:
+            cap: dict[str, Any] = {"softcap": geometry.attention_softcap} if geometry.attention_softcap else {}
+            return graph.op("Attention", q, keys, values, mask, scale=geometry.score_scale, **cap)
+        q = graph.op("Reshape", q, graph.constant([0, geometry.kv_heads, -1, geometry.head_dim]))
+        q = graph.op("Mul", q, graph.constant(geometry.score_scale, self.body))
+        scores = graph.op("MatMul", q, graph.op("Transpose", keys, perm=[0, 1, 3, 2]))
+        scores = graph.op("Add", self._capped(scores, geometry.attention_softcap), mask)
+        y = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), values)
+        return graph.op("Reshape", y, graph.constant([0, geometry.heads, -1, geometry.head_dim]))
 
     def _logits(self, hidden: str, table: str) -> str:
         graph, geometry, family = self.graph, self.geometry, self.model.family

@@ -14,8 +14,12 @@ from smoothquant.packages import require
 if TYPE_CHECKING:
     import onnx
 
-OPSET = 21  # DequantizeLinear with INT8 weights per channel, taken by ONNX Runtime >= 1.18 and TensorRT >= 10
-IR_VERSION = 10
+OPSETS = {  # opset -> IR version of its time
+    17: 8,  # TensorRT 8.6
+    21: 10,  # ONNX Runtime >= 1.18 and TensorRT >= 10
+    23: 11,  # with Attention as one operator: TensorRT >= 10.14, half precision only
+}
+OPSET = 21
 ELEMENTS = {
     torch.float32: "FLOAT",
     torch.float16: "FLOAT16",
@@ -26,11 +30,16 @@ ELEMENTS = {
 
 
 class Graph:
-    """Values are their names. `scope` prefixes the names of nodes, so that a profile or a viewer reads well."""
+    """Values are their names. `scope` prefixes the names of nodes, so that a profile or a viewer reads well.
 
-    def __init__(self) -> None:
+    opset: a key of `OPSETS`. data: of another graph, to share its weights; what this one needs beside goes behind them.
+    """
+
+    def __init__(self, opset: int = OPSET, data: ExternalData | None = None) -> None:
         self.onnx = require("onnx")
-        self.data = ExternalData()
+        self.opset = opset
+        self.data = ExternalData() if data is None else data
+        self._weights: set[str] = set()
         self.scope = ""
         self._nodes: list[onnx.NodeProto] = []
         self._names: dict[str, int] = {}
@@ -60,10 +69,16 @@ class Graph:
 
     def weight(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> str:
         """A tensor in external data; its content is written later, with `data`."""
-        self.data.plan(name, shape, dtype)
+        if name in self._weights:
+            raise ValueError(f"{name} is there already")
+        self._weights.add(name)
+        if name not in self.data.places:
+            self.data.plan(name, shape, dtype)
         tensor = self.onnx.TensorProto(name=name, dims=shape, data_type=self.element(dtype))
         tensor.data_location = self.onnx.TensorProto.EXTERNAL
         place = self.data.places[name]
+        if (place.shape, place.dtype) != (shape, dtype):
+            raise ValueError(f"{name}: {shape} {dtype}, shared as {place.shape} {place.dtype}")
         for key, value in (("location", FILE), ("offset", place.offset), ("length", place.nbytes)):
             tensor.external_data.add(key=key, value=str(value))
         self._initializers.append(tensor)
@@ -85,6 +100,16 @@ class Graph:
                 if source == value:
                     node.input[index] = name
         self._outputs.append(self.onnx.helper.make_tensor_value_info(name, self.element(dtype), shape))
+
+    def reduce(self, kind: str, x: str) -> str:
+        """ReduceMax or ReduceMean over the last dimension, which stays with size 1."""
+        if self.opset < 18:
+            return self.op(kind, x, axes=[-1], keepdims=1)
+        return self.op(kind, x, self.constant([-1]), keepdims=1)
+
+    def halves(self, x: str, size: int) -> tuple[str, str]:
+        """x in two along the last dimension, each of `size`."""
+        return self.op("Split", x, self.constant([size, size]), outputs=2, axis=-1)
 
     def cast(self, x: str, source: torch.dtype, target: torch.dtype) -> str:
         """x in another dtype; x itself where it is the same."""
@@ -112,8 +137,8 @@ class Graph:
         model = helper.make_model(
             graph,
             producer_name="smoothquant-toolchain",
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid("", self.opset)],
+            ir_version=OPSETS[self.opset],
         )
         helper.set_model_props(model, dict(metadata))
         return model

@@ -63,7 +63,7 @@ class PerTokenLinears:
     def normalize(self, x: str) -> Input:
         graph = self.graph
         x = graph.cast(x, self.body, torch.float32)
-        largest = graph.op("ReduceMax", graph.op("Abs", x), graph.constant([-1]), keepdims=1)
+        largest = graph.reduce("ReduceMax", graph.op("Abs", x))
         amax = graph.op("Max", largest, graph.constant(EPS, torch.float32))
         return Input(graph.op("Div", x, amax), amax)
 

@@ -35,7 +35,7 @@ class Norms:
         graph = self.graph
         gain = graph.weight(f"{name}.weight", (size,), self.body)
         square = graph.op("Pow", x, graph.constant(2.0, torch.float32))
-        mean = graph.op("ReduceMean", square, graph.constant([-1]), keepdims=1)
+        mean = graph.reduce("ReduceMean", square)
         epsilon = graph.constant(self.model.geometry.norm_epsilon, torch.float32)
         x = graph.op("Div", x, graph.op("Sqrt", graph.op("Add", mean, epsilon)))
         return graph.op("Mul", graph.cast(x, torch.float32, self.body), gain)

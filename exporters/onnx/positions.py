@@ -19,11 +19,22 @@ from smoothquant.model import Model
 
 
 class Positions:
-    """ids, attention_mask, position_ids: the graph's inputs. Everything is built when a layer first asks for it."""
+    """ids, attention_mask, position_ids: the graph's inputs. Everything is built when a layer first asks for it.
+
+    grouped: whether the rows of a mask are those of all query heads that share a kv head.
+    """
 
     def __init__(
-        self, graph: Graph, model: Model, body: torch.dtype, ids: str, attention_mask: str, position_ids: str
+        self,
+        graph: Graph,
+        model: Model,
+        body: torch.dtype,
+        ids: str,
+        attention_mask: str,
+        position_ids: str,
+        grouped: bool = True,
     ) -> None:
+        self.grouped = grouped
         self.graph, self.model, self.body = graph, model, body
         self.ids, self.attention_mask, self.position_ids = ids, attention_mask, position_ids
         self._made: dict[tuple, Any] = {}
@@ -47,7 +58,7 @@ class Positions:
         rest: list[str] = []
         if rotated < head_dim:
             x, *rest = graph.op("Split", x, graph.constant([rotated, head_dim - rotated]), outputs=2, axis=-1)
-        first, second = graph.op("Split", x, outputs=2, axis=-1, num_outputs=2)
+        first, second = graph.halves(x, rotated // 2)
         swapped = graph.op("Concat", second, first, axis=-1)
         y = graph.op("Add", graph.op("Mul", x, cos), graph.op("Mul", swapped, sin))
         return graph.op("Concat", y, *rest, axis=-1) if rest else y
@@ -77,7 +88,7 @@ class Positions:
             present = graph.op("Cast", self.attention_mask, to=graph.onnx.TensorProto.BOOL)
             allowed = graph.op("And", seen, graph.op("Unsqueeze", present, graph.constant([1, 2])))
             hidden = graph.constant(torch.finfo(self.body).min / 2, self.body)
-            group = geometry.heads // geometry.kv_heads
+            group = geometry.heads // geometry.kv_heads if self.grouped else 1
             if self.model.family.alibi is None:
                 mask = graph.op("Where", allowed, graph.constant(0.0, self.body), hidden)
                 return graph.op("Concat", *[mask] * group, axis=2) if group > 1 else mask

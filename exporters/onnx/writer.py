@@ -1,6 +1,6 @@
 """The ONNX export of a model: graph, weights streamed to external data, tokenizer and config beside them.
 
-model.onnx         graph and small constants
+model.onnx         graph and small constants (and model.per-tensor.onnx, where both forms were asked for)
 model.onnx.data    weights: linears [in, out], int8 + float32 scales, or float
 config.json, tokenizer files, smoothing.safetensors, manifest.json
 """
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from exporters.export import Source, check_folded, check_static
 from exporters.onnx.decoder import DecoderGraph
-from exporters.onnx.external_data import FILE
-from exporters.onnx.linears import FORMS
+from exporters.onnx.external_data import FILE, ExternalData
+from exporters.onnx.graph import OPSET, OPSETS
 from exporters.onnx.products import Merged
 from exporters.sidecars import copy_tokenizer
 from smoothquant.errors import ContractError, UserError
@@ -31,15 +31,23 @@ from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace
 
 BODIES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+GRAPHS = {  # option -> file -> form of the activations
+    "per-token": {"model.onnx": "per-token"},
+    "per-tensor": {"model.onnx": "per-tensor"},
+    "both": {"model.onnx": "per-token", "model.per-tensor.onnx": "per-tensor"},
+    "float": {"model.onnx": "float"},
+}
 LM_HEADS = {"float": "float", "int8": "per-token"}  # option -> form of the output head
 
 
 class OnnxWriter:
     """Writes the ONNX export to the folder `out`.
 
-    activations: "per-token", "per-tensor", or "float": the unquantized twin, an engine's reference.
+    activations: "per-token", "per-tensor", "both" (two graphs that share their weights), or "float": the unquantized
+    twin, an engine's reference.
     body: "fp32", "fp16" or "bf16" (for TensorRT alone), the dtype of everything that is not INT8. lm_head: "float" or
-    "int8". kept: module names of linears to leave in float (`smoothquant.static`).
+    "int8". kept: module names of linears to leave in float where scales are static (`smoothquant.static`).
+    opset: of `graph.OPSETS`.
     """
 
     step = "export onnx"
@@ -51,10 +59,11 @@ class OnnxWriter:
         body: str = "fp32",
         lm_head: str = "float",
         kept: Sequence[str] = (),
+        opset: int = OPSET,
     ) -> None:
-        for value, choices in ((activations, FORMS), (body, BODIES), (lm_head, LM_HEADS)):
+        for value, choices in ((activations, GRAPHS), (body, BODIES), (lm_head, LM_HEADS), (opset, OPSETS)):
             if value not in choices:
-                raise UserError(f"ONNX export: {value!r}", expected=f"one of {', '.join(choices)}")
+                raise UserError(f"ONNX export: {value!r}", expected=f"one of {', '.join(map(str, choices))}")
         if activations == "float" and lm_head != "float":
             raise UserError(
                 f"ONNX export: a float graph with an {lm_head} lm_head",
@@ -63,23 +72,23 @@ class OnnxWriter:
         require("onnx")
         self.out, self.activations, self.body, self.lm_head = Path(out), activations, body, lm_head
         self.weights: str | None = None if activations == "float" else "per-channel"
-        self.kept = tuple(kept)
+        self.kept, self.opset = tuple(kept), opset
         self.settings: Mapping = {"activations": activations, "body": body, "lm_head": lm_head} | (
-            {"float_linears": list(kept)} if kept else {}
+            ({"float_linears": list(kept)} if kept else {}) | ({"opset": opset} if opset != OPSET else {})
         )
 
     def check(self, source: Source) -> None:
         check_folded(source, self.out)
-        if self.activations == "per-tensor":
+        if "per-tensor" in GRAPHS[self.activations].values():
             check_static(source, self.out)
 
     def nbytes(self, model: Model) -> int:
-        return self._decoder(model).graph.data.nbytes
+        return next(iter(self._decoders(model).values())).graph.data.nbytes
 
     def begin(self, model: Model, work: Workspace) -> None:
         self.model, self.work = model, work
-        self.decoder = self._decoder(model)
-        self.data = self.decoder.graph.data
+        self.decoders = self._decoders(model)
+        self.data = next(iter(self.decoders.values())).graph.data
         self.data.open(work.path(FILE))
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
@@ -88,7 +97,8 @@ class OnnxWriter:
         if ROUTER in layer.source.weights:
             name = f"{self.model.linear(layer.index, ROUTER)}.weight"
             self.data.write_transposed(name, [self._to_planned(name, layer.weight(ROUTER))])
-        for merged in self.decoder.products.merged[layer.index]:
+        graphs = (decoder.products.merged[layer.index] for decoder in self.decoders.values())
+        for merged in dict.fromkeys(merged for graph in graphs for merged in graph):
             if quantized is None or not merged.quantized:
                 weight = f"{merged.name}.weight"
                 parts = (self._to_planned(weight, layer.weight(role)) for role in merged.roles)
@@ -97,7 +107,7 @@ class OnnxWriter:
                 linears = [quantized.linears[role] for role in merged.roles]
                 self.data.write_transposed(f"{merged.name}.weight_int8", (linear.weight for linear in linears))
                 self.data.write_rows(f"{merged.name}.weight_scale", (linear.weight_scale for linear in linears))
-                if self.activations == "per-tensor":
+                if f"{merged.name}.input_scale" in self.data.places:
                     assert linears[0].input_scale is not None  # `export` has seen to it
                     self.data.write(f"{merged.name}.input_scale", linears[0].input_scale)  # one input, one scale
             if f"{merged.name}.bias" in self.data.places:
@@ -117,17 +127,27 @@ class OnnxWriter:
             self._write_int8_head()
         elif head in self.data.places:
             self._write_transposed(head, model.lm_head)
-        self._save_graph()
+        self._save_graphs()
         shutil.copyfile(model.checkpoint.folder / "config.json", self.work.path("config.json"))
         copy_tokenizer(model, self.work.folder)
 
-    def _decoder(self, model: Model) -> DecoderGraph:
-        return DecoderGraph(model, self.activations, BODIES[self.body], LM_HEADS[self.lm_head], self.kept)
+    def _decoders(self, model: Model) -> dict[str, DecoderGraph]:
+        """file -> its graph; they share one file of weights."""
+        found: dict[str, DecoderGraph] = {}
+        data = ExternalData()
+        for file, activations in GRAPHS[self.activations].items():
+            kept = self.kept if activations == "per-tensor" else ()
+            found[file] = DecoderGraph(
+                model, activations, BODIES[self.body], LM_HEADS[self.lm_head], kept, self.opset, data
+            )
+        return found
 
-    def _save_graph(self) -> None:
-        facts = {"family": self.model.family.name, **self.settings}
-        proto = self.decoder.graph.model({"smoothquant": json.dumps(facts)})
-        self.work.path("model.onnx").write_bytes(proto.SerializeToString())
+    def _save_graphs(self) -> None:
+        for file, decoder in self.decoders.items():
+            own = {"activations": GRAPHS[self.activations][file]}
+            facts = {"family": self.model.family.name, **self.settings, **own}
+            proto = decoder.graph.model({"smoothquant": json.dumps(facts)})
+            self.work.path(file).write_bytes(proto.SerializeToString())
 
     def _write_int8_head(self) -> None:
         scales: list[Tensor] = []

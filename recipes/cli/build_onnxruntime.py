@@ -38,7 +38,11 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     with ui.progress("build onnxruntime") as progress:
         progress(0, 1)
         manifest = onnxruntime.build(
-            arguments.export, arguments.out, provider=provider.name, overwrite=arguments.overwrite
+            arguments.export,
+            arguments.out,
+            activations=arguments.act,
+            provider=provider.name,
+            overwrite=arguments.overwrite,
         )
         progress(1, 1)
     triton = options.write_triton(arguments)

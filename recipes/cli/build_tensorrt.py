@@ -91,6 +91,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             limits,
             how,
             timing_cache=arguments.timing_cache,
+            activations=arguments.act,
             overwrite=arguments.overwrite,
             progress=progress,
         )

@@ -66,9 +66,10 @@ def _add_own(target: str, command: argparse.ArgumentParser) -> None:
         return
     command.add_argument(
         "--act",
-        choices=("per-token", "per-tensor"),
+        choices=("per-token", "per-tensor", "both") if target == "onnx" else ("per-token", "per-tensor"),
         default="per-token",
-        help="activations: one dynamic scale per token (accurate, default) or one static scale per tensor",
+        help="activations: one dynamic scale per token (accurate, default) or one static scale per tensor"
+        + ("; both: two graphs that share their weights" if target == "onnx" else ""),
     )
     command.add_argument(
         "--keep-float",
@@ -84,6 +85,14 @@ def _add_own(target: str, command: argparse.ArgumentParser) -> None:
             choices=("fp32", "fp16", "bf16"),
             default="fp32",
             help="of everything that is not INT8 (default fp32; bf16 is for TensorRT alone)",
+        )
+        command.add_argument(
+            "--opset",
+            type=int,
+            choices=(17, 21, 23),
+            default=21,
+            help="17 is for TensorRT 8.6, 23 (attention as one operator) for TensorRT from 10.14 on in half precision; "
+            "default 21, for everything else",
         )
         command.add_argument(
             "--lm-head",
@@ -146,4 +155,6 @@ def _writer(arguments: argparse.Namespace, kept: tuple[str, ...]) -> Writer:
     from exporters.onnx import OnnxWriter
 
     activations = "float" if arguments.float else arguments.act
-    return OnnxWriter(arguments.out, activations, body=arguments.dtype, lm_head=arguments.lm_head, kept=kept)
+    return OnnxWriter(
+        arguments.out, activations, body=arguments.dtype, lm_head=arguments.lm_head, kept=kept, opset=arguments.opset
+    )

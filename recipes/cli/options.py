@@ -32,6 +32,11 @@ def add_engine(command: argparse.ArgumentParser) -> None:
     command.add_argument("export", metavar="EXPORT", help="folder made by smoothquant export onnx")
     command.add_argument("--out", required=True, metavar="ENGINE", help="folder to make")
     command.add_argument(
+        "--act",
+        choices=("per-token", "per-tensor"),
+        help="which graph of an export --act both (default: per-token)",
+    )
+    command.add_argument(
         "--triton",
         metavar="DIR",
         help="also put the engine into a model repository of Triton Inference Server, under ENGINE's name",

@@ -1,0 +1,53 @@
+"""An ONNX export as builders find it: one graph, or two that share their weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from smoothquant.errors import UserError
+from smoothquant.workspace import load_manifest
+
+MODEL = "model.onnx"
+GRAPHS = {"per-token": MODEL, "per-tensor": "model.per-tensor.onnx"}  # form -> file, where an export holds both
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """One graph of an export. manifest: the folder's; graph: its file; inputs: what it was made from, with the form of
+    the activations that this graph has; files: names of those that an engine needs beside it."""
+
+    folder: Path
+    manifest: dict
+    graph: Path
+    inputs: dict
+    files: tuple[str, ...]
+
+
+def open_export(folder: str | Path, activations: str | None = None) -> OnnxExport:
+    """Open a folder made by `export onnx`. activations: which form, where it holds both (by default "per-token").
+
+    Raises UserError if it is no such folder, or does not hold this form.
+    """
+    folder = Path(folder)
+    made = load_manifest(folder)
+    if made["step"] != "export onnx":
+        raise UserError(
+            f"{folder}: made by {made['step']!r}", expected="an ONNX export", do="smoothquant export onnx MODEL ..."
+        )
+    held = made["inputs"]["activations"]
+    if held != "both":
+        if activations not in (None, held):
+            raise UserError(
+                f"{folder}: its activations are {held}",
+                expected=f"{activations}, as asked for",
+                do=f"export with --act {activations}, or with --act both",
+            )
+        graph, inputs = MODEL, dict(made["inputs"])
+    else:
+        chosen = activations or "per-token"
+        graph, inputs = GRAPHS[chosen], {**made["inputs"], "activations": chosen}
+        if chosen == "per-token":
+            inputs.pop("float_linears", None)
+    others = tuple(name for name in made["files"] if name not in GRAPHS.values())
+    return OnnxExport(folder, made, folder / graph, inputs, others)
