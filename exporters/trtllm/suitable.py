@@ -14,6 +14,7 @@ from exporters.trtllm.ranks import Ranks
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 
+ALIGNMENT = 4  # channels: four int8 weights are one float32 to the kernels
 INSTEAD = "serve smoothquant export w8a8 with vLLM, or build smoothquant export onnx"
 
 
@@ -48,6 +49,12 @@ def check_ranks(model: Model, decoder: Decoder, ranks: Ranks) -> None:
     if geometry.kv_heads % tp and tp % geometry.kv_heads:
         raise UserError(
             f"--tp {tp}: {geometry.kv_heads} kv heads can neither be divided among the ranks nor repeated for them",
+            expected=f"one of {_divisors(model)}",
+        )
+    if any(channels // tp % ALIGNMENT for channels in (geometry.query_size, geometry.intermediate_size)):
+        raise UserError(
+            f"--tp {tp}: a rank's part of a linear's input is no multiple of {ALIGNMENT} channels, which the INT8 "
+            "kernels demand",
             expected=f"one of {_divisors(model)}",
         )
     if pp > 1 and not decoder.pipeline:
@@ -113,6 +120,7 @@ def _divisors(model: Model) -> str:
         if geometry.heads % tp == 0
         and geometry.intermediate_size % tp == 0
         and (geometry.kv_heads % tp == 0 or tp % geometry.kv_heads == 0)
+        and not any(channels // tp % ALIGNMENT for channels in (geometry.query_size, geometry.intermediate_size))
     )
     return ", ".join(map(str, possible))
 
