@@ -20,9 +20,10 @@ from smoothquant.family import Geometry
 from smoothquant.quantization import QMAX
 
 
-def key_absmax(output_absmax: Tensor, geometry: Geometry, rotated: int) -> Tensor:
-    """How far a key reaches in the cache, scalar. output_absmax: (kv_size,) of k, before the rotary embedding;
-    rotated: channels of a head that are, halves of which are turned together."""
+def key_absmax(output_absmax: Tensor, geometry: Geometry, layer: int) -> Tensor:
+    """How far a key of a layer reaches in the cache, scalar. output_absmax: (kv_size,) of k, before it is rotated: a
+    channel of the first half of those that are, with its partner in the second."""
+    rotated = 2 * len(geometry.attention[layer].inv_freq)
     heads = output_absmax.float().view(geometry.kv_heads, geometry.head_dim)
     first, second = heads[:, :rotated].chunk(2, dim=-1)
     return torch.cat((torch.hypot(first, second), heads[:, rotated:]), dim=-1).amax()

@@ -165,7 +165,7 @@ def smooth_layer(
         else:
             scale = smoothing.skip_dead_channels(scale, _shared(model, group, act[group.linears[0]]))
             if group.through == "attention" and settings.kv_cache == "int8":
-                scale = kv_cache.match(scale, output["v"], _key_absmax(model, index, output))
+                scale = kv_cache.match(scale, output["v"], kv_cache.key_absmax(output["k"], model.geometry, index))
             layer.row[group.source] = scale
             scale = _spread(model, group, scale)
         for role in group.linears:
@@ -222,11 +222,6 @@ class QuantizingLayer:
 
     def _quantize(self, role: str, weight: Tensor) -> QuantizedLinear:
         return quantize_linear(self.layer, role, weight, self.weights)
-
-
-def _key_absmax(model: Model, index: int, output_absmax: Mapping[str, Tensor]) -> Tensor:
-    geometry = model.geometry
-    return kv_cache.key_absmax(output_absmax["k"], geometry, 2 * len(geometry.attention[index].inv_freq))
 
 
 def _group_scale(

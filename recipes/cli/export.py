@@ -1,17 +1,18 @@
-"""smoothquant export {hf,w8a8,onnx}: smooth and quantize into others' formats."""
+"""smoothquant export {hf,w8a8,onnx,trtllm}: smooth and quantize into others' formats."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
-from recipes.cli import options
+from recipes.cli import export_trtllm, options
 from recipes.cli.ui import Ui
 from smoothquant.errors import UserError
 from smoothquant.settings import SmoothingSettings
 
 if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
     from exporters.export import Source, Writer
+    from smoothquant.model import Model
 
 TARGETS = {
     "hf": (
@@ -29,6 +30,7 @@ TARGETS = {
         "A decoder with KV cache in standard operators, weights in external data. Build an engine from it: "
         "smoothquant build onnxruntime DIR --out ENGINE.",
     ),
+    "trtllm": (export_trtllm.SUMMARY, export_trtllm.DESCRIPTION),
 }
 
 
@@ -39,7 +41,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         description="Smooth and quantize a model, layer by layer, into a format. Memory is a layer, not a model; an "
         "interrupted export goes on at the layer where it stopped.",
     )
-    targets = export.add_subparsers(dest="target", metavar="{hf,w8a8,onnx}", required=True)
+    targets = export.add_subparsers(dest="target", metavar=f"{{{','.join(TARGETS)}}}", required=True)
     for target, (summary, description) in TARGETS.items():
         command = targets.add_parser(target, parents=[common], help=summary, description=description)
         command.add_argument("model", metavar="MODEL", help="Hugging Face model folder")
@@ -63,6 +65,9 @@ def _add_own(target: str, command: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--dtype", choices=("float16", "bfloat16", "float32"), help="of the weights (default: as in MODEL)"
         )
+        return
+    if target == "trtllm":
+        export_trtllm.add_options(command)
         return
     command.add_argument(
         "--act",
@@ -110,16 +115,20 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from smoothquant.workspace import load_manifest
 
     model = open_model(arguments.model, arguments.family)
+    if arguments.target == "trtllm":
+        settings = export_trtllm.settings(arguments, model)
     plain = arguments.target == "onnx" and arguments.float
     if plain:
         source = source_of(model, None, SmoothingSettings(groups="none"))
     else:
         source = source_of(model, arguments.act_scales, settings)
-    kept = _kept(arguments, source) if arguments.target != "hf" and not plain else ()
+    kept = _kept(arguments, source) if "keep_float" in arguments and not plain else ()
     if kept:
         ui.note(f"{len(kept)} linears stay in float, as {kept[0]}: one static scale would ruin them (--keep-float)")
     with ui.progress(f"export {arguments.target}") as progress:
-        export(source, [_writer(arguments, kept)], overwrite=arguments.overwrite, progress=progress)
+        export(source, [_writer(arguments, model, kept)], overwrite=arguments.overwrite, progress=progress)
+    if arguments.target == "trtllm":
+        export_trtllm.notes(arguments, source, ui)
     manifest = load_manifest(arguments.out)
     size = sum(manifest["files"].values())
     ui.result({"out": arguments.out, "bytes": size, "manifest": manifest})
@@ -141,7 +150,9 @@ def _kept(arguments: argparse.Namespace, source: Source) -> tuple[str, ...]:
     return linears_to_keep(arguments.keep_float, source.model, source.input_absmax, source.settings)
 
 
-def _writer(arguments: argparse.Namespace, kept: tuple[str, ...]) -> Writer:
+def _writer(arguments: argparse.Namespace, model: Model, kept: tuple[str, ...]) -> Writer:
+    if arguments.target == "trtllm":
+        return export_trtllm.writer(arguments, model)
     if arguments.target == "hf":
         import torch
 

@@ -1,0 +1,12 @@
+"""TensorRT-LLM checkpoints, by the format's public description; nothing of TensorRT-LLM is needed to write them.
+
+`TrtllmWriter` writes one. Its parts: `modes` (quant_algo), `decoders` and `suitable` (which models, and why not
+others), `config` (config.json), `ranks` and `sharding`, `tensors` and `quantities` (a layer), `outer` (the rest).
+"""
+
+from exporters.trtllm.modes import MODES, Mode, choose
+from exporters.trtllm.ranks import Ranks
+from exporters.trtllm.versions import DEFAULT as DEFAULT_VERSION
+from exporters.trtllm.writer import TrtllmWriter
+
+__all__ = ["DEFAULT_VERSION", "MODES", "Mode", "Ranks", "TrtllmWriter", "choose"]

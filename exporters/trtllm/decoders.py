@@ -1,0 +1,170 @@
+"""What TensorRT-LLM knows of each family: its decoder's name, the keys of its config.json, what it cannot do.
+
+A family that is not in `DECODERS` is refused, for the reason in `REFUSED` if there is one. What its decoders are, by
+its sources (models/*/model.py and config.py, quantization/quantize.py and layers.py):
+
+    LlamaForCausalLM, MistralForCausalLM  one class; Phi-3 without long or partial RoPE is one, too, its matrices split
+    Qwen2ForCausalLM                      biases of q, k and v, none of the dense layer
+    BloomForCausalLM                      always biased, norm epsilon 1e-5, no pipeline parallelism
+    FalconForCausalLM                     parallel branches: one all-reduce for both, after their biases
+    OPTForCausalLM                        no per-token activations (it asserts that its norm returns one tensor, not a
+                                          pair); always biased, norm epsilon 1e-5, no pipeline parallelism
+
+GELU is its tanh approximation there, under every name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from smoothquant.model import Model
+
+QKV = frozenset("qkv")
+ATTENTION = QKV | {"o"}
+GATED, PLAIN = frozenset(("gate", "up", "down")), frozenset(("up", "down"))
+NONE: frozenset[str] = frozenset()
+GELU = {"gelu": "gelu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """One decoder of TensorRT-LLM.
+
+    position_embedding: "rope_gpt_neox", "alibi" or "learned_absolute". activations: ours -> its.
+    biases: combinations of biased linears that it can hold. keys: of config.json, beyond those of every family.
+    scalings: of RoPE. pipeline: whether layers may lie in stages. per_token: whether the plugins may quantize per
+    token. epsilon: of its norms, where config.json does not decide.
+    """
+
+    architecture: str
+    position_embedding: str
+    activations: Mapping[str, str]
+    biases: tuple[frozenset[str], ...]
+    keys: Callable[[Model], dict]
+    scalings: tuple[str, ...] = ("default",)
+    pipeline: bool = True
+    per_token: bool = True
+    epsilon: float | None = None
+
+
+def rope(model: Model) -> dict:
+    """RoPE's type and numbers by config.json, in both spellings of it."""
+    config = model.checkpoint.config
+    found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    found["rope_type"] = found.pop("type", None) or found.get("rope_type") or "default"
+    return {"rope_theta": config.get("rope_theta", 10000.0), **found}
+
+
+def _rotary(model: Model) -> dict:
+    numbers = rope(model)
+    base = float(numbers.pop("rope_theta"))
+    scaled = numbers["rope_type"] != "default"
+    return {"rotary_base": base, "rotary_scaling": numbers if scaled else None}
+
+
+def _llama(model: Model) -> dict:
+    return {
+        "mlp_bias": "down" in model.geometry.biased,
+        "attn_bias": "o" in model.geometry.biased,
+        **_rotary(model),
+        "residual_mlp": False,
+        "disable_weight_only_quant_plugin": False,
+        "remove_duplicated_kv_heads": False,
+        "fc_after_embed": False,
+        "use_input_layernorm_in_first_layer": True,
+        "use_last_layernorm": True,
+        "layer_idx_offset": 0,
+        "tie_word_embeddings": model.geometry.tied_embeddings,
+    }
+
+
+def _qwen2(model: Model) -> dict:
+    return {
+        "attn_bias": True,
+        "mlp_bias": False,
+        "qwen_type": "qwen2",
+        **_rotary(model),
+        "seq_length": 8192,
+        "use_logn_attn": False,
+        "num_labels": 1,
+        "moe_intermediate_size": 0,
+        "moe_shared_expert_intermediate_size": 0,
+        "disable_weight_only_quant_plugin": False,
+        "tie_word_embeddings": model.geometry.tied_embeddings,
+    }
+
+
+def _falcon(model: Model) -> dict:
+    config = model.checkpoint.config
+    new = bool(config.get("new_decoder_architecture", config.get("model_type") == "RefinedWeb"))
+    return {
+        "bias": "o" in model.geometry.biased,
+        "parallel_attention": model.family.parallel,
+        "num_ln_in_parallel_attn": (2 if "mlp" in model.family.norms else 1) if new else None,
+        "new_decoder_architecture": new,
+        "rotary_base": float(rope(model)["rope_theta"]),
+    }
+
+
+_LLAMA = Decoder(
+    architecture="LlamaForCausalLM",
+    position_embedding="rope_gpt_neox",
+    activations={"silu": "silu", "relu": "relu", **GELU},
+    biases=(NONE, ATTENTION, GATED, ATTENTION | GATED),
+    keys=_llama,
+    scalings=("default", "linear", "llama3"),
+)
+DECODERS: Mapping[str, Decoder] = {
+    "llama": _LLAMA,
+    "mistral": Decoder(
+        architecture="MistralForCausalLM",
+        position_embedding="rope_gpt_neox",
+        activations=_LLAMA.activations,
+        biases=_LLAMA.biases,
+        keys=_llama,
+        scalings=_LLAMA.scalings,
+    ),
+    "phi3": _LLAMA,
+    "qwen2": Decoder(
+        architecture="Qwen2ForCausalLM",
+        position_embedding="rope_gpt_neox",
+        activations=_LLAMA.activations,
+        biases=(QKV,),
+        keys=_qwen2,
+        scalings=_LLAMA.scalings,
+    ),
+    "bloom": Decoder(
+        architecture="BloomForCausalLM",
+        position_embedding="alibi",
+        activations=GELU,
+        biases=(ATTENTION | PLAIN,),
+        keys=lambda model: {},
+        pipeline=False,
+        epsilon=1e-5,
+    ),
+    "falcon": Decoder(
+        architecture="FalconForCausalLM",
+        position_embedding="rope_gpt_neox",
+        activations=GELU,
+        biases=(NONE, ATTENTION | PLAIN),
+        keys=_falcon,
+    ),
+    "opt": Decoder(
+        architecture="OPTForCausalLM",
+        position_embedding="learned_absolute",
+        activations={"relu": "relu", **GELU},
+        biases=(ATTENTION | PLAIN,),
+        keys=lambda model: {"do_layer_norm_before": "attention" in model.family.norms},
+        pipeline=False,
+        per_token=False,
+        epsilon=1e-5,
+    ),
+}
+
+REFUSED: Mapping[str, str] = {
+    "mixtral": "its SmoothQuant layers have no experts",
+    "qwen3": "its SmoothQuant attention has no norms of queries and keys",
+    "gemma2": "its SmoothQuant attention has no soft-capping of scores, and its norms no place behind the branches",
+    "gemma3": "its SmoothQuant attention has no norms of queries and keys",
+}
