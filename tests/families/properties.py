@@ -191,7 +191,7 @@ PROPERTIES: dict[str, Callable[[Case], None]] = {
     "onnx float": float_graph_is_transformers,
     "onnx linears": quantized_linears_are_exact,
     "onnx model": quantized_model_is_exact,
-    "tensorrt-rtx": tensorrt_compiles_every_product_to_int8,
+    "tensorrt": tensorrt_compiles_every_product_to_int8,
     "engine": engine_generates_as_transformers,
     "validate": engine_validates,
 }
