@@ -36,6 +36,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "per-token": lambda out: OnnxWriter(out, "per-token"),
     "per-tensor": lambda out: OnnxWriter(out, "per-tensor"),
     "per-token fp16": lambda out: OnnxWriter(out, "per-token", body="fp16"),
+    "per-token bf16": lambda out: OnnxWriter(out, "per-token", body="bf16"),
 }
 
 

@@ -58,11 +58,12 @@ class Outcomes:
 def main() -> None:
     outcomes = Outcomes()
     status = pytest.main(["-q", "tests/families/test_families.py", *sys.argv[1:]], plugins=[outcomes])
+    ordered = {n: {name: found[name] for name in PROPERTIES if name in found} for n, found in outcomes.found.items()}
     content = {
         "command": "python -m tests.families.table",
         "machine": machine(),
         "versions": versions(),
-        "outcomes": outcomes.found,
+        "outcomes": ordered,
     }
     write_json(FOLDER / f"{NAME}.json", content)
     sys.exit(status)

@@ -14,7 +14,7 @@ from builders.tensorrt_rtx import Compilation, DecoderProfile, available, compil
 from builders.tensorrt_rtx.packages import bindings
 from smoothquant.errors import MissingPackageError, UserError
 from tests.builders.lint.graphs import LINEAR, PRODUCT, W, X, graph, saved
-from tests.exporters.onnx.graphs import export_onnx, products, source_of
+from tests.exporters.onnx.graphs import FORMS, W8A8_FORMS, export_onnx, products, source_of
 
 with_compiler = pytest.mark.skipif(not available(), reason="no TensorRT-RTX: pip install -e .[tensorrt-rtx]")
 PROFILE = DecoderProfile(2, 16, 16)
@@ -80,6 +80,15 @@ def test_every_product_of_an_export_has_its_verdict(llama_folder: Path, tmp_path
     out = export_onnx(source_of(llama_folder), tmp_path / "out", lm_head="int8")
     found = check(out, compile=lambda g: Compilation())
     assert [v.module for v in found.verdicts] == [p.name for p in products(OnnxGraph(out).proto.graph)]
+
+
+@with_compiler
+@pytest.mark.parametrize("form", W8A8_FORMS)
+def test_every_form_of_graph(form: str, llama_folder: Path, tmp_path: Path) -> None:
+    out = export_onnx(source_of(llama_folder), tmp_path / "out", **FORMS[form])
+    found = check(out, compile=lambda g: compile_onnx(g.path, PROFILE, g.symbols))
+    assert found.faults == []
+    assert len(found.verdicts) == 8 + ("int8 head" in form)
 
 
 @with_compiler
