@@ -106,7 +106,7 @@ def read_scheme(folder: str | Path) -> Scheme:
             expected="the smoothing scales that every export records",
             do="make it again with smoothquant export",
         ) from error
-    settings, kept = SmoothingSettings(**inputs["smoothing"]), inputs.get("float_linears", [])
+    settings, kept = SmoothingSettings(**inputs.get("smoothing", {})), inputs.get("float_linears", [])
     facts = f"{activations} {lm_head} {weights} {settings.groups} {kept}\n"
     key = hashlib.sha256(facts.encode() + content).hexdigest()[:16]
     scales, ranges = _ending(tensors, SCALE), _ending(tensors, ABSMAX)
