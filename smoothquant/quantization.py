@@ -35,7 +35,7 @@ def quantize_weight(weight: Tensor, granularity: str = "per-channel") -> tuple[T
     weight = weight.float()
     scale = weight_scale(absmax(weight, dim=1))
     if granularity == "per-tensor":
-        scale = scale.amax().expand_as(scale)
+        scale = scale.amax().repeat(len(scale))
     return (weight / scale[:, None]).round_().clamp_(-QMAX, QMAX).to(torch.int8), scale
 
 
