@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.cli.ui import Ui
 from smoothquant.errors import CheckError, UserError
+from smoothquant.workspace import MANIFEST, load_manifest
 
 if TYPE_CHECKING:  # onnx is imported when the command runs, not for --help
     from builders.check import Check, Compile
@@ -30,13 +32,23 @@ def check_onnx(arguments: argparse.Namespace, ui: Ui) -> None:
     from builders.lint import NEWEST
 
     tensorrt = _version(arguments.tensorrt) if arguments.tensorrt else NEWEST
-    found = check(arguments.path, tensorrt, _compile(arguments, ui) if arguments.compiler else None)
-    _show(found, ui, arguments.layers)
-    ui.result(found.as_dict())
-    faults = found.faults
+    compile_ = _compile(arguments, ui) if arguments.compiler else None
+    checks = []
+    for path in _graphs(Path(arguments.path)):
+        checks.append(check(path, tensorrt, compile_))
+        _show(checks[-1], ui, arguments.layers)
+    faults = [f"{found.path}: {fault}" for found in checks for fault in found.faults]
+    ui.result({"passed": not faults, "graphs": [found.as_dict() for found in checks]})
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise CheckError(f"{found.path}: {faults[0]}{more}")
+        raise CheckError(f"{faults[0]}{more}")
+
+
+def _graphs(path: Path) -> list[Path]:
+    """The ONNX files of a folder of ours, which may be two; any other path itself."""
+    if not (path / MANIFEST).exists():
+        return [path]
+    return [path / name for name in load_manifest(path)["files"] if name.endswith(".onnx")]
 
 
 def show_rules(ui: Ui) -> None:

@@ -27,9 +27,11 @@ from tests.builders.lint.graphs import graph, saved
 
 PROFILE = DecoderProfile(batch=4, tokens=512, past=1536)
 BLOCK = {"hidden": 4096, "intermediate": 14336, "heads": 32, "kv_heads": 8}
-FORMS = {
+FORMS: dict[str, dict] = {  # opset 21, unless it says another
     "per token, FP32 body": {"activations": "per-token"},
     "per token, FP16 body": {"activations": "per-token", "body": "fp16"},
+    "per token, FP16 body, opset 17": {"activations": "per-token", "body": "fp16", "opset": 17},
+    "per token, FP16 body, opset 23": {"activations": "per-token", "body": "fp16", "opset": 23},
     "per tensor, FP32 body": {"activations": "per-tensor"},
     "per tensor, FP16 body": {"activations": "per-tensor", "body": "fp16"},
     "float, FP16 body": {"activations": "float", "body": "fp16"},
@@ -74,7 +76,7 @@ def layers(root: Path, details: dict) -> Iterator[Row]:
     """Heads as in a real model, other sizes small: fusion goes by the graph."""
     small = {"hidden": 1024, "intermediate": 2048, "heads": 8, "kv_heads": 2, "vocabulary": 512}
     for form, options in FORMS.items():
-        counts = []
+        counts: list[int] = []
         for count in (1, 2):
             save_random_llama(root / "model", layers=count, **small)
             found, _ = made(root, options)
@@ -95,7 +97,7 @@ def attentions(root: Path, details: dict) -> Iterator[Row]:
         details[name] = {"kernels": kernels(compilation), "activation_bytes": compilation.activation_bytes}
 
 
-def made(root: Path, options: dict[str, str]) -> tuple[Check, float]:
+def made(root: Path, options: dict) -> tuple[Check, float]:
     """Export the model in `root` in this form, and compile it. Returns the check, and its seconds."""
     model = open_model(root / "model")
     absmax = {name: torch.rand(shape[1]) + 0.5 for name, shape in model.linears()}

@@ -62,13 +62,24 @@ def test_the_compiler_prints_its_table(exported: Path, capsys: pytest.CaptureFix
 @with_compiler
 def test_json(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, exported, *COMPILER, "--json", "--max-batch", 2, "--chunk", 32, "--max-length", 64)
-    content = json.loads(out)
     assert status == 0
+    assert json.loads(out)["passed"]
+    [content] = json.loads(out)["graphs"]
     assert content["passed"]
     assert content["findings"] == []
     assert [verdict["int8"] for verdict in content["verdicts"]] == [True] * 8
     assert content["compilation"]["activation_bytes"] > 0
     assert {layer["kind"] for layer in content["compilation"]["layers"]} >= {"gemm", "kgen"}
+
+
+def test_both_forms_of_an_export(llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export_onnx(source_of(llama_folder), tmp_path / "both", activations="both")
+    capsys.readouterr()  # transformers' progress
+    status, out, _ = run(capsys, tmp_path / "both")
+    assert status == 0
+    assert [line.partition(":")[0] for line in out.splitlines()] == [
+        str(tmp_path / "both" / name) for name in ("model.onnx", "model.per-tensor.onnx")
+    ]
 
 
 def test_a_float_export(llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +103,11 @@ def test_faults_are_printed_and_counted(tmp_path: Path, capsys: pytest.CaptureFi
     assert err.endswith("(and 1 more)\n")
     status, out, _ = run(capsys, path, "--json")
     assert status == 1
-    assert [finding["effect"] for finding in json.loads(out)["findings"]] == ["refused", "refused", "worse"]
+    assert [finding["effect"] for finding in json.loads(out)["graphs"][0]["findings"]] == [
+        "refused",
+        "refused",
+        "worse",
+    ]
 
 
 @with_compiler
