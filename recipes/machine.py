@@ -9,6 +9,7 @@ import subprocess
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 from builders.tensorrt_rtx.packages import VERSIONS
 from smoothquant.machine import cpu_flags, cpuinfo, physical_cores
@@ -48,19 +49,44 @@ class Report:
         return asdict(self)
 
 
-# command; packages that must be here, alternatives with |, those of one version only with ==; what to do where they
-# are not, if not to install them
-TARGETS: tuple[tuple[str, tuple[str, ...]] | tuple[str, tuple[str, ...], str], ...] = (
-    ("calibrate, export hf, export w8a8, validate", ("torch", "transformers")),
-    ("calibrate --text hf:DATASET", ("datasets",)),
-    ("calibrate --text FILE.jsonl.zst", ("zstandard",)),
-    ("export onnx", ("onnx",)),
-    ("build onnxruntime, generate, demo", ("onnx", "onnxruntime|onnxruntime-gpu")),
-    ("validate (a W8A8 checkpoint)", ("compressed-tensors",)),
-    ("check (an ONNX graph)", ("onnx",)),
-    ("check --compiler tensorrt-rtx", tuple(VERSIONS.split())),
-    ("check, validate (TensorRT-LLM), serve-config", ("torch", "safetensors")),
-    ("build tensorrt-llm", ("tensorrt_llm",), "in docker/tensorrt-llm; --dry-run works here"),
+ORT_GPU = "pip uninstall onnxruntime; pip install onnx onnxruntime-gpu[cuda,cudnn]"
+TENSORRT = "tensorrt|tensorrt-cu13|tensorrt-cu12"
+RTX = "onnxruntime-ep-nv-tensorrt-rtx-cu13|onnxruntime-ep-nv-tensorrt-rtx-cu12"
+
+
+class Target(NamedTuple):
+    """A command, and the packages that must be here for it, alternatives with |, those of one version only with ==.
+    instead: what to do where they are not, if not to install them; gpu: whether it needs one, too."""
+
+    command: str
+    needs: tuple[str, ...]
+    instead: str = ""
+    gpu: bool = False
+
+
+TARGETS = (
+    Target("calibrate, export hf, export w8a8, validate", ("torch", "transformers")),
+    Target("calibrate --text hf:DATASET", ("datasets",)),
+    Target("calibrate --text FILE.jsonl.zst", ("zstandard",)),
+    Target("export onnx", ("onnx",)),
+    Target("build onnxruntime, generate, demo", ("onnx", "onnxruntime|onnxruntime-gpu")),
+    Target("build onnxruntime --provider cuda", ("onnx", "onnxruntime-gpu"), ORT_GPU, gpu=True),
+    Target(
+        "build onnxruntime --provider tensorrt",
+        ("onnx", "onnxruntime-gpu", TENSORRT),
+        f"{ORT_GPU} 'tensorrt-cu13<11'",
+        gpu=True,
+    ),
+    Target("build onnxruntime --provider nv-tensorrt-rtx", ("onnx", "onnxruntime", RTX), gpu=True),
+    Target(
+        "build tensorrt", ("onnx", TENSORRT), "pip install onnx tensorrt, or the image of docker/tensorrt", gpu=True
+    ),
+    Target("generate --triton", ("tritonclient", "grpcio"), "pip install tritonclient[grpc]"),
+    Target("validate (a W8A8 checkpoint)", ("compressed-tensors",)),
+    Target("check (an ONNX graph)", ("onnx",)),
+    Target("check --compiler tensorrt-rtx", tuple(VERSIONS.split())),
+    Target("check, validate (TensorRT-LLM), serve-config", ("torch", "safetensors")),
+    Target("build tensorrt-llm", ("tensorrt_llm",), "in docker/tensorrt-llm; --dry-run works here"),
 )
 
 
@@ -78,12 +104,15 @@ def examine() -> Report:
         Fact("disk here", f"{disk.free / 1e9:.0f} GB free"),
         Fact("GPU", "; ".join(gpus) or "none found (nvidia-smi)"),
     )
-    abilities = tuple(_ability(*target) for target in TARGETS)
+    abilities = tuple(_ability(target, gpus) for target in TARGETS)
     advice = []
     if "avx2" in flags and not any(flag in flags for flag in ("avx512_vnni", "avx_vnni")):
         advice.append("without VNNI, ONNX Runtime's u8*s8 kernels may saturate: trust `smoothquant validate` here")
     if gpus and not _version("onnxruntime-gpu"):
-        advice.append("there is a GPU: onnxruntime-gpu runs the graph on it, as float (its CUDA provider has no INT8)")
+        advice.append(
+            "there is a GPU: INT8 on it comes from smoothquant build tensorrt, or from ONNX Runtime's TensorRT "
+            "providers; its CUDA provider (onnxruntime-gpu) runs Q/DQ as float"
+        )
     trtllm = _version("tensorrt_llm")
     if trtllm:
         from builders.tensorrt_llm.releases import LAST, STABLE, builds_engines
@@ -93,13 +122,16 @@ def examine() -> Report:
     return Report(facts, abilities, tuple(advice))
 
 
-def _ability(command: str, needs: tuple[str, ...], instead: str = "") -> Ability:
+def _ability(target: Target, gpus: list[str]) -> Ability:
+    command, needs, instead, gpu = target
     found = {need: next(filter(None, map(_version, need.split("|"))), None) for need in needs}
     missing = [need.split("|")[0] for need, version in found.items() if version is None]
     if missing:
-        return Ability(command, needs, False, instead or f"pip install {' '.join(missing)}")
-    how = (f"{need.split('|')[0].split('==')[0]} {version}" for need, version in found.items())
-    return Ability(command, needs, True, ", ".join(how))
+        how = instead or f"pip install {' '.join(missing)}"
+    else:
+        how = ", ".join(f"{need.split('|')[0].split('==')[0]} {version}" for need, version in found.items())
+    lacks_gpu = gpu and not gpus
+    return Ability(command, needs, not missing and not lacks_gpu, f"{how}; an NVIDIA GPU" if lacks_gpu else how)
 
 
 def _version(package: str) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +116,64 @@ def test_paths_and_options(model: Path, scales: Path, text_file: Path, tmp_path:
     )
     assert_one_line(smoothquant("generate", model, "x"), 2, "not an output of this tool")
     assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def onnx_export(model: Path, scales: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("onnx") / "export"
+    assert smoothquant("export", "onnx", model, scales, "--out", out).returncode == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("--max-length", 513), 2, "--max-length 513; expected 2 to 512, the positions that the model knows"),
+        (("--chunk", 1000), 2, "--chunk 1000; expected 1 to 512, the --max-length"),
+        (("--max-batch", 0), 2, "--max-batch 0; expected 1 or more"),
+        (("--optimization-level", 6), 2, "--optimization-level 6; expected 0 to 5"),
+        (("--workspace", "nan"), 2, "--workspace nan; expected GiB of GPU memory, more than 0"),
+    ],
+)
+def test_limits_of_a_tensorrt_engine(
+    arguments: tuple, status: int, said: str, onnx_export: Path, tmp_path: Path
+) -> None:
+    """Said before anything is asked of TensorRT, which need not be there."""
+    out = tmp_path / "engine"
+    assert_one_line(smoothquant("build", "tensorrt", onnx_export, "--out", out, *arguments), status, said)
+    assert not out.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may have it all")
+def test_without_tensorrt_or_a_gpu(onnx_export: Path, tmp_path: Path) -> None:
+    out = tmp_path / "engine"
+    found = smoothquant("build", "tensorrt", onnx_export, "--out", out)
+    assert_one_line(found, 3, "pip install tensorrt, or use the image of docker/tensorrt")
+    for provider in ("cuda", "tensorrt", "nv-tensorrt-rtx"):
+        assert_one_line(smoothquant("build", "onnxruntime", onnx_export, "--out", out, "--provider", provider), 3)
+    found = smoothquant("build", "onnxruntime", onnx_export, "--out", out, "--provider", "flux")
+    assert_one_line(found, 2, "--provider flux; expected one of cpu, cuda, tensorrt, nv-tensorrt-rtx")
+    assert not out.exists()
+
+
+def test_exports_that_are_no_tensorrt_engine(onnx_export: Path, tmp_path: Path) -> None:
+    out = tmp_path / "engine"
+    assert_one_line(smoothquant("build", "tensorrt", tmp_path, "--out", out), 2, "not an output of this tool")
+    copy = tmp_path / "copy"
+    shutil.copytree(onnx_export, copy)
+    (copy / "model.onnx.data").unlink()
+    assert_one_line(smoothquant("build", "tensorrt", copy, "--out", out), 2, "model.onnx.data is missing")
+
+
+def test_triton_repositories(onnx_export: Path, tmp_path: Path) -> None:
+    engine, repository = tmp_path / "engine", tmp_path / "repository"
+    build = ("build", "onnxruntime", onnx_export, "--out", engine, "--triton", repository)
+    assert smoothquant(*build).returncode == 0
+    assert (repository / "engine/1/model.onnx").exists()
+    assert smoothquant(*build).returncode == 0  # finished already
+    (repository / "engine/manifest.json").unlink()
+    assert_one_line(smoothquant(*build), 2, "repository/engine exists", "pass --overwrite")
+    assert_one_line(smoothquant("generate", engine, "x", "--triton", "127.0.0.1:1"), 2, "no Triton server answers")
 
 
 def test_texts(model: Path, tmp_path: Path) -> None:

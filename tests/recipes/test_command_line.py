@@ -115,8 +115,10 @@ def test_recipes_and_doctor() -> None:
     assert listed["llama-2-7b"]["published_wikitext2_perplexity"] == {"fp16": 5.474, "w8a8": 5.515}
     assert len(listed) == len(RECIPES)
     report = result("doctor")
-    missing = {ability["command"] for ability in report["abilities"] if not ability["ready"]}
-    assert missing <= {"check --compiler tensorrt-rtx", "build tensorrt", "build tensorrt-llm"}  # else the tests fail
+    elsewhere = ("build tensorrt", "build onnxruntime --provider", "check --compiler")  # a GPU, or an optional package
+    here = [ability for ability in report["abilities"] if not ability["command"].startswith(elsewhere)]
+    assert len(here) >= 8
+    assert {ability["ready"] for ability in here} == {True}  # the tests need everything
 
 
 def test_help_teaches() -> None:
