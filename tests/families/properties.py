@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,12 +11,17 @@ from torch import Tensor
 
 from act_scales.text import Text
 from builders.check import check
+from builders.findings import errors
 from builders.onnxruntime import OnnxRuntimeEngine, build
+from builders.tensorrt_llm import CheckpointEngine
+from builders.tensorrt_llm import check as check_checkpoint
 from builders.tensorrt_rtx import DecoderProfile, available, compile_onnx
 from builders.transformers import TransformersEngine
 from builders.validate import Thresholds, validate_engines
+from exporters.export import export
+from exporters.trtllm import MODES, TrtllmWriter
 from smoothquant.contract import TOLERANCE, relative_error
-from smoothquant.errors import CheckpointError
+from smoothquant.errors import CheckpointError, UserError
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
 from tests.exporters.onnx.graphs import Runner, load_graph, products
@@ -180,6 +186,28 @@ def tensorrt_compiles_every_product_to_int8(case: Case) -> None:
         assert [verdict.module for verdict in found.verdicts if verdict.int8] == expected
 
 
+def trtllm_checkpoint_computes_ours(case: Case) -> None:
+    """`export trtllm`: the loader's rules find nothing wrong, and an interpreter of the format, which shares no code
+    with the exporter, computes our W8A8 logits (nearer to them than they are to the float model's: the checkpoint holds
+    norms and embedding in float16). A dash: TensorRT-LLM has no such decoder; the export is refused with the reason.
+    """
+    source = replace(case.source, output_absmax=case.act_scales.output_absmax)
+    refusals = []
+    for act in ("per-token", "per-tensor"):  # OPT only has the static one
+        out = case.root / f"trtllm-{act}"
+        try:
+            export(source, [TrtllmWriter(out, next(mode for mode in MODES if mode.activations == act))])
+        except UserError as refused:
+            refusals.append(str(refused))
+            continue
+        assert not errors(check_checkpoint(out))
+        ids = sample_ids(4, 24, seed=5)
+        found, ours = CheckpointEngine(out).logits(ids), case.w8a8(ids, act)
+        assert relative_error(found, ours) < relative_error(ours, case.logits(ids))
+        return
+    pytest.skip(refusals[0])
+
+
 PROPERTIES: dict[str, Callable[[Case], None]] = {
     "decoder": decoder_is_transformers,
     "tensors": every_tensor_is_accounted_for,
@@ -194,6 +222,7 @@ PROPERTIES: dict[str, Callable[[Case], None]] = {
     "tensorrt": tensorrt_compiles_every_product_to_int8,
     "engine": engine_generates_as_transformers,
     "validate": engine_validates,
+    "tensorrt-llm": trtllm_checkpoint_computes_ours,
 }
 
 
