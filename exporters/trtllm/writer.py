@@ -124,7 +124,7 @@ class TrtllmWriter:
         if settings.at_run_time and settings.smoother_dtype != self.dtype:
             raise UserError(f"run-time scales in {settings.smoother_dtype}", expected=f"the engine's {self.dtype}")
         if settings.kv_cache != self.kv:
-            raise UserError(f"smoothed for a {settings.kv_cache} KV cache", expected=f"the engine's: {self.kv}")
+            raise UserError(f"smoothing for a KV cache in {settings.kv_cache}", expected=f"{self.kv}, as the engine's")
 
     def _files(self, stage: int) -> list[SafetensorsFile]:
         return [self.files[rank] for rank in self.ranks.ranks(stage)]

@@ -1,0 +1,259 @@
+"""What TensorRT-LLM cannot do is said in one line, with the reason, before anything is written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from act_scales.store import load_act_scales
+from exporters.export import Source, export
+from exporters.huggingface import SmoothedWriter, W8A8Writer
+from exporters.onnx import OnnxWriter
+from exporters.trtllm import TrtllmWriter
+from exporters.trtllm.versions import check_version
+from smoothquant.errors import ActScalesError, UserError
+from smoothquant.settings import SmoothingSettings
+from tests.exporters.trtllm.checkpoints import MODELOPT, PER_TOKEN, STATIC, make, write
+from tests.recipes.test_bad_input import assert_one_line, smoothquant
+
+REFUSED = {  # layout -> config changes, mode, what is said
+    "mixtral": ({}, PER_TOKEN, "mixtral in TensorRT-LLM: its SmoothQuant layers have no experts"),
+    "qwen3": ({}, PER_TOKEN, "qwen3 in TensorRT-LLM: its SmoothQuant attention has no norms of queries and keys"),
+    "gemma2": ({}, PER_TOKEN, "gemma2 in TensorRT-LLM: its SmoothQuant attention has no soft-capping"),
+    "gemma3": ({}, PER_TOKEN, "gemma3 in TensorRT-LLM: its SmoothQuant attention has no norms of queries and keys"),
+    "falcon-rw": ({}, PER_TOKEN, "its SmoothQuant FalconForCausalLM has rope_gpt_neox positions, and no scaled ALiBi"),
+    "opt": ({}, PER_TOKEN, "opt in TensorRT-LLM: its decoder does not take per-token activations"),
+    "opt-350m": ({}, STATIC, "its SmoothQuant layers are normed before each branch and before the head"),
+    "phi3-partial": ({}, PER_TOKEN, "its LlamaForCausalLM rotates whole heads, this model only a part"),
+    "qwen2-sliding": ({}, PER_TOKEN, "sliding windows in some layers only"),
+    "bloom": ({"layer_norm_epsilon": 1e-6}, PER_TOKEN, "the norms of its BloomForCausalLM have epsilon 1e-05"),
+    "falcon-7b": (
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+        PER_TOKEN,
+        "its FalconForCausalLM has no RoPE scaling 'linear', only default",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return make("llama", tmp_path_factory.mktemp("llama"), hidden_size=96, num_hidden_layers=4, num_attention_heads=6)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_models(name: str, tmp_path: Path) -> None:
+    changes, mode, said = REFUSED[name]
+    with pytest.raises(UserError) as error:
+        write(make(name, tmp_path, **changes), tmp_path / "out", mode)
+    assert said in str(error.value)
+    assert "w8a8 with vLLM" in str(error.value)
+    assert "export onnx" in str(error.value)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_opt_is_told_what_it_may(tmp_path: Path) -> None:
+    source = make("opt", tmp_path)
+    with pytest.raises(UserError, match="expected static ones: --act per-tensor, or --modelopt"):
+        write(source, tmp_path / "out")
+    for mode in (STATIC, MODELOPT):
+        write(source, tmp_path / mode.algo, mode)
+    with pytest.raises(
+        UserError, match="--pp 2: TensorRT-LLM's OPTForCausalLM has no pipeline stages; expected --pp 1"
+    ):
+        write(source, tmp_path / "out", STATIC, pp=2)
+
+
+@pytest.mark.parametrize(
+    ("tp", "pp", "said"),
+    [
+        (4, 1, "--tp 4 does not divide the 6 attention heads; expected one of 1, 2"),
+        (3, 1, "--tp 3 does not divide the 128 channels of the MLP; expected one of 1, 2"),
+        (1, 3, "--pp 3 does not divide the 4 layers; expected one of 1, 2, 4"),
+        (0, 1, "--tp 0; expected at least 1"),
+        (1, -1, "--pp -1; expected at least 1"),
+    ],
+)
+def test_ranks(tp: int, pp: int, said: str, llama: Source, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        write(llama, tmp_path / "out", tp=tp, pp=pp)
+    assert str(error.value) == said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "tp", "said"),
+    [
+        (
+            "llama",
+            {"hidden_size": 96, "num_attention_heads": 12, "num_key_value_heads": 3, "head_dim": 8},
+            4,
+            "3 kv heads can neither be divided among",
+        ),
+        ("mistral-nemo", {"num_attention_heads": 4, "head_dim": 6}, 4, "no multiple of 4 channels, which the INT8"),
+        ("falcon-7b", {"bias": True}, 2, "parallel branches with biases, which TensorRT-LLM adds once per rank"),
+    ],
+)
+def test_ranks_of_other_models(name: str, changes: dict, tp: int, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        write(make(name, tmp_path, **changes), tmp_path / "out", tp=tp)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("version", ["0.21", "0.21.0", "1.0.0", "1.1.0rc2.post2", "1.2.1", "1.3.0rc0", "1.3.0rc20"])
+def test_versions(version: str) -> None:
+    check_version(version)
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ("0.20.0", "older than this form of the checkpoint was checked against"),
+        ("0.17.0", "older than"),
+        ("1.3.0rc21", "builds no TensorRT engines"),
+        (
+            "1.3.0",
+            "builds no TensorRT engines (removed after 1.3.0rc20), and its PyTorch backend does not run W8A8 INT8",
+        ),
+        ("1.4.0rc1", "builds no TensorRT engines"),
+        ("latest", "TensorRT-LLM version 'latest'; expected 0.21.0 to 1.2.1"),
+    ],
+)
+def test_versions_without_engines(version: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        TrtllmWriter(tmp_path / "out", version=version)
+    assert said in str(error.value)
+
+
+def test_ranges_that_are_missing(llama: Source, tmp_path: Path) -> None:
+    """Published .pt scales have no ranges of outputs."""
+    published = replace(llama, output_absmax={})
+    first = (
+        "without the range of the outputs of model.layers.0.self_attn.q_proj; expected output_absmax of every linear"
+    )
+    for mode, kv in ((STATIC, "float"), (PER_TOKEN, "int8")):
+        with pytest.raises(ActScalesError, match=first):
+            write(published, tmp_path / "out", mode, kv=kv)
+    write(published, tmp_path / "per-token")
+    write(published, tmp_path / "modelopt", MODELOPT)  # its form has no place for them
+    with pytest.raises(ActScalesError, match="static activations, and no activation scales"):
+        write(replace(llama, input_absmax=None), tmp_path / "out", STATIC)
+
+
+def test_smoothing_that_a_form_has_no_place_for(llama: Source, tmp_path: Path) -> None:
+    def refused(writer: object, settings: SmoothingSettings, said: str) -> None:
+        with pytest.raises(UserError, match=said):
+            export(replace(llama, settings=settings), [writer])
+
+    run_time = SmoothingSettings(0.5, "run-time", smoother_dtype="float16")
+    for writer in (SmoothedWriter, W8A8Writer, OnnxWriter):
+        refused(writer(tmp_path / "out"), run_time, "no place for run-time smoothing scales; expected groups default")
+    plugin, modelopt = TrtllmWriter(tmp_path / "out"), TrtllmWriter(tmp_path / "out", MODELOPT)
+    refused(modelopt, SmoothingSettings(), "W8A8_SQ_PER_CHANNEL with smoothing groups 'default'")
+    refused(plugin, SmoothingSettings(groups="unfolded", smoother_dtype="float16"), "groups 'unfolded'")
+    refused(plugin, replace(run_time, smoother_dtype="bfloat16"), "run-time scales in bfloat16; expected the engine's")
+    refused(
+        plugin, SmoothingSettings(kv_cache="int8"), "smoothing for a KV cache in int8; expected float, as the engine's"
+    )
+    for bad in ({"dtype": "float32"}, {"kv": "fp8"}):
+        with pytest.raises(UserError, match="expected one of float"):
+            TrtllmWriter(tmp_path / "out", **bad)
+
+
+# -- the command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(llama: Source) -> Path:
+    return llama.model.checkpoint.folder
+
+
+@pytest.fixture(scope="module")
+def scales(folder: Path) -> Path:
+    return folder.parent / "act_scales.safetensors"
+
+
+def test_command_line(folder: Path, scales: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ("--tp", 2, "--pp", 2, "--act", "per-tensor", "--weights", "per-tensor", "--kv", "int8", "--json")
+    done = smoothquant("export", "trtllm", folder, scales, "--out", out, *options)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads(done.stdout)["manifest"]
+    assert manifest["inputs"]["quant_algo"] == "W8A8_SQ_PER_TENSOR_PLUGIN"
+    assert manifest["inputs"]["smoothing"]["kv_cache"] == "int8"
+    assert sorted(path.name for path in out.glob("rank*")) == [f"rank{n}.safetensors" for n in range(4)]
+    checked = smoothquant("check", out)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "algo", "groups", "dtype"),
+    [
+        (("--runtime-smoother", "--dtype", "bfloat16"), "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "run-time", "bfloat16"),
+        (("--modelopt",), "W8A8_SQ_PER_CHANNEL", "unfolded", "float16"),
+        (("--modelopt", "--groups", "none"), "W8A8_SQ_PER_CHANNEL", "none", "float16"),
+        (("--groups", "paper"), "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "paper", "float16"),
+    ],
+)
+def test_options(
+    options: tuple[str, ...], algo: str, groups: str, dtype: str, folder: Path, scales: Path, tmp_path: Path
+) -> None:
+    from recipes.cli import main
+
+    out = tmp_path / "out"
+    assert main(["export", "trtllm", str(folder), str(scales), "--out", str(out), "--quiet", *options]) == 0
+    inputs = json.loads((out / "manifest.json").read_text())["inputs"]
+    assert (inputs["quant_algo"], inputs["smoothing"]["groups"], inputs["dtype"]) == (algo, groups, dtype)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--modelopt", "--runtime-smoother"), "--modelopt and --runtime-smoother; expected one of them"),
+        (
+            ("--modelopt", "--act", "per-token"),
+            "ModelOpt's form: per-channel weights with per-token activations; expec",
+        ),
+        (("--runtime-smoother", "--groups", "paper"), "--runtime-smoother with --groups paper; expected no --groups"),
+        (("--trtllm-version", "1.3.0"), "TensorRT-LLM 1.3.0 builds no TensorRT engines"),
+        (("--tp", "4"), "--tp 4 does not divide the 6 attention heads"),
+    ],
+)
+def test_options_that_contradict(
+    options: tuple[str, ...], said: str, folder: Path, scales: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from recipes.cli import main
+
+    out = tmp_path / "out"
+    assert main(["export", "trtllm", str(folder), str(scales), "--out", str(out), *options]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith(f"smoothquant: {said}")
+    assert not out.exists()
+
+
+def test_published_scales(folder: Path, scales: Path, tmp_path: Path) -> None:
+    """Per token they are enough; for what needs the ranges of outputs, one line."""
+    published = tmp_path / "scales.pt"
+    load_act_scales(scales).save_pt(published)
+    arguments = ("export", "trtllm", folder, published, "--out", tmp_path / "out")
+    for options in (("--act", "per-tensor"), ("--kv", "int8")):
+        assert_one_line(
+            smoothquant(*arguments, *options), 2, "without the range of the outputs", "calibrate this model"
+        )
+    assert not (tmp_path / "out").exists()
+    assert smoothquant(*arguments).returncode == 0
+    assert load_file(tmp_path / "out/rank0.safetensors")
+
+
+def test_a_window_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The checkpoint has no place for it: who runs the engine must know."""
+    from recipes.cli import main
+
+    source = make("mistral", tmp_path)
+    arguments = [str(source.model.checkpoint.folder), str(tmp_path / "act_scales.safetensors")]
+    assert main(["export", "trtllm", *arguments, "--out", str(tmp_path / "out")]) == 0
+    assert "max_attention_window 6" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["geometry"]["cache_window"] == 6

@@ -1,0 +1,287 @@
+"""The files as a whole: config.json of every family, what an interruption leaves, what the manifest tells."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from exporters.export import Source, export
+from exporters.huggingface import W8A8Writer
+from exporters.trtllm import MODES, Mode, Ranks, TrtllmWriter
+from exporters.trtllm.decoders import DECODERS
+from smoothquant.errors import ContractError
+from smoothquant.settings import SmoothingSettings
+from smoothquant.workspace import load_manifest
+from tests.exporters.trtllm.checkpoints import MODELOPT, PER_TOKEN, STATIC, make, ranks, write
+
+# The keys that the loader asks for, by the format's description (docs of config.json, not our code).
+COMMON = {
+    "architecture",
+    "dtype",
+    "logits_dtype",
+    "vocab_size",
+    "max_position_embeddings",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_size",
+    "qk_layernorm",
+    "hidden_act",
+    "intermediate_size",
+    "norm_epsilon",
+    "position_embedding_type",
+    "rotary_embedding_dim",
+    "runtime_defaults",
+    "use_parallel_embedding",
+    "embedding_sharding_dim",
+    "mapping",
+    "quantization",
+}
+LLAMA = {
+    "mlp_bias",
+    "attn_bias",
+    "rotary_base",
+    "rotary_scaling",
+    "residual_mlp",
+    "disable_weight_only_quant_plugin",
+    "remove_duplicated_kv_heads",
+    "fc_after_embed",
+    "use_input_layernorm_in_first_layer",
+    "use_last_layernorm",
+    "layer_idx_offset",
+    "tie_word_embeddings",
+}
+QWEN2 = {
+    "attn_bias",
+    "mlp_bias",
+    "qwen_type",
+    "rotary_base",
+    "rotary_scaling",
+    "seq_length",
+    "use_logn_attn",
+    "num_labels",
+    "moe_intermediate_size",
+    "moe_shared_expert_intermediate_size",
+    "disable_weight_only_quant_plugin",
+    "tie_word_embeddings",
+}
+FALCON = {"bias", "parallel_attention", "num_ln_in_parallel_attn", "new_decoder_architecture", "rotary_base"}
+QUANTIZATION = {
+    "quant_algo",
+    "kv_cache_quant_algo",
+    "group_size",
+    "smoothquant_val",
+    "clamp_val",
+    "use_meta_recipe",
+    "has_zero_point",
+    "pre_quant_scale",
+    "exclude_modules",
+}
+FAMILIES: dict[str, tuple[set[str], dict[str, object]]] = {
+    "llama": (LLAMA, {"architecture": "LlamaForCausalLM", "attn_bias": False, "rotary_scaling": None}),
+    "llama-biased": (LLAMA, {"attn_bias": True, "mlp_bias": True}),
+    "llama-tied": (LLAMA, {"tie_word_embeddings": True}),
+    "mistral": (LLAMA, {"architecture": "MistralForCausalLM"}),
+    "mistral-nemo": (LLAMA, {"head_size": 24, "rotary_embedding_dim": 24}),
+    "phi3": (LLAMA, {"architecture": "LlamaForCausalLM"}),
+    "qwen2": (QWEN2, {"architecture": "Qwen2ForCausalLM", "attn_bias": True, "qwen_type": "qwen2"}),
+    "bloom": (
+        set(),
+        {"architecture": "BloomForCausalLM", "position_embedding_type": "alibi", "hidden_act": "gelu"},
+    ),
+    "falcon-7b": (
+        FALCON,
+        {
+            "architecture": "FalconForCausalLM",
+            "num_key_value_heads": 1,
+            "parallel_attention": True,
+            "new_decoder_architecture": False,
+            "num_ln_in_parallel_attn": None,
+        },
+    ),
+    "falcon-40b": (FALCON, {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 2, "hidden_act": "gelu"}),
+    "falcon-11b": (FALCON, {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1, "intermediate_size": 192}),
+    "opt": (
+        {"do_layer_norm_before"},
+        {"architecture": "OPTForCausalLM", "position_embedding_type": "learned_absolute", "hidden_act": "relu"},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return make("llama", tmp_path_factory.mktemp("llama"), num_hidden_layers=4)
+
+
+def config_of(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_config(name: str, tmp_path: Path) -> None:
+    keys, values = FAMILIES[name]
+    config = config_of(write(make(name, tmp_path), tmp_path / "out", STATIC, tp=2, kv="int8"))
+    assert config.keys() == COMMON | keys
+    assert {key: config[key] for key in values} == values
+    assert config["quantization"].keys() == QUANTIZATION
+    assert config["quantization"]["quant_algo"] == "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN"
+    assert config["quantization"]["kv_cache_quant_algo"] == "INT8"
+    assert config["mapping"] == {
+        "world_size": 2,
+        "gpus_per_node": 8,
+        "cp_size": 1,
+        "tp_size": 2,
+        "pp_size": 1,
+        "moe_tp_size": 2,
+        "moe_ep_size": 1,
+    }
+
+
+def test_every_family_was_tried() -> None:
+    assert {name.partition("-")[0] for name in FAMILIES} == DECODERS.keys()
+
+
+def test_rope_scaling(tmp_path: Path) -> None:
+    config = config_of(write(make("llama-scaled", tmp_path), tmp_path / "out"))
+    assert config["rotary_base"] == 10000.0
+    assert config["rotary_scaling"] == {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.algo)
+def test_tensors_of_a_layer(mode: Mode, source: Source, tmp_path: Path) -> None:
+    """Names, shapes and dtypes of the format's table, for a gated layer without biases."""
+    static, matrix = mode.static and mode.plugin, mode.weights == "per-tensor"
+    one, f32, i8 = (1, 1), torch.float32, torch.int8
+    expected = {}
+    for name, (rows, columns) in {
+        "attention.qkv": (128, 64),
+        "attention.dense": (64, 64),
+        "mlp.fc": (128, 64),
+        "mlp.gate": (128, 64),
+        "mlp.proj": (64, 128),
+    }.items():
+        expected[f"{name}.weight"] = ((rows, columns), i8)
+        if not mode.plugin:
+            expected[f"{name}.weights_scaling_factor"] = ((rows,), f32)
+            expected[f"{name}.activation_scaling_factor"] = ((1,), f32)
+            expected[f"{name}.prequant_scaling_factor"] = ((columns,), torch.float16)
+            continue
+        expected[f"{name}.per_channel_scale"] = (one if matrix and name != "attention.qkv" else (1, rows), f32)
+        if static:
+            expected[f"{name}.act_scale"] = (one, f32)
+        if name in ("attention.dense", "mlp.proj"):
+            expected[f"{name}.smoother"] = ((1, columns), f32)
+            if static:
+                expected[f"{name.partition('.')[0]}.quantization_scaling_factor"] = ((1,), f32)
+    expected["attention.kv_cache_scaling_factor"] = ((1,), f32)
+    for norm in ("input_layernorm", "post_layernorm"):
+        expected[f"{norm}.weight"] = ((64,), torch.float16)
+        if mode.plugin:
+            expected[f"{norm}.scale_to_int"] = ((1,), f32)
+    (found,) = ranks(write(source, tmp_path / "out", mode, kv="int8"))
+    prefix = "transformer.layers.3."
+    layer = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
+    assert {key: (tuple(value.shape), value.dtype) for key, value in layer.items()} == expected
+    assert all(value.isfinite().all() and value.ne(0).any() for value in layer.values())
+
+
+def test_smoothers(source: Source, tmp_path: Path) -> None:
+    """Ones where smoothing is folded; else scales that float16 holds exactly."""
+    for groups in ("default", "run-time"):
+        (found,) = ranks(write(source, tmp_path / groups, groups=groups))
+        for name in ("attention.dense", "mlp.proj"):
+            smoother = found[f"transformer.layers.1.{name}.smoother"]
+            assert (smoother == 1).all() == (groups == "default")
+            assert smoother.half().float().equal(smoother)
+
+
+def test_interrupted_export_goes_on_and_is_the_same(source: Source, tmp_path: Path) -> None:
+    source = replace(source, settings=SmoothingSettings(0.5, kv_cache="int8"))
+    options = {"mode": STATIC, "ranks": Ranks(2, 2), "kv": "int8"}
+    export(source, [TrtllmWriter(tmp_path / "whole", **options)])
+    written: list[int] = []
+
+    class Interrupted(TrtllmWriter):
+        fail_at: int | None = 3
+
+        def write(self, layer: object, quantized: object) -> None:
+            if layer.index == self.fail_at:
+                raise KeyboardInterrupt
+            written.append(layer.index)
+            super().write(layer, quantized)
+
+    with pytest.raises(KeyboardInterrupt):
+        export(source, [Interrupted(tmp_path / "resumed", **options)])
+    assert not (tmp_path / "resumed").exists()
+    Interrupted.fail_at = None
+    export(source, [Interrupted(tmp_path / "resumed", **options)])
+    assert written == [0, 1, 2, 3]  # none was done twice
+    manifest = load_manifest(tmp_path / "whole")
+    assert load_manifest(tmp_path / "resumed") == manifest
+    for name in manifest["files"]:
+        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_manifest_explains(source: Source, tmp_path: Path) -> None:
+    manifest = load_manifest(write(source, tmp_path / "out", MODELOPT, tp=2))
+    assert manifest["step"] == "export trtllm"
+    assert manifest["inputs"] == {
+        "model": "m",
+        "family": "llama",
+        "smoothing": {"alpha": 0.5, "groups": "unfolded", "smoother_dtype": "float16"},
+        "activations": "per-tensor",
+        "weights": "per-channel",
+        "quant_algo": "W8A8_SQ_PER_CHANNEL",
+        "dtype": "float16",
+        "kv_cache": "float",
+        "tp": 2,
+        "pp": 1,
+        "trtllm_version": "1.2.1",
+    }
+    assert {"config.json", "rank0.safetensors", "rank1.safetensors", "tokenizer.json"} <= manifest["files"].keys()
+
+
+def test_several_formats_in_one_pass(source: Source, tmp_path: Path) -> None:
+    """Per-channel and per-tensor weights of the same layers, each as it would be alone."""
+    writers = [
+        W8A8Writer(tmp_path / "w8a8"),
+        TrtllmWriter(tmp_path / "channel", PER_TOKEN),
+        TrtllmWriter(tmp_path / "tensor", MODES[1]),
+    ]
+    export(source, writers)
+    for name, mode in (("channel", PER_TOKEN), ("tensor", MODES[1])):
+        (found,), (alone,) = ranks(tmp_path / name), ranks(write(source, tmp_path / f"{name}-alone", mode))
+        assert all(found[key].equal(alone[key]) for key in alone)
+
+
+def test_bfloat16(tmp_path: Path) -> None:
+    source = make("bloom", tmp_path, dtype=torch.bfloat16)
+    export(source, [TrtllmWriter(tmp_path / "out", dtype="bfloat16")])
+    (found,) = ranks(tmp_path / "out")
+    assert config_of(tmp_path / "out")["dtype"] == "bfloat16"
+    for name in ("transformer.ln_embed.bias", "transformer.layers.0.mlp.fc.bias", "lm_head.weight"):
+        assert found[name].dtype == torch.bfloat16
+    assert found["transformer.layers.0.mlp.fc.per_channel_scale"].dtype == torch.float32
+
+
+def test_what_float16_cannot_hold_is_named(tmp_path: Path) -> None:
+    source = make("llama", tmp_path, dtype=torch.float32)
+    path = source.model.checkpoint.tensors["model.norm.weight"].file
+    tensors = load_file(path)
+    tensors["model.norm.weight"][5] = 1e6
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(ContractError, match=r"transformer.ln_f.weight overflows torch.float16; .*--dtype bfloat16"):
+        write(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
