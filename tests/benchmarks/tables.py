@@ -66,6 +66,11 @@ def families() -> str:
     return families_table.table(result("families")["outcomes"])
 
 
+def targets() -> str:
+    """Which targets take which layout."""
+    return families_table.targets(result("families")["outcomes"])
+
+
 def models() -> str:
     """Every recipe: model, alpha, what was published, and the command that measures it again."""
     lines = [
@@ -86,7 +91,7 @@ def result(name: str) -> dict:
 
 DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"demo": demo, "benchmarks": benchmarks, "families": families},
-    "recipes/README.md": {"meanings": families_table.meanings, "models": models},
+    "recipes/README.md": {"meanings": families_table.meanings, "targets": targets, "models": models},
 }
 
 if __name__ == "__main__":

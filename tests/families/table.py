@@ -79,6 +79,24 @@ def table(outcomes: dict[str, dict[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+TARGETS = {  # what a user exports to -> the properties that prove it
+    "smoothed checkpoint": ("hf",),
+    "W8A8: transformers, vLLM": ("w8a8", "w8a8 static"),
+    "ONNX Runtime": ("onnx float", "onnx linears", "onnx model", "engine"),
+    "TensorRT (compiles)": ("tensorrt",),
+    "TensorRT-LLM (checkpoint)": ("tensorrt-llm",),
+}
+
+
+def targets(outcomes: dict[str, dict[str, str]]) -> str:
+    """Markdown: which targets take which layout."""
+    lines = ["| | " + " | ".join(TARGETS) + " |", "|---|" + "---|" * len(TARGETS)]
+    for layout, found in outcomes.items():
+        marks = (MARKS[max((found[name] for name in names), key=list(MARKS).index)] for names in TARGETS.values())
+        lines.append(f"| {TITLES[layout]} | " + " | ".join(marks) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def meanings() -> str:
     """What each property proves: the first sentence of its docstring."""
     sentences = {name: " ".join((check.__doc__ or "").split()).split(". ")[0] for name, check in PROPERTIES.items()}
