@@ -222,7 +222,7 @@ PROPERTIES: dict[str, Callable[[Case], None]] = {
     "tensorrt": tensorrt_compiles_every_product_to_int8,
     "engine": engine_generates_as_transformers,
     "validate": engine_validates,
-    "tensorrt-llm": trtllm_checkpoint_computes_ours,
+    "tensorrt llm": trtllm_checkpoint_computes_ours,
 }
 
 

@@ -84,7 +84,7 @@ TARGETS = {  # what a user exports to -> the properties that prove it
     "W8A8: transformers, vLLM": ("w8a8", "w8a8 static"),
     "ONNX Runtime": ("onnx float", "onnx linears", "onnx model", "engine"),
     "TensorRT (compiles)": ("tensorrt",),
-    "TensorRT-LLM (checkpoint)": ("tensorrt-llm",),
+    "TensorRT-LLM (checkpoint)": ("tensorrt llm",),
 }
 
 

@@ -1,13 +1,11 @@
 """The builder against a real compiler: TensorRT-RTX, which has nearly TensorRT 11's API and builds without a GPU.
 
-Its packages are optional: pip install --no-deps onnxruntime-ep-nv-tensorrt-rtx-cu13 tensorrt_rtx_cu13_bindings
+Its packages are optional (`builders.tensorrt_rtx.packages`).
 """
 
 from __future__ import annotations
 
 import _thread
-import ctypes
-import importlib.util
 import shutil
 import sys
 import time
@@ -20,22 +18,19 @@ import pytest
 from builders.tensorrt import Options
 from builders.tensorrt.compiler import compile_graph
 from builders.tensorrt.limits import limits_for
+from builders.tensorrt_rtx.packages import available, bindings
 from smoothquant.errors import UserError
+from tests.gpu import overflow
 
-LIBRARIES, BINDINGS = "onnxruntime_ep_nv_tensorrt_rtx", "tensorrt_rtx_bindings"
 PROFILES = limits_for({"max_positions": 512, "cache_window": None}, batch=2, length=64, chunk=16).profiles
 
 
 @pytest.fixture
 def rtx(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """TensorRT-RTX where `import tensorrt` finds it."""
-    found = importlib.util.find_spec(LIBRARIES)
-    if found is None or found.origin is None or importlib.util.find_spec(BINDINGS) is None:
+    if not available():
         pytest.skip("no TensorRT-RTX compiler is installed")
-    for library in ("libtensorrt_rtx.so.", "libtensorrt_onnxparser_rtx.so."):
-        path = max(Path(found.origin).parent.glob(f"{library}*.*"))
-        ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
-    module = importlib.import_module(BINDINGS)
+    module = bindings()
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     return module
 
@@ -83,6 +78,14 @@ def test_missing_weights(exports: dict[str, Path], tmp_path: Path, rtx: ModuleTy
     (tmp_path / "model.onnx").write_bytes((exports["per-token"] / "model.onnx").read_bytes())
     with pytest.raises(UserError, match="TensorRT's parser refuses it"):
         compile_graph(tmp_path / "model.onnx", PROFILES, Options())
+
+
+@pytest.mark.parametrize("float16_scales", [False, True])
+def test_graphs_of_the_overflow_check_build(float16_scales: bool, tmp_path: Path, rtx: ModuleType) -> None:
+    """What they compute is for a GPU to say: tests/gpu."""
+    overflow.save(tmp_path / "model.onnx", 4096, float16_scales=float16_scales)
+    profile = overflow.StaticProfile()
+    assert compile_graph(tmp_path / "model.onnx", [profile], Options()).plan is not None  # type: ignore[list-item]
 
 
 def test_interrupted(exports: dict[str, Path], rtx: ModuleType) -> None:

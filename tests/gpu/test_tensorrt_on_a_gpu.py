@@ -1,0 +1,102 @@
+"""Engines of a real TensorRT: their kernels, their outputs beside ONNX Runtime's, and the overflow of FP16 scales."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from builders import tensorrt
+from builders.onnxruntime import OnnxRuntimeEngine
+from builders.tensorrt.compare import compare
+from builders.tensorrt.compiler import compile_graph
+from builders.tensorrt.layers import products, read_layers
+from builders.tensorrt.machine import find_gpu
+from builders.tensorrt.runtime import Binding, LoadedPlan
+from exporters.export import Source, export
+from exporters.onnx import OnnxWriter
+from recipes import tiny_llama
+from smoothquant.model import Model
+from smoothquant.settings import SmoothingSettings
+from tests.gpu import overflow
+from tests.models import open_llama
+
+pytestmark = pytest.mark.gpu
+LIMITS = {"batch": 2, "length": 128, "chunk": 64}
+EXACT = tensorrt.Options(tf32=False)
+FORMS = {
+    "float": {"activations": "float"},
+    "per-token": {"activations": "per-token"},
+    "per-token fp16": {"activations": "per-token", "body": "fp16"},
+    "int8 head": {"activations": "per-token", "lm_head": "int8"},
+}
+PROMPT = list(range(40, 60))
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return open_llama(tiny_llama.PATH)
+
+
+@pytest.fixture(scope="module")
+def exports(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("exports")
+    writers = [OnnxWriter(folder / name.replace(" ", "-"), **options) for name, options in FORMS.items()]
+    export(Source(model, SmoothingSettings(groups="none"), None, {"model": model.checkpoint.fingerprint}), writers)
+    return {name: writer.out for name, writer in zip(FORMS, writers, strict=True)}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_engine(form: str, exports: dict[str, Path], tmp_path: Path) -> None:
+    """Every quantized product an INT8 kernel, in both profiles; logits and tokens those of ONNX Runtime."""
+    manifest = tensorrt.build(exports[form], tmp_path / "engine", LIMITS, EXACT)
+    kernels = manifest["kernels"]
+    missed = [product for product in kernels["products"] if not product["int8"]]
+    assert not missed, json.dumps(missed, indent=2)
+    assert kernels["quantized"] == (0 if form == "float" else 17 if form == "int8 head" else 16)
+    engine, reference = tensorrt.TensorRTEngine(tmp_path / "engine"), OnnxRuntimeEngine(exports[form])
+    ids = torch.randint(0, 2048, (3, 100), generator=torch.Generator().manual_seed(0))
+    found, expected = engine.logits(ids), reference.logits(ids)
+    error = float((found - expected).norm() / expected.norm())
+    agree = float((found.argmax(-1) == expected.argmax(-1)).float().mean())
+    print(f"\n{form}: relative error of the logits {error:.2e}, top-1 {agree:.2%}")
+    assert error <= (1e-4 if form == "float" else 5e-2)  # quantized: some activations fall on other roundings
+    assert agree >= (0.999 if form == "float" else 0.95)
+    tokens = list(engine.generate(PROMPT, 32))
+    if form == "float":
+        assert tokens == list(reference.generate(PROMPT, 32))
+    assert len(tokens) > 0
+
+
+@pytest.mark.parametrize("form", ["float", "per-token"])
+def test_every_output(form: str, exports: dict[str, Path], tmp_path: Path) -> None:
+    tensorrt.build(exports[form], tmp_path / "engine", LIMITS, EXACT)
+    for one in compare(exports[form], tensorrt.TensorRTEngine(tmp_path / "engine")):
+        print(f"{form}: {one}")
+        assert one.absolute <= (1e-3 if form == "float" else 1.0)
+
+
+@pytest.mark.parametrize("inner", [1024, 4096, 11008])
+@pytest.mark.parametrize("float16_scales", [False, True])
+def test_scales_and_overflow(inner: int, float16_scales: bool, tmp_path: Path) -> None:
+    """Float32 scales give the right numbers at any length. What float16 ones give is printed, not judged."""
+    path = tmp_path / "model.onnx"
+    overflow.save(path, inner, float16_scales=float16_scales)
+    gpu = find_gpu()
+    profile = overflow.StaticProfile()
+    compiled = compile_graph(path, [profile], tensorrt.Options(), prepare=gpu.select)  # type: ignore[list-item]
+    plan = LoadedPlan(compiled.plan, "product", gpu)
+    [product] = products(read_layers(plan.layers()), ["linear/MatMul"])
+    with gpu.use():
+        x = torch.full((1, inner), 127 * overflow.SCALE, dtype=torch.float16, device=gpu.device)
+        y = torch.empty(1, overflow.COLUMNS, dtype=torch.float16, device=gpu.device)
+        plan.run(0, {"x": Binding((1, inner), x), "y": Binding((1, overflow.COLUMNS), y)})
+    gpu.wait()
+    expected = overflow.EXPECTED * inner
+    scales = "float16" if float16_scales else "float32"
+    print(f"\nK = {inner}, {scales} scales: {y[0, 0].item()}, expected {expected:.2f}; {product}")
+    if not float16_scales:
+        assert product.int8
+        assert (y.float() - expected).abs().max() <= 2e-3 * expected
