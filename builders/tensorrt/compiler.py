@@ -13,11 +13,14 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from builders.tensorrt.limits import Profile
 from builders.tensorrt.progress import Phases
 from smoothquant.errors import UserError
+
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 POLL = 0.2  # seconds between looks for Ctrl-C
 GIB = 1 << 30
@@ -79,7 +82,7 @@ def in_a_line(text: str) -> str:
     return line if len(line) <= LONGEST_REASON else line[:LONGEST_REASON] + " ..."
 
 
-def logger() -> tuple[Any, _Messages]:
+def logger() -> tuple[trt.ILogger, _Messages]:
     """A logger for TensorRT that prints nothing, and what it has heard."""
     import tensorrt as trt
 
@@ -163,7 +166,7 @@ def _compile(
     return Compiled(plan, tuple(messages.warnings))
 
 
-def _configure(config: Any, options: Options) -> None:
+def _configure(config: trt.IBuilderConfig, options: Options) -> None:
     import tensorrt as trt
 
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the engine inspector; runs are as quick
@@ -180,7 +183,7 @@ def _configure(config: Any, options: Options) -> None:
         config.clear_flag(trt.BuilderFlag.TF32)
 
 
-def _inputs(graph: Path, network: Any, profile: Profile) -> Mapping[str, tuple]:
+def _inputs(graph: Path, network: trt.INetworkDefinition, profile: Profile) -> Mapping[str, tuple]:
     found = {}
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -195,7 +198,7 @@ def _inputs(graph: Path, network: Any, profile: Profile) -> Mapping[str, tuple]:
     return found
 
 
-def _monitor(phases: Phases, stop: Event) -> Any:
+def _monitor(phases: Phases, stop: Event) -> trt.IProgressMonitor:
     import tensorrt as trt
 
     class Monitor(trt.IProgressMonitor):
@@ -215,7 +218,7 @@ def _monitor(phases: Phases, stop: Event) -> Any:
     return Monitor()
 
 
-def _read_timing_cache(config: Any, path: Path) -> None:
+def _read_timing_cache(config: trt.IBuilderConfig, path: Path) -> None:
     """A cache of another GPU or TensorRT, or none at all, is an empty one: every kernel is timed."""
     content = path.read_bytes() if path.exists() else b""
     cache = config.create_timing_cache(content) if content else None
@@ -223,7 +226,7 @@ def _read_timing_cache(config: Any, path: Path) -> None:
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
-def _write_timing_cache(config: Any, path: Path) -> None:
+def _write_timing_cache(config: trt.IBuilderConfig, path: Path) -> None:
     cache = config.get_timing_cache()
     if cache is not None:
         new = path.with_name(f"{path.name}.{os.getpid()}.new")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from builders.tensorrt.compiler import logger
 from builders.tensorrt.limits import Shape
 from builders.tensorrt.machine import Gpu
 from smoothquant.errors import UserError
+
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class LoadedPlan:
         if streaming:
             self.engine.weight_streaming_budget_v2 = self.engine.get_weight_streaming_automatic_budget()
         self.ports = {port.name: port for port in self._ports()}
-        self._context: Any = None
+        self._context: trt.IExecutionContext | None = None
 
     def layers(self) -> str:
         """What the engine inspector says of all layers, as JSON."""
@@ -97,7 +100,7 @@ class LoadedPlan:
         if not context.execute_async_v3(self.gpu.stream):
             raise self._failed("does not run")
 
-    def _select(self, profile: int) -> Any:
+    def _select(self, profile: int) -> trt.IExecutionContext:
         if self._context is None:
             self._context = self.engine.create_execution_context()
             if self._context is None:
