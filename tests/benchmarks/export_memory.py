@@ -20,22 +20,18 @@ from recipes.families import open_model
 from recipes.synthetic import save_random_llama
 from tests.benchmarks.results import Row, publish
 
-TP1, TP4 = "export trtllm", "export trtllm --tp 4"
 TARGETS = {
     "export w8a8": ("w8a8",),
     "export onnx": ("onnx",),
     "export onnx --lm-head int8": ("onnx", "--lm-head", "int8"),
     "export onnx --float": ("onnx", "--float"),
     "export hf": ("hf",),
-    TP1: ("trtllm", "--dtype", "bfloat16"),
-    TP4: ("trtllm", "--dtype", "bfloat16", "--tp", "4"),
 }
 LIMIT = 700
-TURNS = 3  # of the two whose times are compared, in turns
 
 
 def main() -> None:
-    rows, details, commands = [], {}, {}
+    rows, details = [], {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         save_random_llama(folder / "model", layers=8, intermediate=5504, kv_heads=32)
@@ -45,23 +41,10 @@ def main() -> None:
         size = (folder / "model/model.safetensors").stat().st_size
         for what, (target, *options) in TARGETS.items():
             arguments = ["export", target, str(folder / "model"), str(scales), "--out", str(folder / "out"), *options]
-            command = [sys.executable, "-m", "recipes.cli", *arguments, "--quiet", "--overwrite"]
-            seconds, peak = measured(command)
-            commands[what] = command
+            seconds, peak = measured([sys.executable, "-m", "recipes.cli", *arguments, "--quiet"])
+            subprocess.run(["rm", "-r", folder / "out"], check=True)
             rows.append(Row(f"peak memory, {what}, {size / 1e9:.2f} GB bf16", f"{peak:.0f} MB", f"<= {LIMIT} MB"))
             details[what] = {"peak_mb": peak, "seconds": seconds}
-            subprocess.run(["rm", "-r", folder / "out"], check=True)
-        ratios = []
-        for _ in range(TURNS):
-            seconds = {}
-            for what in (TP1, TP4):
-                seconds[what], _ = measured(commands[what])
-                subprocess.run(["rm", "-r", folder / "out"], check=True)
-            ratios.append(seconds[TP4] / seconds[TP1])
-        middle = sorted(ratios)[TURNS // 2]
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        rows.append(Row("time, export trtllm, tp 4 to tp 1", f"{middle:.2f}x ({spread})", "<= 1.5x"))
-        details["ratios"] = ratios
     publish("export_memory", rows, details)
 
 
