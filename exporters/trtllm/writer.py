@@ -169,15 +169,17 @@ def _check_outputs(source: Source, why: str) -> None:
 
 
 def _example(model: Model) -> tuple[QuantizedLayer, dict[str, Tensor]]:
-    """A layer, and its output ranges, of the model's shapes."""
+    """A layer, and its output ranges, of the model's shapes: one number each, seen everywhere. (Tensors on the meta
+    device would do, but the first of them makes PyTorch import 80 MB.)"""
     family, geometry = model.family, model.geometry
+    number = torch.ones(())
     linears, outputs = {}, {}
     for role in model.quantized_roles:
         rows, columns = family.shape(role, geometry)
-        outputs[role] = torch.empty(rows, device="meta")
-        bias = torch.empty(rows, device="meta") if family.has_bias(role, geometry) else None
-        weight = torch.empty(rows, columns, dtype=torch.int8, device="meta")
-        linears[role] = QuantizedLinear(role, weight, outputs[role], torch.empty((), device="meta"), bias)
-    channels = torch.empty(geometry.hidden_size, device="meta")
+        outputs[role] = number.expand(rows)
+        bias = outputs[role] if family.has_bias(role, geometry) else None
+        weight = number.to(torch.int8).expand(rows, columns)
+        linears[role] = QuantizedLinear(role, weight, outputs[role], number, bias)
+    channels = number.expand(geometry.hidden_size)
     norm = Norm(family.norm, channels, channels if family.norm == "layer" else None)
     return QuantizedLayer(0, linears, {}, dict.fromkeys(family.norms, norm)), outputs
