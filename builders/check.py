@@ -50,9 +50,11 @@ class Check:
     def faults(self) -> list[str]:
         """What makes the check fail, one line each."""
         refused = self.compilation.errors if self.compilation else ()
+        errors = [finding for finding in self.findings if finding.effect.is_error]
+        known = {finding.product for finding in errors}
         return [
-            *(str(finding) for finding in self.findings if finding.effect.is_error),
-            *(f"{verdict.module} is not INT8: {verdict.why}" for verdict in self.lost),
+            *map(str, errors),
+            *(f"{verdict.module} is not INT8: {verdict.why}" for verdict in self.lost if verdict.product not in known),
             *(f"TensorRT-RTX refuses the graph: {error}" for error in refused),
         ]
 

@@ -36,8 +36,8 @@ class OnnxGraph:
         self.stored: dict[str, TensorProto] = {}
         self.producer: dict[str, NodeProto] = {}
         self.readers: dict[str, list[NodeProto]] = defaultdict(list)
+        self._constants: set[str] = set()
         self._index(self.proto.graph)
-        self._constant: dict[str, bool] = {}
 
     def _load(self) -> Any:
         if not self.path.is_file():
@@ -55,6 +55,7 @@ class OnnxGraph:
 
     def _index(self, graph: GraphProto) -> None:
         self.stored |= {tensor.name: tensor for tensor in graph.initializer}
+        self._constants |= {tensor.name for tensor in graph.initializer}
         for node in graph.node:
             self.nodes.append(node)
             self.producer |= dict.fromkeys(node.output, node)
@@ -64,8 +65,11 @@ class OnnxGraph:
                 value = self._constant_value(node)
                 if value is not None:
                     self.stored[node.output[0]] = value
-            for inner in subgraphs(node):
-                self._index(inner)
+            inner = list(subgraphs(node))
+            for other in inner:
+                self._index(other)
+            if not inner and node.op_type not in RANDOM and self._constants.issuperset(filter(None, node.input)):
+                self._constants |= set(node.output)  # nodes are in the order in which they can run
 
     def _constant_value(self, node: NodeProto) -> TensorProto | None:
         helper, numpy_helper = self.onnx.helper, self.onnx.numpy_helper
@@ -104,16 +108,7 @@ class OnnxGraph:
 
     def is_constant(self, name: str) -> bool:
         """Whether a value depends on no input of the graph."""
-        if name not in self._constant:
-            node = self.producer.get(name)
-            self._constant[name] = False  # of a loop within a loop, which a valid graph has not
-            self._constant[name] = name in self.stored or (
-                node is not None
-                and node.op_type not in RANDOM
-                and not any(True for _ in subgraphs(node))
-                and all(self.is_constant(source) for source in node.input if source)
-            )
-        return self._constant[name]
+        return name in self._constants
 
     def source(self, name: str) -> str:
         """The value behind Identity nodes."""
