@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from builders import garbage
 from builders.tensorrt_rtx.layers import Layer, read_layers
 from builders.tensorrt_rtx.packages import bindings
 from builders.tensorrt_rtx.profiles import DecoderProfile, Dimension, Shape
@@ -63,15 +64,19 @@ def compile_onnx(path: str | Path, profile: DecoderProfile, symbols: Symbols | N
     symbols: names of the inputs' dimensions, where the profile shall go by them.
     Raises MissingPackageError without the compiler.
     """
-    trt, start = bindings(), time.monotonic()
-    log = _log(trt)
+    with garbage.kept():
+        return _compile(bindings(), path, profile, symbols or {})
+
+
+def _compile(trt: Any, path: str | Path, profile: DecoderProfile, symbols: Symbols) -> Compilation:
+    start, log = time.monotonic(), _log(trt)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser, plan = trt.OnnxParser(network, log), None
     if parser.parse_from_file(str(path)):
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        config.add_optimization_profile(_profile(builder, network, profile, symbols or {}))
+        config.add_optimization_profile(_profile(builder, network, profile, symbols))
         plan = builder.build_serialized_network(network, config)
         errors = list(log.failures)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,9 @@ def exported(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    ended = signal.getsignal(signal.SIGTERM)
     status = main(["check", *map(str, arguments)])
+    signal.signal(signal.SIGTERM, ended)  # the command line sets its own
     found = capsys.readouterr()
     return status, found.out, found.err
 

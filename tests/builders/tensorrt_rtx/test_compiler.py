@@ -103,6 +103,34 @@ def test_a_compiler_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.undo()
 
 
+CYCLE = """
+import gc, sys
+from builders.tensorrt_rtx import DecoderProfile, compile_onnx, compiler
+from builders.tensorrt_rtx.packages import bindings
+made, trt = compiler._log, bindings()
+def log(trt):
+    class Log(type(made(trt))):
+        def log(self, severity, message):
+            if gc.isenabled():
+                gc.collect()  # the collector may run wherever Python does
+            super().log(severity, message)
+    return Log()
+compiler._log = log
+gc.set_threshold(0)
+cycle = [trt.Builder(trt.Logger())]
+cycle.append(cycle)
+del cycle
+assert not compile_onnx(sys.argv[1], DecoderProfile(2, 16, 16)).errors
+gc.collect()
+"""
+
+
+@with_compiler
+def test_an_old_builder_in_the_garbage_is_no_deadlock(tmp_path: Path) -> None:
+    path = saved(graph(f"{X} {W} {PRODUCT}"), tmp_path)
+    subprocess.run([sys.executable, "-c", CYCLE, path], check=True, timeout=120, capture_output=True)
+
+
 def test_without_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "find_spec", lambda name: None)
     bindings.cache_clear()
