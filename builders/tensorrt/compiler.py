@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+from builders import garbage
 from builders.tensorrt.limits import Profile
 from builders.tensorrt.progress import Phases
 from smoothquant.errors import UserError
@@ -125,6 +126,7 @@ def compile_graph(
     return future.result()
 
 
+@garbage.kept()
 def _compile(
     graph: Path,
     profiles: Sequence[Profile],
