@@ -230,7 +230,7 @@ def test_output_that_cannot_be_written(model: Path, scales: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a file system of a size")
-@pytest.mark.parametrize("target", ["hf", "w8a8", "onnx"])
+@pytest.mark.parametrize("target", ["hf", "w8a8", "onnx", "trtllm"])
 def test_disk_too_small(target: str, model: Path, scales: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -245,7 +245,7 @@ def test_disk_too_small(target: str, model: Path, scales: Path, tmp_path: Path) 
         subprocess.run(["umount", disk], check=True)
 
 
-@pytest.mark.parametrize("target", ["hf", "w8a8", "onnx"])
+@pytest.mark.parametrize("target", ["hf", "w8a8", "onnx", "trtllm"])
 def test_disk_that_fills_up(target: str, model: Path, scales: Path, tmp_path: Path) -> None:
     """No file may grow beyond 100 kB: what a quota or a full disk does in the middle of writing."""
 

@@ -10,14 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from builders.validate import read_scheme
 from exporters.export import Source, export
 from exporters.huggingface import W8A8Writer
 from exporters.trtllm import MODES, Mode, Ranks, TrtllmWriter
 from exporters.trtllm.decoders import DECODERS
 from smoothquant.errors import ContractError
 from smoothquant.settings import SmoothingSettings
+from smoothquant.stream import quantize_layer, smoothed_layers
 from smoothquant.workspace import load_manifest
-from tests.exporters.trtllm.checkpoints import MODELOPT, PER_TOKEN, STATIC, make, ranks, write
+from tests.exporters.trtllm.checkpoints import MODELOPT, PER_TOKEN, STATIC, make, ranks, settings, write
 
 # The keys that the loader asks for, by the format's description (docs of config.json, not our code).
 COMMON = {
@@ -285,3 +287,23 @@ def test_what_float16_cannot_hold_is_named(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match=r"transformer.ln_f.weight overflows torch.float16; .*--dtype bfloat16"):
         write(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("groups", ["default", "run-time"])
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.algo)
+def test_what_is_recorded_is_enough_to_quantize_again(mode: Mode, groups: str, source: Source, tmp_path: Path) -> None:
+    """`smoothquant validate` computes the layers anew from the folder alone: they are what the stream made."""
+    out = write(source, tmp_path / "out", mode, groups=groups, kv="int8")
+    scheme, model = read_scheme(out), source.model
+    assert (scheme.activations, scheme.weights) == (mode.activations, mode.weights)
+    smoothing = settings(mode, groups, "int8")
+    for layer in smoothed_layers(model, source.input_absmax, smoothing, output_absmax=source.output_absmax):
+        rebuilt = quantize_layer(scheme.layer(model, layer.index, layer.source), scheme.weights)
+        expected = quantize_layer(layer, mode.weights)
+        assert rebuilt.smoothers.keys() == expected.smoothers.keys()
+        for role, linear in expected.linears.items():
+            assert rebuilt.linears[role].weight.equal(linear.weight), role
+            assert rebuilt.linears[role].weight_scale.equal(linear.weight_scale), role
+            assert rebuilt.linears[role].input_scale.equal(linear.input_scale), role
+        for role, norm in expected.norms.items():
+            assert rebuilt.norms[role].weight.equal(norm.weight), role
