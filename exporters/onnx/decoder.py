@@ -43,15 +43,14 @@ class DecoderGraph:
         opset: int = OPSET,
         data: ExternalData | None = None,
     ) -> None:
-        self.model, self.geometry, self.body = model, model.geometry, body
-        self.graph = Graph(opset, data)
-        plain = FloatLinears(self.graph, body)
-        quantized = plain if activations == "float" else FORMS[activations](self.graph, body)
+        self.model, self.geometry, self.graph = model, model.geometry, Graph(body, opset, data)
+        plain = FloatLinears(self.graph)
+        quantized = plain if activations == "float" else FORMS[activations](self.graph)
         self.products = Products(self.graph, model, quantized, plain, kept)
-        self.norms = Norms(self.graph, model, body)
-        self.mlp = Mlp(self.graph, model, body, self.products)
-        self.branch: Mlp | Experts = Experts(self.graph, model, body, self.mlp) if model.geometry.experts else self.mlp
-        self.head: Linears = FORMS[lm_head](self.graph, body)
+        self.norms = Norms(self.graph, model)
+        self.mlp = Mlp(self.graph, model, self.products)
+        self.branch: Mlp | Experts = Experts(self.graph, model, self.mlp) if model.geometry.experts else self.mlp
+        self.head: Linears = FORMS[lm_head](self.graph)
         self._build()
 
     def _build(self) -> None:
@@ -61,11 +60,11 @@ class DecoderGraph:
         position_ids = graph.input("position_ids", torch.int64, ("batch", "sequence"))
         shape = ("batch", geometry.kv_heads, "past", geometry.head_dim)
         past = [
-            tuple(graph.input(f"past_key_values.{layer}.{part}", self.body, shape) for part in CACHE)
+            tuple(graph.input(f"past_key_values.{layer}.{part}", graph.body, shape) for part in CACHE)
             for layer in range(geometry.layers)
         ]
-        self.positions = Positions(graph, self.model, self.body, ids, mask, position_ids, grouped=graph.opset < 23)
-        table = graph.weight(f"{family.embedding}.weight", (geometry.vocab_size, geometry.embedded_size), self.body)
+        self.positions = Positions(graph, self.model, ids, mask, position_ids, grouped=graph.opset < 23)
+        table = graph.weight(f"{family.embedding}.weight", (geometry.vocab_size, geometry.embedded_size), graph.body)
         hidden = self._embed(table, ids, position_ids)
         present = []
         for layer in range(geometry.layers):
@@ -75,20 +74,20 @@ class DecoderGraph:
         shape = ("batch", geometry.kv_heads, "total", geometry.head_dim)
         for layer, pair in enumerate(present):
             for value, part in zip(pair, CACHE, strict=True):
-                graph.output(value, f"present.{layer}.{part}", self.body, shape)
+                graph.output(value, f"present.{layer}.{part}", graph.body, shape)
 
     def _embed(self, table: str, ids: str, position_ids: str) -> str:
         graph, geometry, family = self.graph, self.geometry, self.model.family
         graph.scope = family.embedding
         hidden = graph.op("Gather", table, ids)
         if geometry.embedding_scale != 1:
-            hidden = graph.op("Mul", hidden, graph.constant(geometry.embedding_scale, self.body))
+            hidden = graph.op("Mul", hidden, graph.number(geometry.embedding_scale))
         if family.project_in:
             hidden = self._project(family.project_in, hidden, (geometry.hidden_size, geometry.embedded_size))
         if family.positions:
             graph.scope = family.positions
             rows = geometry.max_positions + family.position_offset
-            places = graph.weight(f"{family.positions}.weight", (rows, geometry.hidden_size), self.body)
+            places = graph.weight(f"{family.positions}.weight", (rows, geometry.hidden_size), graph.body)
             index = graph.op("Add", position_ids, graph.constant(family.position_offset))
             hidden = graph.op("Add", hidden, graph.op("Gather", places, index))
         return self.norms.at(family.embedding_norm, hidden) if family.embedding_norm else hidden
@@ -148,7 +147,7 @@ class DecoderGraph:
             cap: dict[str, Any] = {"softcap": geometry.attention_softcap} if geometry.attention_softcap else {}
             return graph.op("Attention", q, keys, values, mask, scale=geometry.score_scale, **cap)
         q = graph.op("Reshape", q, graph.constant([0, geometry.kv_heads, -1, geometry.head_dim]))
-        q = graph.op("Mul", q, graph.constant(geometry.score_scale, self.body))
+        q = graph.op("Mul", q, graph.number(geometry.score_scale))
         scores = graph.op("MatMul", q, graph.op("Transpose", keys, perm=[0, 1, 3, 2]))
         scores = graph.op("Add", self._capped(scores, geometry.attention_softcap), mask)
         y = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), values)
@@ -166,16 +165,16 @@ class DecoderGraph:
         else:
             shape = (geometry.vocab_size, geometry.embedded_size)
             logits = self.head.linear(self.head.normalize(hidden), name, shape, bias=False)
-        return graph.cast(self._capped(logits, geometry.logits_softcap), self.body, torch.float32)
+        return graph.wide(self._capped(logits, geometry.logits_softcap))
 
     def _project(self, name: str, x: str, shape: tuple[int, int]) -> str:
         """A linear that stays float. shape: (out, in)."""
         with self.graph.within(name):
-            return FloatLinears(self.graph, self.body).linear(Input(x), name, shape, bias=False)
+            return FloatLinears(self.graph).linear(Input(x), name, shape, bias=False)
 
     def _capped(self, x: str, softcap: float) -> str:
         """softcap * tanh(x / softcap); x itself where there is no cap (0)."""
         if not softcap:
             return x
-        cap = self.graph.constant(softcap, self.body)
+        cap = self.graph.number(softcap)
         return self.graph.op("Mul", self.graph.op("Tanh", self.graph.op("Div", x, cap)), cap)

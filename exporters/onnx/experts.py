@@ -20,10 +20,10 @@ from smoothquant.model import Model
 
 
 class Experts:
-    """The expert layers of a graph. body: dtype of what is not quantized; the router computes in float32."""
+    """The expert layers of a graph. The router computes in float32."""
 
-    def __init__(self, graph: Graph, model: Model, body: torch.dtype, mlp: Mlp) -> None:
-        self.graph, self.model, self.body, self.mlp = graph, model, body, mlp
+    def __init__(self, graph: Graph, model: Model, mlp: Mlp) -> None:
+        self.graph, self.model, self.mlp = graph, model, mlp
         self.experts, self.chosen = model.geometry.experts, model.geometry.experts_per_token
 
     def of(self, layer: int, x: str) -> str:
@@ -52,12 +52,12 @@ class Experts:
         """Shares in the body's dtype, which sum to 1, and the chosen experts, int64."""
         graph, hidden = self.graph, self.model.geometry.hidden_size
         weight = graph.weight(f"{self.model.linear(layer, ROUTER)}.weight", (hidden, self.experts), torch.float32)
-        scores = graph.op("MatMul", graph.cast(rows, self.body, torch.float32), weight)
+        scores = graph.op("MatMul", graph.wide(rows), weight)
         likeliest, chosen = graph.op(
             "TopK", graph.op("Softmax", scores, axis=-1), graph.constant([self.chosen]), outputs=2, axis=-1
         )
         total = graph.op("ReduceSum", likeliest, graph.constant([-1]), keepdims=1)
-        return graph.cast(graph.op("Div", likeliest, total), torch.float32, self.body), chosen
+        return graph.narrow(graph.op("Div", likeliest, total)), chosen
 
     def _sort(self, chosen: str) -> tuple[str, str, str]:
         """chosen: (tokens, experts per token). Returns counts (experts,), slots of each expert; place (slots,), where

@@ -32,12 +32,13 @@ ELEMENTS = {
 class Graph:
     """Values are their names. `scope` prefixes the names of nodes, so that a profile or a viewer reads well.
 
-    opset: a key of `OPSETS`. data: of another graph, to share its weights; what this one needs beside goes behind them.
+    body: dtype of what is not quantized, and of all that passes between the parts of a decoder. opset: a key of
+    `OPSETS`. data: of another graph, to share its weights; what this one needs beside goes behind them.
     """
 
-    def __init__(self, opset: int = OPSET, data: ExternalData | None = None) -> None:
+    def __init__(self, body: torch.dtype = torch.float32, opset: int = OPSET, data: ExternalData | None = None) -> None:
         self.onnx = require("onnx")
-        self.opset = opset
+        self.body, self.opset = body, opset
         self.data = ExternalData() if data is None else data
         self._weights: set[str] = set()
         self.scope = ""
@@ -66,6 +67,10 @@ class Graph:
             self._initializers.append(proto)
             self._constants[key] = name
         return self._constants[key]
+
+    def number(self, value: float) -> str:
+        """A constant in the body's dtype."""
+        return self.constant(value, self.body)
 
     def weight(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> str:
         """A tensor in external data; its content is written later, with `data`."""
@@ -114,6 +119,14 @@ class Graph:
     def cast(self, x: str, source: torch.dtype, target: torch.dtype) -> str:
         """x in another dtype; x itself where it is the same."""
         return x if source == target else self.op("Cast", x, to=self.element(target))
+
+    def wide(self, x: str) -> str:
+        """x, which is in the body's dtype, in float32."""
+        return self.cast(x, self.body, torch.float32)
+
+    def narrow(self, x: str) -> str:
+        """x, which is in float32, in the body's dtype."""
+        return self.cast(x, torch.float32, self.body)
 
     def rounded(self, x: str, dtype: torch.dtype) -> str:
         """float32 x rounded to the numbers of `dtype`, as float32."""

@@ -40,8 +40,8 @@ class Input:
 class FloatLinears:
     """Weights and arithmetic in the body's dtype."""
 
-    def __init__(self, graph: Graph, body: torch.dtype) -> None:
-        self.graph, self.body = graph, body
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
 
     def normalize(self, x: str) -> Input:
         """x: (..., tokens, in) in the body's dtype."""
@@ -50,19 +50,19 @@ class FloatLinears:
     def linear(self, x: Input, name: str, shape: tuple[int, int], bias: bool) -> str:
         """name: of the linear's module; shape: (out, in). Returns (..., tokens, out) in the body's dtype."""
         out, columns = shape
-        y = self.graph.op("MatMul", x.value, self.graph.weight(f"{name}.weight", (columns, out), self.body))
-        return _add_bias(self.graph, y, name, out, self.body) if bias else y
+        y = self.graph.op("MatMul", x.value, self.graph.weight(f"{name}.weight", (columns, out), self.graph.body))
+        return _add_bias(self.graph, y, name, out) if bias else y
 
 
 class PerTokenLinears:
     """INT8 weights, one dynamic activation scale per token."""
 
-    def __init__(self, graph: Graph, body: torch.dtype) -> None:
-        self.graph, self.body = graph, body
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
 
     def normalize(self, x: str) -> Input:
         graph = self.graph
-        x = graph.cast(x, self.body, torch.float32)
+        x = graph.wide(x)
         largest = graph.reduce("ReduceMax", graph.op("Abs", x))
         amax = graph.op("Max", largest, graph.constant(EPS, torch.float32))
         return Input(graph.op("Div", x, amax), amax)
@@ -72,25 +72,25 @@ class PerTokenLinears:
         graph = self.graph
         integers = _quantize_dequantize(graph, x.value, graph.constant(1 / QMAX, torch.float32))
         y = graph.op("Mul", graph.op("MatMul", integers, _int8_weight(graph, name, shape)), x.token_amax)
-        y = graph.cast(y, torch.float32, self.body)
-        return _add_bias(graph, y, name, shape[0], self.body) if bias else y
+        y = graph.narrow(y)
+        return _add_bias(graph, y, name, shape[0]) if bias else y
 
 
 class PerTensorLinears:
     """INT8 weights, one static activation scale per distinct input."""
 
-    def __init__(self, graph: Graph, body: torch.dtype) -> None:
-        self.graph, self.body = graph, body
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
 
     def normalize(self, x: str) -> Input:
-        return Input(self.graph.cast(x, self.body, torch.float32))
+        return Input(self.graph.wide(x))
 
     def linear(self, x: Input, name: str, shape: tuple[int, int], bias: bool) -> str:
         graph = self.graph
         scale = graph.weight(f"{name}.input_scale", (), torch.float32)
         y = graph.op("MatMul", _quantize_dequantize(graph, x.value, scale), _int8_weight(graph, name, shape))
-        y = graph.cast(y, torch.float32, self.body)
-        return _add_bias(graph, y, name, shape[0], self.body) if bias else y
+        y = graph.narrow(y)
+        return _add_bias(graph, y, name, shape[0]) if bias else y
 
 
 Linears = FloatLinears | PerTokenLinears | PerTensorLinears
@@ -113,5 +113,5 @@ def _int8_weight(graph: Graph, name: str, shape: tuple[int, int]) -> str:
     return graph.op("DequantizeLinear", weight, scale, axis=1)
 
 
-def _add_bias(graph: Graph, y: str, name: str, out: int, body: torch.dtype) -> str:
-    return graph.op("Add", y, graph.weight(f"{name}.bias", (out,), body))
+def _add_bias(graph: Graph, y: str, name: str, out: int) -> str:
+    return graph.op("Add", y, graph.weight(f"{name}.bias", (out,), graph.body))

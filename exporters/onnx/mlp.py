@@ -4,41 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
-
-import torch
 
 from exporters.onnx.graph import Graph
 from exporters.onnx.products import Products
 from smoothquant.model import Model
 
 
-def _silu(graph: Graph, x: str, dtype: torch.dtype) -> str:
+def _silu(graph: Graph, x: str) -> str:
     return graph.op("Mul", x, graph.op("Sigmoid", x))
 
 
-def _gelu(graph: Graph, x: str, dtype: torch.dtype) -> str:
+def _gelu(graph: Graph, x: str) -> str:
     if graph.opset >= 20:
         return graph.op("Gelu", x)
-    number = partial(graph.constant, dtype=dtype)
-    erf = graph.op("Erf", graph.op("Mul", x, number(math.sqrt(0.5))))
-    return graph.op("Mul", graph.op("Mul", x, graph.op("Add", erf, number(1.0))), number(0.5))
+    erf = graph.op("Erf", graph.op("Mul", x, graph.number(math.sqrt(0.5))))
+    return graph.op("Mul", graph.op("Mul", x, graph.op("Add", erf, graph.number(1.0))), graph.number(0.5))
 
 
-def _gelu_tanh(graph: Graph, x: str, dtype: torch.dtype) -> str:
+def _gelu_tanh(graph: Graph, x: str) -> str:
     if graph.opset >= 20:
         return graph.op("Gelu", x, approximate="tanh")
-    number = partial(graph.constant, dtype=dtype)
-    cube = graph.op("Mul", graph.op("Mul", graph.op("Mul", x, x), x), number(0.044715))
-    inner = graph.op("Mul", graph.op("Add", x, cube), number(math.sqrt(2 / math.pi)))
-    return graph.op("Mul", graph.op("Mul", x, graph.op("Add", graph.op("Tanh", inner), number(1.0))), number(0.5))
+    cube = graph.op("Mul", graph.op("Mul", graph.op("Mul", x, x), x), graph.number(0.044715))
+    inner = graph.op("Mul", graph.op("Add", x, cube), graph.number(math.sqrt(2 / math.pi)))
+    return graph.op(
+        "Mul", graph.op("Mul", x, graph.op("Add", graph.op("Tanh", inner), graph.number(1.0))), graph.number(0.5)
+    )
 
 
-def _relu(graph: Graph, x: str, dtype: torch.dtype) -> str:
+def _relu(graph: Graph, x: str) -> str:
     return graph.op("Relu", x)
 
 
-ACTIVATIONS: Mapping[str, Callable[[Graph, str, torch.dtype], str]] = {
+ACTIVATIONS: Mapping[str, Callable[[Graph, str], str]] = {
     "silu": _silu,
     "gelu": _gelu,
     "gelu_pytorch_tanh": _gelu_tanh,
@@ -50,8 +47,8 @@ ACTIVATIONS: Mapping[str, Callable[[Graph, str, torch.dtype], str]] = {
 class Mlp:
     """Dense MLPs of a graph, and those of single experts. first: roles of the linears that read their input."""
 
-    def __init__(self, graph: Graph, model: Model, body: torch.dtype, products: Products) -> None:
-        self.graph, self.model, self.body, self.products = graph, model, body, products
+    def __init__(self, graph: Graph, model: Model, products: Products) -> None:
+        self.graph, self.model, self.products = graph, model, products
         self.first = ("gate", "up") if model.family.gated else ("up",)
 
     def of(self, layer: int, x: str) -> str:
@@ -65,7 +62,7 @@ class Mlp:
             activation = ACTIVATIONS[self.model.geometry.activation]
             if self.model.family.gated:
                 gate, up = graph.halves(y, self.model.geometry.intermediate_size)
-                y = graph.op("Mul", activation(graph, gate, self.body), up)
+                y = graph.op("Mul", activation(graph, gate), up)
             else:
-                y = activation(graph, y, self.body)
+                y = activation(graph, y)
         return self.products.of(layer, y, f"down{expert}")

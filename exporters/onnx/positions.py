@@ -28,14 +28,13 @@ class Positions:
         self,
         graph: Graph,
         model: Model,
-        body: torch.dtype,
         ids: str,
         attention_mask: str,
         position_ids: str,
         grouped: bool = True,
     ) -> None:
         self.grouped = grouped
-        self.graph, self.model, self.body = graph, model, body
+        self.graph, self.model = graph, model
         self.ids, self.attention_mask, self.position_ids = ids, attention_mask, position_ids
         self._made: dict[tuple, Any] = {}
 
@@ -73,7 +72,7 @@ class Positions:
             cos = graph.op("Concat", cos, cos, axis=-1)
             sin = graph.op("Concat", graph.op("Neg", sin), sin, axis=-1)
             cos, sin = (graph.op("Unsqueeze", table, graph.constant([1])) for table in (cos, sin))
-            return graph.cast(cos, torch.float32, self.body), graph.cast(sin, torch.float32, self.body)
+            return graph.narrow(cos), graph.narrow(sin)
 
     def _mask(self, window: int | None) -> str:
         """Causality, the window and padding. What is hidden gets half of the dtype's least value, not -inf: a padding
@@ -87,10 +86,10 @@ class Positions:
                 seen = graph.op("And", seen, graph.op("Greater", columns, oldest))
             present = graph.op("Cast", self.attention_mask, to=graph.onnx.TensorProto.BOOL)
             allowed = graph.op("And", seen, graph.op("Unsqueeze", present, graph.constant([1, 2])))
-            hidden = graph.constant(torch.finfo(self.body).min / 2, self.body)
+            hidden = graph.number(torch.finfo(graph.body).min / 2)
             group = geometry.heads // geometry.kv_heads if self.grouped else 1
             if self.model.family.alibi is None:
-                mask = graph.op("Where", allowed, graph.constant(0.0, self.body), hidden)
+                mask = graph.op("Where", allowed, graph.number(0.0), hidden)
                 return graph.op("Concat", *[mask] * group, axis=2) if group > 1 else mask
             mask = graph.op(
                 "Where", allowed, self._once(("alibi",), self._alibi), hidden
@@ -130,4 +129,4 @@ class Positions:
         relative = graph.op("Sub", bias(counted, [1, 2]), bias(self.position_ids, [1, 3]))
         if alibi.scaled:
             relative = graph.op("Mul", relative, graph.constant(geometry.score_scale, torch.float32))
-        return graph.cast(relative, torch.float32, self.body)
+        return graph.narrow(relative)
