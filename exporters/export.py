@@ -20,7 +20,7 @@ from smoothquant.contract import TOLERANCE, Contract
 from smoothquant.errors import ActScalesError, UserError
 from smoothquant.machine import return_freed_tensors
 from smoothquant.model import Model
-from smoothquant.settings import ABSMAX, GROUPS, SCALE, SMOOTHING, SmoothingSettings
+from smoothquant.settings import ABSMAX, CACHE_SCALE, CACHED, GROUPS, SCALE, SMOOTHING, SmoothingSettings
 from smoothquant.stream import QuantizedLayer, QuantizingLayer, SmoothedLayer, smoothed_layers
 from smoothquant.workspace import Workspace, save_tensors
 
@@ -86,7 +86,8 @@ def export(
     """Write every format in one pass over the layers; finished outputs with the same inputs are left alone.
 
     Each output also holds `smoothing.safetensors`: `<linear>.smoothing_scale` and `<linear>.input_absmax`, float32
-    (in,), so that an artifact explains itself and can be compared with its float original.
+    (in,), and where they are known `<layer>.key.cache_scale` and `<layer>.value.cache_scale`, so that an artifact
+    explains itself and can be compared with its float original.
     """
     for writer in writers:
         writer.check(source)
@@ -112,6 +113,17 @@ def check_static(source: Source, out: Path) -> None:
         )
 
 
+def check_outputs(source: Source, why: str) -> None:
+    """Raise ActScalesError unless the range of every linear's output is known."""
+    for name, _ in source.model.linears():
+        if name not in source.output_absmax:
+            raise ActScalesError(
+                f"{why} without the range of the outputs of {name}",
+                expected="output_absmax of every linear, which published .pt scales do not have",
+                do="calibrate this model: smoothquant calibrate MODEL --text FILE --out SCALES",
+            )
+
+
 def check_folded(source: Source, out: Path) -> None:
     """Raise UserError where something is left for run time, in a format whose engines smooth nothing themselves."""
     if source.settings.at_run_time:
@@ -131,7 +143,7 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
     _, behind = min(todo, key=lambda pair: pair[1].next_layer)
     start, kept = behind.next_layer, behind.state()
     contract = Contract(model, kept)
-    smoothing = {name: tensor for name, tensor in kept.items() if name.endswith((SCALE, ABSMAX))}
+    smoothing = {name: tensor for name, tensor in kept.items() if name.endswith((SCALE, ABSMAX, CACHE_SCALE))}
     progress(start, layers)
     for layer in smoothed_layers(model, source.input_absmax, source.settings, start, source.output_absmax):
         lacking = [(writer, work) for writer, work in todo if work.next_layer <= layer.index]
@@ -158,4 +170,6 @@ def _explain(model: Model, layer: SmoothedLayer) -> dict[str, Tensor]:
         found[model.linear(layer.index, role) + SCALE] = scale.clone()
     for role, absmax in layer.input_absmax.items():
         found[model.linear(layer.index, role) + ABSMAX] = absmax.clone()
+    for part, cache_scale in zip(CACHED, layer.cache_scales or (), strict=False):
+        found[model.family.module(layer.index, part) + CACHE_SCALE] = cache_scale.clone()
     return found

@@ -93,6 +93,7 @@ def _attention(model: Model, layer: Layer, x: Tensor, pattern: Pattern) -> Tenso
     q, k = _normed(model, layer, "query", q), _normed(model, layer, "key", k)
     if pattern.rotary:
         q, k = rotate(q, *pattern.rotary), rotate(k, *pattern.rotary)
+    k, v = layer.cached(k, v)
     y = attend(geometry, q, k, v, pattern.bias)
     return layer.linear("o", y.transpose(1, 2).reshape(batch, tokens, geometry.query_size))
 

@@ -1,9 +1,14 @@
-"""Keys and values in 8 bits: what an engine's cache holds, with one static scale for both.
+"""Keys and values in 8 bits: what an engine's cache holds, with a static scale of the layer for each of them.
 
-    kv_scale = max(|k| rotated, |v|) / 127          k8 = clamp(round(k / kv_scale))     v8 = clamp(round(v / kv_scale))
+    key_scale = max |k| rotated / 127           k8 = clamp(round(k / key_scale))
+    value_scale = max |v| / 127                 v8 = clamp(round(v / value_scale))
 
 Calibration sees keys before their rotary embedding, which turns a pair of channels (a, b) by some angle: afterwards
-either of them reaches up to sqrt(a^2 + b^2). That bound is taken, so that no key of the calibration saturates.
+either of them reaches up to sqrt(a^2 + b^2). That bound is taken, so that no key of the calibration saturates. Of keys
+with a norm of their own calibration sees what goes into it; what comes out, sqrt(head_dim) long times the gain, reaches
+up to sqrt(head_dim) max |gain|, however it is turned.
+
+TensorRT-LLM has one scale for both: the larger.
 
 The fold of v -> o leaves values with far smaller ranges than keys have (they are divided by some power of their own
 range), and what one scale gives them is then a few steps of 127. But any constant may be folded along with it: the one
@@ -13,11 +18,39 @@ to 0.0003 (unfolded: 0.0004).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from smoothquant.family import Geometry
-from smoothquant.quantization import QMAX
+from smoothquant.norms import Norm
+from smoothquant.quantization import QMAX, quantize_tensor
+
+Scales = tuple[Tensor, Tensor]  # of keys, of values: float32 scalars > 0
+
+
+def cache_scales(
+    geometry: Geometry, layer: int, key_norm: Norm | None, output_absmax: Mapping[str, Tensor], shared: bool
+) -> Scales | None:
+    """The scales of a layer's cache; None where the ranges are not known. output_absmax: by role (out,), of smoothed
+    linears; shared: both get the larger one."""
+    if "k" not in output_absmax or "v" not in output_absmax:
+        return None
+    if key_norm:
+        keys = geometry.head_dim**0.5 * key_norm.gain.float().abs().amax()
+    else:
+        keys = key_absmax(output_absmax["k"], geometry, layer)
+    values = output_absmax["v"].float().amax()
+    if shared:
+        keys = values = torch.maximum(keys, values)
+    return _scale(keys), _scale(values)
+
+
+def cached(x: Tensor, scale: Tensor) -> Tensor:
+    """Keys or values as an 8-bit cache gives them back, in the dtype of x."""
+    integers, step = quantize_tensor(x, scale)
+    return integers * step
 
 
 def key_absmax(output_absmax: Tensor, geometry: Geometry, layer: int) -> Tensor:
@@ -40,6 +73,9 @@ def match(smoothing_scale: Tensor, value_absmax: Tensor, key_absmax: Tensor) -> 
 
 
 def kv_scale(key_absmax: Tensor, value_absmax: Tensor) -> Tensor:
-    """The scale of keys and values, float32 scalar > 0. key_absmax: scalar; value_absmax: (kv_size,)."""
-    reach = torch.maximum(key_absmax, value_absmax.float().amax())
+    """One scale for keys and values, float32 scalar > 0. key_absmax: scalar; value_absmax: (kv_size,)."""
+    return _scale(torch.maximum(key_absmax, value_absmax.float().amax()))
+
+
+def _scale(reach: Tensor) -> Tensor:
     return torch.where(reach > 0, reach, torch.ones_like(reach)) / QMAX

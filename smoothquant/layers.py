@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from smoothquant import kv_cache
 from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.quantization import w8a8_linear
@@ -28,6 +29,10 @@ class Layer(Protocol):
 
     def linear(self, role: str, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out), bias added."""
+        ...
+
+    def cached(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, rotated, as queries read them: themselves, unless an 8-bit cache is between."""
         ...
 
 
@@ -55,6 +60,9 @@ class FloatLayer:
             self.listen(role, x, y)
         return y
 
+    def cached(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return keys, values
+
 
 @dataclass(frozen=True)
 class W8A8Layer:
@@ -62,6 +70,7 @@ class W8A8Layer:
 
     weights: int8 (out, in) by role; weight_scales: (out,); input_scales: scalars, empty for per-token activations.
     float_weights: of the linears that stay float. smoothers: what inputs are divided by first, (in,).
+    cache_scales: of an 8-bit KV cache, keys' and values'; None for a float one.
     """
 
     index: int
@@ -72,6 +81,7 @@ class W8A8Layer:
     input_scales: Mapping[str, Tensor]
     float_weights: Mapping[str, Tensor] = field(default_factory=dict)
     smoothers: Mapping[str, Tensor] = field(default_factory=dict)
+    cache_scales: kv_cache.Scales | None = None
     listen: Listener | None = None
 
     def to(self, device: str) -> W8A8Layer:
@@ -85,6 +95,7 @@ class W8A8Layer:
             input_scales=_moved(self.input_scales, device),
             float_weights=_moved(self.float_weights, device),
             smoothers=_moved(self.smoothers, device),
+            cache_scales=self.cache_scales,
             listen=self.listen,
         )
 
@@ -98,6 +109,12 @@ class W8A8Layer:
         if self.listen:
             self.listen(role, x, y)
         return y
+
+    def cached(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self.cache_scales is None:
+            return keys, values
+        key_scale, value_scale = self.cache_scales
+        return kv_cache.cached(keys, key_scale), kv_cache.cached(values, value_scale)
 
 
 def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

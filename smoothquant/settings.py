@@ -11,9 +11,10 @@ if TYPE_CHECKING:  # the command line reads this module before it needs torch
     from smoothquant.family import SmoothingGroup
 
 # The file beside every export that records its smoothing, and the ends of its keys: <linear>.smoothing_scale,
-# <linear>.input_absmax (of the smoothed input).
+# <linear>.input_absmax (of the smoothed input), <layer>.key.cache_scale and <layer>.value.cache_scale (8-bit KV cache).
 SMOOTHING = "smoothing.safetensors"
-SCALE, ABSMAX = ".smoothing_scale", ".input_absmax"
+SCALE, ABSMAX, CACHE_SCALE = ".smoothing_scale", ".input_absmax", ".cache_scale"
+CACHED = ("key", "value")
 
 GROUPS = ("default", "paper", "none")  # what any format holds: nothing is left for run time
 RUN_TIME_GROUPS = ("run-time", "unfolded")  # only for engines that smooth an activation themselves

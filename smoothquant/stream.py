@@ -37,6 +37,7 @@ class SmoothedLayer:
     smoother: role -> those of `column` that the engine divides the input by at run time, nothing before it does.
     input_absmax: role -> float32 (in,), calibrated maxima of the smoothed input; empty without act scales.
     output_absmax: role -> float32 (out,), calibrated maxima of the smoothed linear's output, where they are known.
+    cache_scales: that an 8-bit KV cache would have, where they are known.
     """
 
     model: Model
@@ -48,6 +49,7 @@ class SmoothedLayer:
     row: dict[str, Tensor] = field(default_factory=dict)
     smoother: dict[str, Tensor] = field(default_factory=dict)
     output_absmax: dict[str, Tensor] = field(default_factory=dict)
+    cache_scales: kv_cache.Scales | None = None
 
     def weight(self, role: str) -> Tensor:
         """Smoothed weight, float32 (out, in), computed anew at every call."""
@@ -68,6 +70,9 @@ class SmoothedLayer:
     def linear(self, role: str, x: Tensor) -> Tensor:
         """The smoothed linear in float: lets the decoder run this layer."""
         return float_linear(self.divided(role, x), self.weight(role), self.bias(role))
+
+    def cached(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return keys, values
 
     def divided(self, role: str, x: Tensor) -> Tensor:
         """What the engine makes of a linear's input (..., in) before anything else: smoothed, if it has to do that."""
@@ -172,6 +177,9 @@ def smooth_layer(
             layer.column[role] = scale
             layer.input_absmax[role] = act[role] / scale
     layer.output_absmax = {role: reach / layer.row.get(role, 1) for role, reach in output.items()}
+    layer.cache_scales = kv_cache.cache_scales(
+        model.geometry, index, layer.norms.get("key"), layer.output_absmax, shared=settings.kv_cache == "int8"
+    )
     borrow_ranges(layer.input_absmax)
     return layer
 
@@ -212,6 +220,9 @@ class QuantizingLayer:
         if role != ROUTER:
             self._linears[role] = self._quantize(role, weight)
         return float_linear(self.layer.divided(role, x), weight, self.layer.bias(role))
+
+    def cached(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return keys, values
 
     def quantized(self) -> QuantizedLayer:
         """The quantized layer. Linears that the decoder did not run (experts without a token) are done now."""

@@ -21,6 +21,7 @@ from typing import Any
 import numpy
 import torch
 
+from builders.engine import export_inputs
 from builders.onnxruntime.providers import (
     Provider,
     check_available,
@@ -50,7 +51,7 @@ def settings(flags: set[str]) -> dict[str, str]:
 MODEL = "model.onnx"
 SETTINGS = settings(cpu_flags())
 PAST, PRESENT = "past_key_values.", "present."
-HALF = 10  # TensorProto.FLOAT16
+CACHES = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16, "tensor(int8)": numpy.int8}
 
 
 def open_session(
@@ -99,7 +100,7 @@ def _where(provider: Provider, options: Any, folder: Path) -> dict:
     if provider.name == "nv-tensorrt-rtx":
         options.add_provider_for_devices(rtx_devices(), rtx_options(inputs, longest=longest, cache=cache))
         return {}
-    half = any(value.type.tensor_type.elem_type == HALF for value in graph.input)
+    half = export_inputs(manifest)["body"] == "fp16"
     return {"providers": provider_options(provider.name, inputs, half=half, longest=longest, cache=cache)}
 
 
@@ -126,8 +127,7 @@ def first_feed(session: Any, ids: numpy.ndarray, mask: numpy.ndarray | None = No
     feed = {"input_ids": ids, "attention_mask": mask, "position_ids": numpy.maximum(mask.cumsum(axis=1) - 1, 0)}
     for value in session.get_inputs():
         if value.name.startswith(PAST):
-            dtype = numpy.float16 if "float16" in value.type else numpy.float32
-            feed[value.name] = numpy.zeros((len(ids), value.shape[1], 0, value.shape[3]), dtype)
+            feed[value.name] = numpy.zeros((len(ids), value.shape[1], 0, value.shape[3]), CACHES[value.type])
     return feed
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,9 +61,8 @@ class W8A8Stream:
             for role in self.model.quantized_roles
             if self.model.linear(index, role) in self.scheme.float_linears
         }
-        self._layer: W8A8Layer = quantize_layer(self._smoothed, self.scheme.weights).runnable(
-            self.scheme.activations, kept
-        )
+        quantized = quantize_layer(self._smoothed, self.scheme.weights).runnable(self.scheme.activations, kept)
+        self._layer: W8A8Layer = replace(quantized, cache_scales=self.scheme.cache_scales(self.model, index))
         self._powers: dict[str, Tensor] = {}  # by role; experts that no token reaches have none
         self._squares, self._tokens = 0.0, 0
 

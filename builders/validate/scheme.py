@@ -3,6 +3,7 @@
     manifest.json          what the export was made from: model, smoothing settings, form of activations and weights
     smoothing.safetensors  <linear>.smoothing_scale float32 (in,), where the input is smoothed
                            <linear>.input_absmax    float32 (in,), calibrated maxima of the smoothed input
+                           <layer>.key.cache_scale, <layer>.value.cache_scale   float32, of an 8-bit KV cache
 
 The layers are rebuilt from the recorded scales, not from the equation that once gave them: int8 weights and static
 input scales come out bit for bit as the engine holds them. (A norm's folded gain is gain / s once more. In 16 bits
@@ -27,7 +28,7 @@ from smoothquant.errors import UserError
 from smoothquant.layers import FloatLayer
 from smoothquant.model import Model
 from smoothquant.quantization import GRANULARITIES
-from smoothquant.settings import ABSMAX, SCALE, SMOOTHING, SmoothingSettings
+from smoothquant.settings import ABSMAX, CACHE_SCALE, CACHED, KV_CACHES, SCALE, SMOOTHING, SmoothingSettings
 from smoothquant.stream import SmoothedLayer
 from smoothquant.workspace import load_manifest
 
@@ -43,6 +44,7 @@ class Scheme:
     activations: "per-token", "per-tensor", or "float": nothing is quantized. lm_head: "float" or "int8" (per token).
     settings: says which of the recorded scales were folded into what. weights: "per-channel" or "per-tensor".
     smoothing_scale, input_absmax: by linear, float32 (in,). float_linears: module names of those left in float.
+    cache_scale: by layer and part, of an 8-bit KV cache; empty for a float one.
     """
 
     key: str
@@ -53,10 +55,18 @@ class Scheme:
     settings: SmoothingSettings = field(default_factory=SmoothingSettings)
     weights: str = "per-channel"
     float_linears: frozenset[str] = frozenset()
+    cache_scale: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     def column(self, model: Model, index: int, role: str) -> Tensor | None:
         """smoothing_scale (in,) of a linear, None where its input is as it was."""
         return self.smoothing_scale.get(model.linear(index, role))
+
+    def cache_scales(self, model: Model, index: int) -> tuple[Tensor, Tensor] | None:
+        """Of the keys and values of a layer, None for a float cache."""
+        if not self.cache_scale:
+            return None
+        key, value = (self.cache_scale[model.family.module(index, part)] for part in CACHED)
+        return key, value
 
     def layer(self, model: Model, index: int, source: FloatLayer) -> SmoothedLayer:
         """One layer of the checkpoint with the recorded smoothing folded in."""
@@ -89,11 +99,12 @@ def read_scheme(folder: str | Path) -> Scheme:
     folder = Path(folder)
     inputs = export_inputs(load_manifest(folder))
     activations, lm_head = inputs.get("activations", "float"), inputs.get("lm_head", "float")
-    weights = inputs.get("weights", GRANULARITIES[0])
+    weights, kv_cache = inputs.get("weights", GRANULARITIES[0]), inputs.get("kv_cache", KV_CACHES[0])
     for name, found, known in (
         ("activations", activations, ACTIVATIONS),
         ("lm_head", lm_head, LM_HEADS),
         ("weights", weights, GRANULARITIES),
+        ("KV cache", kv_cache, KV_CACHES),
     ):
         if found not in known:
             raise UserError(f"{folder}: {name} {found!r}", expected=f"one of {', '.join(known)}", do="export it again")
@@ -107,10 +118,11 @@ def read_scheme(folder: str | Path) -> Scheme:
             do="make it again with smoothquant export",
         ) from error
     settings, kept = SmoothingSettings(**inputs.get("smoothing", {})), inputs.get("float_linears", [])
-    facts = f"{activations} {lm_head} {weights} {settings.groups} {kept}\n"
+    facts = f"{activations} {lm_head} {weights} {settings.groups} {kept} {kv_cache}\n"
     key = hashlib.sha256(facts.encode() + content).hexdigest()[:16]
     scales, ranges = _ending(tensors, SCALE), _ending(tensors, ABSMAX)
-    return Scheme(key, activations, lm_head, scales, ranges, settings, weights, frozenset(kept))
+    cache = _ending(tensors, CACHE_SCALE) if kv_cache == "int8" else {}
+    return Scheme(key, activations, lm_head, scales, ranges, settings, weights, frozenset(kept), cache)
 
 
 def _ending(tensors: Mapping[str, Tensor], end: str) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The decoder graph, written from the family record.
 
 inputs   input_ids, position_ids (batch, sequence) int64; attention_mask (batch, total) int64, 1 = token, 0 = padding;
-         past_key_values.N.key/value (batch, kv_heads, past, head_dim), past may be 0; total = past + sequence
+         past_key_values.N.key/value (batch, kv_heads, past, head_dim), past may be 0; total = past + sequence (`cache`)
 outputs  logits (batch, sequence, vocab) float32; present.N.key/value (batch, kv_heads, total, head_dim)
 
 Standard operators only. Keys and values are never repeated: the query heads that share a kv head become rows of one
@@ -11,14 +11,15 @@ quantization of the input, one integer kernel.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import torch
 
+from exporters.onnx.cache import Cache
 from exporters.onnx.experts import Experts
 from exporters.onnx.external_data import ExternalData
-from exporters.onnx.graph import OPSET, Graph
+from exporters.onnx.form import LM_HEADS, Form
+from exporters.onnx.graph import Graph
 from exporters.onnx.linears import FORMS, FloatLinears, Input, Linears
 from exporters.onnx.mlp import Mlp
 from exporters.onnx.norms import Norms
@@ -26,31 +27,20 @@ from exporters.onnx.positions import Positions
 from exporters.onnx.products import QKV, Products
 from smoothquant.model import Model
 
-CACHE = ("key", "value")
-
 
 class DecoderGraph:
-    """Builds the graph of a model. activations, lm_head: forms of `linears.FORMS`; body: float32, float16 or bfloat16;
-    kept: module names of the linears that are left in float; opset, data: see `Graph`."""
+    """Builds the graph of a model. data: of another graph of the model, to share its weights."""
 
-    def __init__(
-        self,
-        model: Model,
-        activations: str,
-        body: torch.dtype,
-        lm_head: str,
-        kept: Collection[str] = (),
-        opset: int = OPSET,
-        data: ExternalData | None = None,
-    ) -> None:
-        self.model, self.geometry, self.graph = model, model.geometry, Graph(body, opset, data)
+    def __init__(self, model: Model, form: Form, data: ExternalData | None = None) -> None:
+        self.model, self.geometry, self.form = model, model.geometry, form
+        self.graph = Graph(form.dtype, form.opset, data)
         plain = FloatLinears(self.graph)
-        quantized = plain if activations == "float" else FORMS[activations](self.graph)
-        self.products = Products(self.graph, model, quantized, plain, kept)
+        quantized = plain if form.activations == "float" else FORMS[form.activations](self.graph)
+        self.products = Products(self.graph, model, quantized, plain, form.kept)
         self.norms = Norms(self.graph, model)
         self.mlp = Mlp(self.graph, model, self.products)
         self.branch: Mlp | Experts = Experts(self.graph, model, self.mlp) if model.geometry.experts else self.mlp
-        self.head: Linears = FORMS[lm_head](self.graph)
+        self.head: Linears = FORMS[LM_HEADS[form.lm_head]](self.graph)
         self._build()
 
     def _build(self) -> None:
@@ -58,23 +48,15 @@ class DecoderGraph:
         ids = graph.input("input_ids", torch.int64, ("batch", "sequence"))
         mask = graph.input("attention_mask", torch.int64, ("batch", "total"))
         position_ids = graph.input("position_ids", torch.int64, ("batch", "sequence"))
-        shape = ("batch", geometry.kv_heads, "past", geometry.head_dim)
-        past = [
-            tuple(graph.input(f"past_key_values.{layer}.{part}", graph.body, shape) for part in CACHE)
-            for layer in range(geometry.layers)
-        ]
+        layers = [family.layer.format(layer) for layer in range(geometry.layers)]
+        self.cache = Cache(graph, geometry, self.form.kv, layers)
         self.positions = Positions(graph, self.model, ids, mask, position_ids, grouped=graph.opset < 23)
         table = graph.weight(f"{family.embedding}.weight", (geometry.vocab_size, geometry.embedded_size), graph.body)
         hidden = self._embed(table, ids, position_ids)
-        present = []
         for layer in range(geometry.layers):
-            hidden, keys, values = self._layer(layer, hidden, *past[layer])
-            present.append((keys, values))
+            hidden = self._layer(layer, hidden)
         graph.output(self._logits(hidden, table), "logits", torch.float32, ("batch", "sequence", geometry.vocab_size))
-        shape = ("batch", geometry.kv_heads, "total", geometry.head_dim)
-        for layer, pair in enumerate(present):
-            for value, part in zip(pair, CACHE, strict=True):
-                graph.output(value, f"present.{layer}.{part}", graph.body, shape)
+        self.cache.put_out()
 
     def _embed(self, table: str, ids: str, position_ids: str) -> str:
         graph, geometry, family = self.graph, self.geometry, self.model.family
@@ -92,8 +74,8 @@ class DecoderGraph:
             hidden = graph.op("Add", hidden, graph.op("Gather", places, index))
         return self.norms.at(family.embedding_norm, hidden) if family.embedding_norm else hidden
 
-    def _layer(self, layer: int, hidden: str, past_key: str, past_value: str) -> tuple[str, str, str]:
-        """hidden: (batch, sequence, hidden). Returns the same, and the keys and values up to now."""
+    def _layer(self, layer: int, hidden: str) -> str:
+        """hidden: (batch, sequence, hidden); returns the same shape."""
         graph, family, norms, products = self.graph, self.model.family, self.norms, self.products
         x = norms.of_layer(layer, "attention", hidden)
         if family.parallel and "mlp" not in family.norms:  # both branches read one input: one product
@@ -102,24 +84,24 @@ class DecoderGraph:
             sizes = graph.constant([size, products.width(self.mlp.first)])
             graph.scope = family.module(layer, "branches")
             qkv, inner = graph.op("Split", y, sizes, outputs=2, axis=-1)
-            branch, keys, values = self._attention(layer, qkv, past_key, past_value)
+            branch = self._attention(layer, qkv)
             other = self.mlp.activated(layer, inner)
         else:
-            branch, keys, values = self._attention(layer, products.of(layer, x, *QKV), past_key, past_value)
+            branch = self._attention(layer, products.of(layer, x, *QKV))
             if family.parallel:
                 other = self.branch.of(layer, norms.of_layer(layer, "mlp", hidden))
         branch = norms.of_layer(layer, "attention_output", branch)
         graph.scope = family.module(layer, "residual")
         if family.parallel:
             other = norms.of_layer(layer, "mlp_output", other)
-            return graph.op("Add", hidden, graph.op("Add", branch, other)), keys, values
+            return graph.op("Add", hidden, graph.op("Add", branch, other))
         hidden = norms.of_layer(layer, "attention_residual", graph.op("Add", hidden, branch))
         other = norms.of_layer(layer, "mlp_output", self.branch.of(layer, norms.of_layer(layer, "mlp", hidden)))
         graph.scope = family.module(layer, "residual")
-        return norms.of_layer(layer, "mlp_residual", graph.op("Add", hidden, other)), keys, values
+        return norms.of_layer(layer, "mlp_residual", graph.op("Add", hidden, other))
 
-    def _attention(self, layer: int, qkv: str, past_key: str, past_value: str) -> tuple[str, str, str]:
-        """qkv: (batch, sequence, heads of q, k, v). Returns (batch, sequence, hidden), keys, values."""
+    def _attention(self, layer: int, qkv: str) -> str:
+        """qkv: (batch, sequence, heads of q, k, v); returns (batch, sequence, hidden)."""
         graph, geometry, kind = self.graph, self.geometry, self.geometry.attention[layer]
         heads, kv_heads, head_dim = geometry.heads, geometry.kv_heads, geometry.head_dim
         graph.scope = self.model.family.module(layer, "attention")
@@ -133,22 +115,21 @@ class DecoderGraph:
             qk, v = graph.op("Split", qkv, graph.constant([heads + kv_heads, kv_heads]), outputs=2, axis=1)
             qk = self.positions.rotate(qk, kind)
             q, k = graph.op("Split", qk, graph.constant([heads, kv_heads]), outputs=2, axis=1)
-        keys = graph.op("Concat", past_key, k, axis=2)
-        values = graph.op("Concat", past_value, v, axis=2)
-        y = self._attend(q, keys, values, self.positions.mask(kind.window))
+        keys = self.cache.extended(layer, "key", k, flipped=graph.opset < 23)
+        y = self._attend(q, keys, self.cache.extended(layer, "value", v), self.positions.mask(kind.window))
         y = graph.op("Transpose", y, perm=[0, 2, 1, 3])
         y = graph.op("Reshape", y, graph.constant([0, 0, geometry.query_size]))
-        return self.products.of(layer, y, "o"), keys, values
+        return self.products.of(layer, y, "o")
 
     def _attend(self, q: str, keys: str, values: str, mask: str) -> str:
-        """q: (batch, heads, sequence, head_dim); returns the same shape."""
+        """q: (batch, heads, sequence, head_dim); returns the same shape. keys: flipped for basic operators."""
         graph, geometry = self.graph, self.geometry
         if graph.opset >= 23:
             cap: dict[str, Any] = {"softcap": geometry.attention_softcap} if geometry.attention_softcap else {}
             return graph.op("Attention", q, keys, values, mask, scale=geometry.score_scale, **cap)
         q = graph.op("Reshape", q, graph.constant([0, geometry.kv_heads, -1, geometry.head_dim]))
         q = graph.op("Mul", q, graph.number(geometry.score_scale))
-        scores = graph.op("MatMul", q, graph.op("Transpose", keys, perm=[0, 1, 3, 2]))
+        scores = graph.op("MatMul", q, keys)
         scores = graph.op("Add", self._capped(scores, geometry.attention_softcap), mask)
         y = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), values)
         return graph.op("Reshape", y, graph.constant([0, geometry.heads, -1, geometry.head_dim]))

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from exporters.export import Source, check_folded, check_static
+from exporters.export import Source, check_folded, check_outputs, check_static
 from exporters.onnx.decoder import DecoderGraph
 from exporters.onnx.external_data import FILE, ExternalData
-from exporters.onnx.graph import OPSET, OPSETS
+from exporters.onnx.form import Form
+from exporters.onnx.graph import OPSET
 from exporters.onnx.products import Merged
 from exporters.sidecars import copy_tokenizer
 from smoothquant.errors import ContractError, UserError
@@ -27,17 +28,16 @@ from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.packages import require
 from smoothquant.quantization import quantize_weight
+from smoothquant.settings import CACHE_SCALE, CACHED
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace
 
-BODIES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 GRAPHS = {  # option -> file -> form of the activations
     "per-token": {"model.onnx": "per-token"},
     "per-tensor": {"model.onnx": "per-tensor"},
     "both": {"model.onnx": "per-token", "model.per-tensor.onnx": "per-tensor"},
     "float": {"model.onnx": "float"},
 }
-LM_HEADS = {"float": "float", "int8": "per-token"}  # option -> form of the output head
 
 
 class OnnxWriter:
@@ -45,9 +45,8 @@ class OnnxWriter:
 
     activations: "per-token", "per-tensor", "both" (two graphs that share their weights), or "float": the unquantized
     twin, an engine's reference.
-    body: "fp32", "fp16" or "bf16" (for TensorRT alone), the dtype of everything that is not INT8. lm_head: "float" or
-    "int8". kept: module names of linears to leave in float where scales are static (`smoothquant.static`).
-    opset: of `graph.OPSETS`.
+    kept: module names of linears to leave in float where scales are static (`smoothquant.static`).
+    body, lm_head, opset, kv: see `Form`.
     """
 
     step = "export onnx"
@@ -60,27 +59,27 @@ class OnnxWriter:
         lm_head: str = "float",
         kept: Sequence[str] = (),
         opset: int = OPSET,
+        kv: str = "float",
     ) -> None:
-        for value, choices in ((activations, GRAPHS), (body, BODIES), (lm_head, LM_HEADS), (opset, OPSETS)):
-            if value not in choices:
-                raise UserError(f"ONNX export: {value!r}", expected=f"one of {', '.join(map(str, choices))}")
-        if activations == "float" and lm_head != "float":
-            raise UserError(
-                f"ONNX export: a float graph with an {lm_head} lm_head",
-                expected="no lm_head but float in a float graph",
-            )
+        if activations not in GRAPHS:
+            raise UserError(f"ONNX export: {activations!r}", expected=f"one of {', '.join(GRAPHS)}")
         require("onnx")
-        self.out, self.activations, self.body, self.lm_head = Path(out), activations, body, lm_head
+        self.out, self.activations = Path(out), activations
         self.weights: str | None = None if activations == "float" else "per-channel"
-        self.kept, self.opset = tuple(kept), opset
-        self.settings: Mapping = {"activations": activations, "body": body, "lm_head": lm_head} | (
-            ({"float_linears": list(kept)} if kept else {}) | ({"opset": opset} if opset != OPSET else {})
-        )
+        static = {"per-tensor": tuple(kept)}
+        self.forms = {
+            file: Form(form, body, lm_head, kv, opset, static.get(form, ()))
+            for file, form in GRAPHS[activations].items()
+        }
+        told = [form.settings for form in self.forms.values()]
+        self.settings: Mapping = {**told[0], **told[-1], "activations": activations}
 
     def check(self, source: Source) -> None:
         check_folded(source, self.out)
         if "per-tensor" in GRAPHS[self.activations].values():
             check_static(source, self.out)
+        if self.settings.get("kv_cache"):
+            check_outputs(source, f"{self.out}: an INT8 KV cache")
 
     def nbytes(self, model: Model) -> int:
         return next(iter(self._decoders(model).values())).graph.data.nbytes
@@ -97,6 +96,8 @@ class OnnxWriter:
         if ROUTER in layer.source.weights:
             name = f"{self.model.linear(layer.index, ROUTER)}.weight"
             self.data.write_transposed(name, [self._to_planned(name, layer.weight(ROUTER))])
+        if self.settings.get("kv_cache"):
+            self._write_cache_scales(layer)
         graphs = (decoder.products.merged[layer.index] for decoder in self.decoders.values())
         for merged in dict.fromkeys(merged for graph in graphs for merged in graph):
             if quantized is None or not merged.quantized:
@@ -123,7 +124,7 @@ class OnnxWriter:
         for name in filter(None, (family.project_in, family.project_out)):
             self._write_transposed(f"{name}.weight", f"{name}.weight")
         head = f"{family.lm_head}.weight"
-        if self.lm_head == "int8":
+        if f"{head}_int8" in self.data.places:
             self._write_int8_head()
         elif head in self.data.places:
             self._write_transposed(head, model.lm_head)
@@ -133,21 +134,19 @@ class OnnxWriter:
 
     def _decoders(self, model: Model) -> dict[str, DecoderGraph]:
         """file -> its graph; they share one file of weights."""
-        found: dict[str, DecoderGraph] = {}
         data = ExternalData()
-        for file, activations in GRAPHS[self.activations].items():
-            kept = self.kept if activations == "per-tensor" else ()
-            found[file] = DecoderGraph(
-                model, activations, BODIES[self.body], LM_HEADS[self.lm_head], kept, self.opset, data
-            )
-        return found
+        return {file: DecoderGraph(model, form, data) for file, form in self.forms.items()}
 
     def _save_graphs(self) -> None:
         for file, decoder in self.decoders.items():
-            own = {"activations": GRAPHS[self.activations][file]}
-            facts = {"family": self.model.family.name, **self.settings, **own}
+            facts = {"family": self.model.family.name, **decoder.form.settings}
             proto = decoder.graph.model({"smoothquant": json.dumps(facts)})
             self.work.path(file).write_bytes(proto.SerializeToString())
+
+    def _write_cache_scales(self, layer: SmoothedLayer) -> None:
+        assert layer.cache_scales is not None  # `check` has seen to it
+        for part, scale in zip(CACHED, layer.cache_scales, strict=True):
+            self.data.write(self.model.family.module(layer.index, part) + CACHE_SCALE, scale)
 
     def _write_int8_head(self) -> None:
         scales: list[Tensor] = []

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from exporters.export import Source, check_static
+from exporters.export import Source, check_outputs, check_static
 from exporters.safetensors_files import Planned, SafetensorsFile
 from exporters.sidecars import copy_tokenizer
 from exporters.trtllm.config import config
@@ -26,7 +26,7 @@ from exporters.trtllm.ranks import Ranks
 from exporters.trtllm.suitable import check_ranks, decoder_of
 from exporters.trtllm.tensors import LayerTensors
 from exporters.trtllm.versions import DEFAULT, check_version
-from smoothquant.errors import ActScalesError, ContractError, UserError
+from smoothquant.errors import ContractError, UserError
 from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.settings import SmoothingSettings
@@ -81,7 +81,7 @@ class TrtllmWriter:
         static = self.mode.static and self.mode.plugin
         for needed, why in ((static, "static activations"), (self.kv == "int8", "an INT8 KV cache")):
             if needed:
-                _check_outputs(source, f"{self.out}: {why}")
+                check_outputs(source, f"{self.out}: {why}")
 
     def nbytes(self, model: Model) -> int:
         stages = (self._plan_stage(model, stage) for stage in range(self.ranks.pp))
@@ -155,17 +155,6 @@ class TrtllmWriter:
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ContractError(f"{name} overflows {tensor.dtype}", do="lower alpha, or export with --dtype bfloat16")
         return tensor
-
-
-def _check_outputs(source: Source, why: str) -> None:
-    """Raise ActScalesError unless the range of every linear's output is known."""
-    for name, _ in source.model.linears():
-        if name not in source.output_absmax:
-            raise ActScalesError(
-                f"{why} without the range of the outputs of {name}",
-                expected="output_absmax of every linear, which published .pt scales do not have",
-                do="calibrate this model: smoothquant calibrate MODEL --text FILE --out SCALES",
-            )
 
 
 def _example(model: Model) -> tuple[QuantizedLayer, dict[str, Tensor]]:

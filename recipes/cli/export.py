@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from recipes.cli import export_trtllm, options
+from recipes.cli import export_onnx, export_trtllm, options
 from recipes.cli.ui import Ui
 from smoothquant.errors import UserError
 from smoothquant.settings import SmoothingSettings
@@ -25,11 +25,7 @@ TARGETS = {
         "INT8 weights per output channel, INT8 activations; loads with transformers + compressed-tensors, "
         "and is the form that vLLM serves.",
     ),
-    "onnx": (
-        "the W8A8 ONNX graph (Q/DQ)",
-        "A decoder with KV cache in standard operators, weights in external data. Build an engine from it: "
-        "smoothquant build onnxruntime DIR --out ENGINE.",
-    ),
+    "onnx": (export_onnx.SUMMARY, export_onnx.DESCRIPTION),
     "trtllm": (export_trtllm.SUMMARY, export_trtllm.DESCRIPTION),
 }
 
@@ -69,42 +65,22 @@ def _add_own(target: str, command: argparse.ArgumentParser) -> None:
     if target == "trtllm":
         export_trtllm.add_options(command)
         return
-    command.add_argument(
-        "--act",
-        choices=("per-token", "per-tensor", "both") if target == "onnx" else ("per-token", "per-tensor"),
-        default="per-token",
-        help="activations: one dynamic scale per token (accurate, default) or one static scale per tensor"
-        + ("; both: two graphs that share their weights" if target == "onnx" else ""),
-    )
+    if target == "onnx":
+        export_onnx.add_options(command)
+    else:
+        command.add_argument(
+            "--act",
+            choices=("per-token", "per-tensor"),
+            default="per-token",
+            help="activations: one dynamic scale per token (accurate, default) or one static scale per tensor",
+        )
     command.add_argument(
         "--keep-float",
         metavar="auto|none|ROLES",
         default="auto",
-        help="with --act per-tensor: linears to leave in float. auto (default): those whose input one static scale "
-        "would ruin, by the act scales; none; or roles, as in o,down",
+        help="with static scales: linears to leave in float. auto (default): those whose input one static scale would "
+        "ruin, by the act scales; none; or roles, as in o,down",
     )
-    if target == "onnx":
-        command.add_argument("--float", action="store_true", help="the unquantized graph: a reference engine")
-        command.add_argument(
-            "--dtype",
-            choices=("fp32", "fp16", "bf16"),
-            default="fp32",
-            help="of everything that is not INT8 (default fp32; bf16 is for TensorRT alone)",
-        )
-        command.add_argument(
-            "--opset",
-            type=int,
-            choices=(17, 21, 23),
-            default=21,
-            help="17 is for TensorRT 8.6, 23 (attention as one operator) for TensorRT from 10.14 on in half precision; "
-            "default 21, for everything else",
-        )
-        command.add_argument(
-            "--lm-head",
-            choices=("float", "int8"),
-            default="float",
-            help="quantize the output head too: quicker decode; measure the accuracy (default float)",
-        )
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
@@ -115,6 +91,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from smoothquant.workspace import load_manifest
 
     model = open_model(arguments.model, arguments.family)
+    if arguments.target == "onnx":
+        export_onnx.check(arguments)
     if arguments.target == "trtllm":
         settings = export_trtllm.settings(arguments, model)
     plain = arguments.target == "onnx" and arguments.float
@@ -122,9 +100,10 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         source = source_of(model, None, SmoothingSettings(groups="none"))
     else:
         source = source_of(model, arguments.act_scales, settings)
-    kept = _kept(arguments, source) if "keep_float" in arguments and not plain else ()
+    kept = _kept(arguments, source) if "keep_float" in arguments else ()
     if kept:
-        ui.note(f"{len(kept)} linears stay in float, as {kept[0]}: one static scale would ruin them (--keep-float)")
+        why = ": one static scale would ruin them (--keep-float)" if arguments.keep_float == "auto" else ""
+        ui.note(f"{len(kept)} linears stay in float, as {kept[0]}{why}")
     with ui.progress(f"export {arguments.target}") as progress:
         export(source, [_writer(arguments, model, kept)], overwrite=arguments.overwrite, progress=progress)
     if arguments.target == "trtllm":
@@ -139,10 +118,10 @@ def _kept(arguments: argparse.Namespace, source: Source) -> tuple[str, ...]:
     """Linears to leave in float."""
     from smoothquant.static import linears_to_keep
 
-    if arguments.act == "per-token":
+    if arguments.act in (None, "per-token"):
         if arguments.keep_float not in ("auto", "none"):
             raise UserError(
-                f"--keep-float {arguments.keep_float} with activations per token",
+                f"--keep-float {arguments.keep_float} without static activations",
                 expected="--act per-tensor",
                 do="drop --keep-float: one scale per token needs no linear in float",
             )
@@ -163,9 +142,4 @@ def _writer(arguments: argparse.Namespace, model: Model, kept: tuple[str, ...]) 
         from exporters.huggingface import W8A8Writer
 
         return W8A8Writer(arguments.out, arguments.act, kept=kept)
-    from exporters.onnx import OnnxWriter
-
-    activations = "float" if arguments.float else arguments.act
-    return OnnxWriter(
-        arguments.out, activations, body=arguments.dtype, lm_head=arguments.lm_head, kept=kept, opset=arguments.opset
-    )
+    return export_onnx.writer(arguments, kept)

@@ -66,7 +66,8 @@ class Case:
 
     @cached_property
     def source(self) -> Source:
-        return Source(self.model, SETTINGS, self.act_scales.input_absmax, {"model": self.model.checkpoint.fingerprint})
+        scales, names = self.act_scales, {"model": self.model.checkpoint.fingerprint}
+        return Source(self.model, SETTINGS, scales.input_absmax, names, scales.output_absmax)
 
     def export(self, form: str) -> Path:
         """The folder of an export: a key of WRITERS."""

@@ -12,8 +12,8 @@ import onnx
 import onnxruntime
 import torch
 
+from builders.onnxruntime.session import CACHES, subnormals_as_zero
 from builders.onnxruntime.session import SETTINGS as ENGINE_SETTINGS
-from builders.onnxruntime.session import subnormals_as_zero
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
 from smoothquant.settings import SmoothingSettings
@@ -82,9 +82,8 @@ class Runner:
         return [torch.from_numpy(value) for value in found[: len(outputs)]]
 
     def _past(self, value: onnxruntime.NodeArg, batch: int) -> numpy.ndarray:
-        dtype = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16}[value.type]
         _, kv_heads, _, head_dim = value.shape
-        return self.past.get(value.name, numpy.zeros((batch, kv_heads, 0, head_dim), dtype))
+        return self.past.get(value.name, numpy.zeros((batch, kv_heads, 0, head_dim), CACHES[value.type]))
 
 
 @dataclass(frozen=True)

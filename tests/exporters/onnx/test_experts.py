@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from exporters.onnx.decoder import DecoderGraph
+from exporters.onnx.form import Form
 from smoothquant import decoder
 from smoothquant.attention import patterns
 from smoothquant.family import ROUTER
@@ -50,7 +51,7 @@ def test_other_experts_are_not_computed(form: str, mixtral: Case, tmp_path: Path
     assert len(mine) == 2 * 2
 
     data = bytearray((folder / "model.onnx.data").read_bytes())
-    graph, spoiled = DecoderGraph(mixtral.model, form, torch.float32, "float").graph, set()
+    graph, spoiled = DecoderGraph(mixtral.model, Form(form)).graph, set()
     for name, place in graph.data.places.items():
         if ".experts." in name and name.endswith(("weight", "weight_scale")):
             expert = name.rpartition(".")[0].rpartition(".")[0]

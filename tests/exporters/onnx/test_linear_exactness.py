@@ -15,6 +15,7 @@ from torch import Tensor
 
 from exporters.export import Source
 from exporters.onnx.decoder import DecoderGraph
+from exporters.onnx.form import Form
 from smoothquant.contract import relative_error
 from smoothquant.quantization import quantize_tensor, quantize_tokens, quantize_weight, w8a8_linear
 from smoothquant.stream import QuantizedLinear, quantize_layer, smoothed_layers
@@ -39,7 +40,7 @@ SMALLEST = 2.0**-25  # and its largest error below the normal numbers
 
 def quantized_linears(source: Source) -> dict[str, list[QuantizedLinear]]:
     """By the name of a product: the linears side by side in it; the head's has one dynamic scale per token."""
-    merged = DecoderGraph(source.model, "per-token", torch.float32, "float").products.merged
+    merged = DecoderGraph(source.model, Form()).products.merged
     found = {}
     for layer in map(quantize_layer, smoothed_layers(source.model, source.input_absmax, SETTINGS)):
         for product in merged[layer.index]:

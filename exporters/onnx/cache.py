@@ -1,0 +1,56 @@
+"""Keys and values of earlier tokens: inputs of the graph, lengthened by the new ones, outputs again.
+
+float   all = Concat(past, new)
+int8    all = Concat(past, QuantizeLinear(new, scale))      queries read DequantizeLinear(all, scale)
+
+The integers are what goes in and comes out: a cache of a quarter of the size, or half. New keys and values are read as
+the cache gives them back, so that a prompt run in pieces is the prompt run whole. Scales are static, of a layer's keys
+and of its values (`smoothquant.kv_cache`), and float32 like all others.
+
+Keys are flipped as integers, before DequantizeLinear: a Transpose behind it makes ONNX Runtime 1.32 convert the whole
+cache once more, or, with int8 zero points, refuse the graph.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from exporters.onnx.graph import Graph
+from smoothquant.family import Geometry
+from smoothquant.settings import CACHE_SCALE, CACHED
+
+KINDS = ("float", "int8")
+
+
+class Cache:
+    """The caches of all layers, keys and values each (batch, kv_heads, past, head_dim). kind: of `KINDS`; names: of the
+    layers, which their scales are stored under."""
+
+    def __init__(self, graph: Graph, geometry: Geometry, kind: str, names: list[str]) -> None:
+        self.graph, self.geometry, self.names = graph, geometry, names
+        self.dtype = torch.int8 if kind == "int8" else graph.body
+        self._present: list[tuple[str, str]] = []
+        for layer in range(len(names)):
+            for part in CACHED:
+                graph.input(f"past_key_values.{layer}.{part}", self.dtype, self._shape("past"))
+
+    def extended(self, layer: int, part: str, new: str, flipped: bool = False) -> str:
+        """All keys or values of a layer up to now, in the body's dtype. part: of `CACHED`; new: those of the tokens
+        under way; flipped: with the last two dimensions exchanged."""
+        graph, steps = self.graph, []
+        if self.dtype == torch.int8:
+            scale = graph.weight(f"{self.names[layer]}.{part}{CACHE_SCALE}", (), torch.float32)
+            steps = [scale, graph.constant(0, torch.int8)]
+            new = graph.op("QuantizeLinear", graph.wide(new), *steps)
+        held = graph.op("Concat", f"past_key_values.{layer}.{part}", new, axis=2)
+        self._present.append((held, f"present.{layer}.{part}"))
+        seen = graph.op("Transpose", held, perm=[0, 1, 3, 2]) if flipped else held
+        return graph.narrow(graph.op("DequantizeLinear", seen, *steps)) if steps else seen
+
+    def put_out(self) -> None:
+        """Declare the outputs."""
+        for held, name in self._present:
+            self.graph.output(held, name, self.dtype, self._shape("total"))
+
+    def _shape(self, tokens: str) -> tuple[int | str, ...]:
+        return ("batch", self.geometry.kv_heads, tokens, self.geometry.head_dim)

@@ -1,0 +1,82 @@
+"""smoothquant export onnx: its options, together and against each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from act_scales.store import ActScales
+from builders.exports import open_export
+from recipes.cli import main
+from smoothquant.workspace import load_manifest
+from tests.exporters.onnx.graphs import Runner
+from tests.families.case import Case
+from tests.models import sample_ids
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case("llama", tmp_path_factory.mktemp("export"))
+
+
+@pytest.fixture(scope="module")
+def scales(case: Case) -> Path:
+    assert case.act_scales
+    return case.root / "act_scales.safetensors"
+
+
+def export(capsys: pytest.CaptureFixture[str], case: Case, *arguments: object) -> tuple[int, str]:
+    """Status, and what is said on stderr."""
+    status = main(["export", "onnx", str(case.folder), *map(str, arguments), "--quiet"])
+    return status, capsys.readouterr().err.strip()
+
+
+def test_all_at_once(case: Case, scales: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--act", "both", "--dtype", "fp16", "--kv", "int8", "--lm-head", "int8", "--keep-float", "down")
+    assert export(capsys, case, scales, *options, "--opset", 17, "--out", tmp_path / "out")[0] == 0
+    inputs = load_manifest(tmp_path / "out")["inputs"]
+    told = {"activations": "both", "body": "fp16", "kv_cache": "int8", "lm_head": "int8", "opset": 17}
+    assert inputs.items() >= told.items()
+    downs = [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
+    assert inputs["float_linears"] == downs
+    for act in ("per-token", "per-tensor"):
+        found = open_export(tmp_path / "out", act)
+        assert found.inputs.get("float_linears", []) == (downs if act == "per-tensor" else [])
+        assert Runner(found.graph).run(sample_ids())[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--float", "--act", "per-tensor"), "--float with --act per-tensor; expected one of them"),
+        (("--float", "--kv", "int8"), "--float with --kv int8; expected one of them"),
+        (("--float", "--lm-head", "int8"), "a float graph with an int8 lm_head"),
+        (("--float", "--keep-float", "down"), "--keep-float down without static activations"),
+        (("--keep-float", "down"), "--keep-float down without static activations; expected --act per-tensor"),
+        (
+            ("--act", "both", "--keep-float", "fc1"),
+            "linears 'fc1' to keep in float; expected auto, none, or of down",
+        ),
+        (("--opset", "17", "--dtype", "bf16"), "a bfloat16 body in opset 17; expected opset 21; give TensorRT 8.6"),
+    ],
+)
+def test_contradictions(
+    options: tuple, said: str, case: Case, scales: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, err = export(capsys, case, scales, *options, "--out", tmp_path / "out")
+    assert (status, err.count("\n")) == (2, 0)
+    assert said in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_scales_without_output_ranges(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As published ones are."""
+    published = tmp_path / "published.pt"
+    torch.save(dict(case.act_scales.input_absmax), published)
+    assert not ActScales(case.act_scales.input_absmax).output_absmax
+    status, err = export(capsys, case, published, "--kv", "int8", "--out", tmp_path / "out")
+    assert (status, err.count("\n")) == (2, 0)
+    assert "an INT8 KV cache without the range of the outputs of model.layers.0.self_attn.q_proj; expected" in err
+    assert "calibrate this model" in err
