@@ -11,7 +11,7 @@ quantization of the input, one integer kernel.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,13 +19,20 @@ from exporters.onnx.cache import Cache
 from exporters.onnx.experts import Experts
 from exporters.onnx.external_data import ExternalData
 from exporters.onnx.form import LM_HEADS, Form
-from exporters.onnx.graph import Graph
+from exporters.onnx.graph import OPSET, Graph
 from exporters.onnx.linears import FORMS, FloatLinears, Input, Linears
 from exporters.onnx.mlp import Mlp
 from exporters.onnx.norms import Norms
 from exporters.onnx.positions import Positions
 from exporters.onnx.products import QKV, Products
 from smoothquant.model import Model
+
+
+class Table(NamedTuple):
+    """A stored matrix whose rows are looked up. value: its name."""
+
+    value: str
+    dtype: torch.dtype
 
 
 class DecoderGraph:
@@ -51,28 +58,42 @@ class DecoderGraph:
         layers = [family.layer.format(layer) for layer in range(geometry.layers)]
         self.cache = Cache(graph, geometry, self.form.kv, layers)
         self.positions = Positions(graph, self.model, ids, mask, position_ids, grouped=graph.opset < 23)
-        table = graph.weight(f"{family.embedding}.weight", (geometry.vocab_size, geometry.embedded_size), graph.body)
+        multiplied = isinstance(self.head, FloatLinears) and geometry.tied_embeddings
+        table = self._table(family.embedding, (geometry.vocab_size, geometry.embedded_size), multiplied)
         hidden = self._embed(table, ids, position_ids)
         for layer in range(geometry.layers):
             hidden = self._layer(layer, hidden)
         graph.output(self._logits(hidden, table), "logits", torch.float32, ("batch", "sequence", geometry.vocab_size))
         self.cache.put_out()
 
-    def _embed(self, table: str, ids: str, position_ids: str) -> str:
+    def _embed(self, table: Table, ids: str, position_ids: str) -> str:
         graph, geometry, family = self.graph, self.geometry, self.model.family
         graph.scope = family.embedding
-        hidden = graph.op("Gather", table, ids)
+        hidden = self._rows(table, ids)
         if geometry.embedding_scale != 1:
             hidden = graph.op("Mul", hidden, graph.number(geometry.embedding_scale))
         if family.project_in:
             hidden = self._project(family.project_in, hidden, (geometry.hidden_size, geometry.embedded_size))
         if family.positions:
             graph.scope = family.positions
-            rows = geometry.max_positions + family.position_offset
-            places = graph.weight(f"{family.positions}.weight", (rows, geometry.hidden_size), graph.body)
+            places = geometry.max_positions + family.position_offset
             index = graph.op("Add", position_ids, graph.constant(family.position_offset))
-            hidden = graph.op("Add", hidden, graph.op("Gather", places, index))
+            learned = self._rows(self._table(family.positions, (places, geometry.hidden_size)), index)
+            hidden = graph.op("Add", hidden, learned)
         return self.norms.at(family.embedding_norm, hidden) if family.embedding_norm else hidden
+
+    def _table(self, name: str, shape: tuple[int, int], multiplied: bool = False) -> Table:
+        """A table of which rows are looked up. In 16 bits if the checkpoint has them, for a float32 body too: half the
+        file, and the very same numbers. multiplied: it is also the output head's matrix, which stays in the body's
+        dtype: ONNX Runtime casts nothing above 1 GB once for all, but again for every token."""
+        graph, name = self.graph, f"{name}.weight"
+        stored = self.model.info(name).dtype
+        half = stored.itemsize == 2 and graph.opset >= OPSET  # TensorRT 8.6 has no bfloat16
+        dtype = stored if half and not multiplied and graph.body == torch.float32 else graph.body
+        return Table(graph.weight(name, shape, dtype), dtype)
+
+    def _rows(self, table: Table, index: str) -> str:
+        return self.graph.cast(self.graph.op("Gather", table.value, index), table.dtype, self.graph.body)
 
     def _layer(self, layer: int, hidden: str) -> str:
         """hidden: (batch, sequence, hidden); returns the same shape."""
@@ -134,7 +155,7 @@ class DecoderGraph:
         y = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), values)
         return graph.op("Reshape", y, graph.constant([0, geometry.heads, -1, geometry.head_dim]))
 
-    def _logits(self, hidden: str, table: str) -> str:
+    def _logits(self, hidden: str, table: Table) -> str:
         graph, geometry, family = self.graph, self.geometry, self.model.family
         if family.final_norm:
             hidden = self.norms.at(family.final_norm, hidden)
@@ -142,7 +163,7 @@ class DecoderGraph:
             hidden = self._project(family.project_out, hidden, (geometry.embedded_size, geometry.hidden_size))
         name = graph.scope = family.lm_head
         if isinstance(self.head, FloatLinears) and geometry.tied_embeddings:
-            logits = graph.op("MatMul", hidden, graph.op("Transpose", table, perm=[1, 0]))
+            logits = graph.op("MatMul", hidden, graph.op("Transpose", table.value, perm=[1, 0]))
         else:
             shape = (geometry.vocab_size, geometry.embedded_size)
             logits = self.head.linear(self.head.normalize(hidden), name, shape, bias=False)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy
 import onnx
 import pytest
-import torch
 
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
@@ -161,15 +160,3 @@ def test_without_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingPackageError, match="onnx is not installed; pip install"):
         OnnxWriter(tmp_path / "out")
-
-
-def test_tied_embeddings_are_stored_once(make_llama: Callable[..., Path], tmp_path: Path) -> None:
-    """And an INT8 head beside them leaves them float."""
-    source = source_of(make_llama(tie_word_embeddings=True, dtype=torch.bfloat16))
-    for lm_head in ("float", "int8"):
-        out = export_onnx(source, tmp_path / lm_head, lm_head=lm_head)
-        stored = {tensor.name: tensor for tensor in onnx.load(out / "model.onnx").graph.initializer}
-        assert "lm_head.weight" not in stored
-        assert ("lm_head.weight_int8" in stored) == (lm_head == "int8")
-        table = torch.from_numpy(onnx.numpy_helper.to_array(stored["model.embed_tokens.weight"]).copy())
-        assert torch.equal(table, source.model.read("model.embed_tokens.weight").float())
