@@ -108,6 +108,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         export(source, [_writer(arguments, model, kept)], overwrite=arguments.overwrite, progress=progress)
     if arguments.target == "trtllm":
         export_trtllm.notes(arguments, source, ui)
+    if arguments.target == "onnx":
+        export_onnx.notes(arguments, ui)
     manifest = load_manifest(arguments.out)
     size = sum(manifest["files"].values())
     ui.result({"out": arguments.out, "bytes": size, "manifest": manifest})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from recipes.cli.ui import Ui
 from smoothquant.errors import UserError
 
 if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
@@ -49,8 +50,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
         type=int,
         choices=(17, 21, 23),
         default=21,
-        help="17 is for TensorRT 8.6, 23 (attention as one operator) for TensorRT from 10.14 on in half precision; "
-        "default 21, for everything else",
+        help="default 21, for ONNX Runtime and TensorRT 10 and 11; 17 is for TensorRT 8.6; 23 has attention as one "
+        "operator, which is for ONNX Runtime, and for TensorRT from 10.14 on with a half body",
     )
 
 
@@ -60,6 +61,12 @@ def check(arguments: argparse.Namespace) -> None:
     for option, value in quantizing.items():
         if arguments.float and value:
             raise UserError(f"--float with {option} {value}", expected="one of them: nothing is quantized by --float")
+
+
+def notes(arguments: argparse.Namespace, ui: Ui) -> None:
+    """Say what the graph is not for."""
+    if arguments.opset == 23 and arguments.dtype == "fp32":
+        ui.note("opset 23 with an fp32 body is for ONNX Runtime alone: TensorRT has no attention kernel for float32")
 
 
 def writer(arguments: argparse.Namespace, kept: tuple[str, ...]) -> Writer:

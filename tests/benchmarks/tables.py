@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recipes.models import RECIPES
+from tests.benchmarks import onnx_forms
 from tests.benchmarks.results import FOLDER
 from tests.families import table as families_table
 
@@ -61,6 +62,11 @@ def benchmarks() -> str:
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
+def forms() -> str:
+    """The forms of an ONNX export, side by side."""
+    return onnx_forms.table(result("onnx_forms")["details"])
+
+
 def families() -> str:
     """Every layout by every property, as the tests found them."""
     return families_table.table(result("families")["outcomes"])
@@ -90,7 +96,7 @@ def result(name: str) -> dict:
 
 
 DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"demo": demo, "benchmarks": benchmarks, "families": families},
+    "README.md": {"demo": demo, "benchmarks": benchmarks, "onnx forms": forms, "families": families},
     "recipes/README.md": {"meanings": families_table.meanings, "targets": targets, "models": models},
 }
 
