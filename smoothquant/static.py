@@ -9,7 +9,8 @@ which falls below 10 dB (an error of a third of the signal) where M / m exceeds 
 is typically that of a few down_proj, whose spikes no fold can reach, and costs little where it is rare.
 
 What smoothing leaves of a range is m_j / s_j, about m_j^(1 - alpha) by the equation for s_j: the weights, which differ
-far less from channel to channel, are not read for this.
+far less from channel to channel, are not read for this. (`tests/benchmarks/onnx_forms.py`: of a model with two spiking
+down_proj these two are found, and the KL of its static form falls from 0.56 to 0.004; without spikes none is.)
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from builders.onnxruntime import OnnxRuntimeEngine, build
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
 from smoothquant.errors import UserError
+from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
 from tests.models import open_llama
 
@@ -59,6 +60,18 @@ def test_greedy_is_that_of_transformers_and_genai(
 @pytest.mark.parametrize("form", ["per-token", "per-tensor"])
 def test_w8a8_greedy_is_that_of_genai(form: str, engines: dict[str, Path]) -> None:
     assert list(OnnxRuntimeEngine(engines[form]).generate(PROMPT, NEW)) == genai_tokens(engines[form])
+
+
+@pytest.mark.parametrize("body", ["fp32", "fp16"])
+def test_genai_keeps_an_int8_cache(body: str, llama: Model, tmp_path: Path) -> None:
+    """Its cache has the graph's element type; nothing in genai_config.json says so."""
+    outputs = {name: torch.full((rows,), 4.0) for name, (rows, _) in llama.linears()}
+    source = Source(llama, SmoothingSettings(groups="none"), output_absmax=outputs)
+    export(source, [OnnxWriter(tmp_path / "onnx", "float", body=body, kv="int8")])
+    build(tmp_path / "onnx", tmp_path / "engine")
+    found = list(OnnxRuntimeEngine(tmp_path / "engine").generate(PROMPT, NEW))
+    assert len(set(found)) > 4
+    assert found == genai_tokens(tmp_path / "engine")
 
 
 def test_cache_gives_the_logits_of_whole_sequences(engine: OnnxRuntimeEngine) -> None:
