@@ -5,20 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from smoothquant.checkpoint import SIDECARS
 from smoothquant.model import Model
-
-SIDECARS = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
 
 
 def copy_tokenizer(model: Model, folder: Path) -> None:

@@ -5,6 +5,7 @@
     11B        grouped kv heads, one norm for both branches
     RW         sequential, ALiBi, biases, as many kv heads as heads
 
+RW is laid out as BLOOM is, but for BLOOM's norm behind the embedding, and so are the parts of all of them named.
 q, k, v lie in one matrix, ordered by kv head: its queries, its key, its value. GELU: nothing is folded through it.
 """
 
@@ -15,6 +16,7 @@ from dataclasses import replace
 
 import torch
 
+from recipes import bloom
 from recipes.recipe import Published, Recipe
 from smoothquant.family import Alibi, Attention, Family, Geometry, SmoothingGroup
 from smoothquant.rope import rope_inv_freq
@@ -61,30 +63,13 @@ def variant(config: Mapping) -> Family:
 
 NAMES = (("num_attention_heads", "n_head"), ("num_hidden_layers", "n_layer"))
 ALIBI = Alibi(scaled=True, dtype=torch.bfloat16)
-QKV = "self_attention.query_key_value"
-SEQUENTIAL = Family(
+SEQUENTIAL: Family = replace(
+    bloom.FAMILY,
     name="falcon",
     model_types=("falcon", "RefinedWeb", "RefinedWebModel"),
     architectures=("FalconForCausalLM", "RWForCausalLM"),
-    embedding="transformer.word_embeddings",
-    layer="transformer.h.{}",
-    final_norm="transformer.ln_f",
-    lm_head="lm_head",
-    base="transformer.",
-    linears={
-        **dict.fromkeys(("q", "k", "v"), QKV),
-        "o": "self_attention.dense",
-        "up": "mlp.dense_h_to_4h",
-        "down": "mlp.dense_4h_to_h",
-    },
-    interleaved=(QKV,),
-    norms={"attention": "input_layernorm", "mlp": "post_attention_layernorm"},
-    norm="layer",
-    groups=(
-        SmoothingGroup("attention", ("q", "k", "v")),
-        SmoothingGroup("mlp", ("up",)),
-        SmoothingGroup("v", ("o",), through="attention"),
-    ),
+    embedding_norm=None,
+    alibi=None,
     geometry=geometry,
 )
 TWO_NORMS = replace(SEQUENTIAL, parallel=True, norms={"attention": "ln_attn", "mlp": "ln_mlp"})

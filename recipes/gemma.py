@@ -13,7 +13,7 @@ from dataclasses import replace
 from recipes import llama
 from recipes.recipe import Recipe
 from smoothquant.errors import CheckpointError
-from smoothquant.family import Attention, Family, Geometry, SmoothingGroup
+from smoothquant.family import Attention, Family, Geometry
 from smoothquant.rope import rope_inv_freq
 
 DEFAULTS = {"head_dim": 256, "tie_word_embeddings": True}
@@ -83,12 +83,6 @@ GEMMA2: Family = replace(
     architectures=("Gemma2ForCausalLM",),
     norms=NORMS,
     norm="rms+1",
-    groups=(
-        SmoothingGroup("attention", ("q", "k", "v")),
-        SmoothingGroup("mlp", ("gate", "up")),
-        SmoothingGroup("v", ("o",), through="attention"),
-        SmoothingGroup("up", ("down",), through="product"),
-    ),
     geometry=geometry2,
 )
 GEMMA3: Family = replace(

@@ -26,7 +26,6 @@ from smoothquant.settings import SmoothingSettings
 from smoothquant.workspace import Workspace, load_manifest
 
 WIKITEXT2 = "hf:Salesforce/wikitext/wikitext-2-raw-v1:test"
-LENGTH = 2048
 DIFFERENCES = (
     "Published: by the authors' ppl_eval.py in bfloat16, which also quantizes the outputs of q, k, v and Mixtral's "
     "router. Measured: here, in float32, those in float."

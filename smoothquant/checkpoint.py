@@ -26,6 +26,18 @@ from torch import Tensor
 from smoothquant.errors import CheckpointError
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+SIDECARS = (  # small files beside the weights: the tokenizer's, and how to generate
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
 SAMPLE = 2048  # elements of each tensor that enter the fingerprint
 
 

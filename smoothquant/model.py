@@ -55,6 +55,13 @@ class Model:
         """Roles of the linears that get quantized: all but the router."""
         return tuple(role for role in self.roles if role != ROUTER)
 
+    @property
+    def inputs(self) -> tuple[tuple[str, ...], ...]:
+        """Roles of the linears that read the same input, together: ("q", "k", "v"), ("o",), ("gate", "up"), ("down",).
+        Every quantized linear is in one; a router is with the experts."""
+        shared = {role: group.linears for group in self.groups for role in group.linears}
+        return tuple(dict.fromkeys(shared.get(role, (role,)) for role in self.quantized_roles))
+
     def linear(self, layer: int, role: str) -> str:
         """Module name of a linear: linear(0, "q") -> "model.layers.0.self_attn.q_proj"."""
         return self.family.module(layer, self.family.linear(role))

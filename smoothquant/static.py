@@ -15,11 +15,12 @@ down_proj these two are found, and the KL of its static form falls from 0.56 to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from smoothquant.errors import UserError
+from smoothquant.family import ROUTER
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
 
@@ -38,18 +39,16 @@ def ruined_linears(model: Model, input_absmax: Mapping[str, Tensor], settings: S
     smoothed = {role for group in settings.chosen(model.groups, model.quantized_roles) for role in group.linears}
     found = []
     for layer in range(model.geometry.layers):
-        for roles in inputs(model):
+        for roles in _quantized(model):
             width = max(spread(input_absmax[model.linear(layer, role)]) for role in roles)
             if width ** (1 - settings.alpha if roles[0] in smoothed else 1) > LIMIT:
                 found += [model.linear(layer, role) for role in roles]
     return tuple(dict.fromkeys(found))
 
 
-def inputs(model: Model) -> Iterator[tuple[str, ...]]:
-    """Roles of the quantized linears that read one input, together."""
-    shared = {role: group.linears for group in model.groups for role in group.linears}
-    for roles in dict.fromkeys(shared.get(role, (role,)) for role in model.quantized_roles):
-        yield tuple(role for role in roles if role in model.quantized_roles)
+def _quantized(model: Model) -> list[tuple[str, ...]]:
+    """`Model.inputs` without routers."""
+    return [tuple(role for role in roles if role != ROUTER) for roles in model.inputs]
 
 
 def linears_to_keep(
@@ -69,6 +68,6 @@ def linears_to_keep(
             raise UserError(
                 f"linears {role!r} to keep in float", expected=f"auto, none, or of {', '.join(sorted(kinds))}"
             )
-    groups = [roles for roles in inputs(model) if any(role.partition(".")[0] in asked for role in roles)]
+    groups = [roles for roles in _quantized(model) if any(role.partition(".")[0] in asked for role in roles)]
     names = (model.linear(layer, role) for layer in range(model.geometry.layers) for roles in groups for role in roles)
     return tuple(dict.fromkeys(names))

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from builders.exports import MODEL
 from smoothquant.errors import UserError
 from smoothquant.packages import require
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto
 
-MODEL = "model.onnx"
 STANDARD = ("", "ai.onnx")
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy
 
-from builders.exports import open_export
+from builders.exports import MODEL, open_export
 from builders.onnxruntime.genai import write_genai_config
 from builders.onnxruntime.providers import check_available, find_provider
-from builders.onnxruntime.session import MODEL, operators_run
+from builders.onnxruntime.session import operators_run
 from smoothquant.errors import UserError
 from smoothquant.machine import physical_cores
 from smoothquant.packages import require

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from builders.onnxruntime.session import MODEL, SETTINGS
+from builders.exports import MODEL
+from builders.onnxruntime.session import SETTINGS
 from smoothquant.workspace import read_json, write_json
 
 PROVIDER_OPTIONS: Mapping[str, Mapping] = {  # those that it has a name for

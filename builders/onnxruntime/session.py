@@ -22,6 +22,7 @@ import numpy
 import torch
 
 from builders.engine import export_inputs
+from builders.exports import MODEL
 from builders.onnxruntime.providers import (
     Provider,
     check_available,
@@ -48,7 +49,6 @@ def settings(flags: set[str]) -> dict[str, str]:
     }
 
 
-MODEL = "model.onnx"
 SETTINGS = settings(cpu_flags())
 PAST, PRESENT = "past_key_values.", "present."
 CACHES = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16, "tensor(int8)": numpy.int8}

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from builders.exports import open_export
+from builders.exports import MODEL, open_export
 from builders.tensorrt import machine
 from builders.tensorrt.compiler import Options, compile_graph
 from builders.tensorrt.engine import PLAN
@@ -73,7 +73,7 @@ def build(
         if not work.finished:
             work.require(sum(made["files"].values()))
             for name in found.files:
-                if not name.startswith("model.onnx"):  # the plan holds the graph and the weights
+                if not name.startswith(MODEL):  # the plan holds the graph and the weights
                     work.adopt(found.folder / name)
             compiled = compile_graph(
                 found.graph,

@@ -20,30 +20,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from builders.findings import Finding, errors
 from builders.tensorrt_llm.check import check
 from builders.tensorrt_llm.checkpoint import CONFIG, load_config, rank_file
 from builders.tensorrt_llm.command import Limits, build_command, container_command, options
 from builders.tensorrt_llm.config import Config
 from builders.tensorrt_llm.environment import find_environment
+from builders.tensorrt_llm.findings import Finding, errors
 from builders.tensorrt_llm.process import run_logged
+from smoothquant.checkpoint import SIDECARS
 from smoothquant.errors import CheckpointError, UserError
 from smoothquant.workspace import MANIFEST, Workspace, load_manifest, remove
 
 STEP = "build tensorrt-llm"
 LOG = "trtllm-build.log"
-TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
 Progress = Callable[[int, int], None]  # (done, total)
 FAULT = re.compile(r"error|exception|assert|\[E\]|out of memory", re.IGNORECASE)
 
@@ -149,6 +138,6 @@ def _origin(checkpoint: Path) -> dict[str, Any]:
 
 def _copy_tokenizer(checkpoint: Path, folder: Path) -> None:
     """What the checkpoint carries for serving."""
-    for name in TOKENIZER:
+    for name in SIDECARS:
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, folder / name)

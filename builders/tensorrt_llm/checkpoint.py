@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from builders.findings import errors
 from builders.tensorrt_llm.config import Config, parse
+from builders.tensorrt_llm.findings import errors
 from builders.tensorrt_llm.rules import config_findings
 from smoothquant.errors import CheckpointError
 from smoothquant.workspace import read_json

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from builders.findings import ERROR, WARNING, Finding, errors
 from builders.tensorrt_llm.architectures import (
     ALGORITHMS,
     ARCHITECTURES,
@@ -21,6 +20,7 @@ from builders.tensorrt_llm.architectures import (
     Architecture,
 )
 from builders.tensorrt_llm.config import DTYPES, falcon_form
+from builders.tensorrt_llm.findings import ERROR, WARNING, Finding, errors
 
 FILE = "config.json"
 REQUIRED = ("architecture", "dtype", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")

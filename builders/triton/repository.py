@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from builders.onnxruntime.session import MODEL
+from builders.exports import MODEL
 from builders.triton.config import Serving, Tensor, config
 from smoothquant.errors import UserError
 from smoothquant.packages import require

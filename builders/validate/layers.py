@@ -115,10 +115,3 @@ def sqnr(signal: Tensor | float, noise: Tensor | float) -> float:
 
 def _power(values: Tensor) -> Tensor:
     return torch.linalg.vector_norm(values).double().square()
-
-
-def input_groups(model: Model) -> tuple[tuple[str, ...], ...]:
-    """Roles of the linears that read the same input, together: ("q", "k", "v"), ("o",), ("gate", "up"), ("down",).
-    Every quantized linear is in one."""
-    shared = {role: group.linears for group in model.groups for role in group.linears}
-    return tuple(dict.fromkeys(shared.get(role, (role,)) for role in model.quantized_roles))

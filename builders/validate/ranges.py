@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from builders.validate.layers import input_groups
 from builders.validate.reference import Reference
 from builders.validate.scheme import Scheme
 
@@ -46,7 +45,7 @@ def activation_ranges(reference: Reference, scheme: Scheme) -> tuple[tuple[Range
     """Ranges of every input of every layer, and the channels of the input whose outliers stood out furthest."""
     ranges, worst, channels = [], -1.0, None
     for layer in range(reference.model.geometry.layers):
-        for roles in input_groups(reference.model):
+        for roles in reference.model.inputs:
             before = reference.act_absmax.get(reference.model.linear(layer, roles[0]))
             if before is None:  # an expert that no token reached
                 continue

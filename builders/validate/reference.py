@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from builders.validate.layers import W8A8Stream, input_groups
+from builders.validate.layers import W8A8Stream
 from builders.validate.scheme import Scheme
 from smoothquant import decoder
 from smoothquant.attention import patterns
@@ -108,7 +108,7 @@ class Reference:
         self._patterns = {dtype: patterns(model, longest, dtype) for dtype in dtypes}
         quantized = {scheme.key: scheme for scheme in schemes if scheme.activations != "float"}
         self.streams = {key: W8A8Stream(model, scheme, self._hidden, exact) for key, scheme in quantized.items()}
-        self._first_of_input = {group[0] for group in input_groups(model)}
+        self._first_of_input = {group[0] for group in model.inputs}
         progress(0, geometry.layers)
         for index in range(geometry.layers):
             self._layer(index)

@@ -19,12 +19,10 @@ from exporters.onnx.graph import Graph
 from smoothquant.family import Geometry
 from smoothquant.settings import CACHE_SCALE, CACHED
 
-KINDS = ("float", "int8")
-
 
 class Cache:
-    """The caches of all layers, keys and values each (batch, kv_heads, past, head_dim). kind: of `KINDS`; names: of the
-    layers, which their scales are stored under."""
+    """The caches of all layers, keys and values each (batch, kv_heads, past, head_dim). kind: of `KV_CACHES`; names: of
+    the layers, which their scales are stored under."""
 
     def __init__(self, graph: Graph, geometry: Geometry, kind: str, names: list[str]) -> None:
         self.graph, self.geometry, self.names = graph, geometry, names

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from exporters.onnx.cache import KINDS
 from exporters.onnx.graph import OPSET, OPSETS
 from exporters.onnx.linears import FORMS
 from smoothquant.errors import UserError
+from smoothquant.settings import KV_CACHES
 
 BODIES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LM_HEADS = {"float": "float", "int8": "per-token"}  # option -> form of the output head
@@ -37,7 +37,7 @@ class Form:
             (self.activations, FORMS),
             (self.body, BODIES),
             (self.lm_head, LM_HEADS),
-            (self.kv, KINDS),
+            (self.kv, KV_CACHES),
             (self.opset, OPSETS),
         ):
             if value not in choices:

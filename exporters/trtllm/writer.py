@@ -29,12 +29,11 @@ from exporters.trtllm.versions import DEFAULT, check_version
 from smoothquant.errors import ContractError, UserError
 from smoothquant.model import Model
 from smoothquant.norms import Norm
-from smoothquant.settings import SmoothingSettings
+from smoothquant.settings import KV_CACHES, SmoothingSettings
 from smoothquant.stream import QuantizedLayer, QuantizedLinear, SmoothedLayer
 from smoothquant.workspace import Workspace, write_json
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-KV_CACHES = ("float", "int8")
 
 
 class TrtllmWriter:

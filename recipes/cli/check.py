@@ -10,7 +10,6 @@ from recipes.cli.check_onnx import check_onnx, show_rules
 from recipes.cli.check_trtllm import check_trtllm
 from recipes.cli.ui import Ui
 from smoothquant.errors import UserError
-from smoothquant.workspace import MANIFEST, load_manifest
 
 COMPILERS = ("tensorrt-rtx",)
 Checker = Callable[[argparse.Namespace, Ui], None]
@@ -64,6 +63,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
 def checker(path: Path) -> Checker:
     """What checks this file or folder. Raises UserError for what nothing checks."""
     from builders.tensorrt_llm import is_checkpoint
+    from smoothquant.workspace import MANIFEST, load_manifest
 
     if path.is_dir() and is_checkpoint(path):
         return check_trtllm

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from recipes.cli.ui import Ui
 from smoothquant.errors import CheckError, UserError
-from smoothquant.workspace import MANIFEST, load_manifest
 
-if TYPE_CHECKING:  # onnx is imported when the command runs, not for --help
+if TYPE_CHECKING:  # onnx and torch are imported when the command runs, not for --help
     from builders.check import Check, Compile
     from builders.lint import OnnxGraph
     from builders.tensorrt_rtx import Compilation
@@ -46,6 +45,8 @@ def check_onnx(arguments: argparse.Namespace, ui: Ui) -> None:
 
 def _graphs(path: Path) -> list[Path]:
     """The ONNX files of a folder of ours, which may be two; any other path itself."""
+    from smoothquant.workspace import MANIFEST, load_manifest
+
     if not (path / MANIFEST).exists():
         return [path]
     return [path / name for name in load_manifest(path)["files"] if name.endswith(".onnx")]

@@ -14,8 +14,8 @@ KIND = "TensorRT-LLM checkpoint"
 
 def check_trtllm(arguments: argparse.Namespace, ui: Ui) -> None:
     """Raises CheckError if the loader would refuse the folder."""
-    from builders.findings import errors
     from builders.tensorrt_llm import check
+    from builders.tensorrt_llm.findings import errors
 
     path = Path(arguments.path)
     with ui.progress("check") as progress:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from act_scales.text import Text
 from builders.check import check
-from builders.findings import errors
 from builders.onnxruntime import OnnxRuntimeEngine, build
 from builders.tensorrt_llm import CheckpointEngine
 from builders.tensorrt_llm import check as check_checkpoint
+from builders.tensorrt_llm.findings import errors
 from builders.tensorrt_rtx import DecoderProfile, available, compile_onnx
 from builders.transformers import TransformersEngine
 from builders.validate import Thresholds, validate_engines

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,3 +128,10 @@ def test_help_teaches() -> None:
     assert "smoothquant calibrate MODEL --text" in shown
     for command in ("calibrate", "validate", "generate", "run", "demo", "doctor", "recipes"):
         assert smoothquant(command, "--help").returncode == 0
+
+
+def test_help_waits_for_nothing() -> None:
+    """The command line is parsed before torch or onnx is imported: they take a second and more."""
+    heavy = ("torch", "onnx", "onnxruntime", "transformers")
+    code = f"import sys, recipes.cli; recipes.cli.parser(); print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from builders.findings import ERROR, WARNING, Finding
 from builders.tensorrt_llm import check
 from builders.tensorrt_llm.checkpoint import is_checkpoint
+from builders.tensorrt_llm.findings import ERROR, WARNING, Finding
 from tests.builders.tensorrt_llm.checkpoints import ALGORITHMS, PER_TOKEN, write
 from tests.recipes.test_bad_input import assert_one_line, smoothquant
 from tests.zoo import build

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from builders.findings import errors
 from builders.tensorrt_llm import Interpreter, Precision, check
+from builders.tensorrt_llm.findings import errors
 from smoothquant.errors import UserError
 from tests.builders.tensorrt_llm import reference
 from tests.builders.tensorrt_llm.checkpoints import ALGORITHMS, PER_TOKEN, write

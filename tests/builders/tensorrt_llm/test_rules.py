@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builders.findings import WARNING, Finding, errors
 from builders.tensorrt_llm.config import parse
+from builders.tensorrt_llm.findings import WARNING, Finding, errors
 from builders.tensorrt_llm.rules import config_findings
 from builders.tensorrt_llm.tensors import expected
 from tests.builders.tensorrt_llm.checkpoints import PER_TOKEN

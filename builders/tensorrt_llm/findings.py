@@ -1,4 +1,4 @@
-"""What is wrong with a folder: findings, as every checker of `smoothquant check` gives them."""
+"""What is wrong with a TensorRT-LLM checkpoint: findings, as `smoothquant check` gives them."""
 
 from __future__ import annotations
 
