@@ -72,10 +72,5 @@ def match(smoothing_scale: Tensor, value_absmax: Tensor, key_absmax: Tensor) -> 
     return smoothing_scale * torch.where(usable, reach / key_absmax, torch.ones_like(reach))
 
 
-def kv_scale(key_absmax: Tensor, value_absmax: Tensor) -> Tensor:
-    """One scale for keys and values, float32 scalar > 0. key_absmax: scalar; value_absmax: (kv_size,)."""
-    return _scale(torch.maximum(key_absmax, value_absmax.float().amax()))
-
-
 def _scale(reach: Tensor) -> Tensor:
     return torch.where(reach > 0, reach, torch.ones_like(reach)) / QMAX

@@ -27,7 +27,6 @@ from torch import Tensor
 from exporters.trtllm import quantities
 from exporters.trtllm.modes import Mode
 from exporters.trtllm.sharding import Sharded, divided, repeated_heads, whole
-from smoothquant import kv_cache
 from smoothquant.model import Model
 from smoothquant.stream import QuantizedLayer, QuantizedLinear
 
@@ -61,16 +60,16 @@ def matrices(gated: bool) -> tuple[Matrix, ...]:
 
 @dataclass(frozen=True)
 class LayerTensors:
-    """Makes the tensors of a model's layers. dtype: of biases and norms; kv: "float" or "int8"; tp: number of ranks."""
+    """Makes the tensors of a model's layers. dtype: of biases and norms; tp: number of ranks."""
 
     model: Model
     mode: Mode
     dtype: torch.dtype
-    kv: str
     tp: int
 
-    def of(self, layer: QuantizedLayer, output_absmax: Mapping[str, Tensor]) -> Named:
-        """Names within the layer, and tensors. output_absmax: by role (out,), of the smoothed linears."""
+    def of(self, layer: QuantizedLayer, output_absmax: Mapping[str, Tensor], cache_scale: Tensor | None) -> Named:
+        """Names within the layer, and tensors. output_absmax: by role (out,), of the smoothed linears; cache_scale: of
+        keys and values alike, scalar; None for a float KV cache."""
         for matrix in matrices(self.model.family.gated):
             linears = [layer.linears[role] for role in matrix.roles]
             yield f"{matrix.name}.weight", self._weights(matrix, linears)
@@ -80,8 +79,8 @@ class LayerTensors:
             if biases:
                 biases = [bias.to(self.dtype) for bias in biases]
                 yield f"{matrix.name}.bias", self._rows(matrix, biases) if matrix.column else whole(biases[0])
-        if self.kv == "int8":
-            yield "attention.kv_cache_scaling_factor", whole(self._kv_scale(layer.index, output_absmax))
+        if cache_scale is not None:
+            yield "attention.kv_cache_scaling_factor", whole(cache_scale.reshape(1))
         for role, norm in layer.norms.items():
             name = self._norm(role)
             yield f"{name}.weight", whole(norm.weight.to(self.dtype))
@@ -137,10 +136,6 @@ class LayerTensors:
 
     def _static(self, linear: QuantizedLinear) -> Tensor | None:
         return linear.input_scale if self.mode.static else None
-
-    def _kv_scale(self, index: int, output_absmax: Mapping[str, Tensor]) -> Tensor:
-        keys = kv_cache.key_absmax(output_absmax["k"], self.model.geometry, index)
-        return kv_cache.kv_scale(keys, output_absmax["v"]).reshape(1)
 
     def _norm(self, role: str) -> str:
         if role == "attention":

@@ -100,7 +100,7 @@ class TrtllmWriter:
         assert quantized is not None  # promised by the attribute `weights`
         layers = self.model.geometry.layers
         stage, local = self.ranks.stage(layer.index, layers), self.ranks.local(layer.index, layers)
-        for name, sharded in self.tensors.of(quantized, layer.output_absmax):
+        for name, sharded in self.tensors.of(quantized, layer.output_absmax, self._cache_scale(layer)):
             full = f"transformer.layers.{local}.{name}"
             for rank, file in enumerate(self._files(stage)):
                 file.write(full, self._finite(full, sharded.of(rank, self.ranks.tp)))
@@ -112,6 +112,12 @@ class TrtllmWriter:
         content = config(self.model, decoder, self.mode, self.ranks, self.dtype, self.kv, alpha)
         write_json(self.work.path("config.json"), content)
         copy_tokenizer(self.model, self.work.folder)
+
+    def _cache_scale(self, layer: SmoothedLayer) -> Tensor | None:
+        if self.kv == "float":
+            return None
+        assert layer.cache_scales is not None  # `check` has seen to it
+        return layer.cache_scales[0]  # keys' and values': with this kind of cache they share it
 
     def _check_smoothing(self, settings: SmoothingSettings) -> None:
         """That whatever is left for run time is what this form has a place for, in its dtype."""
@@ -129,12 +135,13 @@ class TrtllmWriter:
         return [self.files[rank] for rank in self.ranks.ranks(stage)]
 
     def _tensors(self, model: Model) -> LayerTensors:
-        return LayerTensors(model, self.mode, DTYPES[self.dtype], self.kv, self.ranks.tp)
+        return LayerTensors(model, self.mode, DTYPES[self.dtype], self.ranks.tp)
 
     def _plan_stage(self, model: Model, stage: int) -> dict[str, Planned]:
         """The tensors of each rank of a stage: what the layers come to, tried on tensors without content."""
         dtype, tp, layers = DTYPES[self.dtype], self.ranks.tp, model.geometry.layers
-        example = list(self._tensors(model).of(*_example(model)))
+        layer, output_absmax, number = _example(model)
+        example = list(self._tensors(model).of(layer, output_absmax, number if self.kv == "int8" else None))
         parts = {name: sharded.of(0, tp) for name, sharded in example}
 
         def outside(first: bool) -> dict[str, Planned]:
@@ -156,9 +163,9 @@ class TrtllmWriter:
         return tensor
 
 
-def _example(model: Model) -> tuple[QuantizedLayer, dict[str, Tensor]]:
-    """A layer, and its output ranges, of the model's shapes: one number each, seen everywhere. (Tensors on the meta
-    device would do, but the first of them makes PyTorch import 80 MB.)"""
+def _example(model: Model) -> tuple[QuantizedLayer, dict[str, Tensor], Tensor]:
+    """A layer, its output ranges and its cache's scale, of the model's shapes: one number each, seen everywhere.
+    (Tensors on the meta device would do, but the first of them makes PyTorch import 80 MB.)"""
     family, geometry = model.family, model.geometry
     number = torch.ones(())
     linears, outputs = {}, {}
@@ -170,4 +177,4 @@ def _example(model: Model) -> tuple[QuantizedLayer, dict[str, Tensor]]:
         linears[role] = QuantizedLinear(role, weight, outputs[role], number, bias)
     channels = number.expand(geometry.hidden_size)
     norm = Norm(family.norm, channels, channels if family.norm == "layer" else None)
-    return QuantizedLayer(0, linears, {}, dict.fromkeys(family.norms, norm)), outputs
+    return QuantizedLayer(0, linears, {}, dict.fromkeys(family.norms, norm)), outputs, number

@@ -42,7 +42,6 @@ def test_per_token_norms_are_told_one() -> None:
 def test_outputs_that_never_moved() -> None:
     """Y cancels: any number but 0 will do."""
     assert quantities.act_scale(torch.zeros(4)) > 0
-    assert kv_cache.kv_scale(torch.zeros(()), torch.zeros(4)) > 0
 
 
 @pytest.mark.parametrize("mode", [PER_TOKEN, STATIC], ids=lambda mode: mode.algo)
@@ -91,6 +90,18 @@ def test_keys_after_their_rotation(tmp_path: Path) -> None:
     angle = torch.linspace(0, 6.3, 1000)[:, None, None]
     seen = torch.maximum((first * angle.cos() - second * angle.sin()).abs(), (second * angle.cos()).abs()).amax()
     assert 0.999 * bound <= seen <= bound * 1.00001
+
+
+def test_one_scale_for_keys_and_values(tmp_path: Path) -> None:
+    """The larger one where they share it; more than 0 even where neither ever moved."""
+    geometry = open_llama(save_llama(tmp_path)).geometry
+    for k, v in ((1.0, 2.0), (2.0, 1.0), (0.0, 0.0)):
+        reach = {"k": torch.full((geometry.kv_size,), k), "v": torch.full((geometry.kv_size,), v)}
+        own = kv_cache.cache_scales(geometry, 0, None, reach, shared=False)
+        shared = kv_cache.cache_scales(geometry, 0, None, reach, shared=True)
+        assert own is not None
+        assert shared is not None
+        assert shared[0] == shared[1] == max(own) > 0
 
 
 def test_values_reach_as_far_as_keys() -> None:
