@@ -1,8 +1,8 @@
 """Python's garbage collector and TensorRT: the first must not run while the second calls back.
 
-Making a builder locks a mutex of TensorRT's; while it is held, the logger is called, and so Python. If the collector
-runs there and finds an old builder (behind an exception, say, whose traceback makes a cycle), the builder's end waits
-for the mutex that its own thread holds: for ever.
+Making a builder or a runtime locks a mutex of TensorRT's; while it is held, the logger is called, and so Python. If the
+collector runs there and finds an old builder (behind an exception, say, whose traceback makes a cycle), the builder's
+end waits for the mutex that its own thread holds: for ever.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from builders import garbage
 from builders.tensorrt.compiler import logger
 from builders.tensorrt.limits import Shape
 from builders.tensorrt.machine import Gpu
@@ -65,10 +66,11 @@ class LoadedPlan:
 
         log, self._messages = logger()
         self.gpu, self._name, self._profile = gpu, name, 0
-        self._runtime = trt.Runtime(log)
-        if trusted:
-            self._runtime.engine_host_code_allowed = True
-        self.engine = self._runtime.deserialize_cuda_engine(plan)
+        with garbage.kept():
+            self._runtime = trt.Runtime(log)
+            if trusted:
+                self._runtime.engine_host_code_allowed = True
+            self.engine = self._runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
             raise UserError(
                 f"{name}: TensorRT {trt.__version__} refuses this plan ({self._messages.reason})",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 from pathlib import Path
 from types import ModuleType
@@ -201,6 +202,7 @@ class _Config:
 
 class Builder:
     def __init__(self, trt: Any, log: Any) -> None:
+        assert not gc.isenabled()  # the logger is called under a mutex that the end of a builder waits for
         self.trt, self.log = trt, log
 
     def create_network(self, flags: int) -> _Network:
@@ -242,6 +244,7 @@ class Runtime:
     engine_host_code_allowed = False
 
     def __init__(self, trt: Any, log: Any) -> None:
+        assert not gc.isenabled()
         self.trt, self.log = trt, log
 
     def deserialize_cuda_engine(self, plan: Any) -> Engine | None:
