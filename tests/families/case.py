@@ -37,6 +37,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "per-tensor": lambda out: OnnxWriter(out, "per-tensor"),
     "per-token fp16": lambda out: OnnxWriter(out, "per-token", body="fp16"),
     "per-token bf16": lambda out: OnnxWriter(out, "per-token", body="bf16"),
+    "per-tensor fp16": lambda out: OnnxWriter(out, "per-tensor", body="fp16"),
 }
 
 

@@ -174,11 +174,11 @@ def engine_validates(case: Case) -> None:
 
 
 def tensorrt_compiles_every_product_to_int8(case: Case) -> None:
-    """`check --compiler tensorrt-rtx`: TensorRT's real compiler takes the graphs, per token with every body and
-    per tensor; every quantized product is an INT8 kernel. The linter finds no fault."""
+    """`check --compiler tensorrt-rtx`: TensorRT's real compiler takes the graphs, per token with every body,
+    per tensor with two; every quantized product is an INT8 kernel. The linter finds no fault."""
     if not available():
         pytest.skip("no TensorRT-RTX compiler: pip install -e .[tensorrt-rtx]")
-    for form in ("per-token", "per-tensor", "per-token fp16", "per-token bf16"):
+    for form in ("per-token", "per-tensor", "per-token fp16", "per-token bf16", "per-tensor fp16"):
         found = check(case.export(form), compile=lambda g: compile_onnx(g.path, DecoderProfile(4, 128, 128), g.symbols))
         assert found.faults == []
         assert found.findings == ()

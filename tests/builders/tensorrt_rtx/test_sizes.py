@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from builders.check import check
 from builders.tensorrt_rtx import DecoderProfile, available, compile_apart
@@ -14,26 +15,30 @@ from recipes.families import open_model
 from recipes.synthetic import save_random_llama
 from smoothquant.settings import SmoothingSettings
 
+FORMS = [("per-token", "fp32"), ("per-token", "fp16"), ("per-tensor", "fp16")]
 PRODUCTS = ["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"]
 
 
 @pytest.fixture(scope="module")
 def block(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Exports of it: fp32/ and fp16/."""
+    """Exports of it: per-token-fp32/, ..."""
     if not available():
         pytest.skip("no TensorRT-RTX: pip install -e .[tensorrt-rtx]")
     root = tmp_path_factory.mktemp("block")
     save_random_llama(root / "model", hidden=4096, intermediate=11008, layers=1, vocabulary=512)
-    source = Source(open_model(root / "model"), SmoothingSettings(groups="none"))
-    export(source, [OnnxWriter(root / body, body=body) for body in ("fp32", "fp16")])
+    model = open_model(root / "model")
+    widths = ((model.linear(0, role), model.family.shape(role, model.geometry)[1]) for role in model.quantized_roles)
+    seen = {name: torch.ones(width) for name, width in widths}
+    source = Source(model, SmoothingSettings(groups="none"), seen)
+    export(source, [OnnxWriter(root / f"{act}-{body}", act, body=body) for act, body in FORMS])
     (root / "model/model.safetensors").unlink()
     return root
 
 
-@pytest.mark.parametrize("body", ["fp32", "fp16"])
-def test_a_block_of_realistic_size(body: str, block: Path) -> None:
+@pytest.mark.parametrize(("act", "body"), FORMS)
+def test_a_block_of_realistic_size(act: str, body: str, block: Path) -> None:
     profile = DecoderProfile(batch=4, tokens=512, past=1536)
-    found = check(block / body, compile=lambda g: compile_apart(g.path, profile, g.symbols))
+    found = check(block / f"{act}-{body}", compile=lambda g: compile_apart(g.path, profile, g.symbols))
     assert found.faults == []
     assert [verdict.module for verdict in found.verdicts] == [f"model.layers.0.{name}" for name in PRODUCTS]
     assert found.kinds["Int8 gemm"] == 4
