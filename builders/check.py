@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builders.lint import NEWEST, Effect, Finding, OnnxGraph, Product, Version, lint, quantized_products
+from builders.lint import (
+    NEWEST,
+    Effect,
+    Finding,
+    OnnxGraph,
+    Product,
+    Version,
+    float_products,
+    lint,
+    quantized_products,
+)
 
 if TYPE_CHECKING:
     from builders.tensorrt_rtx import Compilation
@@ -33,11 +43,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Check:
-    """All that was found. verdicts: none without a compiler, or where it refuses the graph."""
+    """All that was found. products: the quantized ones, by their nodes; in_float: modules of the other products that
+    have a weight; verdicts: none without a compiler, or where it refuses the graph."""
 
     path: Path
     findings: tuple[Finding, ...]
-    products: tuple[str, ...]
+    products: tuple[str, ...] = ()
+    in_float: tuple[str, ...] = ()
     compilation: Compilation | None = None
     verdicts: tuple[Verdict, ...] = ()
 
@@ -69,6 +81,7 @@ class Check:
             "path": str(self.path),
             "passed": not self.faults,
             "products": list(self.products),
+            "in_float": list(self.in_float),
             "findings": [asdict(found) | {"effect": found.effect.name.lower()} for found in self.findings],
         }
         if self.compilation:
@@ -81,17 +94,21 @@ class Check:
 def check(path: str | Path, tensorrt: Version = NEWEST, compile: Compile | None = None) -> Check:
     """Lint an ONNX file, or the one in a folder, and compile it. compile: gives the compiler's result.
 
-    Raises UserError for what is no ONNX file, and what `compile` raises. Without its data a graph is not compiled.
+    Raises UserError for what is no ONNX file, and what `compile` raises. What is not valid, and a graph without its
+    data, is not compiled.
     """
     graph = OnnxGraph(path)
     findings = tuple(lint(graph, tensorrt))
+    broken = {finding.rule for finding in findings}
+    if "valid-onnx" in broken:
+        return Check(graph.path, findings)
     products = quantized_products(graph)
-    names = tuple(product.name for product in products)
-    if compile is None or any(True for _ in graph.external_faults()):
-        return Check(graph.path, findings, names)
+    seen = Check(graph.path, findings, tuple(product.name for product in products), tuple(float_products(graph)))
+    if compile is None or "external-data" in broken:
+        return seen
     compilation = compile(graph)
     verdicts = () if compilation.errors else tuple(_verdicts(products, compilation, findings))
-    return Check(graph.path, findings, names, compilation, verdicts)
+    return replace(seen, compilation=compilation, verdicts=verdicts)
 
 
 def _verdicts(products: Sequence[Product], compilation: Compilation, findings: Sequence[Finding]) -> Iterator[Verdict]:
@@ -99,7 +116,7 @@ def _verdicts(products: Sequence[Product], compilation: Compilation, findings: S
     for product in products:
         layers = compilation.computing(product.name)
         kinds = tuple(dict.fromkeys(layer.what for layer in layers))
-        module = product.name.rpartition("/")[0] or product.name
+        module = product.module
         if product.name in int8:
             yield Verdict(product.name, module, True, kinds)
             continue

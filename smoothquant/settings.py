@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the command line reads this module before it needs torch
 SMOOTHING = "smoothing.safetensors"
 SCALE, ABSMAX, CACHE_SCALE = ".smoothing_scale", ".input_absmax", ".cache_scale"
 CACHED = ("key", "value")
+GRAPH_FACTS = "smoothquant"  # key of an ONNX graph's metadata: what was exported, as JSON
 
 GROUPS = ("default", "paper", "none")  # what any format holds: nothing is left for run time
 RUN_TIME_GROUPS = ("run-time", "unfolded")  # only for engines that smooth an activation themselves

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from builders.lint.graph import OnnxGraph
-from builders.lint.products import Product, quantized_products
+from builders.lint.products import Product, float_products, missing_products, quantized_products
 from builders.lint.rule import Effect, Finding, Rule, Version
 from builders.lint.rules import RULES
 
@@ -23,16 +23,20 @@ __all__ = [
     "Product",
     "Rule",
     "Version",
+    "float_products",
     "lint",
+    "missing_products",
     "quantized_products",
 ]
 
 
 def lint(graph: OnnxGraph | str | Path, tensorrt: Version = NEWEST) -> list[Finding]:
-    """Findings of all rules, errors first. tensorrt: the version that is to take the graph.
+    """Findings of all rules, errors first. tensorrt: the version that is to take the graph. Of what is no valid ONNX
+    that is the only one.
 
     Raises UserError for what is no ONNX file.
     """
     opened = graph if isinstance(graph, OnnxGraph) else OnnxGraph(graph)
-    found = [finding for rule in RULES for finding in rule.check(opened, tensorrt)]
+    invalid, *others = RULES  # valid-onnx is the first
+    found = list(invalid.check(opened, tensorrt)) or [one for rule in others for one in rule.check(opened, tensorrt)]
     return sorted(found, key=lambda finding: not finding.effect.is_error)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ import numpy
 from builders.exports import MODEL
 from smoothquant.errors import UserError
 from smoothquant.packages import require
+from smoothquant.settings import GRAPH_FACTS
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto
@@ -73,12 +76,12 @@ class OnnxGraph:
 
     def _constant_value(self, node: NodeProto) -> TensorProto | None:
         helper, numpy_helper = self.onnx.helper, self.onnx.numpy_helper
-        attribute = node.attribute[0]
-        if attribute.name == "value":
-            return attribute.t
-        if attribute.name in ("value_float", "value_floats", "value_int", "value_ints"):
-            dtype = numpy.float32 if "float" in attribute.name else numpy.int64
-            return numpy_helper.from_array(numpy.array(helper.get_attribute_value(attribute), dtype))
+        for attribute in node.attribute:  # one, in a valid graph
+            if attribute.name == "value":
+                return attribute.t
+            if attribute.name in ("value_float", "value_floats", "value_int", "value_ints"):
+                dtype = numpy.float32 if "float" in attribute.name else numpy.int64
+                return numpy_helper.from_array(numpy.array(helper.get_attribute_value(attribute), dtype))
         return None
 
     # -- opsets and names ----------------------------------------------------------------------------------------
@@ -95,6 +98,15 @@ class OnnxGraph:
     def standard(self, *kinds: str) -> Iterator[NodeProto]:
         """Nodes of the standard operators of these kinds; of all, if none is given."""
         return (n for n in self.nodes if n.domain in STANDARD and (not kinds or n.op_type in kinds))
+
+    @cached_property
+    def quantized(self) -> tuple[str, ...]:
+        """Modules that must be INT8 products, by what our exporter wrote into the file; none in others' files."""
+        for entry in self.proto.metadata_props:
+            if entry.key == GRAPH_FACTS:
+                with suppress(ValueError, AttributeError, TypeError):  # others' facts
+                    return tuple(json.loads(entry.value).get("quantized", ()))
+        return ()
 
     @property
     def symbols(self) -> dict[str, list[int | str]]:
@@ -121,20 +133,27 @@ class OnnxGraph:
         tensor = self.stored.get(self.source(name))
         if tensor is None:
             return None
-        if tensor.data_location != self.onnx.TensorProto.EXTERNAL:
-            return self.onnx.numpy_helper.to_array(tensor)
         entry = {item.key: item.value for item in tensor.external_data}  # onnx reads no file that has several links
         dtype, count = self.onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type), int(numpy.prod(tensor.dims))
         try:
+            if tensor.data_location != self.onnx.TensorProto.EXTERNAL:
+                return self.onnx.numpy_helper.to_array(tensor)
             path, offset = self.path.parent / entry["location"], int(entry.get("offset", 0))
             return numpy.fromfile(path, dtype, count, offset=offset).reshape(tuple(tensor.dims))
-        except (OSError, ValueError):  # `external_faults` says why
+        except (OSError, ValueError, KeyError):  # rules about files say why
             return None
 
     def dtype(self, name: str) -> str:
         """ "FLOAT16": the element type of a stored tensor; "" for others."""
         tensor = self.stored.get(self.source(name))
         return self.onnx.TensorProto.DataType.Name(tensor.data_type) if tensor is not None else ""
+
+    def of_type(self, kind: int) -> Iterator[NodeProto]:
+        """Nodes that read a stored tensor of this element type, or cast to it."""
+        held = {name for name, tensor in self.stored.items() if tensor.data_type == kind}
+        return (
+            n for n in self.nodes if held.intersection(n.input) or (n.op_type == "Cast" and attribute(n, "to") == kind)
+        )
 
     def size(self, name: str) -> int | None:
         """Elements of a stored tensor."""
@@ -151,7 +170,8 @@ class OnnxGraph:
         return {value.name: value.type.tensor_type for graph in graphs(proto.graph) for value in values(graph)}
 
     def without_data(self) -> Any:
-        """A copy of the model whose external tensors are empty."""
+        """A copy of the model whose external tensors are empty, whose outputs all have a shape (whether they do is
+        nothing to TensorRT), and that imports every domain it uses (of which other rules speak)."""
         copy = type(self.proto)()
         copy.CopyFrom(self.proto)
         for graph in graphs(copy.graph):
@@ -160,6 +180,11 @@ class OnnxGraph:
                     tensor.ClearField("external_data")
                     tensor.ClearField("data_location")
                     tensor.dims[:] = [0]
+        for value in copy.graph.output:
+            value.type.tensor_type.shape.SetInParent()
+        for domain in {node.domain for node in self.nodes} - {entry.domain for entry in copy.opset_import}:
+            if domain not in STANDARD:
+                copy.opset_import.add(domain=domain, version=1)
         return copy
 
     def external_faults(self) -> Iterator[tuple[str, str]]:
@@ -168,8 +193,13 @@ class OnnxGraph:
         for tensor in self.stored.values():
             if tensor.data_location == self.onnx.TensorProto.EXTERNAL:
                 entry = {item.key: item.value for item in tensor.external_data}
-                end = int(entry.get("offset", 0)) + int(entry.get("length", 0))
-                needed[entry["location"]] = max(end, needed.get(entry["location"], 0))
+                location = entry.get("location", tensor.name)
+                try:
+                    end = int(entry.get("offset", 0)) + int(entry.get("length", 0))
+                except ValueError:
+                    yield location, f"has no place for {tensor.name} that is a number"
+                    continue
+                needed[location] = max(end, needed.get(location, 0))
         for location, end in needed.items():
             path = self.path.parent / location
             if not path.is_file():
@@ -211,3 +241,8 @@ def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
 def name_of(node: NodeProto) -> str:
     """As TensorRT's parser calls it."""
     return node.name or f"node_of_{node.output[0]}"
+
+
+def module_of(name: str) -> str:
+    """Of a node's name: what precedes the operator's in ours and in most."""
+    return name.rpartition("/")[0] or name

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from builders.lint.graph import OnnxGraph, attribute, name_of
+from builders.lint.graph import OnnxGraph, attribute, module_of, name_of
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -48,6 +48,10 @@ class Product:
         return name_of(self.node)
 
     @property
+    def module(self) -> str:
+        return module_of(self.name)
+
+    @property
     def sides(self) -> tuple[Side, ...]:
         return (self.weight, self.activation) if self.activation else (self.weight,)
 
@@ -55,6 +59,24 @@ class Product:
 def quantized_products(graph: OnnxGraph) -> list[Product]:
     """In the graph's order."""
     return [product for node in graph.standard(*PRODUCTS) if (product := _product(graph, node))]
+
+
+def missing_products(graph: OnnxGraph) -> list[str]:
+    """Modules that our exporter quantized, and that are no quantized product of this graph."""
+    found = {product.module for product in quantized_products(graph)}
+    return [module for module in graph.quantized if module not in found]
+
+
+def float_products(graph: OnnxGraph) -> list[str]:
+    """Modules of the other products that have a weight, in the graph's order: the output head, what was left in
+    float, routers."""
+    quantized = {product.name for product in quantized_products(graph)}
+    found = [
+        module_of(name_of(node))
+        for node in graph.standard(*PRODUCTS)
+        if name_of(node) not in quantized and any(map(graph.is_constant, node.input[:2]))
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _product(graph: OnnxGraph, node: NodeProto) -> Product | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from builders.lint.graph import OnnxGraph
+from builders.lint.graph import OnnxGraph, module_of
 
 Version = tuple[int, int]  # of TensorRT
 
@@ -41,9 +41,8 @@ class Finding:
 
     @property
     def module(self) -> str:
-        """The module of the product, else of the node: what precedes the operator's name in ours and in most."""
-        name = self.product or self.node
-        return name.rpartition("/")[0] or name
+        """Of the product, else of the node."""
+        return module_of(self.product or self.node)
 
     def __str__(self) -> str:
         return f"{self.module}: {self.what}; {self.do}"

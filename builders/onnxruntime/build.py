@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy
 
 from builders.exports import MODEL, open_export
+from builders.lint import OnnxGraph, missing_products, quantized_products
 from builders.onnxruntime.genai import write_genai_config
 from builders.onnxruntime.providers import check_available, find_provider
 from builders.onnxruntime.session import operators_run
 from smoothquant.errors import UserError
 from smoothquant.machine import physical_cores
-from smoothquant.packages import require
 from smoothquant.workspace import Workspace, load_manifest
 
 STEP = "build onnxruntime"
@@ -87,7 +87,14 @@ def _check(folder: Path, vocab_size: int, provider: str) -> dict[str, int]:
             expected="finite logits",
             do="export with --dtype fp32, or validate the float model first",
         )
-    expected = quantized_products(folder)
+    graph = OnnxGraph(folder)
+    if lost := missing_products(graph):
+        raise UserError(
+            f"{graph.path}: {lost[0]} is not quantized",
+            expected="INT8, as its exporter wrote into the file",
+            do="make the export again, and change nothing afterwards",
+        )
+    expected = len(quantized_products(graph))
     kernels = {"integer": ran[INTEGER_KERNEL], "quantized": expected}
     if provider == "cpu" and platform.machine().lower() in FUSES and ran[INTEGER_KERNEL] != expected:
         raise UserError(
@@ -96,9 +103,3 @@ def _check(folder: Path, vocab_size: int, provider: str) -> dict[str, int]:
             do="use onnxruntime >= 1.20, or report this export",
         )
     return kernels
-
-
-def quantized_products(folder: Path) -> int:
-    """Matrix products of a graph that have an int8 weight: each has its own."""
-    graph = require("onnx").load(str(folder / MODEL), load_external_data=False).graph
-    return sum(initializer.name.endswith("weight_int8") for initializer in graph.initializer)

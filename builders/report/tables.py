@@ -145,5 +145,7 @@ def _settings(subject: Mapping) -> str:
     for key, value in known.items():
         if isinstance(value, Mapping):
             value = ", ".join(f"{name} {setting}" for name, setting in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
         parts.append(f"{key.replace('_', ' ')}: {value}")
     return "; ".join(parts)

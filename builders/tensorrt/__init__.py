@@ -1,7 +1,6 @@
 """TensorRT engines: `build` makes the folder, `TensorRTEngine` runs it. TensorRT 10 or 11, an NVIDIA GPU.
 
     limits.py    what an engine must hold, and the optimization profiles that follow
-    graph.py     what the exported graph says before TensorRT sees it
     compiler.py  TensorRT's side of the build: parser, builder, progress
     runtime.py   TensorRT's side of a run: plan, context, streams
     layers.py    which matrix products became INT8 kernels, by the engine inspector

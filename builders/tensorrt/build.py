@@ -14,16 +14,16 @@ Before the folder gets its name, the plan is loaded and run once: the logits mus
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from builders.exports import MODEL, open_export
+from builders.lint import OnnxGraph, Product, lint, quantized_products
 from builders.tensorrt import machine
 from builders.tensorrt.compiler import Options, compile_graph
 from builders.tensorrt.engine import PLAN
-from builders.tensorrt.graph import GraphFacts, read_graph
 from builders.tensorrt.layers import products, read_layers
 from builders.tensorrt.limits import Limits, limits_for
 from builders.tensorrt.runtime import LoadedPlan
@@ -51,14 +51,14 @@ def build(
     limits: what to hold, by the names of `limits_for`; what is not given has a default. timing_cache: a file that
     makes the next build quicker. activations: which graph, where the export holds both forms.
 
-    Raises UserError if `export` is no whole ONNX export, has operators that TensorRT lacks, if the limits contradict
+    Raises UserError if `export` is no whole ONNX export, if the linter finds a fault in it, if the limits contradict
     the model's, if TensorRT refuses the graph or builds nothing, or if a logit is not finite; MissingPackageError
     without TensorRT or a GPU.
     """
     out, found = Path(out), open_export(export, activations)
     made = found.manifest
     held = limits_for(made["geometry"], **(limits or {}))
-    facts = _read(found.graph, found.inputs["activations"])
+    quantized = _products(found.graph, found.inputs["activations"])
     version, gpu = machine.require_tensorrt(), machine.find_gpu()
     built = {"version": version, "gpu": gpu.name, "capability": list(gpu.capability)}
     graph = hashlib.sha256(found.graph.read_bytes()).hexdigest()[:16]  # a newer exporter may draw another one
@@ -88,7 +88,7 @@ def build(
             plan = LoadedPlan(
                 compiled.plan, str(out), gpu, trusted=options.version_compatible, streaming=options.weight_streaming
             )
-            kernels = _kernels(plan, work.path(LAYERS), facts)
+            kernels = _kernels(plan, work.path(LAYERS), [product.name for product in quantized])
             _check(found.folder, plan, held, made["geometry"]["vocab_size"])
             ports = [port.as_dict() for port in plan.ports.values()]
             results = {"contract": made["contract"], "geometry": made["geometry"], "ports": ports}
@@ -96,22 +96,21 @@ def build(
     return load_manifest(out)
 
 
-def _read(graph: Path, activations: str) -> GraphFacts:
-    facts = read_graph(graph)
-    if activations != "float" and not facts.products:
-        raise UserError(
-            f"{graph}: no product between DequantizeLinear operators, and its manifest says {activations}",
-            expected="a graph with Q/DQ",
-            do="make the export again",
-        )
-    return facts
+def _products(graph: Path, activations: str) -> list[Product]:
+    """The quantized products of a graph in which the linter finds no fault."""
+    opened = OnnxGraph(graph)
+    for finding in lint(opened):
+        if finding.effect.is_error and not (activations == "float" and finding.rule == "no-quantization"):
+            where = "" if finding.node == graph.name else f"{finding.module}: "
+            raise UserError(f"{graph}: {where}{finding.what}", do=finding.do)
+    return quantized_products(opened)
 
 
-def _kernels(plan: LoadedPlan, layers: Path, facts: GraphFacts) -> dict:
+def _kernels(plan: LoadedPlan, layers: Path, nodes: Sequence[str]) -> dict:
     """Write the inspector's layers. Returns what became of the quantized products."""
     inspected = plan.layers()
     layers.write_text(inspected, encoding="utf-8")
-    found = products(read_layers(inspected), facts.products)
+    found = products(read_layers(inspected), nodes)
     return {
         "int8": sum(product.int8 for product in found),
         "quantized": len(found),

@@ -24,7 +24,7 @@ from exporters.onnx.linears import FORMS, FloatLinears, Input, Linears
 from exporters.onnx.mlp import Mlp
 from exporters.onnx.norms import Norms
 from exporters.onnx.positions import Positions
-from exporters.onnx.products import QKV, Products
+from exporters.onnx.products import QKV, Products, quantized_names
 from smoothquant.model import Model
 
 
@@ -49,6 +49,12 @@ class DecoderGraph:
         self.branch: Mlp | Experts = Experts(self.graph, model, self.mlp) if model.geometry.experts else self.mlp
         self.head: Linears = FORMS[LM_HEADS[form.lm_head]](self.graph)
         self._build()
+
+    @property
+    def quantized_names(self) -> list[str]:
+        """Names of the matrices that must be in INT8."""
+        linears = [] if self.form.activations == "float" else quantized_names(self.model, self.form.kept)
+        return linears + ([self.model.family.lm_head] if self.form.lm_head == "int8" else [])
 
     def _build(self) -> None:
         graph, geometry, family = self.graph, self.geometry, self.model.family

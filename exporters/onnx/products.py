@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from exporters.onnx.graph import Graph
 from exporters.onnx.linears import Input, Linears
+from smoothquant.family import ROUTER
 from smoothquant.model import Model
 
 QKV = ("q", "k", "v")
@@ -33,6 +34,21 @@ def merged_name(model: Model, layer: int, roles: tuple[str, ...]) -> str:
     first = model.linear(layer, roles[0])
     kinds = tuple(role.partition(".")[0] for role in roles)
     return f"{first.rpartition('.')[0]}.{MERGED[kinds]}" if kinds in MERGED else first
+
+
+def quantized_names(model: Model, kept: Collection[str] = ()) -> list[str]:
+    """Names of the matrices that a quantized graph must have, by the record alone: what reads one input is one matrix,
+    of every expert. kept: module names of linears that stay in float."""
+    found = []
+    for layer in range(model.geometry.layers):
+        for roles in model.inputs:
+            experts: dict[str, list[str]] = {}
+            for role in roles:
+                if role != ROUTER:
+                    experts.setdefault(role.partition(".")[2], []).append(role)
+            together = map(tuple, experts.values())
+            found += [merged_name(model, layer, some) for some in together if model.linear(layer, some[0]) not in kept]
+    return found
 
 
 class Products:

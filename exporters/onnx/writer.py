@@ -28,7 +28,7 @@ from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.packages import require
 from smoothquant.quantization import quantize_weight
-from smoothquant.settings import CACHE_SCALE, CACHED
+from smoothquant.settings import CACHE_SCALE, CACHED, GRAPH_FACTS
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace
 
@@ -139,8 +139,8 @@ class OnnxWriter:
 
     def _save_graphs(self) -> None:
         for file, decoder in self.decoders.items():
-            facts = {"family": self.model.family.name, **decoder.form.settings}
-            proto = decoder.graph.model({"smoothquant": json.dumps(facts)})
+            facts = {"family": self.model.family.name, **decoder.form.settings, "quantized": decoder.quantized_names}
+            proto = decoder.graph.model({GRAPH_FACTS: json.dumps(facts)})
             self.work.path(file).write_bytes(proto.SerializeToString())
 
     def _write_cache_scales(self, layer: SmoothedLayer) -> None:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.cli.ui import Ui
+from recipes.cli.ui import Ui, listed
 from smoothquant.errors import CheckError, UserError
 
 if TYPE_CHECKING:  # onnx and torch are imported when the command runs, not for --help
@@ -93,6 +93,8 @@ def _show(found: Check, ui: Ui, layers: bool) -> None:
         ui.say(f"    {finding.effect.value}: {finding.because}")
     if not found.findings:
         ui.say(f"{found.path}: {len(found.products)} quantized products; nothing to find fault with")
+    if found.in_float:
+        ui.say(f"in floating point: {listed(found.in_float)}")
     made = found.compilation
     if not made:
         return

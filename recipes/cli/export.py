@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from recipes.cli import export_onnx, export_trtllm, options
-from recipes.cli.ui import Ui
+from recipes.cli.ui import Ui, listed
 from smoothquant.errors import UserError
 from smoothquant.settings import SmoothingSettings
 
@@ -102,8 +102,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         source = source_of(model, arguments.act_scales, settings)
     kept = _kept(arguments, source) if "keep_float" in arguments else ()
     if kept:
-        why = ": one static scale would ruin them (--keep-float)" if arguments.keep_float == "auto" else ""
-        ui.note(f"{len(kept)} linears stay in float, as {kept[0]}{why}")
+        why = ", since one static scale would ruin them (--keep-float)" if arguments.keep_float == "auto" else ""
+        ui.note(f"{len(kept)} linears stay in float{why}: {listed(kept)}")
     with ui.progress(f"export {arguments.target}") as progress:
         export(source, [_writer(arguments, model, kept)], overwrite=arguments.overwrite, progress=progress)
     if arguments.target == "trtllm":

@@ -71,3 +71,9 @@ class Ui:
         """A line of result for people: not printed with --json."""
         if not self.json:
             self.out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def listed(names: Sequence[str], most: int = 16) -> str:
+    """Names in a line: "a, b, c", and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

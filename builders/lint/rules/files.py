@@ -1,11 +1,11 @@
-"""Rules about the file: its data, its validity, its opset, and that it is quantized at all."""
+"""Rules about the file: its data, its validity, its opset, and that it is quantized, as much as it was."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from builders.lint.graph import OnnxGraph
-from builders.lint.products import DEQUANTIZE, quantized_products
+from builders.lint.graph import OnnxGraph, name_of
+from builders.lint.products import DEQUANTIZE, missing_products, quantized_products
 from builders.lint.rule import Book, Effect, Version
 
 BOOK = Book()
@@ -18,6 +18,29 @@ OPSETS: tuple[tuple[Version, int], ...] = (  # from this TensorRT on: the newest
 PER_CHANNEL = 13  # the first opset with an axis for scales
 
 
+@BOOK.rule("valid-onnx", "the graph is valid ONNX", "every version, and every other engine", Effect.REFUSED)
+def valid_onnx(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    for reason in _invalid(graph):
+        yield graph.path.name, f"it is not valid ONNX ({reason})", "mend the tool that wrote it, or export again"
+
+
+def _invalid(graph: OnnxGraph) -> Iterator[str]:
+    """What onnx's checker says, and what it forgets."""
+    kinds = graph.onnx.TensorProto.DataType.values()
+    for tensor in graph.stored.values():
+        if tensor.data_type not in kinds:
+            yield f"tensor {tensor.name} is of the type {tensor.data_type}, which there is not"
+            return
+    for node in graph.standard("Constant"):
+        if not node.attribute:
+            yield f"Constant {name_of(node)} without a value"
+            return
+    try:
+        graph.onnx.checker.check_model(graph.without_data())
+    except graph.onnx.checker.ValidationError as error:
+        yield " ".join(str(error).split("\n")[0].split())
+
+
 @BOOK.rule(
     "external-data",
     "the weights' files lie beside the graph, whole",
@@ -27,15 +50,6 @@ PER_CHANNEL = 13  # the first opset with an axis for scales
 def external_data(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
     for location, fault in graph.external_faults():
         yield location, f"the file of weights {location} {fault}", f"put it, whole, into {graph.path.parent}"
-
-
-@BOOK.rule("valid-onnx", "the graph is valid ONNX", "every version, and every other engine", Effect.REFUSED)
-def valid_onnx(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
-    try:
-        graph.onnx.checker.check_model(graph.without_data())
-    except graph.onnx.checker.ValidationError as error:
-        line = " ".join(str(error).split("\n")[0].split())
-        yield graph.path.name, f"it is not valid ONNX ({line})", "mend the tool that wrote it, or export again"
 
 
 @BOOK.rule(
@@ -65,3 +79,15 @@ def no_quantization(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
     if not quantized_products(graph):
         what = "no matrix product is quantized (no int8 weight behind DequantizeLinear)"
         yield graph.path.name, what, "make it with smoothquant export onnx, without --float"
+
+
+@BOOK.rule(
+    "missing-product",
+    "every linear that the exporter quantized is a quantized product",
+    "the file lists them; one that lost its Q or DQ on the way runs in floating point, and no count of INT8 kernels "
+    "shows it",
+    Effect.LOST,
+)
+def missing_product(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    for module in missing_products(graph):
+        yield f"{module}/MatMul", "it was quantized, and is not any more", "export again, and change nothing afterwards"

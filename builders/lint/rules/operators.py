@@ -31,6 +31,7 @@ SINCE: dict[str, Version] = {
     "TensorScatter": (10, 15),
     "LayerNormalization": (8, 6),
 }
+BFLOAT16_SINCE: Version = (9, 0)
 SCATTERS = ("ScatterND", "ScatterElements")
 PAST, NONPAD = slice(4, 6), 6  # inputs of Attention: past_key and past_value, nonpad_kv_seqlen
 
@@ -74,6 +75,18 @@ def new_operator(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
             have, need = (".".join(map(str, version)) for version in (tensorrt, since))
             what = f"TensorRT {have} has no {node.op_type}, which came with {need}"
             yield name_of(node), what, f"export in basic operators (opset 17), or use TensorRT {need}"
+
+
+@BOOK.rule(
+    "bfloat16",
+    "no tensor is BFLOAT16 before TensorRT 9",
+    "release notes: BF16 came with 9.0",
+    Effect.REFUSED,
+)
+def bfloat16(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    if tensorrt < BFLOAT16_SINCE and (node := next(graph.of_type(graph.onnx.TensorProto.BFLOAT16), None)) is not None:
+        version = ".".join(map(str, tensorrt))
+        yield name_of(node), f"TensorRT {version} has no BFLOAT16", "export with --dtype fp16 or fp32"
 
 
 @BOOK.rule(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy
 import onnx
 import pytest
+from onnx import numpy_helper
 
+from builders.check import check
 from builders.lint import Effect, OnnxGraph, lint, quantized_products
+from builders.tensorrt_rtx import DecoderProfile, available, compile_apart, compile_onnx
 from smoothquant.errors import MissingPackageError, UserError
-from tests.builders.lint.graphs import LINEAR, PRODUCT, W, X, graph, saved
+from tests.builders.lint.graphs import LINEAR, PRODUCT, N, W, X, graph, saved, verdict
 from tests.exporters.onnx.graphs import FORMS, export_onnx, products, source_of
 
 PLAIN = f"{X} {W} {PRODUCT}"
@@ -52,6 +57,17 @@ def test_missing_and_short_data(with_data: Path) -> None:
     data.unlink()
     [finding] = lint(with_data)
     assert "weights.bin is missing" in finding.what
+    if available():
+        assert verdict(with_data) == "refused"
+
+
+def test_data_at_no_number(with_data: Path) -> None:
+    model = onnx.load(with_data, load_external_data=False)
+    next(item for item in of(model, "w_scale").external_data if item.key == "offset").value = "start"
+    onnx.save(model, with_data)
+    [finding] = lint(with_data)
+    assert finding.rule == "external-data"
+    assert "weights.bin has no place for w_scale that is a number" in finding.what
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"import this\n" * 9, b"\x08\x0a", b"\x00" * 64])
@@ -71,13 +87,75 @@ def test_a_truncated_file_is_no_onnx(tmp_path: Path) -> None:
         lint(path)
 
 
-def test_invalid_onnx(tmp_path: Path) -> None:
+def of(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
+    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+
+
+def node(model: onnx.ModelProto, kind: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if node.op_type == kind)
+
+
+INVALID: dict[str, Callable[[onnx.ModelProto], object]] = {
+    "a product reads nobody": lambda model: node(model, "MatMul").input.__setitem__(1, "nobody"),
+    "a product without a weight": lambda model: node(model, "MatMul").input.pop(),
+    "DQ without a scale": lambda model: node(model, "DequantizeLinear").input.__delitem__(slice(1, None)),
+    "Constant without a value": lambda model: model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["c"])),
+    "a type that is none": lambda model: setattr(of(model, "w_scale"), "data_type", 99),
+    "a tensor cut short": lambda model: setattr(of(model, "w_scale"), "raw_data", of(model, "w_scale").raw_data[:-3]),
+}
+
+
+@pytest.mark.parametrize("fault", INVALID)
+def test_invalid_onnx(fault: str, tmp_path: Path) -> None:
+    """One finding, whatever else could be said; and neither TensorRT nor onnx makes anything of the graph."""
     model = graph(PLAIN)
-    model.graph.node[-1].input[1] = "nobody"
-    findings = lint(saved(model, tmp_path))
-    [finding] = [finding for finding in findings if finding.rule == "valid-onnx"]
+    INVALID[fault](model)
+    path = saved(model, tmp_path)
+    [finding] = lint(path)
+    assert (finding.rule, finding.effect) == ("valid-onnx", Effect.REFUSED)
     assert "not valid ONNX" in finding.what
     assert "\n" not in str(finding)
+    found = check(path, compile=lambda graph: pytest.fail("compiled"))
+    assert found.faults == [str(finding)]
+    if available():
+        assert compile_apart(path, DecoderProfile(2, 16, 16), OnnxGraph(path).symbols).errors
+
+
+def test_an_output_without_a_shape_is_fine(tmp_path: Path) -> None:
+    """onnx's checker demands one; TensorRT does not."""
+    model = graph(PLAIN)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    path = saved(model, tmp_path)
+    assert lint(path) == []
+    if available():
+        assert verdict(path) == "fine"
+
+
+def test_a_linear_that_is_not_quantized_any_more(tmp_path: Path) -> None:
+    """The graph is fine, all of its quantized products are INT8, and it still is not what was exported."""
+    body = f"{X} {W} [layer__linear__MatMul] h = MatMul(xd, wd) [layer__other__MatMul] y = MatMul(h, w_n)"
+    model = graph(body)
+    model.graph.initializer.append(numpy_helper.from_array(numpy.eye(N, dtype=numpy.float32), "w_n"))
+    assert lint(saved(model, tmp_path)) == []
+    onnx.helper.set_model_props(model, {"smoothquant": json.dumps({"quantized": [LINEAR, "layer/other"]})})
+    path = saved(model, tmp_path)
+    [finding] = lint(path)
+    assert (finding.rule, finding.effect) == ("missing-product", Effect.LOST)
+    assert (
+        str(finding)
+        == "layer/other: it was quantized, and is not any more; export again, and change nothing afterwards"
+    )
+    assert check(path).in_float == ("layer/other",)
+    if available():
+        made = compile_onnx(path, DecoderProfile(2, 16, 16), OnnxGraph(path).symbols)
+        assert [layer.what for layer in made.computing("layer/other/MatMul")] == ["Float gemm"]
+
+
+@pytest.mark.parametrize("facts", ["", "[]", '{"quantized": null}', "not JSON"])
+def test_facts_of_others(facts: str, tmp_path: Path) -> None:
+    model = graph(PLAIN)
+    onnx.helper.set_model_props(model, {"smoothquant": facts})
+    assert lint(saved(model, tmp_path)) == []
 
 
 def test_errors_come_first(tmp_path: Path) -> None:

@@ -65,6 +65,14 @@ FAULTS = {
     "opset of the next version": Fault(
         "opset", f"{X} {W} {PRODUCT}", "fine", "opset 21 is newer than TensorRT 8.6 knows (17)", tensorrt=(8, 6)
     ),
+    "bfloat16 before TensorRT 9": Fault(
+        "bfloat16",
+        f"h = Cast <to = 16> (x)  i = Cast <to = 1> (h) {X.replace('(x,', '(i,')} {W} {PRODUCT}",
+        "fine",
+        "TensorRT 8.6 has no BFLOAT16",
+        opset=17,
+        tensorrt=(8, 6),
+    ),
     "contrib operator": Fault(
         "contrib-operator",
         f"{X} {W} [layer__linear__MatMul] h = MatMul(xd, wd) [layer__act__FastGelu] y = com.microsoft.FastGelu(h)",
@@ -445,7 +453,7 @@ def test_absent_operators_are_those_that_the_parser_denies() -> None:
 
 
 def test_every_rule_has_a_fault_and_a_reason() -> None:
-    elsewhere = {"external-data", "valid-onnx"}  # tests/builders/lint/test_lint.py
+    elsewhere = {"external-data", "valid-onnx", "missing-product"}  # tests/builders/lint/test_lint.py
     assert {rule.id for rule in RULES} == {fault.rule for fault in FAULTS.values()} | elsewhere
     assert all(rule.demands and rule.because for rule in RULES)
     assert len({rule.id for rule in RULES}) == len(RULES)

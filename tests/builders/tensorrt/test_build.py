@@ -222,7 +222,7 @@ def test_graph_without_quantize(copy_of: Callable[[str], Path], tmp_path: Path, 
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["inputs"]["activations"] = "per-token"
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert "no product between DequantizeLinear operators" in refused(folder, tmp_path / "engine")
+    assert "model.onnx: no matrix product is quantized" in refused(folder, tmp_path / "engine")
 
 
 def test_contrib_operators(copy_of: Callable[[str], Path], tmp_path: Path, trt: Any) -> None:
@@ -233,8 +233,27 @@ def test_contrib_operators(copy_of: Callable[[str], Path], tmp_path: Path, trt: 
     folder = copy_of("per-token")
     change(folder, edit)
     line = refused(folder, tmp_path / "engine")
-    assert "1 operators that are not standard ONNX (com.microsoft.FusedSoftmax; first 'model.layers.0.att" in line
-    assert "TensorRT parses no others" in line
+    assert "model.layers.0.attention: the operator com.microsoft.FusedSoftmax is not standard ONNX" in line
+    assert "export the graph in standard operators" in line
+
+
+def test_a_linear_that_lost_its_quantization(copy_of: Callable[[str], Path], tmp_path: Path, trt: Any) -> None:
+    """The product reads what is in front of its Q, and the weight's values: right numbers, no INT8."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        made = {output: node for node in model.graph.node for output in node.output}
+        product = next(node for node in model.graph.node if node.name == "model.layers.1.mlp.down_proj/MatMul")
+        weight = made[product.input[1]].input[0]
+        for tensor in model.graph.initializer:
+            if tensor.name == weight:
+                tensor.data_type = onnx.TensorProto.FLOAT
+                tensor.external_data[2].value = str(4 * int(tensor.external_data[2].value))
+        product.input[:] = [made[made[product.input[0]].input[0]].input[0], weight]
+
+    folder = copy_of("per-token")
+    change(folder, edit)
+    line = refused(folder, tmp_path / "engine")
+    assert "model.layers.1.mlp.down_proj: it was quantized, and is not any more; export again" in line
 
 
 def test_missing_and_short_data(copy_of: Callable[[str], Path], tmp_path: Path, trt: Any) -> None:
@@ -243,7 +262,7 @@ def test_missing_and_short_data(copy_of: Callable[[str], Path], tmp_path: Path, 
         file.truncate(1000)
     assert "model.onnx.data has 1000 bytes" in refused(folder, tmp_path / "engine")
     change(folder, lambda model: None)  # and should the manifest not know: the graph does
-    assert "bytes of weights beside model.onnx" in refused(folder, tmp_path / "engine")
+    assert "the file of weights model.onnx.data has 1000 bytes of " in refused(folder, tmp_path / "engine")
     (folder / "model.onnx.data").unlink()
     assert "model.onnx.data is missing" in refused(folder, tmp_path / "engine")
 
@@ -251,7 +270,7 @@ def test_missing_and_short_data(copy_of: Callable[[str], Path], tmp_path: Path, 
 def test_not_an_onnx_file(copy_of: Callable[[str], Path], tmp_path: Path, trt: Any) -> None:
     folder = copy_of("per-token")
     (folder / "model.onnx").write_bytes(b"\xff" * (folder / "model.onnx").stat().st_size)
-    assert "model.onnx: not an ONNX file" in refused(folder, tmp_path / "engine")
+    assert "model.onnx: not an ONNX model" in refused(folder, tmp_path / "engine")
 
 
 def test_operator_that_the_parser_does_not_know(exports: dict[str, Path], tmp_path: Path, trt: Any) -> None:

@@ -20,6 +20,7 @@ from tests.exporters.onnx.graphs import FLOAT, FORMS, PER_TENSOR, PER_TOKEN, Run
 from tests.models import sample_ids
 from tests.smoothquant.test_decoder import VARIANTS
 
+NAMES = ["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"]  # of a layer's products
 NOT_IN_TENSORRT = {"DynamicQuantizeLinear", "MatMulInteger", "QLinearMatMul", "ConvInteger"}
 
 
@@ -99,7 +100,7 @@ def test_every_input_is_quantized_once(make_llama: Callable[..., Path], tmp_path
     graph = onnx.load(out / "model.onnx", load_external_data=False).graph
     assert sum(node.op_type == "QuantizeLinear" for node in graph.node) == 2 * 4
     names = [product.name.removeprefix("model.layers.1.") for product in products(graph) if ".1." in product.name]
-    assert names == ["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"]
+    assert names == NAMES
 
 
 def test_graph_says_what_it_is(make_llama: Callable[..., Path], tmp_path: Path) -> None:
@@ -111,6 +112,10 @@ def test_graph_says_what_it_is(make_llama: Callable[..., Path], tmp_path: Path) 
         "activations": "per-tensor",
         "body": "fp16",
         "lm_head": "int8",
+        "quantized": [
+            *(f"model.layers.{layer}.{name}" for layer in range(2) for name in NAMES),
+            "lm_head",
+        ],
     }
     assert {path.name for path in out.iterdir()} == {
         "config.json",
