@@ -16,6 +16,7 @@ from smoothquant.norms import KINDS, Norm
 from smoothquant.quantization import absmax
 
 ROWS = 2048  # rows of an embedding or lm_head handed over at a time
+BESIDE = (("q", "k", "v"), ("gate", "up"))  # roles that read one input in any decoder
 
 
 class Model:
@@ -59,8 +60,15 @@ class Model:
     def inputs(self) -> tuple[tuple[str, ...], ...]:
         """Roles of the linears that read the same input, together: ("q", "k", "v"), ("o",), ("gate", "up"), ("down",).
         Every quantized linear is in one; a router is with the experts."""
-        shared = {role: group.linears for group in self.groups for role in group.linears}
-        return tuple(dict.fromkeys(shared.get(role, (role,)) for role in self.quantized_roles))
+        shared = {role: self._beside(role) for role in self.quantized_roles}
+        shared |= {role: group.linears for group in self.groups for role in group.linears}
+        return tuple(dict.fromkeys(shared[role] for role in self.quantized_roles))
+
+    def _beside(self, role: str) -> tuple[str, ...]:
+        """A linear and those that read its input, whether or not something can be folded into it."""
+        kind, dot, expert = role.partition(".")
+        kinds = next((kinds for kinds in BESIDE if kind in kinds), (kind,))
+        return tuple(one for one in (f"{each}{dot}{expert}" for each in kinds) if one in self.roles)
 
     def linear(self, layer: int, role: str) -> str:
         """Module name of a linear: linear(0, "q") -> "model.layers.0.self_attn.q_proj"."""

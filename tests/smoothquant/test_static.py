@@ -77,6 +77,13 @@ def test_linears_of_one_input_are_kept_together(case: Case) -> None:
     assert ruined_linears(case.model, scales, NONE) == (*attention, DOWN)
 
 
+def test_linears_of_one_input_are_kept_together_where_no_norm_is_before_them(tmp_path: Path) -> None:
+    """A post-norm decoder: nothing folds into what q, k and v read, and yet it is one input."""
+    model = Case("opt-350m", tmp_path).model
+    kept = linears_to_keep("k", model, {}, NONE)
+    assert kept == tuple(f"model.decoder.layers.{layer}.self_attn.{name}_proj" for layer in range(2) for name in "qkv")
+
+
 def test_choices(case: Case) -> None:
     scales, settings = spiking(case), SmoothingSettings(0.5)
     assert linears_to_keep("none", case.model, scales, NONE) == ()
