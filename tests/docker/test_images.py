@@ -15,6 +15,7 @@ import yaml
 from builders.tensorrt_llm.command import CONTAINER
 from builders.tensorrt_llm.releases import IMAGE, STABLE, builds_engines
 from tests.builders.tensorrt_llm.fake_tools import script
+from tests.lacking import lacking
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -25,7 +26,7 @@ DOCKERFILES = sorted(DOCKER.glob("*/Dockerfile"))
 def linter(name: str) -> str:
     """A linter, of this environment or of the machine."""
     found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    return found or pytest.skip(f"{name} is not installed")
+    return found or lacking(f"{name} is not installed")
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)

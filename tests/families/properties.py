@@ -15,7 +15,7 @@ from builders.onnxruntime import OnnxRuntimeEngine, build
 from builders.tensorrt_llm import CheckpointEngine
 from builders.tensorrt_llm import check as check_checkpoint
 from builders.tensorrt_llm.findings import errors
-from builders.tensorrt_rtx import DecoderProfile, available, compile_onnx
+from builders.tensorrt_rtx import DecoderProfile, compile_onnx
 from builders.transformers import TransformersEngine
 from builders.validate import Thresholds, validate_engines
 from exporters.export import export
@@ -28,6 +28,7 @@ from tests.exporters.onnx.graphs import Runner
 from tests.exporters.onnx.test_linear_exactness import check_products
 from tests.families.case import SETTINGS, Case
 from tests.families.hooks import hooked_absmax
+from tests.lacking import require_compiler
 from tests.models import sample_ids
 
 FLOAT32 = 5e-6  # float32 rounding, summed over two layers in another order: a few units of 1.2e-7
@@ -176,8 +177,7 @@ def engine_validates(case: Case) -> None:
 def tensorrt_compiles_every_product_to_int8(case: Case) -> None:
     """`check --compiler tensorrt-rtx`: TensorRT's real compiler takes the graphs, per token with every body,
     per tensor with two; every quantized product is an INT8 kernel. The linter finds no fault."""
-    if not available():
-        pytest.skip("no TensorRT-RTX compiler: pip install -e .[tensorrt-rtx]")
+    require_compiler()
     for form in ("per-token", "per-tensor", "per-token fp16", "per-token bf16", "per-tensor fp16"):
         found = check(case.export(form), compile=lambda g: compile_onnx(g.path, DecoderProfile(4, 128, 128), g.symbols))
         assert found.faults == []

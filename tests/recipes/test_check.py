@@ -17,9 +17,9 @@ from recipes.cli import main
 from recipes.machine import TARGETS
 from tests.builders.lint.graphs import LINEAR, PRODUCT, W, X, graph, saved
 from tests.exporters.onnx.graphs import FLOAT, export_onnx, source_of
+from tests.lacking import with_compiler
 
 COMPILER = ("--compiler", "tensorrt-rtx")
-with_compiler = pytest.mark.skipif(not available(), reason="no TensorRT-RTX: pip install -e .[tensorrt-rtx]")
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,7 @@ from builders.lint.rules.operators import ABSENT
 from builders.tensorrt_rtx import available
 from builders.tensorrt_rtx.packages import bindings
 from tests.builders.lint.graphs import INPUTS, LINEAR, OUTPUTS, PRODUCT, K, N, W, X, graph, saved, verdict
-
-with_compiler = pytest.mark.skipif(not available(), reason="no TensorRT-RTX: pip install -e .[tensorrt-rtx]")
+from tests.lacking import with_compiler
 
 FLOATS = INPUTS.replace("float", "float16"), OUTPUTS.replace("float", "float16")
 HEADS = "[batch, 4, tokens, 64]"

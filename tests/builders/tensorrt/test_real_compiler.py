@@ -18,9 +18,10 @@ import pytest
 from builders.tensorrt import Options
 from builders.tensorrt.compiler import compile_graph
 from builders.tensorrt.limits import limits_for
-from builders.tensorrt_rtx.packages import available, bindings
+from builders.tensorrt_rtx.packages import bindings
 from smoothquant.errors import UserError
 from tests.gpu import overflow
+from tests.lacking import require_compiler
 
 PROFILES = limits_for({"max_positions": 512, "cache_window": None}, batch=2, length=64, chunk=16).profiles
 
@@ -28,8 +29,7 @@ PROFILES = limits_for({"max_positions": 512, "cache_window": None}, batch=2, len
 @pytest.fixture
 def rtx(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """TensorRT-RTX where `import tensorrt` finds it."""
-    if not available():
-        pytest.skip("no TensorRT-RTX compiler is installed")
+    require_compiler()
     module = bindings()
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     return module

@@ -15,8 +15,8 @@ from builders.tensorrt_rtx.packages import bindings
 from smoothquant.errors import MissingPackageError, UserError
 from tests.builders.lint.graphs import LINEAR, PRODUCT, W, X, graph, saved
 from tests.exporters.onnx.graphs import FORMS, W8A8_FORMS, export_onnx, products, source_of
+from tests.lacking import with_compiler
 
-with_compiler = pytest.mark.skipif(not available(), reason="no TensorRT-RTX: pip install -e .[tensorrt-rtx]")
 PROFILE = DecoderProfile(2, 16, 16)
 
 

@@ -8,15 +8,16 @@ import pytest
 
 from builders.check import check
 from builders.lint import Effect
-from builders.tensorrt_rtx import DecoderProfile, available, compile_onnx
+from builders.tensorrt_rtx import DecoderProfile, compile_onnx
 from exporters.export import export
 from exporters.onnx import OnnxWriter
 from tests.families.case import Case
+from tests.lacking import with_compiler
 
 CAPPED = "gemma2"  # its attention has a softcap
 
 
-@pytest.mark.skipif(not available(), reason="no TensorRT-RTX: pip install -e .[tensorrt-rtx]")
+@with_compiler
 @pytest.mark.parametrize("layout", ["llama", CAPPED, "falcon-rw", "mixtral"])
 def test_opsets(layout: str, tmp_path: Path) -> None:
     """17 compiles as 21 does; 23, with the operator Attention, in half bodies and without a softcap."""

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from builders.check import check
-from builders.tensorrt_rtx import DecoderProfile, available, compile_apart
+from builders.tensorrt_rtx import DecoderProfile, compile_apart
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
 from recipes.families import open_model
 from recipes.synthetic import save_random_llama
 from smoothquant.settings import SmoothingSettings
+from tests.lacking import require_compiler
 
 FORMS = [("per-token", "fp32"), ("per-token", "fp16"), ("per-tensor", "fp16")]
 PRODUCTS = ["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"]
@@ -22,8 +23,7 @@ PRODUCTS = ["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.d
 @pytest.fixture(scope="module")
 def block(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Exports of it: per-token-fp32/, ..."""
-    if not available():
-        pytest.skip("no TensorRT-RTX: pip install -e .[tensorrt-rtx]")
+    require_compiler()
     root = tmp_path_factory.mktemp("block")
     save_random_llama(root / "model", hidden=4096, intermediate=11008, layers=1, vocabulary=512)
     model = open_model(root / "model")

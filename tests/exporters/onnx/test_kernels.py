@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from builders.lint import OnnxGraph
-from builders.tensorrt_rtx import Compilation, DecoderProfile, available, compile_onnx
+from builders.tensorrt_rtx import Compilation, DecoderProfile, compile_onnx
 from tests.exporters.onnx.graphs import export_onnx, source_of
+from tests.lacking import with_compiler
 
-pytestmark = pytest.mark.skipif(not available(), reason="no TensorRT-RTX compiler: pip install -e .[tensorrt-rtx]")
+pytestmark = with_compiler
 HEADS = {"hidden_size": 256, "head_dim": 64}  # for smaller ones there are no attention kernels
 LAYER = "model.layers.1"
 NORMED = ("residual/Add", "post_attention_layernorm/Pow", "post_attention_layernorm/Div")
