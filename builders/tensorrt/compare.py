@@ -15,7 +15,7 @@ that falls on the other side of a quantization boundary, which moves its linear'
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from builders.onnxruntime.session import PAST, PRESENT, first_feed, open_session
 from builders.tensorrt.engine import TensorRTEngine
 from builders.tensorrt.limits import DECODE, PREFILL
 from builders.tensorrt.runtime import Binding
+from smoothquant.errors import UserError
 from smoothquant.packages import require
+from smoothquant.workspace import load_manifest
 
 Feed = dict[str, numpy.ndarray]
 
@@ -42,14 +44,25 @@ class Difference:
     relative: float
     typical: float
 
+    def as_dict(self) -> dict:
+        """JSON values."""
+        return asdict(self)
 
-def compare(export: str | Path, engine: TensorRTEngine, *, tokens: int = 32, seed: int = 0) -> list[Difference]:
-    """Run an engine and its export on random tokens. Raises MissingPackageError without polygraphy."""
+
+def compare(graph: str | Path, engine: TensorRTEngine, *, tokens: int = 32, seed: int = 0) -> list[Difference]:
+    """Run an engine, and the ONNX export that it was built from, on random tokens, at most as many as the engine takes
+    at once. graph: the export's folder, or that of an ONNX Runtime engine of it.
+
+    Raises UserError for a graph of another model or form, MissingPackageError without polygraphy.
+    """
+    graph = Path(graph)
+    _check_same(graph, engine)
+    tokens = min(tokens, engine.limits.chunk, engine.limits.length - 1)
     polygraphy = require("polygraphy.comparator", package="polygraphy")
     base = require("polygraphy.backend.base", package="polygraphy")
     backend = require("polygraphy.backend.onnxrt", package="polygraphy")
     quiet = require("polygraphy.logger", package="polygraphy").G_LOGGER
-    session = open_session(Path(export))
+    session = open_session(graph)
     ids = torch.randint(0, engine.manifest["geometry"]["vocab_size"], (1, tokens + 1), generator=_seeded(seed)).numpy()
     feeds = list(_feeds(session, ids))
     runners = [backend.OnnxrtRunner(session, name="ONNX Runtime"), _runner(base, engine)]
@@ -84,6 +97,20 @@ def run_once(engine: TensorRTEngine, feed: Mapping[str, numpy.ndarray]) -> Feed:
     gpu.wait()
     outputs = (name for name, port in plan.ports.items() if not port.is_input)
     return {name: bindings[name].buffer.cpu().numpy() for name in outputs}
+
+
+def _check_same(graph: Path, engine: TensorRTEngine) -> None:
+    found, built = (manifest["inputs"] for manifest in (load_manifest(graph), engine.manifest))
+    found, wanted = found.get("export", found), built["export"]
+    if found.get("activations") == "both":  # the one in model.onnx
+        found = {name: value for name, value in found.items() if name != "float_linears"} | {"activations": "per-token"}
+    if found != wanted:
+        different = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        raise UserError(
+            f"{graph}: not what {engine.folder} was built from: it differs in {', '.join(different)}",
+            expected="its export, or an ONNX Runtime engine of it",
+            do="of an export that holds both forms: smoothquant build onnxruntime EXPORT --act FORM --out ENGINE",
+        )
 
 
 def _feeds(session: Any, ids: numpy.ndarray) -> Iterator[Feed]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from recipes.cli.check_onnx import check_onnx, show_rules
+from recipes.cli.check_tensorrt import check_tensorrt
 from recipes.cli.check_trtllm import check_trtllm
 from recipes.cli.ui import Ui
 from smoothquant.errors import UserError
@@ -16,6 +17,7 @@ Checker = Callable[[argparse.Namespace, Ui], None]
 CHECKERS: Mapping[str, Checker] = {  # step that made a folder -> what checks it
     "export onnx": check_onnx,
     "build onnxruntime": check_onnx,
+    "build tensorrt": check_tensorrt,
     "export trtllm": check_trtllm,
 }
 
@@ -27,8 +29,8 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         help="will an engine take it, and run it in INT8",
         description="Look at an ONNX graph with TensorRT's eyes: every rule that its versions are known to have, each "
         "with its reason, and with --compiler a real compiler, which needs no GPU. Look at a TensorRT-LLM checkpoint "
-        "by the rules of its loader: tensors, shapes, keys, scales. Exit status 1 if it would be refused, or if a "
-        "linear that should be INT8 is not.",
+        "by the rules of its loader: tensors, shapes, keys, scales. Look at a TensorRT engine, which says what became "
+        "of every product. Exit status 1 if it would be refused, or if a linear that should be INT8 is not.",
     )
     command.add_argument(
         "path",
@@ -48,7 +50,14 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
     command.add_argument("--max-batch", type=int, default=4, help="compile for so many sequences (default 4)")
     command.add_argument("--chunk", type=int, default=256, help="tokens of a run (default 256)")
     command.add_argument("--max-length", type=int, default=2048, help="tokens of a sequence (default 2048)")
-    command.add_argument("--layers", action="store_true", help="with a compiler: print every layer of the engine")
+    command.add_argument(
+        "--layers", action="store_true", help="of a TensorRT engine, or with a compiler: print every layer"
+    )
+    command.add_argument(
+        "--against",
+        metavar="EXPORT",
+        help="run a TensorRT engine, and ONNX Runtime on what it was built from; compare every output (polygraphy)",
+    )
     command.set_defaults(run=run)
 
 
@@ -57,7 +66,10 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         return show_rules(ui)
     if not arguments.path:
         raise UserError("nothing to check", expected="a folder or an .onnx file, or --rules")
-    checker(Path(arguments.path))(arguments, ui)
+    chosen = checker(Path(arguments.path))
+    if arguments.against and chosen is not check_tensorrt:
+        raise UserError(f"{arguments.path} with --against", expected="a folder made by smoothquant build tensorrt")
+    chosen(arguments, ui)
 
 
 def checker(path: Path) -> Checker:

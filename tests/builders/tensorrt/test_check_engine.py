@@ -1,0 +1,91 @@
+"""smoothquant check of an engine folder: its products, and its outputs beside ONNX Runtime's."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builders import onnxruntime, tensorrt
+from recipes.cli import main
+from tests.builders.tensorrt.conftest import LIMITS
+
+DOWN = "model.layers.1.mlp.down_proj"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    ended = signal.getsignal(signal.SIGTERM)
+    capsys.readouterr()
+    status = main(["check", *map(str, arguments), "--quiet"])
+    signal.signal(signal.SIGTERM, ended)  # the command line sets its own
+    found = capsys.readouterr()
+    return status, found.out, found.err
+
+
+def test_every_product_is_int8(make: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, make("per-token"), "--layers")
+    assert status == 0
+    assert "8 of 8 quantized products are INT8 kernels" in out
+    assert f"{DOWN}/MatMul" in out
+
+
+def test_a_lost_product_fails(
+    exports: dict[str, Path], tmp_path: Path, trt: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trt.faults.float_nodes = {f"{DOWN}/MatMul"}
+    tensorrt.build(exports["per-token"], tmp_path / "engine", LIMITS)
+    status, out, err = run(capsys, tmp_path / "engine")
+    assert status == 1
+    assert "7 of 8 quantized products are INT8 kernels" in out
+    [line] = err.splitlines()
+    assert line.startswith(f"smoothquant: {tmp_path / 'engine'}: {DOWN} is not INT8: layer ")
+    status, out, _ = run(capsys, tmp_path / "engine", "--json")
+    assert status == 1
+    assert not json.loads(out)["passed"]
+
+
+def test_outputs_beside_onnxruntimes(
+    make: Callable[..., Path], exports: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("polygraphy")
+    engine = make("per-token")
+    onnxruntime.build(exports["per-token"], tmp_path / "onnxruntime")
+    for graph in (exports["per-token"], tmp_path / "onnxruntime"):
+        status, out, err = run(capsys, engine, "--against", graph, "--json")
+        assert (status, err) == (0, "")
+        outputs = json.loads(out)["outputs"]
+        assert {one["run"] for one in outputs} == {"prefill", "decode"}
+        assert all(one["absolute"] == 0 for one in outputs)  # the stand-in computes alike
+    status, out, _ = run(capsys, engine, "--against", exports["per-token"])
+    assert "0.00e+00" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--compiler", "tensorrt-rtx"), "an engine, with --compiler; expected an ONNX graph; check the export"),
+        (("--against", "per-tensor"), "per-tensor: not what "),
+        (("--against", "nowhere"), "nowhere"),
+    ],
+)
+def test_bad_options(
+    options: tuple[str, str],
+    said: str,
+    make: Callable[..., Path],
+    exports: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status, _, err = run(capsys, make("per-token"), options[0], exports.get(options[1], options[1]))
+    assert status == 2
+    [line] = err.splitlines()
+    assert said in line
+
+
+def test_only_engines_are_compared(exports: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, exports["float"], "--against", exports["float"])
+    assert status == 2
+    assert "with --against; expected a folder made by smoothquant build tensorrt" in err
