@@ -21,7 +21,7 @@ from smoothquant.errors import ActScalesError, UserError
 from smoothquant.machine import return_freed_tensors
 from smoothquant.model import Model
 from smoothquant.settings import ABSMAX, CACHE_SCALE, CACHED, GROUPS, SCALE, SMOOTHING, SmoothingSettings
-from smoothquant.stream import QuantizedLayer, QuantizingLayer, SmoothedLayer, smoothed_layers
+from smoothquant.stream import QuantizedLayer, QuantizingLayer, SmoothedLayer, check_scales, smoothed_layers
 from smoothquant.workspace import Workspace, save_tensors
 
 Progress = Callable[[int, int], None]  # (done, total)
@@ -91,6 +91,7 @@ def export(
     """
     for writer in writers:
         writer.check(source)
+    check_scales(source.model, source.input_absmax, source.settings)
     with ExitStack() as stack:
         todo = []
         for writer in writers:

@@ -133,16 +133,24 @@ def smoothed_layers(
     output_absmax: the same of outputs, float32 (out,), of those that are known.
 
     Without smoothing and static scales (groups "none", per token) there need be no input_absmax.
-    Raises ActScalesError for a linear without scales or with scales of another shape, CheckpointError for NaN and Inf.
+    Raises what `check_scales` does, and CheckpointError for NaN and Inf.
     """
-    if input_absmax is None:
-        if settings.groups != "none":
-            raise ActScalesError("no activation scales", expected="a file made by smoothquant calibrate")
-        input_absmax = {}
-    else:
-        check_act_scales(model, input_absmax)
+    check_scales(model, input_absmax, settings)
     for index in range(start, model.geometry.layers):
-        yield smooth_layer(model, index, input_absmax, settings, output_absmax or {})
+        yield smooth_layer(model, index, input_absmax or {}, settings, output_absmax or {})
+
+
+def check_scales(model: Model, input_absmax: Mapping[str, Tensor] | None, settings: SmoothingSettings) -> None:
+    """Raise ActScalesError for a linear without scales or with scales of another shape, and where smoothing has none
+    at all."""
+    if input_absmax is not None:
+        check_act_scales(model, input_absmax)
+    elif settings.groups != "none":
+        raise ActScalesError(
+            "no activation scales to smooth by",
+            expected="a file made by smoothquant calibrate",
+            do="give ACT_SCALES, or --groups none",
+        )
 
 
 def smooth_layer(

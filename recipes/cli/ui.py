@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+EVERY = 30  # seconds between lines of progress in a log
 
 
 class Ui:
@@ -24,9 +28,12 @@ class Ui:
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A progress bar: yields update(done, total)."""
+        """A progress bar on a terminal, lines in a log: yields update(done, total). An error takes the bar away."""
         if self.quiet:
             yield lambda done, total: None
+            return
+        if not self.err.is_terminal:
+            yield from self._lines(what)
             return
         columns = (
             TextColumn("{task.description:<34}"),
@@ -37,7 +44,31 @@ class Ui:
         )
         with Progress(*columns, console=self.err) as bar:
             task = bar.add_task(what, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            try:
+                yield lambda done, total: bar.update(task, completed=done, total=total)
+            except BaseException:
+                bar.live.transient = True  # what is left to say is the error
+                raise
+
+    def _lines(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """A line now and then, and one at the end."""
+        start = said = time.monotonic()
+        reached = (0, 0)
+
+        def line() -> None:
+            done, total = reached
+            self.note(f"{what}: {done} of {total}, {timedelta(seconds=round(said - start))}")
+
+        def update(done: int, total: int) -> None:
+            nonlocal said, reached
+            reached = (done, total)
+            if time.monotonic() - said >= EVERY:
+                said = time.monotonic()
+                line()
+
+        yield update
+        said = time.monotonic()
+        line()
 
     def note(self, text: str) -> None:
         """A line on stderr about what is going on."""

@@ -140,14 +140,16 @@ def test_pull_for_a_model(hub: Hub, model: Path, absmax: Scales, tmp_path: Path)
 
 
 def test_pull_for_another_model(hub: Hub, model: Path, tmp_path: Path) -> None:
-    arguments = ("scales", "pull", "opt-1.3b", "--model", model, "--out", tmp_path / "a.safetensors")
+    arguments = ("scales", "pull", "opt-1.3b", "--model", model, "--out", tmp_path / "a.safetensors", "--quiet")
     found = smoothquant(*arguments, env=hub.environment)
     assert_one_line(found, 2, "opt-1.3b.pt (scales of facebook/opt-1.3b): no activation scales for model.layers.0.")
     assert not (tmp_path / "a.safetensors").exists()
 
 
 def test_a_name_that_is_none(hub: Hub, tmp_path: Path) -> None:
-    found = smoothquant("scales", "pull", "llama-3-8b", "--out", tmp_path / "a.safetensors", env=hub.environment)
+    found = smoothquant(
+        "scales", "pull", "llama-3-8b", "--out", tmp_path / "a.safetensors", "--quiet", env=hub.environment
+    )
     names = ", ".join(published.name for published in CATALOGUE)
     assert_one_line(found, 2, f"no published act scales 'llama-3-8b'; expected one of {names}; ", "calibrate")
     assert not hub.asked
@@ -160,7 +162,6 @@ def test_pull_without_a_network(why: str, hub: Hub, tmp_path: Path) -> None:
     arguments = ("scales", "pull", "llama-2-7b", "--out", tmp_path / "a.safetensors", "--quiet")
     found = smoothquant(*arguments, env=environment)
     assert_one_line(found, 4, f"{FILE}: not in the cache, and", why, "smoothquant scales import")
-    assert len(found.stderr.splitlines()) == 1
     assert time.monotonic() - start < 20  # huggingface_hub alone tries for 23 seconds
     assert [path.name for path in tmp_path.iterdir() if path.suffix] == []
 
@@ -171,11 +172,10 @@ def test_a_hub_that_refuses(status: int, hub: Hub, tmp_path: Path) -> None:
     arguments = ("scales", "pull", "llama-2-7b", "--out", tmp_path / "a.safetensors", "--quiet")
     found = smoothquant(*arguments, env=hub.environment)
     assert_one_line(found, 4, f"{FILE}: not in the cache, and {REPOSITORY}", f"{status}")
-    assert len(found.stderr.splitlines()) == 1
 
 
 def test_files_that_are_gone(hub: Hub, tmp_path: Path) -> None:
-    arguments = ("scales", "pull", "llama-2-7b", "--out", tmp_path / "a.safetensors")
+    arguments = ("scales", "pull", "llama-2-7b", "--out", tmp_path / "a.safetensors", "--quiet")
     del hub.files[FILE]
     found = smoothquant(*arguments, env=hub.environment)
     assert_one_line(found, 4, f"{FILE}: not in the cache, and {REPOSITORY} does not hold it", "see smoothquant scales")
@@ -185,12 +185,14 @@ def test_files_that_are_gone(hub: Hub, tmp_path: Path) -> None:
 
 def test_a_download_that_is_none(hub: Hub, tmp_path: Path) -> None:
     hub.files[FILE] = b"<html>Sign in to this network</html>"
-    found = smoothquant("scales", "pull", "llama-2-7b", "--out", tmp_path / "a.safetensors", env=hub.environment)
+    found = smoothquant(
+        "scales", "pull", "llama-2-7b", "--out", tmp_path / "a.safetensors", "--quiet", env=hub.environment
+    )
     assert_one_line(found, 2, f"{FILE}: corrupt, or wants to run code; it was not run")
 
 
 def test_a_cache_without_room(hub: Hub, tmp_path: Path) -> None:
-    arguments = ("scales", "pull", "llama-2-7b", "--out", tmp_path / "a.safetensors")
+    arguments = ("scales", "pull", "llama-2-7b", "--out", tmp_path / "a.safetensors", "--quiet")
     found = smoothquant(*arguments, env=hub.environment, preexec_fn=small_files(4096))
     assert_one_line(found, 4, f"{hub.home}/hub: no space left for the output")
     assert smoothquant(*arguments, env=hub.environment).returncode == 0  # with room
@@ -198,7 +200,9 @@ def test_a_cache_without_room(hub: Hub, tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written(hub: Hub, tmp_path: Path) -> None:
     hub.home.write_text("a file, where a folder should be")
-    found = smoothquant("scales", "pull", "llama-2-7b", "--out", tmp_path / "a.safetensors", env=hub.environment)
+    found = smoothquant(
+        "scales", "pull", "llama-2-7b", "--out", tmp_path / "a.safetensors", "--quiet", env=hub.environment
+    )
     assert_one_line(found, 4, f"{hub.home}", "Not a directory")
 
 

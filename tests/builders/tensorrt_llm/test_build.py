@@ -70,7 +70,7 @@ def test_an_engine(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_a_failed_build(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "engine"
-    arguments = ("build", "tensorrt-llm", checkpoint, "--out", out)
+    arguments = ("build", "tensorrt-llm", checkpoint, "--out", out, "--quiet")
     found = smoothquant(*arguments, env=install(tmp_path / "broken", mode="fail"))
     log = f"{out}.partial/trtllm-build.log"
     assert_one_line(found, 2, "failed with status 3", "could not find any implementation for node", f"see {log}")
