@@ -1,4 +1,4 @@
-"""TensorRT engines: `build` makes the folder, `TensorRTEngine` runs it. TensorRT 10 or 11, an NVIDIA GPU.
+"""TensorRT engines: `build` makes the folder, `TensorRTEngine` runs it. TensorRT 10.1 to 11, an NVIDIA GPU.
 
     limits.py    what an engine must hold, and the optimization profiles that follow
     compiler.py  TensorRT's side of the build: parser, builder, progress

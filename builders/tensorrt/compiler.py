@@ -1,4 +1,4 @@
-"""TensorRT's side of a build: graph in, plan out. The same calls for TensorRT 10 and 11.
+"""TensorRT's side of a build: graph in, plan out. The same calls for TensorRT 10.1 to 11.
 
 Typing is strong: the graph alone sets data types, and no precision flag is set. (In TensorRT 11 that is the only way;
 in 10 it is asked for.) The build runs in a thread of its own, so that Ctrl-C reaches Python while it is under way:

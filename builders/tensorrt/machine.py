@@ -16,13 +16,13 @@ import torch
 from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.packages import require
 
-MAJORS = ("10", "11")  # TensorRT versions with the API that is used
+OLDEST, BEYOND = (10, 1), (12,)  # TensorRT versions with the API that is used; 10.0 lacks weight_streaming_budget_v2
 INSTALL = "pip install tensorrt, or use the image of docker/tensorrt"
 AMPERE = (8, 0)
 
 
 def require_tensorrt() -> str:
-    """The version of the tensorrt package. Raises MissingPackageError if it is not there or of another generation."""
+    """The version of the tensorrt package. Raises MissingPackageError if it is not there, too old or too new."""
     try:
         found = str(require("tensorrt").__version__)
     except (MissingPackageError, OSError) as error:
@@ -30,8 +30,8 @@ def require_tensorrt() -> str:
         absent = isinstance(cause, ModuleNotFoundError) and cause.name == "tensorrt"
         reason = "is not installed" if absent else f"cannot be loaded ({cause})"
         raise MissingPackageError(f"the package tensorrt {reason}", do=INSTALL) from error
-    if found.partition(".")[0] not in MAJORS:
-        raise MissingPackageError(f"TensorRT {found}", expected=f"version {' or '.join(MAJORS)}", do=INSTALL)
+    if not OLDEST <= _numbers(found) < BEYOND:
+        raise MissingPackageError(f"TensorRT {found}", expected="version 10.1 or later, or 11", do=INSTALL)
     return found
 
 

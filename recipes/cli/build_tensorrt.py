@@ -15,9 +15,9 @@ def add(targets: argparse._SubParsersAction, common: argparse.ArgumentParser) ->
         NAME,
         parents=[common],
         help="TensorRT engine, for the NVIDIA GPU of this machine",
-        description="Build a TensorRT 10 or 11 plan, strongly typed, on the GPU that will run it, with a profile for "
-        "prefill and one for decode. Every quantized product is looked up in the finished engine: a table says which "
-        "became INT8 kernels. The engine is loaded and run once.",
+        description="Build a plan with TensorRT 10.1 or later, or 11: strongly typed, on the GPU that will run it, "
+        "with a profile for prefill and one for decode. Every quantized product is looked up in the finished engine: a "
+        "table says which became INT8 kernels. The engine is loaded and run once.",
     )
     options.add_engine(command)
     held = command.add_argument_group("what the engine must hold")

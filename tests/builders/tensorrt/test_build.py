@@ -321,11 +321,17 @@ def test_without_tensorrt(exports: dict[str, Path], tmp_path: Path, monkeypatch:
     assert caught.value.exit_code == 3
 
 
-@pytest.mark.parametrize("version", ["8.6.1", "12.0.0.1"])
+@pytest.mark.parametrize("version", ["8.6.1", "10.0.1", "12.0.0.1"])
 def test_another_generation(version: str, exports: dict[str, Path], tmp_path: Path, trt: Any) -> None:
     trt.__version__ = version
-    with pytest.raises(MissingPackageError, match=f"TensorRT {version}; expected version 10 or 11; pip install"):
+    with pytest.raises(MissingPackageError, match=f"TensorRT {version}; expected version 10.1 or later, or 11; pip"):
         build(exports["float"], tmp_path / "engine")
+
+
+@pytest.mark.parametrize("version", ["10.1.0", "11.4.0.106"])
+def test_the_oldest_and_the_newest(version: str, trt: Any) -> None:
+    trt.__version__ = version
+    assert machine.require_tensorrt() == version
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
