@@ -2,6 +2,7 @@
 
     limits.py    what an engine must hold, and the optimization profiles that follow
     compiler.py  TensorRT's side of the build: parser, builder, progress
+    timing.py    times of kernels, kept for the next build
     runtime.py   TensorRT's side of a run: plan, context, streams
     layers.py    which matrix products became INT8 kernels, by the engine inspector
     build.py     the engine folder

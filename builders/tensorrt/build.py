@@ -21,7 +21,7 @@ import torch
 
 from builders.exports import MODEL, open_export
 from builders.lint import OnnxGraph, Product, lint, quantized_products
-from builders.tensorrt import machine
+from builders.tensorrt import machine, timing
 from builders.tensorrt.compiler import Options, compile_graph
 from builders.tensorrt.engine import PLAN
 from builders.tensorrt.layers import products, read_layers
@@ -45,15 +45,17 @@ def build(
     overwrite: bool = False,
     activations: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> dict:
     """Make the engine folder `out` from the folder `export`, on the GPU that will run it. Returns its manifest.
 
     limits: what to hold, by the names of `limits_for`; what is not given has a default. timing_cache: a file that
-    makes the next build quicker. activations: which graph, where the export holds both forms.
+    makes the next build quicker. activations: which graph, where the export holds both forms. warn: called with what
+    went wrong and left the engine whole; the manifest's warnings have it, too.
 
     Raises UserError if `export` is no whole ONNX export, if the linter finds a fault in it, if the limits contradict
-    the model's, if TensorRT refuses the graph or builds nothing, or if a logit is not finite; MissingPackageError
-    without TensorRT or a GPU.
+    the model's, if TensorRT refuses the graph or builds nothing, or if a logit is not finite; OutputError if a place
+    cannot be written; MissingPackageError without TensorRT or a GPU.
     """
     out, found = Path(out), open_export(export, activations)
     made = found.manifest
@@ -71,6 +73,9 @@ def build(
     }
     with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
         if not work.finished:
+            cache = Path(timing_cache) if timing_cache else None
+            if cache:
+                timing.check(cache)
             work.require(sum(made["files"].values()))
             for name in found.files:
                 if not name.startswith(MODEL):  # the plan holds the graph and the weights
@@ -79,12 +84,14 @@ def build(
                 found.graph,
                 held.profiles,
                 options,
-                timing_cache=Path(timing_cache) if timing_cache else None,
+                timing_cache=cache,
                 prepare=gpu.select,
                 progress=progress,
             )
             with open(work.path(PLAN), "wb") as file:
                 file.write(compiled.plan)
+            if compiled.unsaved:
+                warn(compiled.unsaved)
             plan = LoadedPlan(
                 compiled.plan, str(out), gpu, trusted=options.version_compatible, streaming=options.weight_streaming
             )
@@ -92,7 +99,8 @@ def build(
             _check(found.folder, plan, held, made["geometry"]["vocab_size"])
             ports = [port.as_dict() for port in plan.ports.values()]
             results = {"contract": made["contract"], "geometry": made["geometry"], "ports": ports}
-            work.commit({**results, "kernels": kernels, "warnings": list(compiled.warnings)})
+            warnings = [*compiled.warnings, *filter(None, [compiled.unsaved])]
+            work.commit({**results, "kernels": kernels, "warnings": warnings})
     return load_manifest(out)
 
 

@@ -7,7 +7,6 @@ TensorRT is then told to stop at its next step.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from builders import garbage
+from builders.tensorrt import timing
 from builders.tensorrt.limits import Profile
 from builders.tensorrt.progress import Phases
 from smoothquant.errors import UserError
@@ -58,10 +58,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Compiled:
-    """plan: a buffer. warnings: TensorRT's, each once."""
+    """plan: a buffer. warnings: TensorRT's, each once. unsaved: why there is no timing cache, "" if there is."""
 
     plan: Any
     warnings: tuple[str, ...]
+    unsaved: str = ""
 
 
 class _Messages:
@@ -155,7 +156,7 @@ def _compile(
         if config.add_optimization_profile(shapes) < 0:
             raise UserError(f"{graph}: TensorRT takes no {profile.name} profile like {profile} ({messages.reason})")
     if timing_cache:
-        _read_timing_cache(config, timing_cache)
+        timing.read(config, timing_cache)
     config.progress_monitor = _monitor(phases, stop)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -163,9 +164,8 @@ def _compile(
             f"{graph}: TensorRT {trt.__version__} builds no engine ({messages.reason})",
             do="if it is out of memory, lower --max-length, --max-batch or --chunk, or limit --workspace",
         )
-    if timing_cache:
-        _write_timing_cache(config, timing_cache)
-    return Compiled(plan, tuple(messages.warnings))
+    unsaved = timing.write(config, timing_cache) if timing_cache else ""
+    return Compiled(plan, tuple(messages.warnings), unsaved)
 
 
 def _configure(config: trt.IBuilderConfig, options: Options) -> None:
@@ -218,22 +218,6 @@ def _monitor(phases: Phases, stop: Event) -> trt.IProgressMonitor:
             phases.finish(phase_name)
 
     return Monitor()
-
-
-def _read_timing_cache(config: trt.IBuilderConfig, path: Path) -> None:
-    """A cache of another GPU or TensorRT, or none at all, is an empty one: every kernel is timed."""
-    content = path.read_bytes() if path.exists() else b""
-    cache = config.create_timing_cache(content) if content else None
-    if cache is None or not config.set_timing_cache(cache, False):
-        config.set_timing_cache(config.create_timing_cache(b""), False)
-
-
-def _write_timing_cache(config: trt.IBuilderConfig, path: Path) -> None:
-    cache = config.get_timing_cache()
-    if cache is not None:
-        new = path.with_name(f"{path.name}.{os.getpid()}.new")
-        new.write_bytes(memoryview(cache.serialize()))
-        os.replace(new, path)
 
 
 def _not_parsed(graph: Path, errors: Sequence[tuple[str, str, str]], messages: _Messages) -> UserError:

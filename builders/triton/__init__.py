@@ -5,6 +5,6 @@ sequences in flight. Where that matters, use TensorRT-LLM's backend.
 """
 
 from builders.triton.client import TritonEngine
-from builders.triton.repository import model_name, write_model
+from builders.triton.repository import check_place, model_name, write_model
 
-__all__ = ["TritonEngine", "model_name", "write_model"]
+__all__ = ["TritonEngine", "check_place", "model_name", "write_model"]

@@ -10,12 +10,13 @@ NAME is the engine folder's. The tokenizer stays with the client, in the engine 
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from builders.exports import MODEL
 from builders.triton.config import Serving, Tensor, config
-from smoothquant.errors import UserError
+from smoothquant.errors import OutputError, UserError
 from smoothquant.packages import require
 from smoothquant.workspace import Workspace, load_manifest
 
@@ -33,6 +34,24 @@ PROTOCOL = (
 def model_name(engine: str | Path) -> str:
     """The name that Triton serves an engine folder under."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", Path(engine).resolve().name)
+
+
+def check_place(engine: str | Path, repository: str | Path) -> None:
+    """Raise OutputError where `write_model` could not write. engine: its folder, which need not be there yet."""
+    out = Path(repository) / model_name(engine)
+    if out.resolve() == Path(engine).resolve():
+        raise OutputError(f"--triton {repository}: the model would be the engine's own folder", do="choose another")
+    place = out
+    while not place.exists():
+        place = place.parent
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise OutputError(
+            f"--triton {repository}: cannot write there ({error.strerror})",
+            expected="a writable place",
+            do="choose another --triton",
+        ) from error
 
 
 def write_model(engine: str | Path, repository: str | Path, *, overwrite: bool = False) -> Path:

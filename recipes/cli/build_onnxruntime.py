@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from builders.onnxruntime.providers import find_provider
 
     provider = find_provider(arguments.provider)
+    options.check_triton(arguments)
     with ui.progress("build onnxruntime") as progress:
         progress(0, 1)
         manifest = onnxruntime.build(

@@ -84,6 +84,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         weight_streaming=arguments.weight_streaming,
         tf32=not arguments.no_tf32,
     )
+    options.check_triton(arguments)
     with ui.progress("build tensorrt") as progress:
         manifest = tensorrt.build(
             arguments.export,
@@ -94,6 +95,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             activations=arguments.act,
             overwrite=arguments.overwrite,
             progress=progress,
+            warn=ui.warn,
         )
     triton = options.write_triton(arguments)
     show(ui, manifest)

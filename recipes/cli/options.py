@@ -44,6 +44,14 @@ def add_engine(command: argparse.ArgumentParser) -> None:
     add_overwrite(command)
 
 
+def check_triton(arguments: argparse.Namespace) -> None:
+    """Find out before a build whether --triton can be written after it."""
+    if arguments.triton is not None:
+        from builders.triton import check_place
+
+        check_place(arguments.out, arguments.triton)
+
+
 def write_triton(arguments: argparse.Namespace) -> dict[str, str]:
     """Put the engine where --triton says. Returns what to add to the command's result."""
     if arguments.triton is None:

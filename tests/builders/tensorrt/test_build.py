@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import sys
@@ -119,6 +120,38 @@ def test_timing_cache(found: bytes | None, tried: list, exports: dict[str, Path]
     assert [call[1] for call in trt.calls if call[0] == "timing cache"] == tried
     assert path.read_bytes() == tried[-1] + b"+1"
     assert not list(tmp_path.glob("*.new"))
+
+
+@pytest.mark.parametrize("place", ["missing/timing.cache", "file/timing.cache", "folder"])
+def test_timing_cache_that_cannot_be_written(place: str, exports: dict[str, Path], tmp_path: Path, trt: Any) -> None:
+    """Said before the build."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    line = refused(exports["float"], tmp_path / "engine", timing_cache=tmp_path / place)
+    assert f"{place}: cannot be read or written there (" in line
+    assert "expected a file in a folder that is there and writable" in line
+    assert not [call for call in trt.calls if call[0] == "config"]
+
+
+def test_timing_cache_for_which_the_disk_is_full(
+    exports: dict[str, Path], tmp_path: Path, trt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine is worth more than it."""
+
+    def full(self: Path, content: object) -> None:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    said: list[str] = []
+    manifest = build(
+        exports["float"], tmp_path / "engine", LIMITS, timing_cache=tmp_path / "timing.cache", warn=said.append
+    )
+    [line] = said
+    assert line.endswith("timing.cache: not written (No space left on device); the engine is whole")
+    assert manifest["warnings"] == ["Make sure input input_ids has Int64 binding.", line]
+    assert list(tmp_path.iterdir()) == [tmp_path / "engine"]
+    TensorRTEngine(tmp_path / "engine")
 
 
 def test_progress_only_grows_and_gets_there(exports: dict[str, Path], tmp_path: Path, trt: Any) -> None:

@@ -19,6 +19,7 @@ from builders.tensorrt import machine
 from builders.triton import TritonEngine, model_name, write_model
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
+from recipes.cli import main
 from smoothquant.errors import MissingPackageError, OutputError, UserError
 from smoothquant.settings import SmoothingSettings
 from tests.builders.tensorrt import fake
@@ -117,6 +118,29 @@ def test_written_once(cpu_engine: Path, plan: Path, tmp_path: Path) -> None:
         write_model(cpu_engine, tmp_path / "repository")
     write_model(cpu_engine, tmp_path / "repository", overwrite=True)
     assert [path.name for path in (model / "1").iterdir()] == ["model.plan"]
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize(
+    ("repository", "said"),
+    [("file/repository", "cannot write there (Not a directory)"), (".", "would be the engine's own folder")],
+)
+def test_a_place_that_cannot_be_written_is_found_before_the_build(
+    repository: str,
+    said: str,
+    target: str,
+    exports: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(f"builders.{target}.build", lambda *_, **__: pytest.fail("built"))
+    made = ["--out", str(tmp_path / "engine"), "--triton", str(tmp_path / repository)]
+    assert main(["build", target, str(exports["per-token"]), *made]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"smoothquant: --triton {tmp_path / repository}: ")
+    assert said in line
 
 
 def test_what_triton_does_not_run(exports: dict[str, Path], tmp_path: Path) -> None:
