@@ -3,8 +3,13 @@
     {"Layers": [{"Name", "LayerType", "Inputs": [{"Name", "Format/Datatype" or "Datatype"}], "Constants", "Outputs",
                  "TacticName", "Metadata": "[ONNX Layer: A][ONNX Layer: B]"}, ...]}
 
-Metadata names the ONNX nodes that a layer computes. A product is INT8 if the matrix kernels that compute it read INT8,
-in every optimization profile; a layer of another profile than the first has "[profile N]" in its name.
+Metadata names the ONNX nodes that a layer computes, in TensorRT 10 with \u001e between them. A data type is one word
+("Int8"), or for layers that TensorRT does not generate a phrase ("Thirty-two wide channel vectorized row major Int8
+format"). A matrix kernel is told by its LayerType (gemm, CaskGemmMatrixMultiply, CaskConvolution), or, where that only
+says fusion, by its tactic (sm80_xmma_gemm_i8i8_i8i32_f32_tn_n_..._by_fusion_tactic).
+
+A product is INT8 if the matrix kernels that compute it read INT8, in every optimization profile; a layer of another
+profile than the first has "[profile N]" in its name.
 """
 
 from __future__ import annotations
@@ -15,6 +20,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 MATRIX = re.compile(r"gemm|matrix|matmul|gemv|fully|conv|fc", re.IGNORECASE)  # LayerType of matrix kernels
+TACTIC = re.compile(r"gemm|xmma|imma", re.IGNORECASE)  # TacticName of matrix kernels
+ATTENTION = re.compile(r"mha", re.IGNORECASE)  # TacticName of attention, as in _gemm_mha_v2: two products in one
+FLOAT = re.compile(r"f16f16|f32f32|tf32|h\d+gemm|sgemm")  # TacticName of float products, an int8 weight or not
+INT8 = re.compile(r"\bint8\b", re.IGNORECASE)  # in a data type
 NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
 PROFILE = re.compile(r"\[profile (\d+)\]")
 DTYPE_KEYS = ("Datatype", "Format/Datatype")  # TensorRT 11, 10
@@ -33,11 +42,12 @@ class Layer:
 
     @property
     def is_matrix(self) -> bool:
-        return MATRIX.search(self.kind) is not None
+        by_tactic = TACTIC.search(self.tactic) and not ATTENTION.search(self.tactic)
+        return bool(MATRIX.search(self.kind) or by_tactic)
 
     @property
-    def reads_int8(self) -> bool:
-        return any(dtype.startswith("Int8") for dtype in self.inputs)
+    def is_int8(self) -> bool:
+        return any(map(INT8.search, self.inputs)) and not FLOAT.search(self.tactic)
 
 
 @dataclass(frozen=True)
@@ -82,16 +92,23 @@ def products(layers: Sequence[Layer], nodes: Iterable[str]) -> tuple[Product, ..
 def _product(layers: Sequence[Layer], node: str) -> Product:
     module = node.rpartition("/")[0] or node
     named = [layer for layer in layers if node in layer.nodes]
-    matrix = [layer for layer in named if layer.is_matrix] or named  # a small product may be one with its epilogue
-    float_ones = [layer for layer in matrix if not layer.reads_int8]
-    kernels = tuple(dict.fromkeys(layer.tactic or layer.kind for layer in matrix))
-    if not matrix:
+    if not named:
         return Product(module, False, (), "no layer of the engine names it")
+    kernels: dict[str, None] = {}
+    float_ones: list[Layer] = []
+    for profile in sorted({layer.profile for layer in named}):
+        here = [layer for layer in named if layer.profile == profile]
+        matrix = [layer for layer in here if layer.is_matrix]
+        kernels |= dict.fromkeys(layer.tactic or layer.kind for layer in matrix or here)
+        if matrix:
+            float_ones += [layer for layer in matrix if not layer.is_int8]
+        elif not any(layer.is_int8 for layer in here):  # a small product may be one with its epilogue
+            float_ones += here
     if float_ones:
         layer = float_ones[0]
         dtypes = ", ".join(dict.fromkeys(layer.inputs)) or "nothing at run time"
-        return Product(module, False, kernels, f"layer {layer.name} ({layer.kind}) reads {dtypes}")
-    return Product(module, True, kernels)
+        return Product(module, False, tuple(kernels), f"layer {layer.name} ({layer.kind}) reads {dtypes}")
+    return Product(module, True, tuple(kernels))
 
 
 def _dtypes(tensors: Iterable[dict]) -> Iterable[str]:

@@ -304,10 +304,11 @@ class Engine:
                 tensor = {"Name": node.input[0], "Format/Datatype" if old else "Datatype": dtype}
                 mark = f" [profile {profile}]" if profile else ""
                 metadata = f"[ONNX Layer: {node.name}]" + ("\x1e" if old else "")
-                common = {"Metadata": metadata, "TacticName": f"sm80_gemm_{dtype.lower()}"}
-                layers.append({"Name": node.name + mark, "LayerType": "gemm", "Inputs": [tensor], **common})
+                common = {"LayerType": "gemm", "TacticName": f"sm80_gemm_{dtype.lower()}", "Metadata": metadata}
+                layers.append({"Name": node.name + mark, "Inputs": [tensor], **common})
                 epilogue = {"Name": "x", "Format/Datatype" if old else "Datatype": "Float"}
-                layers.append({"Name": f"__myl_Mul{mark}", "LayerType": "kgen", "Inputs": [epilogue], **common})
+                common = {"LayerType": "kgen", "TacticName": "__myl_Mul_0x4d3a", "Metadata": metadata}
+                layers.append({"Name": f"__myl_Mul{mark}", "Inputs": [epilogue], **common})
         return json.dumps({"Layers": layers, "Bindings" if old else "I/O Tensors": list(self.tensors)})
 
     @property
