@@ -8,6 +8,7 @@ from recipes.cli import options
 from recipes.cli.ui import Ui
 
 NAME = "tensorrt"
+SHOWN = 10  # products that are named one by one
 
 
 def add(targets: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
@@ -101,10 +102,11 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     show(ui, manifest)
     ui.result({"out": arguments.out, "manifest": manifest, **triton})
     options.say_next(ui, arguments, triton)
+    warn_of_floats(ui, manifest, arguments.out)
 
 
 def show(ui: Ui, manifest: dict) -> None:
-    """A line per kind of linear, and one for each product that is no INT8 kernel."""
+    """A line per kind of linear."""
     kernels, built = manifest["kernels"], manifest["inputs"]["tensorrt"]
     kinds: dict[str, list[dict]] = {}
     for product in kernels["products"]:
@@ -122,7 +124,13 @@ def show(ui: Ui, manifest: dict) -> None:
         ui.say(f"{title}: a float engine, of a float export: no product is quantized")
         return
     ui.table(title, ("quantized product", "INT8", "kernels"), rows)
-    for product in kernels["products"]:
-        if not product["int8"]:
-            ui.say(f"not INT8: {product['module']}: {product['why']}")
     ui.say(f"{kernels['int8']} of {kernels['quantized']} quantized products are INT8 kernels")
+
+
+def warn_of_floats(ui: Ui, manifest: dict, out: str) -> None:
+    """A line for each product that is no INT8 kernel. It is no error: TensorRT's timing may prefer a float one."""
+    floats = [product for product in manifest["kernels"]["products"] if not product["int8"]]
+    for product in floats[:SHOWN]:
+        ui.warn(f"not INT8: {product['module']}: {product['why']}")
+    if len(floats) > SHOWN:
+        ui.warn(f"not INT8: {len(floats) - SHOWN} more, in {out}/manifest.json")
