@@ -50,6 +50,15 @@ class GeneratingEngine(ABC):
         """Tokens that a sequence may have."""
         return self.manifest["geometry"]["max_positions"]
 
+    def check_length(self, tokens: int) -> None:
+        """Raise UserError for a sequence that the engine does not hold."""
+        if tokens > self.longest:
+            raise UserError(
+                f"{self.folder}: a sequence of {tokens} tokens",
+                expected=f"at most {self.longest}, for which the engine was built",
+                do="build it with a larger --max-length, or give a smaller --length",
+            )
+
     def generate(
         self,
         prompt: Sequence[int],

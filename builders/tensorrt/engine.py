@@ -33,6 +33,8 @@ class TensorRTEngine(GeneratingEngine):
         machine.check_plan_fits(self.folder, self.manifest, gpu, version)
         options, name = self.manifest["inputs"]["options"], str(self.folder / PLAN)
         self.limits = Limits(**self.manifest["inputs"]["limits"])
+        if not self.manifest["files"][PLAN]:
+            raise UserError(f"{name}: empty", expected="TensorRT's plan", do="copy it again, or build the engine again")
         with open(name, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             plan = LoadedPlan(
                 content, name, gpu, trusted=options["version_compatible"], streaming=options["weight_streaming"]
@@ -45,12 +47,7 @@ class TensorRTEngine(GeneratingEngine):
 
     def logits(self, ids: Tensor) -> Tensor:
         """ids: (batch, tokens) int64, whole sequences without padding; returns float32 (batch, tokens, vocab)."""
-        if ids.shape[1] > self.longest:
-            raise UserError(
-                f"{self.folder}: a sequence of {ids.shape[1]} tokens",
-                expected=f"at most {self.longest}, for which the engine was built",
-                do="build it with a larger --max-length, or give a smaller --length",
-            )
+        self.check_length(ids.shape[1])
         return torch.cat([self.session.logits(rows) for rows in ids.split(self.limits.batch)])
 
     def start(self, prompt: Sequence[int]) -> CachedDecoding:

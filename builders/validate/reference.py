@@ -65,7 +65,7 @@ class Reference:
         exact: bool = False,
         progress: Progress = lambda done, total: None,
     ) -> None:
-        _check_text(model, text)
+        check_text(model, text)
         self.model, self.text = model, text
         self.fingerprint = model.checkpoint.fingerprint
         self.name = STORED[model.checkpoint.dtype]
@@ -143,7 +143,8 @@ def _batches(sequences: Sequence[Tensor]) -> list[Tensor]:
     return batches
 
 
-def _check_text(model: Model, text: Text) -> None:
+def check_text(model: Model, text: Text) -> None:
+    """Raise UserError for a text that is too short or too long for a model, or made with another tokenizer."""
     geometry, sequences = model.geometry, text.sequences
     if not any(len(ids) > 1 for ids in sequences):
         raise UserError(

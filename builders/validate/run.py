@@ -1,6 +1,11 @@
 """Run engines over a text and compare them with the reference.
 
+for each engine:  open -> forget it
+the reference:    every layer, once
 for each engine:  open -> for each sequence: logits of both -> metrics -> thresholds -> forget it
+
+Engines are opened twice because the reference may take hours: what cannot run here is to be told before, and no engine
+lies in memory beside the reference for nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +16,10 @@ from pathlib import Path
 import torch
 
 from builders.engine import Engine, export_inputs, open_engine
+from builders.generation import GeneratingEngine
 from builders.validate.metrics import Comparison, check_logits
 from builders.validate.ranges import activation_ranges
-from builders.validate.reference import Progress, Reference, Text
+from builders.validate.reference import Progress, Reference, Text, check_text
 from builders.validate.scheme import Scheme, read_scheme
 from builders.validate.thresholds import Thresholds
 from builders.validate.validation import Exactness, Validation
@@ -37,7 +43,8 @@ def validate_engines(
     exact: measure exactness too (a float64 pass; asked for by itself where a threshold needs it).
     progress: called with (done, total), where one is a layer of the reference or a sequence of an engine.
 
-    Raises UserError before any work is done: a folder that is no engine, or an engine of another model.
+    Raises UserError before any work is done: a folder that is no engine, an engine of another model, of another
+    machine, or for shorter sequences; MissingPackageError if what would run an engine is not here.
     """
     thresholds = thresholds or {}
     exact = exact or any(limits.exactness_ratio is not None for limits in thresholds.values())
@@ -45,8 +52,12 @@ def validate_engines(
     for folder in folders.values():
         check_model(load_manifest(folder), fingerprint)
     schemes = {label: read_scheme(folder) for label, folder in folders.items()}
+    check_text(model, text)
     layers, sequences = model.geometry.layers, len(text.sequences)
     total = layers + len(folders) * sequences
+    progress(0, total)
+    for folder in folders.values():
+        _try(folder, text)
     reference = Reference(
         model, text, list(schemes.values()), exact=exact, progress=lambda done, _: progress(done, total)
     )
@@ -64,6 +75,13 @@ def validate_engines(
             )
         )
     return found
+
+
+def _try(folder: str | Path, text: Text) -> None:
+    """Open an engine, to find out whether it can be."""
+    engine = open_engine(folder)
+    if isinstance(engine, GeneratingEngine):
+        engine.check_length(max(map(len, text.sequences)))
 
 
 def validate(

@@ -429,6 +429,16 @@ def test_plan_that_tensorrt_refuses(make: Callable[..., Path]) -> None:
     assert "TensorRT 11.1.0.106 refuses this plan (Serialization (magic tag does not match))" in str(caught.value)
 
 
+def test_a_plan_without_content(make: Callable[..., Path]) -> None:
+    folder = make("float")
+    (folder / "model.plan").write_bytes(b"")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["model.plan"] = 0
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"model\.plan: empty; expected TensorRT's plan; copy it again, or build"):
+        TensorRTEngine(folder)
+
+
 def test_the_gpu_check_needs_no_deserialization(make: Callable[..., Path], gpu: fake.FakeGpu, trt: Any) -> None:
     folder, other = make("float"), fake.FakeGpu("NVIDIA A100", (8, 0))
     trt.calls.clear()
