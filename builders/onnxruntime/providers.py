@@ -114,10 +114,10 @@ def profile_shapes(inputs: Mapping[str, tuple], length: int) -> tuple[str, str, 
     return least, usual, most
 
 
-def engine_cache(graph: str) -> Path:
-    """A folder for engines that providers compile, by what they are compiled from."""
+def engine_cache(source: str) -> Path:
+    """A folder for engines that providers compile. source: a fingerprint of what from; providers see no weights."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = root / "smoothquant" / graph
+    path = root / "smoothquant" / source
     path.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -51,6 +51,7 @@ def settings(flags: set[str]) -> dict[str, str]:
 
 SETTINGS = settings(cpu_flags())
 PAST, PRESENT = "past_key_values.", "present."
+FORM = ("activations", "float_linears")  # inputs of an export that the graph shows, and that may name two graphs
 CACHES = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16, "tensor(int8)": numpy.int8}
 
 
@@ -95,7 +96,9 @@ def _where(provider: Provider, options: Any, folder: Path) -> dict:
         for value in graph.input
     }
     manifest = load_manifest(folder)
-    cache = engine_cache(hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+    source = {key: value for key, value in export_inputs(manifest).items() if key not in FORM}
+    content = path.read_bytes() + json.dumps(source, sort_keys=True).encode()  # the weights are not in the graph
+    cache = engine_cache(hashlib.sha256(content).hexdigest()[:16])
     longest = manifest["geometry"]["max_positions"]
     if provider.name == "nv-tensorrt-rtx":
         options.add_provider_for_devices(rtx_devices(), rtx_options(inputs, longest=longest, cache=cache))

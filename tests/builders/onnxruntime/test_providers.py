@@ -82,6 +82,22 @@ def test_tensorrt(exports: dict[str, Path], made: list[dict], tmp_path: Path) ->
     assert options["trt_profile_max_shapes"].endswith(",past_key_values.1.value:1x2x512x16")
 
 
+def test_compiled_engines_are_of_one_checkpoint(
+    llama: Model, made: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two have the same graph, and TensorRT's provider would take the one's engine for the other's."""
+    for checkpoint in ("one", "other"):
+        source = Source(llama, SmoothingSettings(groups="none"), None, {"model": checkpoint})
+        export(source, [OnnxWriter(tmp_path / checkpoint)])
+    monkeypatch.setattr(sys.modules["builders.onnxruntime.build"], "_check", lambda *_: {})
+    build(tmp_path / "one", tmp_path / "engine", provider="tensorrt")
+    for folder in ("one", "other", "engine"):
+        open_session(tmp_path / folder, provider="tensorrt")
+    one, other, engine = (session["providers"][0][1]["trt_engine_cache_path"] for session in made)
+    assert (tmp_path / "one/model.onnx").read_bytes() == (tmp_path / "other/model.onnx").read_bytes()
+    assert one == engine != other
+
+
 def test_half_body(llama: Model, made: list[dict], tmp_path: Path) -> None:
     """Half-precision kernels are allowed where the graph is half precision, and not where it is not."""
     export(Source(llama, SmoothingSettings(groups="none")), [OnnxWriter(tmp_path / "onnx", "per-token", "fp16")])
