@@ -4,7 +4,8 @@ The backends are Triton's own, tensorrt and onnxruntime: one sequence a request,
 sequences in flight. Where that matters, use TensorRT-LLM's backend.
 """
 
+from builders.triton.accelerator import check_provider
 from builders.triton.client import TritonEngine
 from builders.triton.repository import check_place, model_name, write_model
 
-__all__ = ["TritonEngine", "check_place", "model_name", "write_model"]
+__all__ = ["TritonEngine", "check_place", "check_provider", "model_name", "write_model"]

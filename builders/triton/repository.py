@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from builders.exports import MODEL
+from builders.triton import accelerator
 from builders.triton.config import Serving, Tensor, config
 from smoothquant.errors import OutputError, UserError
 from smoothquant.packages import require
@@ -109,29 +110,12 @@ def _onnxruntime(engine: Path, manifest: Mapping) -> Serving:
 
     inputs, outputs = tensors(graph.input), tensors(graph.output)
     provider = manifest["inputs"].get("provider", "cpu")
-    if provider == "nv-tensorrt-rtx":
-        raise UserError(
-            f"{engine}: built for --provider {provider}, which Triton's backend does not have",
-            expected="--provider cpu, cuda or tensorrt",
-        )
-    accelerator = None
-    if provider == "tensorrt":
-        from builders.onnxruntime.providers import LONGEST_PROFILE, profile_shapes
-
-        dims = {value.name: tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
-                for value in graph.input}  # fmt: skip
-        longest = min(manifest["geometry"]["max_positions"], LONGEST_PROFILE)
-        least, usual, most = profile_shapes(dims, longest)
-        accelerator = (
-            "tensorrt",
-            {
-                "precision_mode": "INT8",
-                "trt_engine_cache_enable": "1",
-                "trt_engine_cache_path": "/tmp",
-                "trt_profile_min_shapes": least,
-                "trt_profile_opt_shapes": usual,
-                "trt_profile_max_shapes": most,
-            },
+    told = accelerator.parameters(engine, model_name(engine), graph, manifest)
+    notes = [*PROTOCOL]
+    if told:
+        notes.append(
+            f"TensorRT compiles it at its first request, and keeps that in {told['trt_engine_cache_path']}: a folder "
+            "mounted there outlives the container."
         )
     parameters = {"intra_op_thread_count": str(manifest["inputs"]["threads"])} if provider == "cpu" else {}
     return Serving(
@@ -139,9 +123,9 @@ def _onnxruntime(engine: Path, manifest: Mapping) -> Serving:
         inputs,
         outputs,
         gpu=provider != "cpu",
-        accelerator=accelerator,
+        accelerator=("tensorrt", told) if told else None,
         parameters=parameters,
-        notes=PROTOCOL,
+        notes=notes,
     )
 
 

@@ -82,28 +82,98 @@ def test_tensorrt_model(plan: Path, tmp_path: Path) -> None:
     assert f"per sequence {2 * 4 * 4 * 2 * 16 * 64} bytes" in text  # read and written, 2 layers x 2, float32
 
 
-def test_half_precision_and_providers(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The caches are of the body's type; a provider is an accelerator, which takes one profile for all lengths."""
-    source = Source(open_llama(llama_folder), SmoothingSettings(groups="none"), None, {"model": "m"})
-    export(source, [OnnxWriter(tmp_path / "onnx", "per-token", "fp16")])
+@pytest.fixture
+def built(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Engines for providers that are not here: built("cuda", "per-token", "fp16", model="m") -> folder."""
     build = sys.modules["builders.onnxruntime.build"]
     monkeypatch.setattr(build, "check_available", lambda provider: None)
     monkeypatch.setattr(build, "_check", lambda *_: {"integer": 0, "quantized": 8})
-    for provider in ("cuda", "tensorrt", "nv-tensorrt-rtx"):
-        onnxruntime.build(tmp_path / "onnx", tmp_path / provider, provider=provider)
-    found = parse((write_model(tmp_path / "cuda", tmp_path / "repository") / "config.pbtxt").read_text())
+
+    def engine(provider: str, activations: str, body: str, model: str = "m") -> Path:
+        source = Source(open_llama(llama_folder), SmoothingSettings(groups="none"), None, {"model": model})
+        made = tmp_path / "-".join((activations, body, model))
+        export(source, [OnnxWriter(made, activations, body)])
+        onnxruntime.build(made, tmp_path / provider, provider=provider, overwrite=True)
+        return tmp_path / provider
+
+    return engine
+
+
+def accelerated(model: Path) -> dict[str, str]:
+    """The parameters of a model's accelerator."""
+    found = parse((model / "config.pbtxt").read_text())
+    [accelerator] = found.optimization.execution_accelerators.gpu_execution_accelerator
+    assert accelerator.name == "tensorrt"
+    assert found.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
+    return dict(accelerator.parameters)
+
+
+def test_half_precision(built: Callable[..., Path], tmp_path: Path) -> None:
+    """The caches are of the body's type."""
+    model = write_model(built("cuda", "per-token", "fp16"), tmp_path / "repository")
+    found = parse((model / "config.pbtxt").read_text())
     assert found.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
     assert not found.optimization.execution_accelerators.gpu_execution_accelerator
     assert all(TYPES.Name(state.data_type) == "TYPE_FP16" for state in found.sequence_batching.state)
-    found = parse((write_model(tmp_path / "tensorrt", tmp_path / "repository") / "config.pbtxt").read_text())
-    [accelerator] = found.optimization.execution_accelerators.gpu_execution_accelerator
-    assert accelerator.name == "tensorrt"
-    assert accelerator.parameters["precision_mode"] == "INT8"
-    assert accelerator.parameters["trt_profile_max_shapes"].startswith(
+
+
+@pytest.mark.parametrize(
+    ("activations", "body", "mode"),
+    [("per-token", "fp32", "INT8"), ("float", "fp32", "FP32"), ("float", "fp16", "FP16")],
+)
+def test_precision_of_the_accelerator(
+    activations: str, body: str, mode: str, built: Callable[..., Path], tmp_path: Path
+) -> None:
+    """It takes one profile for all lengths, and needs no calibration where the graph has the scales."""
+    found = accelerated(write_model(built("tensorrt", activations, body), tmp_path / "repository"))
+    assert found["precision_mode"] == mode
+    assert found["trt_profile_max_shapes"].startswith(
         "input_ids:1x512,attention_mask:1x1024,position_ids:1x512,past_key_values.0.key:1x2x512x16,"
     )
-    with pytest.raises(UserError, match="which Triton's backend does not have; expected --provider cpu, cuda or"):
-        write_model(tmp_path / "nv-tensorrt-rtx", tmp_path / "repository")
+    assert set(found) == {
+        "precision_mode", "trt_engine_cache_enable", "trt_engine_cache_path",
+        "trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes",
+    }  # fmt: skip
+
+
+def test_compiled_engines_are_not_shared(built: Callable[..., Path], tmp_path: Path) -> None:
+    """ONNX Runtime does not tell two checkpoints of an architecture apart."""
+    places = []
+    for checkpoint in ("one", "other"):
+        model = write_model(built("tensorrt", "per-token", "fp32", checkpoint), tmp_path / "models", overwrite=True)
+        places.append(accelerated(model)["trt_engine_cache_path"])
+        assert f"keeps that in {places[-1]}: a folder mounted there" in (model / "config.pbtxt").read_text()
+    assert places[0] != places[1]
+    assert all(Path(place).parent == Path("/tmp") for place in places)
+    assert all(Path(place).name.startswith("tensorrt-") for place in places)
+
+
+@pytest.mark.parametrize(
+    ("provider", "said"),
+    [
+        ("nv-tensorrt-rtx", "which Triton's backend does not have; expected --provider cpu, cuda or tensorrt"),
+        ("tensorrt", "INT8 products in a half-precision body, of which Triton lets --provider tensorrt have one"),
+    ],
+)
+def test_what_the_backend_cannot_be_told(
+    provider: str,
+    said: str,
+    built: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Said by the library of an engine, and by the command line before it is built."""
+    engine, repository = built(provider, "per-token", "fp16"), tmp_path / "repository"
+    with pytest.raises(UserError) as caught:
+        write_model(engine, repository)
+    assert said in str(caught.value)
+    monkeypatch.setattr(onnxruntime, "build", lambda *_, **__: pytest.fail("built"))
+    made = [str(tmp_path / "per-token-fp16-m"), "--out", str(tmp_path / "new"), "--provider", provider]
+    assert main(["build", "onnxruntime", *made, "--triton", str(repository)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not repository.exists()
 
 
 def test_written_once(cpu_engine: Path, plan: Path, tmp_path: Path) -> None:
