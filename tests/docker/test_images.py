@@ -72,6 +72,23 @@ def test_the_pinned_version_builds_engines() -> None:
     assert "${TENSORRT_LLM:-1.2.1}" in (DOCKER / "compose.yaml").read_text()
 
 
+def test_compose_builds_the_release_of_the_dockerfile() -> None:
+    """And hands another one on."""
+    (release,) = re.findall(r"^ARG RELEASE=(\S+)$", (DOCKER / "tensorrt/Dockerfile").read_text(), re.MULTILINE)
+    services = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]
+    assert services["tensorrt"]["build"]["args"] == {"RELEASE": f"${{RELEASE:-{release}}}"}
+
+
+def test_images_install_what_their_commands_need() -> None:
+    """Extras that pyproject.toml has; in the TensorRT image those of `generate --triton` too."""
+    known = dict(re.findall(r"^([\w-]+) = \[(.*)", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    installed = {path.parent.name: re.findall(r'"\.\[(\S+)\]"', path.read_text()) for path in DOCKERFILES}
+    extras = {name: set(",".join(found).split(",")) - {""} for name, found in installed.items()}
+    assert set().union(*extras.values()) <= set(known)
+    assert {"triton", "polygraphy"} <= extras["tensorrt"]
+    assert "tritonclient[grpc]" in known["triton"]
+
+
 # -- the entry point, with a `smoothquant` that writes down how it was called ------------------------------------------
 
 FAKE = """#!/bin/sh
