@@ -15,6 +15,7 @@ from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.quantization import w8a8_linear
 
+ROW_PARALLEL = ("o", "down")  # linears whose input is divided among the ranks of tensor parallelism
 Listener = Callable[[str, Tensor, Tensor], None]  # (role, input, output) of a linear
 
 
@@ -70,7 +71,8 @@ class W8A8Layer:
 
     weights: int8 (out, in) by role; weight_scales: (out,); input_scales: scalars, empty for per-token activations.
     float_weights: of the linears that stay float. smoothers: what inputs are divided by first, (in,).
-    cache_scales: of an 8-bit KV cache, keys' and values'; None for a float one.
+    cache_scales: of an 8-bit KV cache, keys' and values'; None for a float one. ranks: of tensor parallelism; each has
+    scales per token of its own for its part of what o and down read.
     """
 
     index: int
@@ -82,6 +84,7 @@ class W8A8Layer:
     float_weights: Mapping[str, Tensor] = field(default_factory=dict)
     smoothers: Mapping[str, Tensor] = field(default_factory=dict)
     cache_scales: kv_cache.Scales | None = None
+    ranks: int = 1
     listen: Listener | None = None
 
     def to(self, device: str) -> W8A8Layer:
@@ -96,6 +99,7 @@ class W8A8Layer:
             float_weights=_moved(self.float_weights, device),
             smoothers=_moved(self.smoothers, device),
             cache_scales=self.cache_scales,
+            ranks=self.ranks,
             listen=self.listen,
         )
 
@@ -105,10 +109,19 @@ class W8A8Layer:
         if role in self.float_weights:
             y = float_linear(smoothed, self.float_weights[role], bias)
         else:
-            y = w8a8_linear(smoothed, self.weights[role], self.weight_scales[role], bias, self.input_scales.get(role))
+            y = self._quantized(role, smoothed)
+            y = y if bias is None else y + bias.to(y.dtype)
         if self.listen:
             self.listen(role, x, y)
         return y
+
+    def _quantized(self, role: str, x: Tensor) -> Tensor:
+        weight, scale = self.weights[role], self.weight_scales[role]
+        if role in self.input_scales or role not in ROW_PARALLEL:
+            return w8a8_linear(x, weight, scale, None, self.input_scales.get(role))
+        parts = zip(x.chunk(self.ranks, dim=-1), weight.chunk(self.ranks, dim=1), strict=True)
+        products = [w8a8_linear(part, columns, scale) for part, columns in parts]
+        return torch.stack(products).sum(dim=0) if len(products) > 1 else products[0]
 
     def cached(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if self.cache_scales is None:

@@ -62,7 +62,8 @@ class W8A8Stream:
             if self.model.linear(index, role) in self.scheme.float_linears
         }
         quantized = quantize_layer(self._smoothed, self.scheme.weights).runnable(self.scheme.activations, kept)
-        self._layer: W8A8Layer = replace(quantized, cache_scales=self.scheme.cache_scales(self.model, index))
+        cache_scales = self.scheme.cache_scales(self.model, index)
+        self._layer: W8A8Layer = replace(quantized, cache_scales=cache_scales, ranks=self.scheme.ranks)
         self._powers: dict[str, Tensor] = {}  # by role; experts that no token reaches have none
         self._squares, self._tokens = 0.0, 0
 

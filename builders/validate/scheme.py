@@ -44,7 +44,7 @@ class Scheme:
     activations: "per-token", "per-tensor", or "float": nothing is quantized. lm_head: "float" or "int8" (per token).
     settings: says which of the recorded scales were folded into what. weights: "per-channel" or "per-tensor".
     smoothing_scale, input_absmax: by linear, float32 (in,). float_linears: module names of those left in float.
-    cache_scale: by layer and part, of an 8-bit KV cache; empty for a float one.
+    cache_scale: by layer and part, of an 8-bit KV cache; empty for a float one. ranks: of tensor parallelism.
     """
 
     key: str
@@ -56,6 +56,7 @@ class Scheme:
     weights: str = "per-channel"
     float_linears: frozenset[str] = frozenset()
     cache_scale: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    ranks: int = 1
 
     def column(self, model: Model, index: int, role: str) -> Tensor | None:
         """smoothing_scale (in,) of a linear, None where its input is as it was."""
@@ -118,11 +119,12 @@ def read_scheme(folder: str | Path) -> Scheme:
             do="make it again with smoothquant export",
         ) from error
     settings, kept = SmoothingSettings(**inputs.get("smoothing", {})), inputs.get("float_linears", [])
-    facts = f"{activations} {lm_head} {weights} {settings.groups} {kept} {kv_cache}\n"
+    ranks = inputs.get("tp", 1)
+    facts = f"{activations} {lm_head} {weights} {settings.groups} {kept} {kv_cache} {ranks}\n"
     key = hashlib.sha256(facts.encode() + content).hexdigest()[:16]
     scales, ranges = _ending(tensors, SCALE), _ending(tensors, ABSMAX)
     cache = _ending(tensors, CACHE_SCALE) if kv_cache == "int8" else {}
-    return Scheme(key, activations, lm_head, scales, ranges, settings, weights, frozenset(kept), cache)
+    return Scheme(key, activations, lm_head, scales, ranges, settings, weights, frozenset(kept), cache, ranks)
 
 
 def _ending(tensors: Mapping[str, Tensor], end: str) -> dict[str, Tensor]:

@@ -22,8 +22,10 @@ from exporters.trtllm import MODES, Mode
 from smoothquant import decoder
 from smoothquant.attention import patterns
 from smoothquant.contract import relative_error
+from smoothquant.layers import Layer
 from smoothquant.norms import Norm
 from smoothquant.stream import QuantizedLayer, quantize_layer, smoothed_layers
+from tests.builders.onnxruntime.test_model_exactness import WithProductsInFloat32
 from tests.exporters.trtllm.checkpoints import PER_TOKEN, make, settings, write
 from tests.models import sample_ids
 
@@ -76,14 +78,19 @@ def in_file(layer: QuantizedLayer) -> QuantizedLayer:
 
 
 @torch.no_grad()
-def stream_logits(source: Source, mode: Mode, groups: str, ids: Tensor) -> Tensor:
-    """By our own arithmetic, float64."""
+def stream_logits(
+    source: Source, mode: Mode, groups: str, ids: Tensor, dtype: torch.dtype = torch.float64, tp: int = 1
+) -> Tensor:
+    """By our own arithmetic, with activations in `dtype`; of float16, quantized products are in float32."""
     model = source.model
-    hidden, positions = decoder.embed(model, ids, torch.float64), patterns(model, ids.shape[1], torch.float64)
+    hidden, positions = decoder.embed(model, ids, dtype), patterns(model, ids.shape[1], dtype)
     smoothing = settings(mode, groups)
     for layer in smoothed_layers(model, source.input_absmax, smoothing, output_absmax=source.output_absmax):
-        quantized = in_file(quantize_layer(layer, mode.weights))
-        hidden = decoder.forward(model, quantized.runnable(mode.activations), hidden, positions)
+        quantized = in_file(quantize_layer(layer, mode.weights)).runnable(mode.activations)
+        running: Layer = replace(quantized, ranks=tp)
+        if dtype == torch.float16:
+            running = WithProductsInFloat32(quantized)
+        hidden = decoder.forward(model, running, hidden, positions)
     return decoder.logits(model, hidden)
 
 
@@ -128,14 +135,14 @@ def test_the_interpreter_computes_what_the_stream_does(
 def test_ranks_compute_the_same(
     name: str, tp: int, pp: int, ids: Tensor, source_of: Callable[[str], Source], tmp_path: Path
 ) -> None:
-    """Static activations: per token, each rank has a scale of its own for its part of an input."""
+    """With static activations as one rank does; per token, each has a scale of its own for its part of an input."""
     mode, source = MODES[2], source_of(name)
     one = Interpreter(write(source, source.model.checkpoint.folder.parent / "one", mode), EXACT).logits(ids)
     out = write(source, tmp_path / "many", mode, tp=tp, pp=pp)
     assert check(out) == []
     assert_same(Interpreter(out, EXACT).logits(ids), one)
-    dynamic = write(source, tmp_path / "dynamic", PER_TOKEN, tp=tp, pp=pp)
-    assert relative_error(Interpreter(dynamic, EXACT).logits(ids), float_logits(source, ids)) < 0.05
+    dynamic = Interpreter(write(source, tmp_path / "dynamic", PER_TOKEN, tp=tp, pp=pp), EXACT).logits(ids)
+    assert_same(dynamic, stream_logits(source, PER_TOKEN, "default", ids, tp=tp))
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-scaled", "bloom", "falcon-40b"])

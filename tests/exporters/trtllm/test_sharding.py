@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from exporters.export import Source
-from exporters.trtllm import Mode
+from exporters.trtllm import MODES, Mode
 from exporters.trtllm.sharding import divided, padded, repeated_heads, whole
 from recipes.families import open_model
 from smoothquant.family import Geometry
 from tests import zoo
-from tests.exporters.trtllm.checkpoints import MODELOPT, PER_TOKEN, STATIC, make, ranks, write
+from tests.exporters.trtllm.checkpoints import STATIC, make, ranks, write
 
 LAYER = "transformer.layers."
 COLUMN, ROW = ("attention.qkv", "mlp.fc", "mlp.gate"), ("attention.dense", "mlp.proj")
@@ -91,7 +91,7 @@ def qkv(parts: list[Tensor], dim: int, geometry: Geometry) -> Tensor:
 CASES = [
     pytest.param(name, mode, id=f"{name}-{mode.algo}")
     for name in LAYOUTS
-    for mode in (PER_TOKEN, STATIC, MODELOPT)
+    for mode in MODES
     if mode.static or name != "opt"
 ]
 
@@ -111,11 +111,12 @@ def test_ranks_reassemble(name: str, mode: Mode, tp: int, source_of: Callable[[s
         assert found[key].equal(expected), key
 
 
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.algo)
 @pytest.mark.parametrize("tp", [1, 4])
-def test_stages_reassemble(tp: int, source_of: Callable[[str], Source], tmp_path: Path) -> None:
+def test_stages_reassemble(tp: int, mode: Mode, source_of: Callable[[str], Source], tmp_path: Path) -> None:
     source = source_of("llama-tied")
-    (unsharded,) = ranks(write(source, tmp_path / "one"))
-    parts = ranks(write(source, tmp_path / "many", tp=tp, pp=2))
+    (unsharded,) = ranks(write(source, tmp_path / "one", mode))
+    parts = ranks(write(source, tmp_path / "many", mode, tp=tp, pp=2))
     found = {}
     for stage in range(2):
         for key, tensor in reassembled(parts[stage * tp : (stage + 1) * tp], source.model.geometry).items():

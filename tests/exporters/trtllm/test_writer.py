@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from builders.validate import read_scheme
+from act_scales.text import Text
+from builders.validate import read_scheme, validate_engines
 from exporters.export import Source, export
 from exporters.huggingface import W8A8Writer
 from exporters.trtllm import MODES, Mode, Ranks, TrtllmWriter
@@ -20,6 +21,7 @@ from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import quantize_layer, smoothed_layers
 from smoothquant.workspace import load_manifest
 from tests.exporters.trtllm.checkpoints import MODELOPT, PER_TOKEN, STATIC, make, ranks, settings, write
+from tests.models import sample_ids
 
 # The keys that the loader asks for, by the format's description (docs of config.json, not our code).
 COMMON = {
@@ -307,3 +309,14 @@ def test_what_is_recorded_is_enough_to_quantize_again(mode: Mode, groups: str, s
             assert rebuilt.linears[role].input_scale.equal(linear.input_scale), role
         for role, norm in expected.norms.items():
             assert rebuilt.norms[role].weight.equal(norm.weight), role
+
+
+@pytest.mark.parametrize("tp", [1, 4])
+def test_exactness_of_ranks(tp: int, source: Source, tmp_path: Path) -> None:
+    """`validate --exact` knows that each rank quantizes its own part of an input: if it did not, the engine of four
+    ranks would seem far from exact."""
+    out = write(replace(source, fingerprints={"model": source.model.checkpoint.fingerprint}), tmp_path / "out", tp=tp)
+    text = Text(tuple(sample_ids(sequences=48, tokens=8, seed=3)), "sample")
+    [found] = validate_engines({"engine": out}, source.model, text, exact=True)
+    assert found.exactness is not None
+    assert found.exactness.engine < 0.2 * found.metrics.relative_error

@@ -1,0 +1,44 @@
+"""Who may import whom: README.md, "Work on it"."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("smoothquant", "act_scales", "exporters", "builders", "recipes")
+INTERPRETER = "builders/tensorrt_llm/interpreter.py"
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, path
+            yield from (node.module or "", *(f"{node.module}.{name.name}" for name in node.names))
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_only_those_above(room: str) -> None:
+    below = ROOMS[ROOMS.index(room) + 1 :]
+    for path in (ROOT / room).rglob("*.py"):
+        assert not [name for name in imported(path) if name.partition(".")[0] in (*below, "tests")], path
+
+
+def test_the_interpreter_shares_no_code_with_the_exporter() -> None:
+    """Nothing that it imports, and nothing that that imports, is the exporter's."""
+    seen: set[Path] = set()
+    waiting = [ROOT / INTERPRETER]
+    while waiting:
+        path = waiting.pop()
+        seen.add(path)
+        names = set(imported(path))
+        assert not [name for name in names if name.partition(".")[0] == "exporters"], path
+        files = (ROOT / f"{name.replace('.', '/')}.py" for name in names)
+        waiting += [file for file in files if file.exists() and file not in seen]
+    assert len(seen) > 5
