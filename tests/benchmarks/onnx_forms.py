@@ -46,6 +46,7 @@ DEFAULT: dict[str, dict] = {
     "per token, INT8 KV cache": TOKEN | {"kv": "int8"},
     "per token, INT8 head and KV cache": TOKEN | {"lm_head": "int8", "kv": "int8"},
     "per tensor": TENSOR,
+    "per tensor, FP16 body": TENSOR | {"body": "fp16"},
     "per tensor, down_proj in float": TENSOR | {"keep": "down"},
     "per tensor, INT8 KV cache": TENSOR | {"kv": "int8"},
 }

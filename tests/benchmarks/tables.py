@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recipes.models import RECIPES
-from tests.benchmarks import onnx_forms
+from tests.benchmarks import onnx_forms, trtllm_forms
 from tests.benchmarks.results import FOLDER
 from tests.families import table as families_table
 
@@ -67,6 +67,11 @@ def forms() -> str:
     return onnx_forms.table(result("onnx_forms")["details"])
 
 
+def checkpoints() -> str:
+    """The forms of a TensorRT-LLM checkpoint, side by side."""
+    return trtllm_forms.table(result("trtllm_forms")["details"])
+
+
 def families() -> str:
     """Every layout by every property, as the tests found them."""
     return families_table.table(result("families")["outcomes"])
@@ -96,7 +101,13 @@ def result(name: str) -> dict:
 
 
 DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"demo": demo, "benchmarks": benchmarks, "onnx forms": forms, "families": families},
+    "README.md": {
+        "demo": demo,
+        "benchmarks": benchmarks,
+        "onnx forms": forms,
+        "trtllm forms": checkpoints,
+        "families": families,
+    },
     "recipes/README.md": {"meanings": families_table.meanings, "targets": targets, "models": models},
 }
 
