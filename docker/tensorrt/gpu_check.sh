@@ -5,8 +5,9 @@
 #   docker run --rm --gpus all --user "$(id -u):$(id -g)" -v "$PWD:/src" \
 #       --entrypoint /src/docker/tensorrt/gpu_check.sh smoothquant-tensorrt
 #
-# Options go to the timing: --hidden 4096 --layers 4 --prefill 512 --repeats 7. What it measured is left in
-# tests/benchmarks/results/tensorrt_speed.json.
+# Options go to the timing: --hidden 4096 --layers 4 --prefill 512 --repeats 7. What was measured is left in
+# tests/benchmarks/results/tensorrt_sm80.json (A100) or tensorrt_sm90.json (H100), of which
+# `python -m tests.benchmarks.tables` makes the table in docker/README.md.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recipes.models import RECIPES
-from tests.benchmarks import onnx_forms, trtllm_forms
+from tests.benchmarks import gpu, onnx_forms, trtllm_forms
 from tests.benchmarks.results import FOLDER
 from tests.families import table as families_table
 
@@ -108,6 +108,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "trtllm forms": checkpoints,
         "families": families,
     },
+    "docker/README.md": {"gpu": gpu.table},
     "recipes/README.md": {"meanings": families_table.meanings, "targets": targets, "models": models},
 }
 

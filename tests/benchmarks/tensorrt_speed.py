@@ -25,15 +25,12 @@ from recipes.families import open_model
 from recipes.synthetic import save_random_llama
 from smoothquant.errors import UserError
 from smoothquant.settings import SmoothingSettings
-from tests.benchmarks.results import Row, publish
+from tests.benchmarks import gpu
+from tests.benchmarks.gpu import PHASES, QUICK
 
 BASE = "FP16"
-VARIANTS = {
-    BASE: {"activations": "float"},
-    "W8A8, float head": {"activations": "per-token"},
-    "W8A8, INT8 head": {"activations": "per-token", "lm_head": "int8"},
-}
-PHASES = ("prefill", "decode")
+OPTIONS = ({"activations": "per-token"}, {"activations": "per-token", "lm_head": "int8"})
+VARIANTS: dict[str, dict[str, str]] = {BASE: {"activations": "float"}, **dict(zip(QUICK, OPTIONS, strict=True))}
 
 
 def main() -> None:
@@ -46,7 +43,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         tensorrt.machine.require_tensorrt()
-        gpu = tensorrt.machine.find_gpu()
+        device = tensorrt.machine.find_gpu()
     except UserError as error:
         sys.exit(f"not measured: {error}")
     with tempfile.TemporaryDirectory() as scratch:
@@ -58,14 +55,15 @@ def main() -> None:
                 for phase in PHASES:
                     seconds[label, phase].append(getattr(speed, phase))
                     ratios[label, phase].append(getattr(speeds[BASE], phase) / getattr(speed, phase))
-    rows = []
-    for (label, phase), found in ratios.items():
-        took = f"{median(seconds[label, phase]) * 1e3:.2f} ms"
-        counts = "{int8} of {quantized} products INT8".format(**kernels[label])
-        against = f"{median(found):.2f} x {BASE} ({min(found):.2f} to {max(found):.2f}), {took}; {counts}"
-        rows.append(Row(f"{phase}, {label}, {gpu.name}", took if label == BASE else against))
-    details = {f"{label}, {phase}": found for (label, phase), found in seconds.items()}
-    publish("tensorrt_speed", rows, {"gpu": gpu.name, "capability": list(gpu.capability), "seconds": details})
+    measured = {}
+    for label, phase in ratios:
+        took, against = (f"{median(seconds[name, phase]) * 1e3:.2f} ms" for name in (label, BASE))
+        counts, found = "{int8} of {quantized} products INT8".format(**kernels[label]), ratios[label, phase]
+        if label != BASE:
+            spread = f"{median(found):.2f}x ({min(found):.2f} to {max(found):.2f})"
+            measured[gpu.speed(phase, label)] = f"{spread}, {took} against {against}; {counts}"
+            print(f"{gpu.speed(phase, label)}: {measured[gpu.speed(phase, label)]}")
+    gpu.note("sm{}{}".format(*device.capability), device.name, measured)
 
 
 def build_all(scratch: Path, arguments: argparse.Namespace) -> tuple[dict, dict]:

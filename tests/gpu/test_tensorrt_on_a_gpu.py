@@ -22,22 +22,15 @@ from exporters.onnx import OnnxWriter
 from recipes import tiny_llama
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
+from tests.benchmarks import gpu
+from tests.benchmarks.gpu import FORMS
 from tests.gpu import overflow
+from tests.gpu.conftest import Note
 from tests.models import open_llama, sample_ids
 
 pytestmark = pytest.mark.gpu
 LIMITS = {"batch": 2, "length": 128, "chunk": 64}
 EXACT = tensorrt.Options(tf32=False)
-FORMS = {
-    "float": {"activations": "float"},
-    "per-token": {"activations": "per-token"},
-    "per-token fp16": {"activations": "per-token", "body": "fp16"},
-    "per-token bf16": {"activations": "per-token", "body": "bf16"},
-    "per-tensor": {"activations": "per-tensor"},
-    "per-tensor fp16": {"activations": "per-tensor", "body": "fp16"},
-    "int8 head": {"activations": "per-token", "lm_head": "int8"},
-    "int8 kv": {"activations": "per-token", "kv": "int8"},
-}
 REFERENCES = {"per-token bf16": "per-token"}  # where ONNX Runtime does not run the same form
 PROMPT = list(range(40, 60))
 
@@ -58,20 +51,20 @@ def exports(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_engine(form: str, exports: dict[str, Path], tmp_path: Path) -> None:
+def test_engine(form: str, exports: dict[str, Path], tmp_path: Path, note: Note) -> None:
     """Every quantized product an INT8 kernel, in both profiles; logits and tokens those of ONNX Runtime."""
     manifest = tensorrt.build(exports[form], tmp_path / "engine", LIMITS, EXACT)
     kernels = manifest["kernels"]
-    missed = [product for product in kernels["products"] if not product["int8"]]
-    assert not missed, json.dumps(missed, indent=2)
-    assert kernels["quantized"] == (0 if form == "float" else 17 if form == "int8 head" else 16)
     engine = tensorrt.TensorRTEngine(tmp_path / "engine")
     reference = OnnxRuntimeEngine(exports[REFERENCES.get(form, form)])
     ids = torch.randint(0, 2048, (3, 100), generator=torch.Generator().manual_seed(0))
     found, expected = engine.logits(ids), reference.logits(ids)
     error = float((found - expected).norm() / expected.norm())
     agree = float((found.argmax(-1) == expected.argmax(-1)).float().mean())
-    print(f"\n{form}: relative error of the logits {error:.2e}, top-1 {agree:.2%}")
+    note(gpu.engine(form), "{int8} of {quantized}".format(**kernels) + f"; off by {error:.2e}, top-1 {agree:.2%}")
+    missed = [product for product in kernels["products"] if not product["int8"]]
+    assert not missed, json.dumps(missed, indent=2)
+    assert kernels["quantized"] == (0 if form == "float" else 17 if form == "int8 head" else 16)
     assert error <= (1e-4 if form == "float" else 5e-2)  # quantized: some activations fall on other roundings
     assert agree >= (0.999 if form == "float" else 0.95)
     tokens = list(engine.generate(PROMPT, 32))
@@ -88,25 +81,26 @@ def test_every_output(form: str, exports: dict[str, Path], tmp_path: Path) -> No
         assert one.absolute <= (1e-3 if form == "float" else 1.0)
 
 
-@pytest.mark.parametrize("inner", [1024, 4096, 11008])
+@pytest.mark.parametrize("inner", gpu.SIZES)
 @pytest.mark.parametrize("float16_scales", [False, True])
-def test_scales_and_overflow(inner: int, float16_scales: bool, tmp_path: Path) -> None:
-    """Float32 scales give the right numbers at any length. What float16 ones give is printed, not judged."""
+def test_scales_and_overflow(inner: int, float16_scales: bool, tmp_path: Path, note: Note) -> None:
+    """Float32 scales give the right numbers at any length. What float16 ones give is noted, not judged."""
     path = tmp_path / "model.onnx"
     overflow.save(path, inner, float16_scales=float16_scales)
-    gpu = find_gpu()
+    device = find_gpu()
     profile = overflow.StaticProfile()
-    compiled = compile_graph(path, [profile], tensorrt.Options(), prepare=gpu.select)  # type: ignore[list-item]
-    plan = LoadedPlan(compiled.plan, "product", gpu)
+    compiled = compile_graph(path, [profile], tensorrt.Options(), prepare=device.select)  # type: ignore[list-item]
+    plan = LoadedPlan(compiled.plan, "product", device)
     [product] = products(read_layers(plan.layers()), ["linear/MatMul"])
-    with gpu.use():
-        x = torch.full((1, inner), 127 * overflow.SCALE, dtype=torch.float16, device=gpu.device)
-        y = torch.empty(1, overflow.COLUMNS, dtype=torch.float16, device=gpu.device)
+    with device.use():
+        x = torch.full((1, inner), 127 * overflow.SCALE, dtype=torch.float16, device=device.device)
+        y = torch.empty(1, overflow.COLUMNS, dtype=torch.float16, device=device.device)
         plan.run(0, {"x": Binding((1, inner), x), "y": Binding((1, overflow.COLUMNS), y)})
-    gpu.wait()
+    device.wait()
     expected = overflow.EXPECTED * inner
-    scales = "float16" if float16_scales else "float32"
-    print(f"\nK = {inner}, {scales} scales: {y[0, 0].item()}, expected {expected:.2f}; {product}")
-    if not float16_scales:
+    if float16_scales:
+        kind = "INT8" if product.int8 else "no INT8 kernel"
+        note(gpu.overflow(inner), f"{y[0, 0].item():.2f} instead of {expected:.2f} ({kind})")
+    else:
         assert product.int8
         assert (y.float() - expected).abs().max() <= 2e-3 * expected
