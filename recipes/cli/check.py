@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from recipes.cli.check_onnx import check_onnx, show_rules
+from recipes.cli.check_onnx import COMPILED_FOR, attribute, check_onnx, show_rules
 from recipes.cli.check_tensorrt import check_tensorrt
 from recipes.cli.check_trtllm import check_trtllm
 from recipes.cli.ui import Ui
@@ -47,9 +47,8 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
     command.add_argument(
         "--tensorrt", metavar="VERSION", help="the TensorRT that is to take it, such as 8.6 or 10.3 (default: newest)"
     )
-    command.add_argument("--max-batch", type=int, default=4, help="compile for so many sequences (default 4)")
-    command.add_argument("--chunk", type=int, default=256, help="tokens of a run (default 256)")
-    command.add_argument("--max-length", type=int, default=2048, help="tokens of a sequence (default 2048)")
+    for option, (default, meaning) in COMPILED_FOR.items():
+        command.add_argument(option, type=int, metavar="N", help=f"compile for {meaning} (default {default})")
     command.add_argument(
         "--layers", action="store_true", help="of a TensorRT engine, or with a compiler: print every layer"
     )
@@ -67,6 +66,11 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     if not arguments.path:
         raise UserError("nothing to check", expected="a folder or an .onnx file, or --rules")
     chosen = checker(Path(arguments.path))
+    for option in COMPILED_FOR:
+        if not arguments.compiler and getattr(arguments, attribute(option)) is not None:
+            raise UserError(f"{option} without --compiler", expected="--compiler tensorrt-rtx with it")
+    if arguments.layers and not arguments.compiler and chosen is not check_tensorrt:
+        raise UserError("--layers without --compiler", expected="--compiler tensorrt-rtx with it, or a TensorRT engine")
     if arguments.against and chosen is not check_tensorrt:
         raise UserError(f"{arguments.path} with --against", expected="a folder made by smoothquant build tensorrt")
     chosen(arguments, ui)

@@ -15,6 +15,11 @@ if TYPE_CHECKING:  # onnx and torch are imported when the command runs, not for 
     from builders.lint import OnnxGraph
     from builders.tensorrt_rtx import Compilation
 
+COMPILED_FOR = {  # option -> default, what it is
+    "--max-batch": (4, "so many sequences"),
+    "--chunk": (256, "so many tokens in a run"),
+    "--max-length": (2048, "so many tokens in a sequence"),
+}
 KINDS = {
     "kgen": "generated kernels (norms, activations, softmax, quantization)",
     "runtime_fusion": "floating-point products, fused with what is around them",
@@ -66,18 +71,27 @@ def show_rules(ui: Ui) -> None:
 def _compile(arguments: argparse.Namespace, ui: Ui) -> Compile:
     from builders.tensorrt_rtx import DecoderProfile, compile_apart
 
-    for name in ("max_batch", "chunk"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}", expected="1 or more")
-    if arguments.max_length <= arguments.chunk:
-        raise UserError(f"--max-length {arguments.max_length}", expected=f"more than the --chunk, {arguments.chunk}")
-    profile = DecoderProfile(arguments.max_batch, arguments.chunk, arguments.max_length - arguments.chunk)
+    sizes = []
+    for option, (default, _) in COMPILED_FOR.items():
+        given = getattr(arguments, attribute(option))
+        sizes.append(default if given is None else given)
+        if sizes[-1] < 1:
+            raise UserError(f"{option} {given}", expected="1 or more")
+    batch, chunk, length = sizes
+    if length <= chunk:
+        raise UserError(f"--max-length {length}", expected=f"more than the --chunk, {chunk}")
+    profile = DecoderProfile(batch, chunk, length - chunk)
 
     def compile_(graph: OnnxGraph) -> Compilation:
         ui.note(f"compiling {graph.path} for {profile.batch} x {profile.tokens} tokens behind {profile.past}")
         return compile_apart(graph.path, profile, graph.symbols)
 
     return compile_
+
+
+def attribute(option: str) -> str:
+    """Where argparse puts an option."""
+    return option.removeprefix("--").replace("-", "_")
 
 
 def _version(text: str) -> tuple[int, int]:

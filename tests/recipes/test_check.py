@@ -150,6 +150,8 @@ def test_missing_data(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     [
         (("--tensorrt", "new"), "--tensorrt new; expected a version from 8 on, such as 10.3"),
         (("--tensorrt", "7.2"), "--tensorrt 7.2; expected a version from 8 on"),
+        (("--chunk", "64"), "--chunk without --compiler; expected --compiler tensorrt-rtx with it"),
+        (("--layers",), "--layers without --compiler; expected --compiler tensorrt-rtx with it, or a TensorRT engine"),
         ((*COMPILER, "--max-batch", "0"), "--max-batch 0; expected 1 or more"),
         ((*COMPILER, "--chunk", "64", "--max-length", "64"), "--max-length 64; expected more than the --chunk, 64"),
     ],
