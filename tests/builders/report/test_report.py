@@ -157,6 +157,13 @@ def test_what_was_run_is_told(make: Make, tmp_path: Path) -> None:
         assert fact in page.text, fact
 
 
+def test_linears_left_in_float_are_named(make: Make, tmp_path: Path) -> None:
+    plain = make()
+    kept = ["model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj"]
+    found = replace(plain, subject={**plain.subject, "inputs": {**plain.subject["inputs"], "float_linears": kept}})
+    assert f"float linears: {', '.join(kept)}" in Page(written(tmp_path, [found])).text
+
+
 def test_engines_that_quantize_alike_share_a_map(make: Make, tmp_path: Path) -> None:
     content = written(tmp_path, [make("one"), make("two", checked=False)])
     assert content.count("SQNR of every linear, ") == 1
