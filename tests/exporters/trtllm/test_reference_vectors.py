@@ -72,23 +72,29 @@ def test_weights_and_scales(both: tuple[Path, Path]) -> None:
 
 def test_as_near_as_exact_arithmetic(both: tuple[Path, Path]) -> None:
     """Their formula in float64 gives 99.2 % of their weights (99.7 % with one scale per matrix): the others are what
-    float16 makes of them. Ours, whose smoothing scales are such as float16 holds, are as near but for 0.2 %."""
+    float16 makes of them. Ours, whose smoothing scales are such as float16 holds, are as near but for 0.2 %. Some of
+    their weights' scales are off by more than 1e-3."""
     (ours, theirs), mode = map(tensors, both), MODES[both[1].name]
     model, input_absmax, settings = _inputs()
     equal: dict[str, list[Tensor]] = {"exact": [], "ours": []}
+    off: list[Tensor] = []
     for layer in smoothed_layers(model, input_absmax, settings):
         mine = {role: weight for _, role, weight in _weights(ours, layer)}
-        for _, role, expected in _weights(theirs, layer):
+        for name, role, expected in _weights(theirs, layer):
             group = _group(layer, role)
             consumers = torch.cat([layer.source.weights[consumer] for consumer in group.linears]).double()
             act_absmax = input_absmax[model.linear(layer.index, role)].double()
             scale = (act_absmax / consumers.abs().amax(dim=0)).sqrt()  # alpha is 0.5
             weight = layer.source.weights[role].double() * scale
             exact = (weight * 127 / _reach(weight, mode)).round()
+            if not mode.static and len(LINEARS[name]) == 1:
+                found = theirs[f"{_prefix(layer)}.{name}.per_channel_scale"][0].double()
+                off.append((found / (_reach(weight, mode)[:, 0] / 127) - 1).abs())
             equal["exact"].append(exact.flatten() == expected.flatten())
             equal["ours"].append(mine[role].flatten() == expected.flatten())
     share = {whose: torch.cat(parts).double().mean().item() for whose, parts in equal.items()}
     assert share["exact"] < 0.999, share
+    assert not off or torch.cat(off).max() > 1e-3  # measured: 1.2e-3
     assert share["ours"] > share["exact"] - 0.0025, share  # measured: 0.9898 beside 0.9916; 0.9965 beside 0.9969
 
 
