@@ -19,10 +19,15 @@ def test_lines_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert capsys.readouterr().err.splitlines() == ["calibrate: 2 of 4, 0:00:00", "calibrate: 4 of 4, 0:00:00"]
 
 
-def test_an_error_stands_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="full"), Ui().progress("export") as progress:
+def fail() -> None:
+    with Ui().progress("export") as progress:
         progress(1, 2)
         raise ValueError("full")
+
+
+def test_an_error_stands_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="full"):
+        fail()
     assert capsys.readouterr().err == ""
 
 
