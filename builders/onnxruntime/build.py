@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy
@@ -69,18 +70,19 @@ def build(
             work.adopt(found.graph, MODEL)
             write_genai_config(work.folder, made["geometry"], threads, provider)
             running = found.folder if found.graph.name == MODEL else work.folder  # errors name the user's own folder
-            kernels = _check(running, made["geometry"]["vocab_size"], provider)
-            work.commit({"contract": made["contract"], "geometry": made["geometry"], "kernels": kernels})
+            results = {"contract": made["contract"], "geometry": made["geometry"]}
+            kernels = _check(running, {"inputs": inputs, **results}, provider)
+            work.commit({**results, "kernels": kernels})
     return load_manifest(out)
 
 
-def _check(folder: Path, vocab_size: int, provider: str) -> dict[str, int]:
-    """Run the graph once. Returns how many integer kernels it has, and how many it should have.
+def _check(folder: Path, manifest: Mapping, provider: str) -> dict[str, int]:
+    """Run the graph once. Returns how many integer kernels it has, and how many it should have. manifest: the engine's.
 
     Only the CPU's provider shows its kernels; what others do with Q/DQ is theirs (`providers`).
     """
-    ids = numpy.arange(4, dtype=numpy.int64)[None] % vocab_size
-    ran, logits = operators_run(folder, ids, provider)
+    ids = numpy.arange(4, dtype=numpy.int64)[None] % manifest["geometry"]["vocab_size"]
+    ran, logits = operators_run(folder, ids, provider, manifest)
     if not numpy.isfinite(logits).all():
         raise UserError(
             f"{folder}: the graph gives logits that are not finite",

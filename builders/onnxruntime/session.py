@@ -13,7 +13,7 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,15 @@ CACHES = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16, "ten
 
 
 def open_session(
-    folder: Path, *, provider: str = "cpu", threads: int | None = None, profile: Path | None = None
+    folder: Path,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    profile: Path | None = None,
+    manifest: Mapping | None = None,
 ) -> Any:
-    """An InferenceSession on `folder/model.onnx`. provider: of `providers.PROVIDERS`.
+    """An InferenceSession on `folder/model.onnx`. provider: of `providers.PROVIDERS`. manifest: what a folder that is
+    still being made will have; by default its own.
 
     Raises UserError if the runtime refuses the graph, MissingPackageError if it lacks the provider.
     """
@@ -76,7 +82,8 @@ def open_session(
         options.profile_file_prefix = str(profile)
     try:
         with subnormals_as_zero():
-            session = onnxruntime.InferenceSession(str(folder / MODEL), options, **_where(chosen, options, folder))
+            where = _where(chosen, options, folder, manifest)
+            session = onnxruntime.InferenceSession(str(folder / MODEL), options, **where)
     except UserError:
         raise
     except Exception as error:  # onnxruntime raises bare exceptions of many kinds
@@ -85,7 +92,7 @@ def open_session(
     return session
 
 
-def _where(provider: Provider, options: Any, folder: Path) -> dict:
+def _where(provider: Provider, options: Any, folder: Path, manifest: Mapping | None) -> dict:
     """What tells a session to use a provider. options: of the session; the RTX plugin is told there."""
     if provider.name in ("cpu", "cuda"):
         return {"providers": provider_options(provider.name, {}, half=False, longest=0, cache=folder)}
@@ -95,7 +102,7 @@ def _where(provider: Provider, options: Any, folder: Path) -> dict:
         value.name: tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
         for value in graph.input
     }
-    manifest = load_manifest(folder)
+    manifest = load_manifest(folder) if manifest is None else manifest
     source = {key: value for key, value in export_inputs(manifest).items() if key not in FORM}
     content = path.read_bytes() + json.dumps(source, sort_keys=True).encode()  # the weights are not in the graph
     cache = engine_cache(hashlib.sha256(content).hexdigest()[:16])
@@ -134,10 +141,13 @@ def first_feed(session: Any, ids: numpy.ndarray, mask: numpy.ndarray | None = No
     return feed
 
 
-def operators_run(folder: Path, ids: numpy.ndarray, provider: str = "cpu") -> tuple[Counter[str], numpy.ndarray]:
-    """Run a graph once on ids (batch, tokens). Returns how often each operator ran, after fusion, and the logits."""
+def operators_run(
+    folder: Path, ids: numpy.ndarray, provider: str = "cpu", manifest: Mapping | None = None
+) -> tuple[Counter[str], numpy.ndarray]:
+    """Run a graph once on ids (batch, tokens), as `open_session` opens it. Returns how often each operator ran, after
+    fusion, and the logits."""
     with tempfile.TemporaryDirectory() as scratch:
-        session = open_session(folder, provider=provider, profile=Path(scratch) / "profile")
+        session = open_session(folder, provider=provider, profile=Path(scratch) / "profile", manifest=manifest)
         try:
             with subnormals_as_zero():
                 [logits] = session.run(["logits"], first_feed(session, ids))

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnxruntime
 import pytest
+import torch
 
 from builders.onnxruntime import OnnxRuntimeEngine, build, providers
 from builders.onnxruntime.providers import CPU, CUDA, PROVIDERS, RTX, TENSORRT, provider_options, rtx_options
@@ -39,7 +40,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict]:
             noted.append({"path": path, "options": options, **where})
             chosen = where.get("providers", [RTX, CPU])
             self.names = [one if isinstance(one, str) else one[0] for one in chosen]
-            self.real = original(path, providers=[CPU])
+            self.real = original(path, options, providers=[CPU])
 
         def get_providers(self) -> list[str]:
             return self.names
@@ -149,6 +150,19 @@ def test_rtx_is_a_plugin(exports: dict[str, Path], made: list[dict], monkeypatch
     [chosen, options] = added[0]
     assert chosen == devices[1:]
     assert options["nv_profile_min_shapes"].startswith("input_ids:1x1,")
+
+
+def test_a_graph_that_is_chosen_is_run_in_the_folder_being_made(
+    llama: Model, input_absmax: dict[str, torch.Tensor], made: list[dict], tmp_path: Path
+) -> None:
+    """It has no manifest yet; the compiled engine is kept where the finished folder looks for it."""
+    source = Source(llama, SmoothingSettings(0.5), input_absmax, {"model": "m"})
+    export(source, [OnnxWriter(tmp_path / "both", "both")])
+    build(tmp_path / "both", tmp_path / "engine", activations="per-tensor", provider="tensorrt")
+    OnnxRuntimeEngine(tmp_path / "engine")
+    caches = [session["providers"][0][1]["trt_engine_cache_path"] for session in made]
+    assert len(caches) == 2
+    assert caches[0] == caches[1]
 
 
 # -- an engine remembers -----------------------------------------------------------------------------------------------
