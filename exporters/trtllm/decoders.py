@@ -6,7 +6,8 @@ its sources (models/*/model.py and config.py, quantization/quantize.py and layer
     LlamaForCausalLM, MistralForCausalLM  one class; Phi-3 without long or partial RoPE is one, too, its matrices split
     Qwen2ForCausalLM                      biases of q, k and v, none of the dense layer
     BloomForCausalLM                      always biased, norm epsilon 1e-5, no pipeline parallelism
-    FalconForCausalLM                     parallel branches: one all-reduce for both, after their biases
+    FalconForCausalLM                     parallel branches: one all-reduce for both, after their biases; its last norm
+                                          takes no epsilon (FalconModel.ln_f), and so has LayerNorm's default, 1e-5
     OPTForCausalLM                        no per-token activations (it asserts that its norm returns one tensor, not a
                                           pair); always biased, norm epsilon 1e-5, no pipeline parallelism
 
@@ -34,7 +35,7 @@ class Decoder:
     position_embedding: "rope_gpt_neox", "alibi" or "learned_absolute". activations: ours -> its.
     biases: combinations of biased linears that it can hold. keys: of config.json, beyond those of every family.
     scalings: of RoPE. pipeline: whether layers may lie in stages. per_token: whether the plugins may quantize per
-    token. epsilon: of its norms, where config.json does not decide.
+    token. epsilon: of its norms, where config.json does not decide, or not for all of them.
     """
 
     architecture: str
@@ -149,6 +150,7 @@ DECODERS: Mapping[str, Decoder] = {
         activations=GELU,
         biases=(NONE, ATTENTION | PLAIN),
         keys=_falcon,
+        epsilon=1e-5,
     ),
     "opt": Decoder(
         architecture="OPTForCausalLM",

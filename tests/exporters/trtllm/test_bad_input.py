@@ -32,6 +32,7 @@ REFUSED = {  # layout -> config changes, mode, what is said
     "phi3-partial": ({}, PER_TOKEN, "its LlamaForCausalLM rotates whole heads, this model only a part"),
     "qwen2-sliding": ({}, PER_TOKEN, "sliding windows in some layers only"),
     "bloom": ({"layer_norm_epsilon": 1e-6}, PER_TOKEN, "the norms of its BloomForCausalLM have epsilon 1e-05"),
+    "falcon-40b": ({"layer_norm_epsilon": 1e-6}, PER_TOKEN, "the norms of its FalconForCausalLM have epsilon 1e-05"),
     "falcon-7b": (
         {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
         PER_TOKEN,
