@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy
 import pytest
+import yaml
 from google.protobuf import text_format
 
 from builders.tensorrt_llm.triton import pbtxt
@@ -125,18 +126,18 @@ def test_names_of_the_backend() -> None:
         (
             {"version": "1.1.0"},
             "nvcr.io/nvidia/tensorrt-llm/release:1.1.0 trtllm-serve {engine} --tokenizer {engine} --backend trt "
-            "--host 0.0.0.0 --port 8000",
+            "--kv_cache_free_gpu_memory_fraction 0.9 --host 0.0.0.0 --port 8000",
         ),
         (
             {"version": "0.21.0"},
             "nvcr.io/nvidia/tensorrt-llm/release:0.21.0 trtllm-serve {engine} --tokenizer {engine} "
-            "--host 0.0.0.0 --port 8000",
+            "--kv_cache_free_gpu_memory_fraction 0.9 --host 0.0.0.0 --port 8000",
         ),
         (
             {"version": "1.2.1", "tp": 4, "paged": False},
             "nvcr.io/nvidia/tensorrt-llm/release:1.2.1 trtllm-serve {engine} --tokenizer {engine} --backend trt "
             "--tp_size 4 --pp_size 1 --extra_llm_api_options {repository}/llm_api_options.yaml "
-            "--host 0.0.0.0 --port 8000",
+            "--kv_cache_free_gpu_memory_fraction 0.9 --host 0.0.0.0 --port 8000",
         ),
     ],
 )
@@ -161,11 +162,12 @@ def test_an_engine_that_no_triton_runs(tmp_path: Path) -> None:
 
 def test_an_int8_cache_is_not_reused(tmp_path: Path, model_config: Callable[[], Any]) -> None:
     out = tmp_path / "repository"
-    write_repository(engine(tmp_path / "engine", paged=False), out)
+    write_repository(engine(tmp_path / "engine", paged=False), out, memory=0.5)
     parameters = configs(out, model_config)["tensorrt_llm"].parameters
     assert parameters["enable_kv_cache_reuse"].string_value == "false"
     assert parameters["enable_chunked_context"].string_value == "false"
-    assert "enable_block_reuse: false" in (out / "llm_api_options.yaml").read_text()
+    options = yaml.safe_load((out / "llm_api_options.yaml").read_text())
+    assert options["kv_cache_config"] == {"free_gpu_memory_fraction": 0.5, "enable_block_reuse": False}
 
 
 def test_places_of_the_server(tmp_path: Path, model_config: Callable[[], Any]) -> None:
@@ -184,7 +186,9 @@ def test_places_of_the_server(tmp_path: Path, model_config: Callable[[], Any]) -
     assert parsed["preprocessing"].parameters["tokenizer_dir"].string_value == str(words)
     assert parsed["preprocessing"].instance_group[0].count == 4
     assert "--model_repo=/repository" in content["triton"]
-    assert str(words) in shlex.split(content["trtllm_serve"])
+    served = shlex.split(content["trtllm_serve"])
+    assert str(words) in served
+    assert served[served.index("--kv_cache_free_gpu_memory_fraction") + 1] == "0.5"
 
 
 def test_what_is_no_engine(tmp_path: Path) -> None:
