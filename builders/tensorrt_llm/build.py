@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from builders.tensorrt_llm.check import check
-from builders.tensorrt_llm.checkpoint import CONFIG, load_config, rank_file
+from builders.tensorrt_llm.checkpoint import load_config, rank_file
 from builders.tensorrt_llm.command import Limits, build_command, container_command, options
 from builders.tensorrt_llm.config import Config
 from builders.tensorrt_llm.environment import find_environment
-from builders.tensorrt_llm.findings import Finding, errors
+from builders.tensorrt_llm.findings import CONFIG, Finding, errors
 from builders.tensorrt_llm.process import run_logged
 from smoothquant.checkpoint import SIDECARS
 from smoothquant.errors import CheckpointError, UserError

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from builders.tensorrt_llm.checkpoint import CONFIG, Header, RankFile, rank_file, read_config
+from builders.tensorrt_llm.checkpoint import Header, RankFile, rank_file, read_config
 from builders.tensorrt_llm.config import Config, parse
-from builders.tensorrt_llm.findings import ERROR, WARNING, Finding, errors
+from builders.tensorrt_llm.findings import CONFIG, ERROR, WARNING, Finding, errors
 from builders.tensorrt_llm.rules import config_findings
 from builders.tensorrt_llm.tensors import DIVISOR, PLAIN, SCALE, Expected, expected
 from smoothquant.errors import CheckpointError

@@ -13,12 +13,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from builders.tensorrt_llm.config import Config, parse
-from builders.tensorrt_llm.findings import errors
+from builders.tensorrt_llm.findings import CONFIG, errors
 from builders.tensorrt_llm.rules import config_findings
 from smoothquant.errors import CheckpointError
 from smoothquant.workspace import read_json
 
-CONFIG = "config.json"
 DTYPES: Mapping[str, torch.dtype] = {
     "I8": torch.int8,
     "F16": torch.float16,

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 ERROR, WARNING = "error", "warning"
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -30,3 +31,13 @@ class Finding:
 def errors(findings: Iterable[Finding]) -> list[Finding]:
     """Those that are errors."""
     return [finding for finding in findings if finding.severity == ERROR]
+
+
+def config_error(key: str, what: str, expected: str = "") -> Finding:
+    """An error in config.json."""
+    return Finding(ERROR, f"{CONFIG} {key}", what, expected)
+
+
+def config_warning(key: str, what: str, expected: str = "") -> Finding:
+    """A doubt about config.json."""
+    return Finding(WARNING, f"{CONFIG} {key}", what, expected)

@@ -2,6 +2,9 @@
 
 Nothing is left to the engine to get wrong: what its SmoothQuant layers lack is refused here, before anything is
 written, with what serves the model instead.
+
+The INT8 kernels' alignment is CUTLASS's: DefaultGemmConfiguration's, of cutlass_kernels/int8_gemm/int8_gemm_template.h.
+An engine of other sizes would be built, and stop at its first prompt ("No valid SQ GEMM tactic").
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ from exporters.trtllm.decoders import DECODERS, REFUSED, Decoder, rope
 from exporters.trtllm.modes import Mode
 from exporters.trtllm.ranks import Ranks
 from smoothquant.errors import UserError
+from smoothquant.family import Geometry
 from smoothquant.model import Model
 
-ALIGNMENT = 4  # channels: four int8 weights are one float32 to the kernels
+INPUTS_AT_ONCE, OUTPUTS_AT_ONCE = 16, 8  # channels that SmoothQuant's INT8 kernels read and write: 128 bits
 INSTEAD = "serve smoothquant export w8a8 with vLLM, or build smoothquant export onnx"
 
 
@@ -37,7 +41,7 @@ def decoder_of(model: Model, mode: Mode) -> Decoder:
     return decoder
 
 
-def check_ranks(model: Model, decoder: Decoder, ranks: Ranks) -> None:
+def check_ranks(model: Model, decoder: Decoder, mode: Mode, ranks: Ranks) -> None:
     """Raise UserError unless the model can be divided like this."""
     geometry, tp, pp = model.geometry, ranks.tp, ranks.pp
     for option, value in (("--tp", tp), ("--pp", pp)):
@@ -45,17 +49,21 @@ def check_ranks(model: Model, decoder: Decoder, ranks: Ranks) -> None:
             raise UserError(f"{option} {value}", expected="at least 1")
     for what, count in (("attention heads", geometry.heads), ("channels of the MLP", geometry.intermediate_size)):
         if count % tp:
-            raise UserError(f"--tp {tp} does not divide the {count} {what}", expected=f"one of {_divisors(model)}")
+            raise UserError(
+                f"--tp {tp} does not divide the {count} {what}", expected=f"one of {_divisors(model, mode)}"
+            )
     if geometry.kv_heads % tp and tp % geometry.kv_heads:
         raise UserError(
             f"--tp {tp}: {geometry.kv_heads} kv heads can neither be divided among the ranks nor repeated for them",
-            expected=f"one of {_divisors(model)}",
+            expected=f"one of {_divisors(model, mode)}",
         )
-    if any(channels // tp % ALIGNMENT for channels in (geometry.query_size, geometry.intermediate_size)):
+    if mode.plugin and not _aligned(geometry, tp):
+        possible = _divisors(model, mode)
         raise UserError(
-            f"--tp {tp}: a rank's part of a linear's input is no multiple of {ALIGNMENT} channels, which the INT8 "
-            "kernels demand",
-            expected=f"one of {_divisors(model)}",
+            f"--tp {tp}: a rank's part of a linear's input is no multiple of {INPUTS_AT_ONCE} channels, or of its "
+            f"output of {OUTPUTS_AT_ONCE}, which SmoothQuant's INT8 kernels demand",
+            expected=f"one of {possible}" if possible else "",
+            do="" if possible else f"export with --modelopt, which TensorRT computes itself; or {INSTEAD}",
         )
     if pp > 1 and not decoder.pipeline:
         raise UserError(f"--pp {pp}: TensorRT-LLM's {decoder.architecture} has no pipeline stages", expected="--pp 1")
@@ -112,7 +120,14 @@ def _rotary_faults(model: Model, decoder: Decoder) -> Iterator[str]:
         yield f"its {decoder.architecture} has no RoPE scaling {kind!r}, only {', '.join(decoder.scalings)}"
 
 
-def _divisors(model: Model) -> str:
+def _aligned(geometry: Geometry, tp: int) -> bool:
+    """Whether the INT8 kernels take a rank's part of every linear."""
+    inputs = (geometry.hidden_size, geometry.query_size // tp, geometry.intermediate_size // tp)
+    qkv = (geometry.heads // tp + 2 * max(1, geometry.kv_heads // tp)) * geometry.head_dim
+    return qkv % OUTPUTS_AT_ONCE == 0 and all(channels % INPUTS_AT_ONCE == 0 for channels in inputs)
+
+
+def _divisors(model: Model, mode: Mode) -> str:
     geometry = model.geometry
     possible = (
         tp
@@ -120,7 +135,7 @@ def _divisors(model: Model) -> str:
         if geometry.heads % tp == 0
         and geometry.intermediate_size % tp == 0
         and (geometry.kv_heads % tp == 0 or tp % geometry.kv_heads == 0)
-        and not any(channels // tp % ALIGNMENT for channels in (geometry.query_size, geometry.intermediate_size))
+        and (_aligned(geometry, tp) or not mode.plugin)
     )
     return ", ".join(map(str, possible))
 

@@ -73,7 +73,7 @@ class TrtllmWriter:
         }
 
     def check(self, source: Source) -> None:
-        check_ranks(source.model, decoder_of(source.model, self.mode), self.ranks)
+        check_ranks(source.model, decoder_of(source.model, self.mode), self.mode, self.ranks)
         self._check_smoothing(source.settings)
         if self.mode.static:
             check_static(source, self.out)

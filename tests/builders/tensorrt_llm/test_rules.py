@@ -36,6 +36,15 @@ CONFIG = {
 }
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
 def mapping(world: int, tp: int = 1, pp: int = 1, **more: int) -> dict:
     return {"mapping": {"world_size": world, "tp_size": tp, "pp_size": pp, **more}}
 
@@ -77,7 +86,28 @@ def quantization(**changes: object) -> dict:
         ({"rotary_embedding_dim": 18}, r"rotary_embedding_dim: 18; expected an even number, at most head_size, 16"),
         ({"qk_layernorm": True}, r"qk_layernorm: SmoothQuant attention has no norms of queries"),
         ({"moe": {"num_experts": 8}}, r"moe.num_experts: SmoothQuant has no layers for experts"),
-        (mapping(4, 4) | {"intermediate_size": 136}, r"hidden_size: a linear's input on a rank is no multiple of 4"),
+        (
+            mapping(2, 2) | {"intermediate_size": 688},
+            r"intermediate_size: 344 channels of a linear's input on a rank; expected a multiple of 16, which the INT8",
+        ),
+        ({"hidden_size": 72, "head_size": 16}, r"hidden_size: 72 channels"),
+        (mapping(4, 4) | {"head_size": 24}, r"num_attention_heads: 24 channels"),
+        (
+            {"num_attention_heads": 8, "num_key_value_heads": 1, "head_size": 2},
+            r"head_size: 20 rows of qkv on a rank; expected a multiple of 8",
+        ),
+        ({"hidden_act": "foo"}, r"hidden_act: 'foo'; expected one of silu, relu, tanh, gelu"),
+        ({"hidden_act": 3}, r"hidden_act: 3; expected one of"),
+        ({"rotary_scaling": {"rope_type": "llama3"}}, r"rotary_scaling.factor: missing; expected a positive number"),
+        ({"rotary_scaling": {"type": "linear", "factor": "2"}}, r"rotary_scaling.factor: '2'; expected a positive"),
+        (
+            {"rotary_scaling": LLAMA3 | {"high_freq_factor": 1.0}},
+            r"high_freq_factor: 1.0; expected more than low_freq_factor, 1.0",
+        ),
+        (quantization(group_size="x"), r"quantization.group_size: 'x'; expected a whole number"),
+        (quantization(smoothquant_val="half"), r"quantization.smoothquant_val: 'half'; expected a number"),
+        (quantization(has_zero_point=0), r"quantization.has_zero_point: 0; expected true or false"),
+        (quantization(exclude_modules="lm_head"), r"quantization.exclude_modules: 'lm_head'; expected a list"),
         ({"architecture": "OPTForCausalLM", "max_position_embeddings": 64}, r"takes no per-token activations"),
         (
             {"architecture": "OPTForCausalLM", "position_embedding_type": "learned_absolute"}
@@ -104,6 +134,7 @@ def test_config(changes: dict, said: str) -> None:
         (quantization(exclude_modules=["lm_head"]), "quantization.exclude_modules"),
         (mapping(1, rank=0), "mapping.rank"),
         ({"rotary_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary_scaling"),
+        ({"hidden_act": "relu2"}, "hidden_act"),
         (
             {"architecture": "FalconForCausalLM", "position_embedding_type": "alibi_with_scale"},
             "position_embedding_type",
@@ -113,6 +144,17 @@ def test_config(changes: dict, said: str) -> None:
 def test_doubts_are_warnings(changes: dict, where: str) -> None:
     finding = only(config_findings(CONFIG | changes))
     assert (finding.severity, finding.where) == (WARNING, f"config.json {where}")
+
+
+def test_only_the_plugins_ask_for_alignment() -> None:
+    """And in float32 they write 4 channels at once."""
+    odd = {"num_attention_heads": 8, "num_key_value_heads": 1, "head_size": 2}
+    assert config_findings(CONFIG | odd | {"dtype": "float32"}) == []
+    for algorithm in ("W8A8_SQ_PER_CHANNEL", None):
+        assert (
+            config_findings(CONFIG | mapping(4, 4) | {"intermediate_size": 136} | quantization(quant_algo=algorithm))
+            == []
+        )
 
 
 MORE = (

@@ -95,7 +95,20 @@ def test_ranks(tp: int, pp: int, said: str, llama: Source, tmp_path: Path) -> No
             4,
             "3 kv heads can neither be divided among",
         ),
-        ("mistral-nemo", {"num_attention_heads": 4, "head_dim": 6}, 4, "no multiple of 4 channels, which the INT8"),
+        (
+            "mistral-nemo",
+            {},
+            4,
+            "--tp 4: a rank's part of a linear's input is no multiple of 16 channels, or of its output of 8, which "
+            "SmoothQuant's INT8 kernels demand; expected one of 1, 2",
+        ),
+        (
+            "llama",
+            {"intermediate_size": 344},
+            1,
+            "or of its output of 8, which SmoothQuant's INT8 kernels demand; export",
+        ),
+        ("llama", {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 2}, 1, "which SmoothQuant's INT8"),
         ("falcon-7b", {"bias": True}, 2, "parallel branches with biases, which TensorRT-LLM adds once per rank"),
     ],
 )
@@ -103,6 +116,12 @@ def test_ranks_of_other_models(name: str, changes: dict, tp: int, said: str, tmp
     with pytest.raises(UserError) as error:
         write(make(name, tmp_path, **changes), tmp_path / "out", tp=tp)
     assert said in str(error.value)
+
+
+def test_only_the_plugins_ask_for_alignment(tmp_path: Path) -> None:
+    source = make("llama", tmp_path, intermediate_size=344)
+    for tp in (1, 2):
+        write(source, tmp_path / f"{tp}", MODELOPT, tp=tp)
 
 
 @pytest.mark.parametrize("version", ["0.21", "0.21.0", "1.0.0", "1.1.0rc2.post2", "1.2.1", "1.3.0rc0", "1.3.0rc20"])

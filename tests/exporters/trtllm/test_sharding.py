@@ -24,7 +24,7 @@ from tests.exporters.trtllm.checkpoints import STATIC, make, ranks, write
 
 LAYER = "transformer.layers."
 COLUMN, ROW = ("attention.qkv", "mlp.fc", "mlp.gate"), ("attention.dense", "mlp.proj")
-WIDE = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 12}  # heads of 12 channels, hidden 64
+WIDE = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16}  # 128 channels of queries, hidden 64
 LAYOUTS = {
     "llama": {},
     "llama-tied": {"vocab_size": 287},
@@ -140,8 +140,8 @@ def test_a_rank_has_what_the_engine_asks_for(source_of: Callable[[str], Source],
         assert part[f"{LAYER}0.attention.qkv.per_channel_scale"].shape == (1, (1 + 2) * 16)
         assert part[f"{LAYER}0.attention.dense.weight"].shape == (64, 16)
     biased = ranks(write(source_of("llama-biased"), tmp_path / "biased", tp=4))[3]
-    assert biased[f"{LAYER}0.attention.qkv.bias"].shape == ((2 + 2) * 12,)
-    assert biased[f"{LAYER}0.attention.dense.weight"].shape == (64, 2 * 12)  # not hidden / tp
+    assert biased[f"{LAYER}0.attention.qkv.bias"].shape == ((2 + 2) * 16,)
+    assert biased[f"{LAYER}0.attention.dense.weight"].shape == (64, 2 * 16)  # not hidden / tp
     assert biased[f"{LAYER}0.attention.dense.bias"].shape == (64,)
 
 
