@@ -115,7 +115,7 @@ def examine() -> Report:
         )
     trtllm = _version("tensorrt_llm")
     if trtllm:
-        from builders.tensorrt_llm.releases import LAST, STABLE, builds_engines
+        from exporters.trtllm.versions import LAST, STABLE, builds_engines
 
         if not builds_engines(trtllm):
             advice.append(f"TensorRT-LLM {trtllm} builds no engines ({LAST} was the last that does): use {STABLE}")

@@ -15,18 +15,21 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from packaging.version import Version
 
 from builders.tensorrt_llm.check import check
 from builders.tensorrt_llm.checkpoint import load_config, rank_file
 from builders.tensorrt_llm.command import Limits, build_command, container_command, options
 from builders.tensorrt_llm.config import Config
-from builders.tensorrt_llm.environment import find_environment
+from builders.tensorrt_llm.environment import Environment, find_environment
 from builders.tensorrt_llm.findings import CONFIG, Finding, errors
 from builders.tensorrt_llm.process import run_logged
+from builders.tensorrt_llm.releases import is_listed
 from smoothquant.checkpoint import SIDECARS
 from smoothquant.errors import CheckpointError, UserError
 from smoothquant.workspace import MANIFEST, Workspace, load_manifest, remove
@@ -74,15 +77,19 @@ def build(
     overwrite: bool = False,
     progress: Progress = lambda done, total: None,
     line: Callable[[str], None] = lambda words: None,
+    note: Callable[[str], None] = lambda words: None,
 ) -> dict[str, Any]:
-    """Build an engine folder. Returns its manifest. progress: (ranks built, ranks); line: gets the tool's log.
+    """Build an engine folder. Returns its manifest. progress: (ranks built, ranks); line: gets the tool's log; note:
+    what to know of this machine.
 
     Raises MissingPackageError where the tool or a GPU is missing, UserError if the tool fails.
     """
     instead = container_command(what.checkpoint, what.out, what.asked)
-    environment = find_environment(instead)
+    environment, origin = find_environment(instead), _origin(what.checkpoint)
+    for doubt in _doubts(environment, origin.get("trtllm_version")):
+        note(doubt)
     inputs = {
-        "export": _origin(what.checkpoint),
+        "export": origin,
         "limits": asdict(what.limits),
         "options": options(what.config),
         "tensorrt_llm": environment.version,
@@ -98,6 +105,21 @@ def build(
             _copy_tokenizer(what.checkpoint, work.folder)
             work.commit({"command": what.command, "versions_of_build": {"tensorrt_llm": environment.version}})
     return load_manifest(what.out)
+
+
+def _doubts(environment: Environment, exported_for: str | None) -> Iterator[str]:
+    """What is no reason to stop. exported_for: the version that the checkpoint was exported for."""
+    if exported_for and Version(exported_for) != Version(environment.version):
+        yield (
+            f"exported for TensorRT-LLM {exported_for}, built by {environment.version}: the files are the same for "
+            "both, but an engine runs in the version that built it"
+        )
+    for name, capability in environment.gpus:
+        if not is_listed(capability):
+            yield (
+                f"{name}, compute capability {capability}: only later versions of TensorRT-LLM give it SmoothQuant "
+                "kernels, and nobody here has tried them"
+            )
 
 
 def _run(what: Plan, tool: Path, work: Workspace, progress: Progress, line: Callable[[str], None]) -> None:

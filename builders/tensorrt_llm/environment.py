@@ -9,7 +9,8 @@ from importlib import metadata
 from pathlib import Path
 
 from builders.tensorrt_llm.command import TOOL
-from builders.tensorrt_llm.releases import FIRST, LAST, NO_SMOOTHQUANT, STABLE, builds_engines
+from builders.tensorrt_llm.releases import has_kernels
+from exporters.trtllm.versions import FIRST, LAST, STABLE, builds_engines
 from smoothquant.errors import MissingPackageError
 
 ASK = "from importlib.metadata import version; print(version('tensorrt_llm'))"
@@ -54,10 +55,10 @@ def find_environment(instead: str) -> Environment:
             do="start the container with --gpus all",
         )
     for name, capability in gpus or ():
-        if round(float(capability) * 10) in NO_SMOOTHQUANT:
+        if not has_kernels(capability):
             raise MissingPackageError(
                 f"{name} has compute capability {capability}, for which TensorRT-LLM has no SmoothQuant kernels",
-                expected="Ampere, Ada or Hopper",
+                expected="compute capability 8.0 to 9.0 (Ampere, Ada, Hopper), or 12.0 on",
                 do="build on the kind of GPU that will serve",
             )
     return Environment(tool, version, gpus or ())

@@ -1,21 +1,23 @@
-"""Versions of TensorRT-LLM that build engines with SmoothQuant, what they are called and what they want.
+"""What the versions of TensorRT-LLM that build engines are called and want, and the GPUs that they build them for.
 
-    0.20 .. 1.2.1     stable versions with `trtllm-build`; from 1.0 on, PyTorch is the default backend of the tools
-    1.3.0rc20         the last version with it (TensorRT-LLM's docs/source/legacy/tensorrt-backend-removal.md)
+Which versions those are: `exporters.trtllm.versions`. The options of `trtllm-build` that matter here are the same in
+all of them: `cli_plugin_args` of tensorrt_llm/plugin/plugin.py, and tensorrt_llm/commands/build.py. The SmoothQuant
+plugins themselves (GEMM, norm, per-token and per-tensor quantization) are no options there: the builder switches them
+on by the checkpoint's quant_algo (tensorrt_llm/builder.py, `set_smooth_quant_plugins`).
 
-The options of `trtllm-build` that matter here are the same in all of them: `cli_plugin_args` of
-tensorrt_llm/plugin/plugin.py, and tensorrt_llm/commands/build.py. The SmoothQuant plugins themselves (GEMM, norm,
-per-token and per-tensor quantization) are no options there: the builder switches them on by the checkpoint's
-quant_algo (tensorrt_llm/builder.py, `set_smooth_quant_plugins`).
+    compute capability
+    7.5           no SmoothQuant, by the support matrix up to 0.12; Turing is in none since
+    8.0 to 9.0    the INT8 kernels of Ampere (int8_gemm_template.h, dispatchToArch), on Ada and Hopper too
+    10.0 to 11.9  refused by builder.py: "SmoothQuant is not supported on SM>=100"
+    from 12.0 on  let through by builder.py, and given Ampere's kernels by later sources of dispatchToArch
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
-FIRST, LAST, STABLE = "0.20.0", "1.3.0rc20", "1.2.1"
 PYTORCH_DEFAULT = Version("1.0.0")  # from here on, trtllm-serve must be told that MODEL is an engine
 IMAGE = "nvcr.io/nvidia/tensorrt-llm/release"
 TRITON_IMAGE = "nvcr.io/nvidia/tritonserver:{}-trtllm-python-py3"
@@ -26,15 +28,17 @@ TRITON: Mapping[str, str] = {  # version -> newest Triton image that holds it, b
     "1.0.3.2510": "25.11",
     "1.1.0": "25.12",
 }
-NO_SMOOTHQUANT = range(100, 120)  # compute capability x 10 that builder.py refuses: Blackwell of data centres
+LISTED, UNLISTED = range(80, 91), 120  # compute capability x 10, of the table above: the kernels' own; from there on
 
 
-def builds_engines(version: str) -> bool:
-    """Whether a version of TensorRT-LLM builds SmoothQuant engines."""
-    try:
-        return Version(FIRST) <= Version(version) <= Version(LAST)
-    except InvalidVersion:
-        return False
+def has_kernels(capability: str) -> bool:
+    """Whether TensorRT-LLM has SmoothQuant kernels for a GPU. capability: as nvidia-smi says it, "8.0"."""
+    return is_listed(capability) or round(float(capability) * 10) >= UNLISTED
+
+
+def is_listed(capability: str) -> bool:
+    """Whether every version has them."""
+    return round(float(capability) * 10) in LISTED
 
 
 def triton_image(version: str) -> str | None:

@@ -1,49 +1,53 @@
-"""Which versions of TensorRT-LLM build an engine from these files.
+"""Which versions of TensorRT-LLM build an engine from these files: one table, for who exports, builds and serves.
 
-    0.21.0 ... 1.2.1   release images; the TensorRT backend is "legacy" from 1.0 on
-    1.3.0rc0 ... rc20  still have it
+    0.20.0             the first with a release image of NVIDIA's
+    1.0.0              from here on the TensorRT backend is "legacy", and PyTorch the default of NVIDIA's tools
+    1.2.1              the newest stable one
+    1.3.0rc0 ... rc20  candidates that still have it
     later              removed: trtllm-build, the layers and the C++ runtime; the PyTorch backend runs no W8A8 INT8
 
-Source: release notes of 1.0 to 1.3.0rc20, and the pull requests #15763, #15767, #15907, #15918, #16369 that removed it.
+The files are the same for all of them. Source: release notes of 0.20 to 1.3.0rc20, NVIDIA's list of Triton containers
+(1.0.3.2510), and the pull requests #15763, #15767, #15907, #15918, #16369 that removed the backend.
 """
 
 from __future__ import annotations
 
-import re
+from packaging.version import InvalidVersion, Version
 
 from smoothquant.errors import UserError
 
-DEFAULT = "1.2.1"  # the newest stable version
-FIRST, LAST = "0.21.0", "1.3.0rc20"
-_PATTERN = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?(?:rc(\d+))?(?:\.post\d+)?")
-_NO_RC = 1_000_000  # a release comes after its candidates
+RELEASES = ("0.20.0", "0.21.0", "1.0.0", "1.0.3.2510", "1.1.0", "1.2.0", "1.2.1")
+FIRST, STABLE, LAST = RELEASES[0], RELEASES[-1], "1.3.0rc20"
+BASES = frozenset(Version(release) for release in (*RELEASES, "1.3.0"))  # of releases, and of their candidates
+EXPECTED = f"one of {', '.join(RELEASES)}, or a candidate of them, or of 1.3.0 up to rc20"
+
+
+def builds_engines(version: str) -> bool:
+    """Whether a version that is installed builds SmoothQuant engines."""
+    try:
+        return Version(FIRST) <= Version(version) <= Version(LAST)
+    except InvalidVersion:
+        return False
 
 
 def check_version(version: str) -> None:
-    """Raise UserError unless this version builds engines from what is written here."""
-    found = _parse(version)
-    expected = f"{FIRST} to {DEFAULT}, or a candidate of 1.3.0 up to rc20"
-    if found is None:
-        raise UserError(f"TensorRT-LLM version {version!r}", expected=expected)
-    if found > (_parse(LAST) or ()):
+    """Raise UserError unless such a version is known here, and builds engines from these files."""
+    try:
+        found = Version(version)
+    except InvalidVersion as error:
+        raise UserError(f"TensorRT-LLM version {version!r}", expected=EXPECTED) from error
+    if found > Version(LAST):
         raise UserError(
             f"TensorRT-LLM {version} builds no TensorRT engines (removed after {LAST}), and its PyTorch backend does "
             "not run W8A8 INT8",
-            expected=expected,
-            do="stay with 1.2.1, or serve smoothquant export w8a8 with vLLM",
+            expected=EXPECTED,
+            do=f"stay with {STABLE}, or serve smoothquant export w8a8 with vLLM",
         )
-    if found < (_parse(FIRST) or ()):
+    if found < Version(FIRST):
         raise UserError(
             f"TensorRT-LLM {version} is older than this form of the checkpoint was checked against",
-            expected=expected,
+            expected=EXPECTED,
             do="take a newer release image",
         )
-
-
-def _parse(version: str) -> tuple[int, ...] | None:
-    """1.3.0rc20.post1 -> (1, 3, 0, 20): comparable."""
-    match = _PATTERN.fullmatch(version)
-    if match is None:
-        return None
-    major, minor, patch, candidate = match.groups()
-    return int(major), int(minor), int(patch or 0), _NO_RC if candidate is None else int(candidate)
+    if Version(found.base_version) not in BASES or found.is_devrelease or found.local:
+        raise UserError(f"TensorRT-LLM {version}: no such version is known here", expected=EXPECTED)

@@ -25,7 +25,7 @@ from exporters.trtllm.outer import Outer, outer_tensors
 from exporters.trtllm.ranks import Ranks
 from exporters.trtllm.suitable import check_ranks, decoder_of
 from exporters.trtllm.tensors import LayerTensors
-from exporters.trtllm.versions import DEFAULT, check_version
+from exporters.trtllm.versions import STABLE, check_version
 from smoothquant.errors import ContractError, UserError
 from smoothquant.model import Model
 from smoothquant.norms import Norm
@@ -52,7 +52,7 @@ class TrtllmWriter:
         ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
         dtype: str = "float16",
         kv: str = "float",
-        version: str = DEFAULT,
+        version: str = STABLE,
     ) -> None:
         for what, value, choices in (("dtype", dtype, DTYPES), ("KV cache", kv, KV_CACHES)):
             if value not in choices:

@@ -24,7 +24,7 @@ def add(targets: argparse._SubParsersAction, common: argparse.ArgumentParser) ->
         parents=[common],
         help="TensorRT-LLM engine, by NVIDIA's trtllm-build",
         description="Check a TensorRT-LLM checkpoint, then build an engine from it with trtllm-build and the options "
-        "that SmoothQuant needs. Runs where TensorRT-LLM 0.20 to 1.2.1 and a GPU are: in the container of "
+        "that SmoothQuant needs. Runs where TensorRT-LLM 0.20.0 to 1.2.1 and a GPU are: in the container of "
         "docker/tensorrt-llm. The engine runs on the kind of GPU that it was built on.",
     )
     command.add_argument(
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         ui.say(shlex.join(what.command))
         return
     with ui.progress("build tensorrt-llm") as progress:
-        manifest = build(what, overwrite=arguments.overwrite, progress=progress, line=ui.note)
+        manifest = build(what, overwrite=arguments.overwrite, progress=progress, line=ui.note, note=ui.note)
     ui.result({"out": arguments.out, "manifest": manifest})
     size = sum(manifest["files"].values())
     ui.say(f"{arguments.out}: {what.config.ranks} ranks, {size / 1e6:,.1f} MB")

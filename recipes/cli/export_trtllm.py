@@ -56,7 +56,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--trtllm-version",
         default="1.2.1",
         metavar="VERSION",
-        help="of TensorRT-LLM that will build the engine, 0.21 to 1.2.1 (default 1.2.1, the last to build any)",
+        help="of TensorRT-LLM that will build the engine, 0.20.0 to 1.2.1 (default 1.2.1, the last stable one to build "
+        "any): whether it can is checked, and it is recorded; the files are the same for all of them",
     )
 
 

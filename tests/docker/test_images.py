@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from builders.tensorrt_llm.command import CONTAINER
-from builders.tensorrt_llm.releases import IMAGE, STABLE, builds_engines
+from builders.tensorrt_llm.releases import IMAGE
+from exporters.trtllm.versions import STABLE, builds_engines
 from tests.builders.tensorrt_llm.fake_tools import script
 from tests.lacking import lacking
 

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from builders.tensorrt_llm.releases import IMAGE, builds_engines, serve_backend, triton_image
+from builders.tensorrt_llm.releases import IMAGE, serve_backend, triton_image
 from builders.tensorrt_llm.triton import models, pbtxt
 from builders.tensorrt_llm.triton.models import Message, Serving
+from exporters.trtllm.versions import FIRST, LAST, builds_engines
 from smoothquant.errors import UserError
 from smoothquant.workspace import Workspace, read_json
 
@@ -76,7 +77,8 @@ def read_engine(folder: Path) -> Engine:
         )
     version = str(content.get("version"))
     if not builds_engines(version):
-        raise UserError(f"{folder}: built by TensorRT-LLM {version}", expected="0.20 to 1.3.0rc20", do="build it again")
+        known = f"{FIRST} to {LAST}"
+        raise UserError(f"{folder}: built by TensorRT-LLM {version}", expected=known, do="build it again")
     mapping = model.get("mapping") or {}
     return Engine(
         version=version,

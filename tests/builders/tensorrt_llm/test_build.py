@@ -16,8 +16,10 @@ import pytest
 from builders.tensorrt_llm.command import Limits, container_command, options
 from builders.tensorrt_llm.config import Config, parse
 from builders.tensorrt_llm.environment import find_environment
-from builders.tensorrt_llm.releases import builds_engines, triton_image
+from builders.tensorrt_llm.releases import TRITON, has_kernels, triton_image
+from exporters.trtllm.versions import FIRST, RELEASES, STABLE, builds_engines
 from smoothquant.errors import MissingPackageError, UserError
+from smoothquant.workspace import Workspace
 from tests.builders.tensorrt_llm.checkpoints import PER_TOKEN, write
 from tests.builders.tensorrt_llm.fake_tools import install
 from tests.models import save_tokenizer
@@ -143,6 +145,10 @@ def test_without_the_tool(checkpoint: Path, tmp_path: Path) -> None:
         ({"version": ""}, "cannot tell its version of TensorRT-LLM"),
         ({"gpus": ()}, "no GPU is visible here"),
         ({"gpus": ("NVIDIA H100, 9.0", "NVIDIA B200, 10.0")}, "NVIDIA B200 has compute capability 10.0"),
+        (
+            {"gpus": ("Tesla T4, 7.5",)},
+            r"Tesla T4 has compute capability 7.5, .*; expected compute capability 8.0 to 9",
+        ),
     ],
 )
 def test_environments_that_build_nothing(
@@ -153,6 +159,27 @@ def test_environments_that_build_nothing(
     with pytest.raises(MissingPackageError, match=said) as caught:
         find_environment("docker run this")
     assert caught.value.exit_code == 3
+
+
+def test_gpus() -> None:
+    assert all(map(has_kernels, ("8.0", "8.6", "8.9", "9.0", "12.0", "12.1")))
+    assert not any(map(has_kernels, ("6.1", "7.0", "7.5", "9.9", "10.0", "10.3", "11.0")))
+
+
+def test_what_is_no_reason_to_stop(tmp_path: Path) -> None:
+    """Another version than the checkpoint was exported for, and a GPU that not every version has kernels for."""
+    with Workspace(tmp_path / "checkpoint", "export trtllm", {"trtllm_version": "1.2.1"}) as work:
+        write(build("llama"), work.folder, PER_TOKEN)
+        work.commit()
+    arguments = ("build", "tensorrt-llm", tmp_path / "checkpoint", "--out", tmp_path / "engine")
+    plain = smoothquant(*arguments, env=install(tmp_path / "right"))
+    assert plain.returncode == 0
+    assert "exported for" not in plain.stderr
+    tools = install(tmp_path / "other", version="1.1.0", gpus=("NVIDIA GeForce RTX 5090, 12.0",))
+    found = smoothquant(*arguments, "--overwrite", env=tools)
+    assert found.returncode == 0, found.stderr
+    assert "exported for TensorRT-LLM 1.2.1, built by 1.1.0: the files are the same for both" in found.stderr
+    assert "NVIDIA GeForce RTX 5090, compute capability 12.0: only later versions" in found.stderr
 
 
 def test_a_missing_gpu_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
@@ -214,6 +241,9 @@ def test_versions() -> None:
         assert builds_engines(version)
     for version in ("0.19.0", "0.20.0rc3", "1.3.0rc21", "1.3.0", "1.4.0rc1", "unknown", ""):
         assert not builds_engines(version)
+    assert set(TRITON) <= set(RELEASES)
+    for command in (("build", "tensorrt-llm"), ("export", "trtllm")):
+        assert f"{FIRST} to {STABLE}" in " ".join(smoothquant(*command, "--help").stdout.split())
     assert triton_image("1.1.0") == "nvcr.io/nvidia/tritonserver:25.12-trtllm-python-py3"
     assert triton_image("1.2.1") is None
 

@@ -124,7 +124,9 @@ def test_only_the_plugins_ask_for_alignment(tmp_path: Path) -> None:
         write(source, tmp_path / f"{tp}", MODELOPT, tp=tp)
 
 
-@pytest.mark.parametrize("version", ["0.21", "0.21.0", "1.0.0", "1.1.0rc2.post2", "1.2.1", "1.3.0rc0", "1.3.0rc20"])
+@pytest.mark.parametrize(
+    "version", ["0.20.0", "0.21", "0.21.0", "1.0.0", "1.1.0rc2.post2", "1.2.1", "1.3.0rc0", "1.3.0rc20"]
+)
 def test_versions(version: str) -> None:
     check_version(version)
 
@@ -132,15 +134,19 @@ def test_versions(version: str) -> None:
 @pytest.mark.parametrize(
     ("version", "said"),
     [
-        ("0.20.0", "older than this form of the checkpoint was checked against"),
-        ("0.17.0", "older than"),
+        ("0.17.0", "older than this form of the checkpoint was checked against"),
+        ("0.20.0rc3", "older than"),
+        ("0.99.0", "TensorRT-LLM 0.99.0: no such version is known here; expected one of 0.20.0, 0.21.0, 1.0.0"),
+        ("1.2.9", "1.2.9: no such version is known here"),
+        ("1.2.2rc1", "no such version is known here"),
+        ("1.1.0.dev2025090100", "no such version is known here"),
         ("1.3.0rc21", "builds no TensorRT engines"),
         (
             "1.3.0",
             "builds no TensorRT engines (removed after 1.3.0rc20), and its PyTorch backend does not run W8A8 INT8",
         ),
         ("1.4.0rc1", "builds no TensorRT engines"),
-        ("latest", "TensorRT-LLM version 'latest'; expected 0.21.0 to 1.2.1"),
+        ("latest", "TensorRT-LLM version 'latest'; expected one of 0.20.0, 0.21.0"),
     ],
 )
 def test_versions_without_engines(version: str, said: str, tmp_path: Path) -> None:
