@@ -1,6 +1,7 @@
 """What an engine is to everybody above it, and which class opens which folder.
 
-Every folder that can compute logits carries a manifest; its `step` says what made it, and so what runs it.
+Every folder that can compute logits carries a manifest; its `step` says what made it, and so what runs it. A checkpoint
+by another tool's TensorRT-LLM converter carries none: its files stand for it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Protocol
 from torch import Tensor
 
 from smoothquant.errors import UserError
-from smoothquant.workspace import load_manifest
+from smoothquant.workspace import MANIFEST, load_manifest, read_json
 
+FOREIGN = "another TensorRT-LLM converter"
 ENGINES: Mapping[str, tuple[str, str]] = {  # step -> module and class; imported when a folder asks for it
     "build onnxruntime": ("builders.onnxruntime", "OnnxRuntimeEngine"),
     "build tensorrt": ("builders.tensorrt", "TensorRTEngine"),
@@ -22,7 +24,9 @@ ENGINES: Mapping[str, tuple[str, str]] = {  # step -> module and class; imported
     "export hf": ("builders.transformers", "TransformersEngine"),
     "export w8a8": ("builders.transformers", "TransformersEngine"),
     "export trtllm": ("builders.tensorrt_llm", "CheckpointEngine"),
+    FOREIGN: ("builders.tensorrt_llm", "CheckpointEngine"),
 }
+SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers")  # what a checkpoint by another tool says of its model
 ELSEWHERE: Mapping[str, str] = {  # step -> where its engines run
     "build tensorrt-llm": "serve it on its GPU (smoothquant serve-config); here, validate the checkpoint behind it",
 }
@@ -44,15 +48,29 @@ def open_engine(folder: str | Path) -> Engine:
     Raises UserError for a folder that is no output of this tool or is nothing that runs, MissingPackageError if the
     package that would run it is not installed.
     """
-    step = load_manifest(folder)["step"]
-    if step not in ENGINES:
-        raise UserError(
-            f"{folder}: made by {step!r}, which gives nothing to run here",
-            expected=f"a folder made by one of: {', '.join(ENGINES)}",
-            do=ELSEWHERE.get(step, "build an engine from it first: smoothquant build --help"),
-        )
-    module, name = ENGINES[step]
+    module, name = ENGINES[engine_manifest(folder)["step"]]
     return getattr(import_module(module), name)(folder)
+
+
+def engine_manifest(folder: str | Path) -> dict:
+    """The manifest of a folder that runs here; for a checkpoint by another tool, what its config.json says.
+
+    Raises UserError for a folder that is no output of this tool, or is nothing that runs.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).exists() and import_module("builders.tensorrt_llm").is_checkpoint(folder):
+        config = read_json(folder / "config.json")
+        inputs = {key: config.get(key) for key in ("dtype", *SHAPE, "quantization")}
+        files = {path.name: path.stat().st_size for path in sorted(folder.glob("rank*.safetensors"))}
+        return {"step": FOREIGN, "inputs": inputs, "files": files}
+    manifest = load_manifest(folder)
+    if manifest["step"] not in ENGINES:
+        raise UserError(
+            f"{folder}: made by {manifest['step']!r}, which gives nothing to run here",
+            expected=f"a folder made by one of: {', '.join(ENGINES)}",
+            do=ELSEWHERE.get(manifest["step"], "build an engine from it first: smoothquant build --help"),
+        )
+    return manifest
 
 
 def export_inputs(manifest: Mapping) -> Mapping:

@@ -1,4 +1,4 @@
-"""A checkpoint folder made by `smoothquant export trtllm`, as an engine for `smoothquant validate`."""
+"""A checkpoint folder, ours or another tool's, as an engine for `smoothquant validate`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from pathlib import Path
 
 from torch import Tensor
 
+from builders.engine import engine_manifest
 from builders.tensorrt_llm.interpreter import Interpreter
-from smoothquant.workspace import load_manifest
 
 
 class CheckpointEngine:
-    """Runs the interpreter in float32. Raises UserError if the folder is no such output or breaks the format."""
+    """Runs the interpreter in float32. Raises UserError if the folder is no checkpoint or breaks the format."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.manifest = load_manifest(folder)
+        self.manifest = engine_manifest(folder)
         self.interpreter = Interpreter(folder)
 
     def logits(self, ids: Tensor) -> Tensor:

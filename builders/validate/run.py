@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from builders.engine import Engine, export_inputs, open_engine
+from builders.engine import FOREIGN, SHAPE, Engine, engine_manifest, export_inputs, open_engine
 from builders.generation import GeneratingEngine
 from builders.validate.metrics import Comparison, check_logits
 from builders.validate.ranges import activation_ranges
@@ -25,7 +25,10 @@ from builders.validate.thresholds import Thresholds
 from builders.validate.validation import Exactness, Validation
 from smoothquant.errors import UserError
 from smoothquant.model import Model
-from smoothquant.workspace import load_manifest, versions
+from smoothquant.workspace import versions
+
+# of an engine that does not say how it was smoothed: none of its layers can be rebuilt
+UNKNOWN = Scheme("", "float", "float", smoothing_scale={}, input_absmax={})
 
 
 def validate_engines(
@@ -44,14 +47,21 @@ def validate_engines(
     progress: called with (done, total), where one is a layer of the reference or a sequence of an engine.
 
     Raises UserError before any work is done: a folder that is no engine, an engine of another model, of another
-    machine, or for shorter sequences; MissingPackageError if what would run an engine is not here.
+    machine, or for shorter sequences; MissingPackageError if what would run an engine is not here. An engine by another
+    tool does not say how it was smoothed: it has no exactness, and no errors of its linears.
     """
     thresholds = thresholds or {}
     exact = exact or any(limits.exactness_ratio is not None for limits in thresholds.values())
-    fingerprint = model.checkpoint.fingerprint
-    for folder in folders.values():
-        check_model(load_manifest(folder), fingerprint)
-    schemes = {label: read_scheme(folder) for label, folder in folders.items()}
+    schemes = {}
+    for label, folder in folders.items():
+        manifest = engine_manifest(folder)
+        check_model(manifest, model)
+        schemes[label] = UNKNOWN if manifest["step"] == FOREIGN else read_scheme(folder)
+        if schemes[label] is UNKNOWN and thresholds.get(label, Thresholds()).exactness_ratio is not None:
+            raise UserError(
+                f"{folder}: no exactness_ratio can be measured, because its smoothing is not recorded",
+                do="drop the threshold on exactness_ratio",
+            )
     check_text(model, text)
     layers, sequences = model.geometry.layers, len(text.sequences)
     total = layers + len(folders) * sequences
@@ -98,7 +108,7 @@ def validate(
     Raises UserError for an engine of another model or vocabulary and for a threshold on what was not measured,
     ThresholdError for logits that are not finite. Missed thresholds are in the result, not raised.
     """
-    check_model(engine.manifest, reference.fingerprint)
+    check_model(engine.manifest, reference.model)
     if scheme.activations != "float" and scheme.key not in reference.streams:
         raise ValueError("the reference was run without this engine's scheme")
     stream = reference.streams.get(scheme.key)
@@ -137,13 +147,23 @@ def validate(
     )
 
 
-def check_model(manifest: Mapping, fingerprint: str) -> None:
-    """Raise UserError unless an engine was made from the reference's checkpoint."""
-    found = export_inputs(manifest).get("model")
-    if found != fingerprint:
+def check_model(manifest: Mapping, model: Model) -> None:
+    """Raise UserError unless an engine was made from the reference's checkpoint; one by another tool, unless it has its
+    shape."""
+    inputs, geometry = export_inputs(manifest), model.geometry
+    if manifest["step"] == FOREIGN:
+        expected = (geometry.vocab_size, geometry.hidden_size, geometry.layers)
+        for key, number in zip(SHAPE, expected, strict=True):
+            if inputs[key] != number:
+                raise UserError(
+                    f"this checkpoint has {key} {inputs[key]}",
+                    expected=f"{number}, the reference's",
+                    do="give the model that it was converted from",
+                )
+    elif inputs.get("model") != model.checkpoint.fingerprint:
         raise UserError(
-            f"this engine was made from model {found}",
-            expected=f"{fingerprint}, the reference",
+            f"this engine was made from model {inputs.get('model')}",
+            expected=f"{model.checkpoint.fingerprint}, the reference",
             do="give the checkpoint that the engine was made from",
         )
 

@@ -36,8 +36,8 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "engines",
         metavar="ENGINE",
         nargs="+",
-        help="folder made by smoothquant build onnxruntime, or by export hf, w8a8 or trtllm; several are compared "
-        "side by side",
+        help="folder made by smoothquant build onnxruntime or tensorrt, or by export hf, w8a8, onnx or trtllm, or a "
+        "TensorRT-LLM checkpoint by another tool; several are compared side by side",
     )
     command.add_argument("--reference", required=True, metavar="MODEL", help="the float model that it was made from")
     options.add_text(command, samples=32, length=512)
@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from pathlib import Path
 
     from act_scales.text import load_text
+    from builders.engine import FOREIGN
     from builders.report import write_json, write_report
     from builders.validate import validate_engines
     from recipes.families import open_model
@@ -74,6 +75,9 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     if arguments.out:
         write_json(arguments.out, found)
     show(ui, found)
+    if arguments.exact:
+        for label in (validation.label for validation in found if validation.subject["engine"] == FOREIGN):
+            ui.warn(f"{label}: no distance to the exact logits, because its smoothing is not recorded")
     ui.result({"validations": [summary(validation) for validation in found]})
     raise_if_missed(found)
 

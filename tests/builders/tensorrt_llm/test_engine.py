@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from builders.engine import open_engine
+from builders.engine import FOREIGN, open_engine
 from builders.tensorrt_llm import CheckpointEngine
-from smoothquant.errors import UserError
 from smoothquant.settings import SMOOTHING
 from smoothquant.workspace import Workspace
 from tests.builders.tensorrt_llm.checkpoints import PER_TOKEN, write
-from tests.models import TEXT, open_llama, sample_ids
+from tests.models import TEXT, open_llama, sample_ids, save_tokenizer
 from tests.recipes.test_bad_input import assert_one_line, smoothquant
 from tests.zoo import build, save
+
+VECTORS = Path(__file__).parent / "vectors"
 
 
 def export(model: Path, out: Path, algorithm: str | None = PER_TOKEN, **options: object) -> Path:
@@ -46,10 +48,58 @@ def test_a_folder_is_opened_by_its_manifest(model: Path, tmp_path: Path) -> None
     assert engine.manifest["inputs"]["activations"] == "per-token"
 
 
-def test_a_checkpoint_of_another_tool(tmp_path: Path) -> None:
-    write(build("llama"), tmp_path)
-    with pytest.raises(UserError, match="not an output of this tool"):
-        CheckpointEngine(tmp_path)
+@pytest.fixture
+def reference(tmp_path: Path) -> Path:
+    """The model behind NVIDIA's checkpoints. It has 128 tokens: no spaces, of a byte-level tokenizer."""
+    folder = Path(shutil.copytree(VECTORS / "inputs/llama/hf", tmp_path / "hf"))
+    save_tokenizer(folder)
+    return folder
+
+
+def test_validate_a_checkpoint_of_another_tool(reference: Path, tmp_path: Path) -> None:
+    """NVIDIA's, which carries no manifest: measured, held to thresholds and reported, without errors of its linears."""
+    text, names = tmp_path / "text.txt", ("llama-tp1", "llama-tp1-static")
+    text.write_text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789" * 8)
+    arguments = ("--reference", reference, "--text", text, "--samples", 4, "--length", 64)
+    out, report = tmp_path / "out.json", tmp_path / "report.html"
+    found = smoothquant(
+        "validate", *(VECTORS / name for name in names), *arguments, "--exact", "--out", out, "--report", report
+    )
+    assert found.returncode == 0, found.stderr
+    assert "warning: llama-tp1: no distance to the exact logits, because its smoothing is not recorded" in found.stderr
+    for name, entry in zip(names, json.loads(out.read_text())["validations"], strict=True):
+        assert entry["label"] == name
+        assert entry["subject"]["engine"] == FOREIGN
+        assert entry["subject"]["bytes"] == (VECTORS / name / "rank0.safetensors").stat().st_size
+        assert 0.01 < entry["metrics"]["relative_error"] < (0.3 if "static" in name else 0.1)
+        assert entry["exactness"] is None
+        assert entry["linears"] == []
+    assert "Quantization error by layer" not in report.read_text()
+    missed = smoothquant("validate", VECTORS / names[0], *arguments, "--relative-error", "1e-6", "--quiet")
+    assert_one_line(missed, 1, "relative error of the logits", "would have passed")
+    unmeasured = smoothquant("validate", VECTORS / names[0], *arguments, "--exactness-ratio", 2, "--quiet")
+    assert_one_line(unmeasured, 2, "no exactness_ratio can be measured, because its smoothing is not recorded")
+
+
+def test_a_checkpoint_of_another_model(reference: Path, tmp_path: Path) -> None:
+    """Found before the reference runs: it would read behind the end of a table."""
+    write(build("llama"), tmp_path / "checkpoint", PER_TOKEN)
+    text = tmp_path / "text.txt"
+    text.write_text("abcdefgh" * 8)
+    found = smoothquant("validate", tmp_path / "checkpoint", "--reference", reference, "--text", text)
+    assert_one_line(found, 2, "this checkpoint has vocab_size 288; expected 128, the reference's")
+
+
+def test_validate_an_engine_that_runs_elsewhere(reference: Path, tmp_path: Path) -> None:
+    with Workspace(tmp_path / "engine", "build tensorrt-llm", {}) as work:
+        work.path("rank0.engine").touch()
+        work.commit()
+    text = tmp_path / "text.txt"
+    text.write_text("abcdefgh" * 8)
+    found = smoothquant("validate", tmp_path / "engine", "--reference", reference, "--text", text)
+    assert_one_line(
+        found, 2, "made by 'build tensorrt-llm'", "serve it on its GPU", "validate the checkpoint behind it"
+    )
 
 
 def test_validate(model: Path, tmp_path: Path) -> None:
