@@ -24,10 +24,10 @@ from packaging.version import Version
 
 from builders.tensorrt_llm.check import check
 from builders.tensorrt_llm.checkpoint import load_config, rank_file
-from builders.tensorrt_llm.command import Limits, build_command, container_command, options
+from builders.tensorrt_llm.command import Limits, build_command, container_command, doubts, options
 from builders.tensorrt_llm.config import Config
 from builders.tensorrt_llm.environment import Environment, find_environment
-from builders.tensorrt_llm.findings import CONFIG, Finding, errors
+from builders.tensorrt_llm.findings import CONFIG, errors
 from builders.tensorrt_llm.process import run_logged
 from builders.tensorrt_llm.releases import is_listed
 from smoothquant.checkpoint import SIDECARS
@@ -42,14 +42,15 @@ FAULT = re.compile(r"error|exception|assert|\[E\]|out of memory", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be built. asked: limits as they were given; warnings: what the check of the checkpoint found."""
+    """What would be built. asked: limits as they were given; warnings: what the check of the checkpoint found, and
+    doubts about the limits."""
 
     checkpoint: Path
     out: Path
     config: Config
     asked: Limits
     limits: Limits
-    warnings: tuple[Finding, ...]
+    warnings: tuple[str, ...]
 
     @property
     def command(self) -> list[str]:
@@ -68,7 +69,9 @@ def plan(checkpoint: str | Path, out: str | Path, limits: Limits) -> Plan:
             do=f"see smoothquant check {checkpoint}",
         )
     config = load_config(checkpoint)
-    return Plan(checkpoint, Path(out), config, limits, limits.resolved(config), tuple(found))
+    resolved = limits.resolved(config)
+    warnings = (*(finding.sentence for finding in found), *doubts(resolved, config))
+    return Plan(checkpoint, Path(out), config, limits, resolved, warnings)
 
 
 def build(

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from builders.tensorrt_llm.architectures import LEARNED
+from builders.tensorrt_llm.architectures import LEARNED, ROPE
 from builders.tensorrt_llm.config import Config
 from smoothquant.errors import UserError
 
@@ -53,18 +53,32 @@ class Limits:
         prompt = self.max_input_len or longest
         if prompt > longest:
             raise UserError(f"--max-input-len {prompt}", expected=f"at most --max-seq-len, {longest}")
-        tokens = self.max_num_tokens or max(MOST_TOKENS, prompt)
+        whole = 0 if paged_context(config) else prompt  # a prompt that must be computed in one piece
+        tokens = self.max_num_tokens or max(MOST_TOKENS, self.max_batch_size, whole)
         if tokens < self.max_batch_size:
             raise UserError(
                 f"--max-num-tokens {tokens}",
                 expected=f"at least --max-batch-size, {self.max_batch_size}: each sequence's next token",
             )
-        if tokens < prompt and not paged_context(config):
+        if tokens < whole:
             raise UserError(
                 f"--max-num-tokens {tokens}",
                 expected=f"at least --max-input-len, {prompt}: with an INT8 KV cache prompts are computed in one piece",
             )
         return replace(self, max_input_len=prompt, max_seq_len=longest, max_num_tokens=tokens)
+
+
+def doubts(limits: Limits, config: Config) -> list[str]:
+    """What is likely to be no good idea. limits: resolved."""
+    found, longest, tokens = [], limits.max_seq_len or 0, limits.max_num_tokens or 0
+    if config.positions == ROPE and config.max_positions and longest > config.max_positions:
+        found.append(f"--max-seq-len {longest} is beyond the {config.max_positions} positions that the model knows")
+    if not paged_context(config) and tokens > MOST_TOKENS:
+        found.append(
+            f"--max-num-tokens {tokens}: with an INT8 KV cache prompts are computed in one piece, and an engine keeps "
+            "memory for activations of so many tokens; a smaller --max-input-len takes less"
+        )
+    return found
 
 
 def paged_context(config: Config) -> bool:

@@ -13,7 +13,8 @@ LIMITS = {  # field of Limits -> what its option's help says
     "max_batch_size": "sequences at once (default 32)",
     "max_input_len": "tokens of a prompt (default: as many as --max-seq-len)",
     "max_seq_len": "tokens of prompt and answer together (default: the model's context)",
-    "max_num_tokens": "tokens of all sequences in one step (default 8192, or --max-input-len if that is more)",
+    "max_num_tokens": "tokens of all sequences in one step; longer prompts take several (default 8192; with an INT8 KV "
+    "cache, which takes no prompts in pieces, at least --max-input-len)",
     "workers": "ranks to build at once, each on a GPU of its own (default 1)",
 }
 
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     given = {name: getattr(arguments, name) for name in LIMITS if getattr(arguments, name) is not None}
     what = plan(arguments.export, arguments.out, Limits(**given))
     for warning in what.warnings:
-        ui.note(f"warning: {warning.sentence}")
+        ui.note(f"warning: {warning}")
     if arguments.dry_run:
         ui.result({"command": what.command})
         ui.say(shlex.join(what.command))

@@ -32,6 +32,7 @@ MODELS: dict[str, tuple[Callable[[Serving], Message], str | None]] = {  # folder
     "tensorrt_llm": (models.tensorrt_llm, None),
     "postprocessing": (models.postprocessing, "postprocessing.py"),
 }
+REUSE = "enable_chunked_prefill: true  # prompts of more tokens than a step of the engine takes\n"
 NO_REUSE = """\
 # An engine with an INT8 KV cache: no kernel computes prompts out of it, so they are neither reused nor cut.
 kv_cache_config:  # takes the place of what the options say of the cache
@@ -135,8 +136,8 @@ def write_repository(
                     (version / ".keep").touch()
             for name, text in texts.items():
                 work.path(name).write_text(text, encoding="utf-8")
-            if not engine.paged_context:
-                work.path(API_OPTIONS).write_text(NO_REUSE.format(memory=memory), encoding="utf-8")
+            options = REUSE if engine.paged_context else NO_REUSE.format(memory=memory)
+            work.path(API_OPTIONS).write_text(options, encoding="utf-8")
             work.commit()
     return _handoff(engine, serving, repository_at or str(out), {folder, words, out})
 
@@ -148,7 +149,7 @@ def _handoff(engine: Engine, serving: Serving, repository: str, folders: set[Pat
     launch = shlex.join(["python3", LAUNCHER, f"--world_size={engine.ranks}", f"--model_repo={repository}"])
     serve = ["trtllm-serve", serving.engine, "--tokenizer", serving.tokenizer, *serve_backend(engine.version)]
     serve += ["--tp_size", str(engine.tp), "--pp_size", str(engine.pp)] if engine.ranks > 1 else []
-    serve += [] if engine.paged_context else ["--extra_llm_api_options", f"{repository}/{API_OPTIONS}"]
+    serve += ["--extra_llm_api_options", f"{repository}/{API_OPTIONS}"]
     serve += ["--kv_cache_free_gpu_memory_fraction", f"{serving.memory:g}"]
     serve += ["--host", "0.0.0.0", "--port", "8000"]
     return Handoff(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from builders.tensorrt_llm.command import Limits, container_command, options
+from builders.tensorrt_llm.command import Limits, container_command, doubts, options
 from builders.tensorrt_llm.config import Config, parse
 from builders.tensorrt_llm.environment import find_environment
 from builders.tensorrt_llm.releases import TRITON, has_kernels, triton_image
@@ -201,14 +201,17 @@ def test_a_checkpoint_with_faults_is_not_built(tmp_path: Path) -> None:
     assert_one_line(found, 2, "rank0.safetensors: no such file", "(and 1 more)", "see smoothquant check")
 
 
+INT8_CACHE = {"quantization": {"kv_cache_quant_algo": "INT8"}}
+
+
 def test_limits_from_the_model() -> None:
     whole = Limits().resolved(config(max_position_embeddings=131072))
-    assert (whole.max_input_len, whole.max_seq_len, whole.max_num_tokens) == (131072, 131072, 131072)
+    assert (whole.max_input_len, whole.max_seq_len, whole.max_num_tokens) == (131072, 131072, 8192)
+    one_piece = Limits().resolved(config(max_position_embeddings=131072, **INT8_CACHE))
+    assert one_piece.max_num_tokens == 131072
+    assert Limits(max_batch_size=9000).resolved(config(max_position_embeddings=512)).max_num_tokens == 9000
     short = Limits(max_seq_len=512, max_input_len=100, max_num_tokens=64).resolved(config(max_position_embeddings=4096))
     assert (short.max_input_len, short.max_seq_len, short.max_num_tokens) == (100, 512, 64)
-
-
-INT8_CACHE = {"quantization": {"kv_cache_quant_algo": "INT8"}}
 
 
 @pytest.mark.parametrize(
@@ -229,6 +232,35 @@ INT8_CACHE = {"quantization": {"kv_cache_quant_algo": "INT8"}}
 def test_limits_that_contradict(limits: Limits, changes: dict, said: str) -> None:
     with pytest.raises(UserError, match=said):
         limits.resolved(config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("limits", "changes", "said"),
+    [
+        ({"max_seq_len": 100000}, {}, ["--max-seq-len 100000 is beyond the 1024 positions that the model knows"]),
+        ({"max_seq_len": 1024, "max_num_tokens": 65536}, {}, []),
+        ({"max_seq_len": 9000}, {"architecture": "BloomForCausalLM"}, []),
+        ({}, {"max_position_embeddings": 131072}, []),
+        ({}, INT8_CACHE, []),
+        (
+            {},
+            {"max_position_embeddings": 131072, **INT8_CACHE},
+            ["--max-num-tokens 131072: with an INT8 KV cache prompts are computed in one piece, and an engine keeps"],
+        ),
+    ],
+)
+def test_doubts(limits: dict, changes: dict, said: list[str]) -> None:
+    what = config(**{"max_position_embeddings": 1024, **changes})
+    found = doubts(Limits(**limits).resolved(what), what)
+    assert [line[: len(start)] for line, start in zip(found, said, strict=True)] == said
+
+
+def test_doubts_are_told(checkpoint: Path, tmp_path: Path) -> None:
+    found = smoothquant(
+        "build", "tensorrt-llm", checkpoint, "--out", tmp_path, "--dry-run", "--max-seq-len", 100000, "--json"
+    )
+    assert found.returncode == 0
+    assert "warning: --max-seq-len 100000 is beyond the 512 positions that the model knows" in found.stderr
 
 
 def test_an_int8_cache_is_no_paged_context() -> None:

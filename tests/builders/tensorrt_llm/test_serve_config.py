@@ -126,11 +126,13 @@ def test_names_of_the_backend() -> None:
         (
             {"version": "1.1.0"},
             "nvcr.io/nvidia/tensorrt-llm/release:1.1.0 trtllm-serve {engine} --tokenizer {engine} --backend trt "
+            "--extra_llm_api_options {repository}/llm_api_options.yaml "
             "--kv_cache_free_gpu_memory_fraction 0.9 --host 0.0.0.0 --port 8000",
         ),
         (
             {"version": "0.21.0"},
             "nvcr.io/nvidia/tensorrt-llm/release:0.21.0 trtllm-serve {engine} --tokenizer {engine} "
+            "--extra_llm_api_options {repository}/llm_api_options.yaml "
             "--kv_cache_free_gpu_memory_fraction 0.9 --host 0.0.0.0 --port 8000",
         ),
         (
@@ -158,6 +160,14 @@ def test_an_engine_that_no_triton_runs(tmp_path: Path) -> None:
     said = smoothquant("serve-config", folder, "--out", tmp_path / "repository").stdout
     assert "NVIDIA lists no container with TensorRT-LLM 1.2.1; it has 0.20.0 (25.07)" in said
     assert "trtllm-serve  docker run --rm --gpus all" in said
+
+
+def test_both_servers_take_prompts_in_pieces(tmp_path: Path, model_config: Callable[[], Any]) -> None:
+    """The engine takes 8192 tokens in a step, and prompts as long as its context."""
+    out = tmp_path / "repository"
+    write_repository(engine(tmp_path / "engine"), out)
+    assert configs(out, model_config)["tensorrt_llm"].parameters["enable_chunked_context"].string_value == "true"
+    assert yaml.safe_load((out / "llm_api_options.yaml").read_text()) == {"enable_chunked_prefill": True}
 
 
 def test_an_int8_cache_is_not_reused(tmp_path: Path, model_config: Callable[[], Any]) -> None:
