@@ -25,24 +25,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 from builders.linear_experts import linear_experts
-from smoothquant.errors import UserError
+from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.packages import require
 from smoothquant.workspace import load_manifest, read_json
+
+OLDEST = "4.56"
 
 
 class TransformersEngine:
     """A folder made by `export hf` or `export w8a8`, through AutoModelForCausalLM in float32.
 
     Raises UserError if the folder is no such output, or if transformers finds tensors missing, left over or of another
-    shape; MissingPackageError if a W8A8 folder meets no compressed-tensors.
+    shape; MissingPackageError if a W8A8 folder meets no compressed-tensors, or any a transformers that is too old.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.manifest = load_manifest(folder)
         quantized = self.manifest["step"] == "export w8a8"
+        here = require("transformers").__version__
+        if Version(here) < Version(OLDEST):
+            raise MissingPackageError(
+                f"transformers {here} is too old to run {folder}",
+                expected=f"{OLDEST} or later, whose from_pretrained takes a dtype",
+                do=f"pip install 'transformers>={OLDEST}'",
+            )
         if quantized:
             require(
                 "compressed_tensors",

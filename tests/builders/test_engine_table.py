@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from builders.engine import ENGINES, export_inputs, open_engine
-from builders.transformers import TransformersEngine
+from builders.transformers import OLDEST, TransformersEngine
 from exporters.export import Source, export
 from exporters.huggingface import SmoothedWriter, W8A8Writer
 from smoothquant.errors import MissingPackageError, UserError
@@ -113,3 +113,12 @@ def test_without_compressed_tensors(exports: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "compressed_tensors", None)  # as if it were not installed
     with pytest.raises(MissingPackageError, match=r"need compressed-tensors.*pip install compressed-tensors"):
         open_engine(exports / "w8a8")
+
+
+def test_a_transformers_that_is_too_old(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As NVIDIA's older images have it: everything but this runs with it."""
+    monkeypatch.setattr("transformers.__version__", "4.53.1")
+    for name in ("hf", "w8a8"):
+        with pytest.raises(MissingPackageError, match=r"transformers 4\.53\.1 is too old to run .*expected 4\.56"):
+            open_engine(exports / name)
+    assert f'"transformers>={OLDEST}"' in (Path(__file__).parents[2] / "pyproject.toml").read_text()
