@@ -29,7 +29,9 @@ def scales(case: Case) -> Path:
 
 def export(capsys: pytest.CaptureFixture[str], case: Case, *arguments: object) -> tuple[int, str]:
     """Status, and what is said on stderr."""
-    status = main(["export", "onnx", str(case.folder), *map(str, arguments), "--quiet"])
+    command = ["export", "onnx", str(case.folder), *map(str, arguments), "--quiet"]
+    capsys.readouterr()  # transformers' progress, where the folder was made just now
+    status = main(command)
     return status, capsys.readouterr().err.strip()
 
 
