@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -229,6 +230,24 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def check_place(path: Path, option: str, given: str | Path) -> None:
+    """Raise OutputError where no file could be written, before the work that it is to hold. path: of the file; folders
+    on the way need not be there. option, given: what a user wrote for it."""
+    if path.is_dir():
+        raise OutputError(f"{option} {given}: a folder", expected="a file to write", do=f"choose another {option}")
+    place = path.parent
+    while not place.exists():
+        place = place.parent
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise OutputError(
+            f"{option} {given}: cannot write there ({error.strerror})",
+            expected="a writable place",
+            do=f"choose another {option}",
+        ) from error
 
 
 def read_json(path: Path) -> dict:

@@ -105,7 +105,8 @@ class OnnxGraph:
         for entry in self.proto.metadata_props:
             if entry.key == GRAPH_FACTS:
                 with suppress(ValueError, AttributeError, TypeError):  # others' facts
-                    return tuple(json.loads(entry.value).get("quantized", ()))
+                    named = json.loads(entry.value).get("quantized", ())
+                    return tuple(name for name in named if isinstance(name, str))
         return ()
 
     @property
@@ -139,6 +140,8 @@ class OnnxGraph:
             if tensor.data_location != self.onnx.TensorProto.EXTERNAL:
                 return self.onnx.numpy_helper.to_array(tensor)
             path, offset = self.path.parent / entry["location"], int(entry.get("offset", 0))
+            if path.stat().st_size - offset < count * numpy.dtype(dtype).itemsize:
+                return None
             return numpy.fromfile(path, dtype, count, offset=offset).reshape(tuple(tensor.dims))
         except (OSError, ValueError, KeyError):  # rules about files say why
             return None

@@ -23,7 +23,7 @@ from builders.exports import MODEL, open_export
 from builders.lint import OnnxGraph, missing_products, quantized_products
 from builders.onnxruntime.genai import write_genai_config
 from builders.onnxruntime.providers import check_available, find_provider
-from builders.onnxruntime.session import operators_run
+from builders.onnxruntime.session import check_body, operators_run
 from smoothquant.errors import UserError
 from smoothquant.machine import physical_cores
 from smoothquant.workspace import Workspace, load_manifest
@@ -52,12 +52,7 @@ def build(
     check_available(find_provider(provider))
     found = open_export(export, activations)
     made = found.manifest
-    if found.inputs["body"] == "bf16":
-        raise UserError(
-            f"{export}: a bfloat16 graph, for which ONNX Runtime lacks operators",
-            expected="a body of fp32 or fp16",
-            do="export with --dtype fp32 or fp16; bf16 is for TensorRT",
-        )
+    check_body(found.folder, found.inputs)
     threads = physical_cores()
     graph = hashlib.sha256(found.graph.read_bytes()).hexdigest()[:16]  # a newer exporter may draw another one
     inputs = {"export": found.inputs, "graph": graph, "threads": threads}

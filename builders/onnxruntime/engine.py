@@ -9,9 +9,10 @@ import numpy
 import torch
 from torch import Tensor
 
+from builders.engine import export_inputs
 from builders.generation import Decoding, GeneratingEngine, tokens_to_keep
 from builders.onnxruntime.providers import find_provider
-from builders.onnxruntime.session import PAST, PRESENT, first_feed, open_session, subnormals_as_zero
+from builders.onnxruntime.session import PAST, PRESENT, check_body, first_feed, open_session, subnormals_as_zero
 from smoothquant.packages import require
 from smoothquant.workspace import load_manifest
 
@@ -26,6 +27,7 @@ class OnnxRuntimeEngine(GeneratingEngine):
     def __init__(self, folder: str | Path, provider: str | None = None, threads: int | None = None) -> None:
         self.folder = Path(folder)
         self.manifest = load_manifest(folder)
+        check_body(self.folder, export_inputs(self.manifest))
         self.provider = find_provider(provider or self.manifest["inputs"].get("provider", "cpu"))
         self.session = open_session(self.folder, provider=self.provider.name, threads=threads)
 

@@ -55,6 +55,16 @@ FORM = ("activations", "float_linears")  # inputs of an export that the graph sh
 CACHES = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16, "tensor(int8)": numpy.int8}
 
 
+def check_body(folder: Path, inputs: Mapping) -> None:
+    """Raise UserError for a body that ONNX Runtime does not run. inputs: what the export was made from."""
+    if inputs.get("body") == "bf16":
+        raise UserError(
+            f"{folder}: a bfloat16 graph, for which ONNX Runtime lacks operators",
+            expected="a body of fp32 or fp16",
+            do="export with --dtype fp32 or fp16; bf16 is for TensorRT",
+        )
+
+
 def open_session(
     folder: Path,
     *,

@@ -6,6 +6,6 @@ sequences in flight. Where that matters, use TensorRT-LLM's backend.
 
 from builders.triton.accelerator import check_provider
 from builders.triton.client import TritonEngine
-from builders.triton.repository import check_place, model_name, write_model
+from builders.triton.repository import check_repository, model_name, write_model
 
-__all__ = ["TritonEngine", "check_place", "check_provider", "model_name", "write_model"]
+__all__ = ["TritonEngine", "check_provider", "check_repository", "model_name", "write_model"]

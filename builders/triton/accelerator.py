@@ -26,9 +26,9 @@ from typing import Any
 
 from builders.engine import export_inputs
 from builders.exports import open_export
+from builders.lint import OnnxGraph
 from builders.onnxruntime.providers import LONGEST_PROFILE, profile_shapes
 from smoothquant.errors import UserError
-from smoothquant.packages import require
 
 TENSORRT, RTX = "tensorrt", "nv-tensorrt-rtx"  # as in --provider
 
@@ -36,8 +36,8 @@ TENSORRT, RTX = "tensorrt", "nv-tensorrt-rtx"  # as in --provider
 def check_provider(export: str | Path, activations: str | None, provider: str) -> None:
     """Raise UserError if Triton could not serve an export with this provider. activations: as in `open_export`."""
     found = open_export(export, activations)
-    graph = require("onnx").load(str(found.graph), load_external_data=False).graph
-    precision_mode(found.folder, graph, found.inputs["body"], provider)
+    if provider in (TENSORRT, RTX):
+        precision_mode(found.folder, OnnxGraph(found.graph).proto.graph, found.inputs["body"], provider)
 
 
 def precision_mode(folder: Path, graph: Any, body: str, provider: str) -> str | None:

@@ -10,7 +10,6 @@ NAME is the engine folder's. The tokenizer stays with the client, in the engine 
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from builders.triton import accelerator
 from builders.triton.config import Serving, Tensor, config
 from smoothquant.errors import OutputError, UserError
 from smoothquant.packages import require
-from smoothquant.workspace import Workspace, load_manifest
+from smoothquant.workspace import MANIFEST, Workspace, check_place, load_manifest
 
 STEP = "triton"
 CONFIG, VERSION = "config.pbtxt", "1"
@@ -37,22 +36,17 @@ def model_name(engine: str | Path) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", Path(engine).resolve().name)
 
 
-def check_place(engine: str | Path, repository: str | Path) -> None:
+def check_repository(engine: str | Path, repository: str | Path, *, overwrite: bool = False) -> None:
     """Raise OutputError where `write_model` could not write. engine: its folder, which need not be there yet."""
     out = Path(repository) / model_name(engine)
     if out.resolve() == Path(engine).resolve():
         raise OutputError(f"--triton {repository}: the model would be the engine's own folder", do="choose another")
-    place = out
-    while not place.exists():
-        place = place.parent
-    try:
-        tempfile.TemporaryFile(dir=place).close()
-    except OSError as error:
+    if out.exists() and not (out / MANIFEST).exists() and not overwrite:
         raise OutputError(
-            f"--triton {repository}: cannot write there ({error.strerror})",
-            expected="a writable place",
-            do="choose another --triton",
-        ) from error
+            f"--triton {repository}: {out} exists, and is no model made by this tool",
+            do="choose another --triton, or pass --overwrite",
+        )
+    check_place(out / MANIFEST, "--triton", repository)
 
 
 def write_model(engine: str | Path, repository: str | Path, *, overwrite: bool = False) -> Path:

@@ -100,6 +100,12 @@ def read_scheme(folder: str | Path) -> Scheme:
     folder = Path(folder)
     inputs = export_inputs(load_manifest(folder))
     activations, lm_head = inputs.get("activations", "float"), inputs.get("lm_head", "float")
+    if activations == "both":
+        raise UserError(
+            f"{folder}: two graphs, per token and per tensor",
+            expected="one of them",
+            do=f"smoothquant build onnxruntime {folder} --act per-token (or per-tensor) --out ENGINE; validate that",
+        )
     weights, kv_cache = inputs.get("weights", GRANULARITIES[0]), inputs.get("kv_cache", KV_CACHES[0])
     for name, found, known in (
         ("activations", activations, ACTIVATIONS),

@@ -66,6 +66,9 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     if not arguments.path:
         raise UserError("nothing to check", expected="a folder or an .onnx file, or --rules")
     chosen = checker(Path(arguments.path))
+    for option in ("--compiler", "--tensorrt"):
+        if chosen is not check_onnx and getattr(arguments, attribute(option)):
+            raise UserError(f"{arguments.path} with {option}", expected="an ONNX graph", do="check the export")
     for option in COMPILED_FOR:
         if not arguments.compiler and getattr(arguments, attribute(option)) is not None:
             raise UserError(f"{option} without --compiler", expected="--compiler tensorrt-rtx with it")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from recipes.cli import build_tensorrt
 from recipes.cli.ui import Ui
-from smoothquant.errors import CheckError, UserError
+from smoothquant.errors import CheckError
 
 
 def check_tensorrt(arguments: argparse.Namespace, ui: Ui) -> None:
@@ -18,8 +18,6 @@ def check_tensorrt(arguments: argparse.Namespace, ui: Ui) -> None:
     from smoothquant.workspace import load_manifest
 
     path = Path(arguments.path)
-    if arguments.compiler:
-        raise UserError(f"{path}: an engine, with --compiler", expected="an ONNX graph", do="check the export")
     manifest = load_manifest(path)
     build_tensorrt.show(ui, manifest)
     if arguments.layers:

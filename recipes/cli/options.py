@@ -47,9 +47,9 @@ def add_engine(command: argparse.ArgumentParser) -> None:
 def check_triton(arguments: argparse.Namespace) -> None:
     """Find out before a build whether --triton can be written after it."""
     if arguments.triton is not None:
-        from builders.triton import check_place
+        from builders.triton import check_repository
 
-        check_place(arguments.out, arguments.triton)
+        check_repository(arguments.out, arguments.triton, overwrite=arguments.overwrite)
 
 
 def write_triton(arguments: argparse.Namespace) -> dict[str, str]:

@@ -67,8 +67,9 @@ class Ui:
                 line()
 
         yield update
-        said = time.monotonic()
-        line()
+        if reached[1]:  # else there was nothing to do
+            said = time.monotonic()
+            line()
 
     def note(self, text: str) -> None:
         """A line on stderr about what is going on."""

@@ -59,8 +59,12 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from builders.report import write_json, write_report
     from builders.validate import validate_engines
     from recipes.families import open_model
+    from smoothquant.workspace import check_place
 
     limits = _limits(arguments)
+    for option, path in (("--report", arguments.report), ("--out", arguments.out)):
+        if path:
+            check_place(Path(path), option, path)
     model = open_model(arguments.reference, arguments.family)
     text = load_text(arguments.text, model.checkpoint.folder, arguments.samples, arguments.length)
     names = [Path(folder).resolve().name for folder in arguments.engines]
@@ -70,15 +74,15 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         found = validate_engines(
             folders, model, text, dict.fromkeys(folders, limits), exact=arguments.exact, progress=progress
         )
-    if arguments.report:
-        write_report(arguments.report, found)
-    if arguments.out:
-        write_json(arguments.out, found)
     show(ui, found)
     if arguments.exact:
         for label in (validation.label for validation in found if validation.subject["engine"] == FOREIGN):
             ui.warn(f"{label}: no distance to the exact logits, because its smoothing is not recorded")
     ui.result({"validations": [summary(validation) for validation in found]})
+    if arguments.report:
+        write_report(arguments.report, found)
+    if arguments.out:
+        write_json(arguments.out, found)
     raise_if_missed(found)
 
 

@@ -177,6 +177,36 @@ def test_triton_repositories(onnx_export: Path, tmp_path: Path) -> None:
     (repository / "engine/manifest.json").unlink()
     assert_one_line(smoothquant(*build, "--quiet"), 2, "repository/engine exists", "pass --overwrite")
     assert_one_line(smoothquant("generate", engine, "x", "--triton", "127.0.0.1:1"), 2, "no Triton server answers")
+    other = ("build", "onnxruntime", onnx_export, "--out", tmp_path / "new/engine", "--triton", repository)
+    assert_one_line(smoothquant(*other), 2, "repository/engine exists, and is no model made by this tool")
+    assert not (tmp_path / "new").exists()  # said before the build
+    copy = tmp_path / "copy"
+    shutil.copytree(onnx_export, copy)
+    (copy / "model.onnx").write_bytes(b"\xff" * (copy / "model.onnx").stat().st_size)
+    damaged = ("build", "onnxruntime", copy, "--out", tmp_path / "damaged", "--triton", tmp_path / "other", "--quiet")
+    assert_one_line(smoothquant(*damaged), 2, "model.onnx")
+
+
+def test_places_of_a_validation(model: Path, onnx_export: Path, text_file: Path, tmp_path: Path) -> None:
+    """Tried before the reference runs."""
+    command = ("validate", onnx_export, "--reference", model, "--text", text_file)
+    for option in ("--report", "--out"):
+        assert_one_line(smoothquant(*command, option, "/proc/x"), 2, f"{option} /proc/x: cannot write there")
+        assert_one_line(smoothquant(*command, option, tmp_path), 2, f"{option} {tmp_path}: a folder")
+
+
+def test_exports_that_are_no_one_engine(model: Path, scales: Path, text_file: Path, tmp_path: Path) -> None:
+    for out, option, said in (
+        (
+            "both",
+            ("--act", "both"),
+            "both: two graphs, per token and per tensor; expected one of them; smoothquant build",
+        ),
+        ("bf16", ("--dtype", "bf16"), "bf16: a bfloat16 graph, for which ONNX Runtime lacks operators"),
+    ):
+        assert smoothquant("export", "onnx", model, scales, *option, "--out", tmp_path / out).returncode == 0
+        found = smoothquant("validate", tmp_path / out, "--reference", model, "--text", text_file)
+        assert_one_line(found, 2, said)
 
 
 def test_texts(model: Path, tmp_path: Path) -> None:

@@ -210,3 +210,13 @@ def test_versions_are_the_same_everywhere() -> None:
         assert all(version in (root / file).read_text() for version in packages.VERSIONS.split())
     assert tuple(packages.VERSIONS.split()) in [needs for _, needs, *_ in TARGETS]
     assert all(package in packages.VERSIONS for package in packages.PACKAGES.values())
+
+
+@pytest.mark.parametrize("options", [COMPILER, ("--tensorrt", "8.6")])
+def test_options_of_graphs(options: tuple, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A TensorRT-LLM checkpoint is no graph."""
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "LlamaForCausalLM", "quantization": {}}))
+    (tmp_path / "rank0.safetensors").touch()
+    status, line = refused(capsys, tmp_path, *options)
+    assert status == 2
+    assert f"{tmp_path} with {options[0]}; expected an ONNX graph" in line

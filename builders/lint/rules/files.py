@@ -31,13 +31,17 @@ def _invalid(graph: OnnxGraph) -> Iterator[str]:
         if tensor.data_type not in kinds:
             yield f"tensor {tensor.name} is of the type {tensor.data_type}, which there is not"
             return
+    for node in graph.nodes:
+        if any(isinstance(name, bytes) for name in (node.name, node.op_type, node.domain, *node.input, *node.output)):
+            yield "names that are not UTF-8"
+            return
     for node in graph.standard("Constant"):
         if not node.attribute:
             yield f"Constant {name_of(node)} without a value"
             return
     try:
         graph.onnx.checker.check_model(graph.without_data())
-    except graph.onnx.checker.ValidationError as error:
+    except (graph.onnx.checker.ValidationError, UnicodeDecodeError) as error:
         yield " ".join(str(error).split("\n")[0].split())
 
 

@@ -90,7 +90,7 @@ def scale_along_k(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
         if wanted is None or (graph.size(node.input[1]) or 1) == 1:
             continue
         rank = len(tensor.dims) if tensor is not None else 2
-        found = attribute(node, "axis", 1) % rank
+        found = attribute(node, "axis", 1) % max(rank, 1)
         if found != wanted:
             what = f"its weight has a scale for every input channel (axis {found}), not for every output channel"
             yield entry(product, what, f"quantize along axis {wanted}", node)

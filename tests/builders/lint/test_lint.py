@@ -61,6 +61,14 @@ def test_missing_and_short_data(with_data: Path) -> None:
         assert verdict(with_data) == "refused"
 
 
+def test_a_tensor_that_no_file_could_hold(with_data: Path) -> None:
+    model = onnx.load(with_data, load_external_data=False)
+    of(model, "w_scale").dims[:] = [10**12]
+    onnx.save(model, with_data)
+    assert OnnxGraph(with_data).array("w_scale") is None
+    lint(with_data)
+
+
 def test_data_at_no_number(with_data: Path) -> None:
     model = onnx.load(with_data, load_external_data=False)
     next(item for item in of(model, "w_scale").external_data if item.key == "offset").value = "start"
@@ -121,6 +129,13 @@ def test_invalid_onnx(fault: str, tmp_path: Path) -> None:
         assert compile_apart(path, DecoderProfile(2, 16, 16), OnnxGraph(path).symbols).errors
 
 
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = saved(graph(PLAIN), tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"layer/linear/MatMul", b"layer/linear/Mat\xff\xfel"))
+    [finding] = lint(path)
+    assert (finding.rule, finding.what) == ("valid-onnx", "it is not valid ONNX (names that are not UTF-8)")
+
+
 def test_an_output_without_a_shape_is_fine(tmp_path: Path) -> None:
     """onnx's checker demands one; TensorRT does not."""
     model = graph(PLAIN)
@@ -151,7 +166,7 @@ def test_a_linear_that_is_not_quantized_any_more(tmp_path: Path) -> None:
         assert [layer.what for layer in made.computing("layer/other/MatMul")] == ["Float gemm"]
 
 
-@pytest.mark.parametrize("facts", ["", "[]", '{"quantized": null}', "not JSON"])
+@pytest.mark.parametrize("facts", ["", "[]", '{"quantized": null}', '{"quantized": [[1]]}', "not JSON"])
 def test_facts_of_others(facts: str, tmp_path: Path) -> None:
     model = graph(PLAIN)
     onnx.helper.set_model_props(model, {"smoothquant": facts})

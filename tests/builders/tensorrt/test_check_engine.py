@@ -67,7 +67,7 @@ def test_outputs_beside_onnxruntimes(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--compiler", "tensorrt-rtx"), "an engine, with --compiler; expected an ONNX graph; check the export"),
+        (("--compiler", "tensorrt-rtx"), "per-token with --compiler; expected an ONNX graph; check the export"),
         (("--against", "per-tensor"), "per-tensor: not what "),
         (("--against", "nowhere"), "nowhere"),
     ],
