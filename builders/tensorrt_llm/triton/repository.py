@@ -9,6 +9,7 @@ container must have the version of TensorRT-LLM that built the engine.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from collections.abc import Callable
@@ -123,23 +124,31 @@ def write_repository(
         memory=memory,
         instances=instances,
     )
-    texts = {f"{name}/config.pbtxt": pbtxt.dumps(message(serving)) for name, (message, _) in MODELS.items()}
-    with Workspace(out, STEP, {"configs": texts, "version": engine.version}, overwrite=overwrite) as work:
+    texts = _texts(serving)
+    inputs = {
+        "files": {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()},
+        "version": engine.version,
+    }
+    with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
         if not work.finished:
-            for name, (_, program) in MODELS.items():
-                version = work.path(name) / "1"  # Triton wants one, even of a model without files
-                version.mkdir(parents=True, exist_ok=True)
-                if program:
-                    source = resources.files("builders.tensorrt_llm.triton").joinpath(program)
-                    (version / "model.py").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-                else:
-                    (version / ".keep").touch()
             for name, text in texts.items():
+                work.path(name).parent.mkdir(parents=True, exist_ok=True)
                 work.path(name).write_text(text, encoding="utf-8")
-            options = REUSE if engine.paged_context else NO_REUSE.format(memory=memory)
-            work.path(API_OPTIONS).write_text(options, encoding="utf-8")
             work.commit()
     return _handoff(engine, serving, repository_at or str(out), {folder, words, out})
+
+
+def _texts(serving: Serving) -> dict[str, str]:
+    """File of the repository -> what is in it."""
+    found = {API_OPTIONS: REUSE if serving.paged_context else NO_REUSE.format(memory=serving.memory)}
+    for name, (message, program) in MODELS.items():
+        found[f"{name}/config.pbtxt"] = pbtxt.dumps(message(serving))
+        if program:
+            source = resources.files("builders.tensorrt_llm.triton").joinpath(program)
+            found[f"{name}/1/model.py"] = source.read_text(encoding="utf-8")
+        else:
+            found[f"{name}/1/.keep"] = ""  # Triton wants the folder, even of a model without files
+    return found
 
 
 def _handoff(engine: Engine, serving: Serving, repository: str, folders: set[Path]) -> Handoff:

@@ -20,12 +20,10 @@ from google.protobuf import text_format
 
 from builders.tensorrt_llm.triton import pbtxt
 from builders.tensorrt_llm.triton.models import REQUEST, TOKENS
-from builders.tensorrt_llm.triton.repository import request_example, write_repository
-from smoothquant.errors import UserError
+from builders.tensorrt_llm.triton.repository import MODELS, request_example, write_repository
+from smoothquant.errors import OutputError, UserError
 from tests.models import save_tokenizer
 from tests.recipes.test_bad_input import assert_one_line, smoothquant
-
-MODELS = ("ensemble", "preprocessing", "tensorrt_llm", "postprocessing")
 
 
 @pytest.fixture(scope="session")
@@ -178,6 +176,30 @@ def test_an_int8_cache_is_not_reused(tmp_path: Path, model_config: Callable[[], 
     assert parameters["enable_chunked_context"].string_value == "false"
     options = yaml.safe_load((out / "llm_api_options.yaml").read_text())
     assert options["kv_cache_config"] == {"free_gpu_memory_fraction": 0.5, "enable_block_reuse": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "older"),
+    [
+        ("API_OPTIONS", "options.yaml"),
+        ("REUSE", "enable_chunked_prefill: false\n"),
+        ("MODELS", MODELS | {"preprocessing": (MODELS["preprocessing"][0], "postprocessing.py")}),
+    ],
+)
+def test_a_repository_of_an_older_version_is_not_finished(
+    name: str, older: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One without the file that a command names, with other options, or with another program in it."""
+    folder, out = engine(tmp_path / "engine"), tmp_path / "repository"
+    with monkeypatch.context() as patched:
+        patched.setattr(f"builders.tensorrt_llm.triton.repository.{name}", older)
+        write_repository(folder, out)
+    with pytest.raises(OutputError, match="was not made by this command with these inputs"):
+        write_repository(folder, out)
+    write_repository(folder, out, overwrite=True)
+    assert (out / "llm_api_options.yaml").read_text().startswith("enable_chunked_prefill: true")
+    assert "INPUT_IDS" in (out / "preprocessing/1/model.py").read_text()
+    write_repository(folder, out)  # finished
 
 
 def test_places_of_the_server(tmp_path: Path, model_config: Callable[[], Any]) -> None:
