@@ -14,7 +14,7 @@ from typing import Protocol
 from torch import Tensor
 
 from smoothquant.errors import UserError
-from smoothquant.workspace import MANIFEST, load_manifest, read_json
+from smoothquant.workspace import MANIFEST, load_manifest
 
 FOREIGN = "another TensorRT-LLM converter"
 ENGINES: Mapping[str, tuple[str, str]] = {  # step -> module and class; imported when a folder asks for it
@@ -55,11 +55,14 @@ def open_engine(folder: str | Path) -> Engine:
 def engine_manifest(folder: str | Path) -> dict:
     """The manifest of a folder that runs here; for a checkpoint by another tool, what its config.json says.
 
-    Raises UserError for a folder that is no output of this tool, or is nothing that runs.
+    Raises UserError for a folder that is no output of this tool, or is nothing that runs, CheckpointError for such a
+    checkpoint with a broken config.json.
     """
     folder = Path(folder)
     if not (folder / MANIFEST).exists() and import_module("builders.tensorrt_llm").is_checkpoint(folder):
-        config = read_json(folder / "config.json")
+        checkpoint = import_module("builders.tensorrt_llm.checkpoint")
+        checkpoint.load_config(folder)  # or why not
+        config = checkpoint.read_config(folder)
         inputs = {key: config.get(key) for key in ("dtype", *SHAPE, "quantization")}
         files = {path.name: path.stat().st_size for path in sorted(folder.glob("rank*.safetensors"))}
         return {"step": FOREIGN, "inputs": inputs, "files": files}

@@ -21,6 +21,7 @@ class Architecture:
     qkv_bias, dense_bias, mlp_bias: whether the linears have one, or the key of config.json that says so.
     embedding_norm: a norm behind the embedding (`ln_embed`). parallel: attention and MLP may read one input.
     dynamic: whether its decoder layer takes what the per-token modes give it.
+    last_epsilon: of the norm before the head, where that is not config.json's (FalconModel hands none to ln_f).
     """
 
     norm: str
@@ -32,6 +33,7 @@ class Architecture:
     embedding_norm: bool = False
     parallel: bool = False
     dynamic: bool = True
+    last_epsilon: float | None = None
 
 
 _LLAMA = Architecture("rms", True, (ROPE,), qkv_bias="attn_bias", dense_bias="attn_bias", mlp_bias="mlp_bias")
@@ -45,7 +47,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "OPTForCausalLM": Architecture("layer", False, (LEARNED,), dynamic=False, **_BIASED),
     "GPT2LMHeadModel": Architecture("layer", False, (LEARNED,), **_BIASED),
     "FalconForCausalLM": Architecture(
-        "layer", False, (ROPE, SCALED_ALIBI), qkv_bias="bias", dense_bias="bias", mlp_bias="bias", parallel=True
+        "layer",
+        False,
+        (ROPE, SCALED_ALIBI),
+        qkv_bias="bias",
+        dense_bias="bias",
+        mlp_bias="bias",
+        parallel=True,
+        last_epsilon=1e-5,
     ),
 }
 

@@ -135,10 +135,18 @@ DOUBTS: tuple[Rule, ...] = (
         "linear or llama3",
     ),
     (
-        lambda content, architecture, algorithm: (content.get("hidden_act") or "gelu") not in ACTIVATIONS,
+        lambda content, architecture, algorithm: content.get("hidden_act") not in (None, *ACTIVATIONS),
         "hidden_act",
         "TensorRT-LLM has it, and this tool cannot run it",
         f"one of {', '.join(ACTIVATIONS)}, to validate here",
+    ),
+    (
+        lambda content, architecture, algorithm: (
+            architecture.last_epsilon not in (None, content.get("norm_epsilon", architecture.last_epsilon))
+        ),
+        "norm_epsilon",
+        "is not what the norm before the head has in this architecture, whatever the file says",
+        "1e-05",
     ),
     (
         lambda content, architecture, algorithm: "rank" in (content.get("mapping") or {}),

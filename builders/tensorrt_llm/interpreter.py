@@ -114,8 +114,9 @@ class Interpreter:
         return hold(inner * self._linear(part, "mlp.gate", x)) if self.config.architecture.gated else inner
 
     def _norm(self, part: _Part, name: str, hidden: Tensor) -> Tensor:
-        weight, bias = part[f"{name}.weight"], part.get(f"{name}.bias")
-        return normalize(self.config.architecture.norm, hidden, weight, bias, self.config.epsilon)
+        weight, bias, architecture = part[f"{name}.weight"], part.get(f"{name}.bias"), self.config.architecture
+        epsilon = architecture.last_epsilon if name == "ln_f" else None
+        return normalize(architecture.norm, hidden, weight, bias, epsilon or self.config.epsilon)
 
     def _input(self, part: _Part, norm: str, hidden: Tensor) -> Activation:
         """What a norm hands to the linears behind it."""

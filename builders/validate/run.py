@@ -55,7 +55,7 @@ def validate_engines(
     schemes = {}
     for label, folder in folders.items():
         manifest = engine_manifest(folder)
-        check_model(manifest, model)
+        check_model(manifest, model, str(folder))
         schemes[label] = UNKNOWN if manifest["step"] == FOREIGN else read_scheme(folder)
         if schemes[label] is UNKNOWN and thresholds.get(label, Thresholds()).exactness_ratio is not None:
             raise UserError(
@@ -108,7 +108,7 @@ def validate(
     Raises UserError for an engine of another model or vocabulary and for a threshold on what was not measured,
     ThresholdError for logits that are not finite. Missed thresholds are in the result, not raised.
     """
-    check_model(engine.manifest, reference.model)
+    check_model(engine.manifest, reference.model, label)
     if scheme.activations != "float" and scheme.key not in reference.streams:
         raise ValueError("the reference was run without this engine's scheme")
     stream = reference.streams.get(scheme.key)
@@ -147,22 +147,22 @@ def validate(
     )
 
 
-def check_model(manifest: Mapping, model: Model) -> None:
+def check_model(manifest: Mapping, model: Model, name: str) -> None:
     """Raise UserError unless an engine was made from the reference's checkpoint; one by another tool, unless it has its
-    shape."""
+    shape. name: what errors call it."""
     inputs, geometry = export_inputs(manifest), model.geometry
     if manifest["step"] == FOREIGN:
         expected = (geometry.vocab_size, geometry.hidden_size, geometry.layers)
         for key, number in zip(SHAPE, expected, strict=True):
             if inputs[key] != number:
                 raise UserError(
-                    f"this checkpoint has {key} {inputs[key]}",
+                    f"{name}: this checkpoint has {key} {inputs[key]}",
                     expected=f"{number}, the reference's",
                     do="give the model that it was converted from",
                 )
     elif inputs.get("model") != model.checkpoint.fingerprint:
         raise UserError(
-            f"this engine was made from model {inputs.get('model')}",
+            f"{name}: this engine was made from model {inputs.get('model')}",
             expected=f"{model.checkpoint.fingerprint}, the reference",
             do="give the checkpoint that the engine was made from",
         )

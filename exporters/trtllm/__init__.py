@@ -6,7 +6,6 @@ others), `config` (config.json), `ranks` and `sharding`, `tensors` and `quantiti
 
 from exporters.trtllm.modes import MODES, Mode, choose
 from exporters.trtllm.ranks import Ranks
-from exporters.trtllm.versions import STABLE as DEFAULT_VERSION
 from exporters.trtllm.writer import TrtllmWriter
 
-__all__ = ["DEFAULT_VERSION", "MODES", "Mode", "Ranks", "TrtllmWriter", "choose"]
+__all__ = ["MODES", "Mode", "Ranks", "TrtllmWriter", "choose"]

@@ -49,21 +49,18 @@ def check_ranks(model: Model, decoder: Decoder, mode: Mode, ranks: Ranks) -> Non
             raise UserError(f"{option} {value}", expected="at least 1")
     for what, count in (("attention heads", geometry.heads), ("channels of the MLP", geometry.intermediate_size)):
         if count % tp:
-            raise UserError(
-                f"--tp {tp} does not divide the {count} {what}", expected=f"one of {_divisors(model, mode)}"
-            )
+            raise _undivided(f"--tp {tp} does not divide the {count} {what}", geometry, mode)
     if geometry.kv_heads % tp and tp % geometry.kv_heads:
-        raise UserError(
-            f"--tp {tp}: {geometry.kv_heads} kv heads can neither be divided among the ranks nor repeated for them",
-            expected=f"one of {_divisors(model, mode)}",
+        heads = f"{geometry.kv_heads} kv heads"
+        raise _undivided(
+            f"--tp {tp}: {heads} can neither be divided among the ranks nor repeated for them", geometry, mode
         )
     if mode.plugin and not _aligned(geometry, tp):
-        possible = _divisors(model, mode)
-        raise UserError(
+        raise _undivided(
             f"--tp {tp}: a rank's part of a linear's input is no multiple of {INPUTS_AT_ONCE} channels, or of its "
             f"output of {OUTPUTS_AT_ONCE}, which SmoothQuant's INT8 kernels demand",
-            expected=f"one of {possible}" if possible else "",
-            do="" if possible else f"export with --modelopt, which TensorRT computes itself; or {INSTEAD}",
+            geometry,
+            mode,
         )
     if pp > 1 and not decoder.pipeline:
         raise UserError(f"--pp {pp}: TensorRT-LLM's {decoder.architecture} has no pipeline stages", expected="--pp 1")
@@ -127,17 +124,30 @@ def _aligned(geometry: Geometry, tp: int) -> bool:
     return qkv % OUTPUTS_AT_ONCE == 0 and all(channels % INPUTS_AT_ONCE == 0 for channels in inputs)
 
 
-def _divisors(model: Model, mode: Mode) -> str:
-    geometry = model.geometry
-    possible = (
+def _undivided(what: str, geometry: Geometry, mode: Mode) -> UserError:
+    """The error of a --tp, with those that are possible: in this mode, and beyond them with --modelopt, which asks for
+    no alignment."""
+    divisors = _divisors(geometry)
+    possible = [tp for tp in divisors if not mode.plugin or _aligned(geometry, tp)]
+    others = [tp for tp in divisors if tp not in possible]
+    modelopt = f"export with --modelopt, which TensorRT computes itself, to have --tp {' or '.join(map(str, others))}"
+    advice = ([modelopt] if others else []) + ([] if possible else [INSTEAD])
+    return UserError(
+        what,
+        expected=f"one of {', '.join(map(str, possible))}" if possible else "",
+        do="; or ".join(advice),
+    )
+
+
+def _divisors(geometry: Geometry) -> list[int]:
+    """Numbers of ranks that heads and MLP can be divided among."""
+    return [
         tp
         for tp in range(1, geometry.heads + 1)
         if geometry.heads % tp == 0
         and geometry.intermediate_size % tp == 0
         and (geometry.kv_heads % tp == 0 or tp % geometry.kv_heads == 0)
-        and (_aligned(geometry, tp) or not mode.plugin)
-    )
-    return ", ".join(map(str, possible))
+    ]
 
 
 def _said(biases: tuple[frozenset[str], ...]) -> str:

@@ -19,13 +19,13 @@ from smoothquant.errors import UserError
 RELEASES = ("0.20.0", "0.21.0", "1.0.0", "1.0.3.2510", "1.1.0", "1.2.0", "1.2.1")
 FIRST, STABLE, LAST = RELEASES[0], RELEASES[-1], "1.3.0rc20"
 BASES = frozenset(Version(release) for release in (*RELEASES, "1.3.0"))  # of releases, and of their candidates
-EXPECTED = f"one of {', '.join(RELEASES)}, or a candidate of them, or of 1.3.0 up to rc20"
+EXPECTED = f"one of {', '.join(RELEASES)}, or a candidate after the first of them, of 1.3.0 up to rc20"
 
 
 def builds_engines(version: str) -> bool:
     """Whether a version that is installed builds SmoothQuant engines."""
     try:
-        return Version(FIRST) <= Version(version) <= Version(LAST)
+        return Version(FIRST) <= _without_post(Version(version)) <= Version(LAST)
     except InvalidVersion:
         return False
 
@@ -36,7 +36,7 @@ def check_version(version: str) -> None:
         found = Version(version)
     except InvalidVersion as error:
         raise UserError(f"TensorRT-LLM version {version!r}", expected=EXPECTED) from error
-    if found > Version(LAST):
+    if _without_post(found) > Version(LAST):
         raise UserError(
             f"TensorRT-LLM {version} builds no TensorRT engines (removed after {LAST}), and its PyTorch backend does "
             "not run W8A8 INT8",
@@ -51,3 +51,8 @@ def check_version(version: str) -> None:
         )
     if Version(found.base_version) not in BASES or found.is_devrelease or found.local:
         raise UserError(f"TensorRT-LLM {version}: no such version is known here", expected=EXPECTED)
+
+
+def _without_post(version: Version) -> Version:
+    """1.3.0rc20.post1 is 1.3.0rc20, mended."""
+    return Version(str(version).partition(".post")[0])

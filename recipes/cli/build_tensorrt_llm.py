@@ -46,14 +46,15 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     given = {name: getattr(arguments, name) for name in LIMITS if getattr(arguments, name) is not None}
     what = plan(arguments.export, arguments.out, Limits(**given))
     for warning in what.warnings:
-        ui.note(f"warning: {warning}")
+        ui.warn(str(warning))
+    warnings = list(map(str, what.warnings))
     if arguments.dry_run:
-        ui.result({"command": what.command})
+        ui.result({"command": what.command, "warnings": warnings})
         ui.say(shlex.join(what.command))
         return
     with ui.progress("build tensorrt-llm") as progress:
         manifest = build(what, overwrite=arguments.overwrite, progress=progress, line=ui.note, note=ui.note)
-    ui.result({"out": arguments.out, "manifest": manifest})
+    ui.result({"out": arguments.out, "manifest": manifest, "warnings": warnings})
     size = sum(manifest["files"].values())
     ui.say(f"{arguments.out}: {what.config.ranks} ranks, {size / 1e6:,.1f} MB")
     ui.say(f"{arguments.out}: serve it; see  smoothquant serve-config {arguments.out} --out REPOSITORY")

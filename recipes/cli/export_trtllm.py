@@ -54,7 +54,6 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--trtllm-version",
-        default="1.2.1",
         metavar="VERSION",
         help="of TensorRT-LLM that will build the engine, 0.20.0 to 1.2.1 (default 1.2.1, the last stable one to build "
         "any): whether it can is checked, and it is recorded; the files are the same for all of them",
@@ -82,6 +81,7 @@ def settings(arguments: argparse.Namespace, model: Model) -> SmoothingSettings:
 
 def writer(arguments: argparse.Namespace, model: Model) -> Writer:
     from exporters.trtllm import Ranks, TrtllmWriter, choose
+    from exporters.trtllm.versions import STABLE
 
     activations = arguments.act or ("per-tensor" if arguments.modelopt else "per-token")
     return TrtllmWriter(
@@ -90,7 +90,7 @@ def writer(arguments: argparse.Namespace, model: Model) -> Writer:
         Ranks(arguments.tp, arguments.pp),
         _dtype(arguments, model),
         arguments.kv,
-        arguments.trtllm_version,
+        arguments.trtllm_version or STABLE,
     )
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from builders.engine import FOREIGN, open_engine
+from builders.engine import FOREIGN, engine_manifest, open_engine
 from builders.tensorrt_llm import CheckpointEngine
+from smoothquant.errors import CheckpointError
 from smoothquant.settings import SMOOTHING
 from smoothquant.workspace import Workspace
 from tests.builders.tensorrt_llm.checkpoints import PER_TOKEN, write
@@ -88,6 +89,27 @@ def test_a_checkpoint_of_another_model(reference: Path, tmp_path: Path) -> None:
     text.write_text("abcdefgh" * 8)
     found = smoothquant("validate", tmp_path / "checkpoint", "--reference", reference, "--text", text)
     assert_one_line(found, 2, "this checkpoint has vocab_size 288; expected 128, the reference's")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "config.json: not JSON"),
+        ('{"architecture": "LlamaForCausalLM"}', ": "),
+        (None, "config.json: no such file"),
+    ],
+)
+def test_a_broken_config(content: str | None, said: str, tmp_path: Path) -> None:
+    """The reason that `check` gives, not what follows from it."""
+    folder = tmp_path / "checkpoint"
+    write(build("llama"), folder)
+    (folder / "config.json").unlink()
+    if content is not None:
+        (folder / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        engine_manifest(folder)
+    assert str(folder) in str(caught.value)
+    assert "vocab_size None" not in str(caught.value)
 
 
 def test_validate_an_engine_that_runs_elsewhere(reference: Path, tmp_path: Path) -> None:

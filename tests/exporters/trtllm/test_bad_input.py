@@ -13,9 +13,12 @@ from act_scales.store import load_act_scales
 from exporters.export import Source, export
 from exporters.huggingface import SmoothedWriter, W8A8Writer
 from exporters.onnx import OnnxWriter
-from exporters.trtllm import TrtllmWriter
+from exporters.trtllm import Ranks, TrtllmWriter
+from exporters.trtllm.suitable import check_ranks, decoder_of
 from exporters.trtllm.versions import check_version
+from recipes import tiny_llama
 from recipes.cli import main
+from recipes.families import open_model
 from smoothquant.errors import ActScalesError, UserError
 from smoothquant.settings import SmoothingSettings
 from tests.exporters.trtllm.checkpoints import MODELOPT, PER_TOKEN, STATIC, make, write
@@ -100,13 +103,22 @@ def test_ranks(tp: int, pp: int, said: str, llama: Source, tmp_path: Path) -> No
             {},
             4,
             "--tp 4: a rank's part of a linear's input is no multiple of 16 channels, or of its output of 8, which "
-            "SmoothQuant's INT8 kernels demand; expected one of 1, 2",
+            "SmoothQuant's INT8 kernels demand; expected one of 1, 2; export with --modelopt, which TensorRT computes "
+            "itself, to have --tp 4",
         ),
         (
             "llama",
             {"intermediate_size": 344},
             1,
-            "or of its output of 8, which SmoothQuant's INT8 kernels demand; export",
+            "or of its output of 8, which SmoothQuant's INT8 kernels demand; export with --modelopt, which TensorRT "
+            "computes itself, to have --tp 1 or 2 or 4; or serve smoothquant export w8a8 with vLLM",
+        ),
+        (
+            "llama",
+            {"hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 5, "intermediate_size": 80},
+            2,
+            "--tp 2 does not divide the 5 attention heads; export with --modelopt, which TensorRT computes itself, to "
+            "have --tp 1 or 5; or serve",
         ),
         ("llama", {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 2}, 1, "which SmoothQuant's INT8"),
         ("falcon-7b", {"bias": True}, 2, "parallel branches with biases, which TensorRT-LLM adds once per rank"),
@@ -118,6 +130,14 @@ def test_ranks_of_other_models(name: str, changes: dict, tp: int, said: str, tmp
     assert said in str(error.value)
 
 
+def test_ranks_of_the_bundled_model() -> None:
+    """688 channels of the MLP are divided by 2, but not into parts that the plugins take."""
+    model = open_model(tiny_llama.PATH)
+    with pytest.raises(UserError, match=r"expected one of 1; export with --modelopt, .* to have --tp 2 or 4 or 8$"):
+        check_ranks(model, decoder_of(model, PER_TOKEN), PER_TOKEN, Ranks(2, 1))
+    check_ranks(model, decoder_of(model, MODELOPT), MODELOPT, Ranks(2, 1))
+
+
 def test_only_the_plugins_ask_for_alignment(tmp_path: Path) -> None:
     source = make("llama", tmp_path, intermediate_size=344)
     for tp in (1, 2):
@@ -125,7 +145,8 @@ def test_only_the_plugins_ask_for_alignment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "version", ["0.20.0", "0.21", "0.21.0", "1.0.0", "1.1.0rc2.post2", "1.2.1", "1.3.0rc0", "1.3.0rc20"]
+    "version",
+    ["0.20.0", "0.21", "0.21.0", "1.0.0", "1.1.0rc2.post2", "1.2.1", "1.3.0rc0", "1.3.0rc20", "1.3.0rc20.post1"],
 )
 def test_versions(version: str) -> None:
     check_version(version)
@@ -141,6 +162,7 @@ def test_versions(version: str) -> None:
         ("1.2.2rc1", "no such version is known here"),
         ("1.1.0.dev2025090100", "no such version is known here"),
         ("1.3.0rc21", "builds no TensorRT engines"),
+        ("1.3.0rc21.post1", "builds no TensorRT engines"),
         (
             "1.3.0",
             "builds no TensorRT engines (removed after 1.3.0rc20), and its PyTorch backend does not run W8A8 INT8",
