@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+UNSET_EPSILON = 1e-5  # LayerNorm's own
 LEARNED, ROPE, ALIBI, SCALED_ALIBI = "learned_absolute", "rope_gpt_neox", "alibi", "alibi_with_scale"
 
 
@@ -21,7 +23,7 @@ class Architecture:
     qkv_bias, dense_bias, mlp_bias: whether the linears have one, or the key of config.json that says so.
     embedding_norm: a norm behind the embedding (`ln_embed`). parallel: attention and MLP may read one input.
     dynamic: whether its decoder layer takes what the per-token modes give it.
-    last_epsilon: of the norm before the head, where that is not config.json's (FalconModel hands none to ln_f).
+    unset_epsilon: names of norms to which NVIDIA's models/ hand no epsilon: they have LayerNorm's, not config.json's.
     """
 
     norm: str
@@ -33,18 +35,21 @@ class Architecture:
     embedding_norm: bool = False
     parallel: bool = False
     dynamic: bool = True
-    last_epsilon: float | None = None
+    unset_epsilon: tuple[str, ...] = ()
 
 
 _LLAMA = Architecture("rms", True, (ROPE,), qkv_bias="attn_bias", dense_bias="attn_bias", mlp_bias="mlp_bias")
-_BIASED = {"qkv_bias": True, "dense_bias": True, "mlp_bias": True}
+_NORMS = ("input_layernorm", "post_layernorm", "ln_f")
+_BIASED: dict[str, Any] = {"qkv_bias": True, "dense_bias": True, "mlp_bias": True}
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "LlamaForCausalLM": _LLAMA,
     "MistralForCausalLM": _LLAMA,
     "Qwen2ForCausalLM": Architecture("rms", True, (ROPE,), "attn_bias", dense_bias=False, mlp_bias="mlp_bias"),
-    "BloomForCausalLM": Architecture("layer", False, (ALIBI,), embedding_norm=True, **_BIASED),
-    "OPTForCausalLM": Architecture("layer", False, (LEARNED,), dynamic=False, **_BIASED),
+    "BloomForCausalLM": Architecture(
+        "layer", False, (ALIBI,), embedding_norm=True, unset_epsilon=("ln_embed", *_NORMS), **_BIASED
+    ),
+    "OPTForCausalLM": Architecture("layer", False, (LEARNED,), dynamic=False, unset_epsilon=_NORMS, **_BIASED),
     "GPT2LMHeadModel": Architecture("layer", False, (LEARNED,), **_BIASED),
     "FalconForCausalLM": Architecture(
         "layer",
@@ -54,7 +59,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         dense_bias="bias",
         mlp_bias="bias",
         parallel=True,
-        last_epsilon=1e-5,
+        unset_epsilon=("post_layernorm", "ln_f"),
     ),
 }
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from builders.tensorrt_llm.architectures import SCALED_ALIBI, Algorithm, Architecture
+from builders.tensorrt_llm.architectures import SCALED_ALIBI, UNSET_EPSILON, Algorithm, Architecture
 from builders.tensorrt_llm.arithmetic import ACTIVATIONS
 from builders.tensorrt_llm.config import falcon_form
 from builders.tensorrt_llm.findings import Finding, config_error, config_warning
@@ -142,11 +142,11 @@ DOUBTS: tuple[Rule, ...] = (
     ),
     (
         lambda content, architecture, algorithm: (
-            architecture.last_epsilon not in (None, content.get("norm_epsilon", architecture.last_epsilon))
+            architecture.unset_epsilon and content.get("norm_epsilon", UNSET_EPSILON) != UNSET_EPSILON
         ),
         "norm_epsilon",
-        "is not what the norm before the head has in this architecture, whatever the file says",
-        "1e-05",
+        "is not what all norms of this architecture have: some are built without it, whatever the file says",
+        f"{UNSET_EPSILON}",
     ),
     (
         lambda content, architecture, algorithm: "rank" in (content.get("mapping") or {}),

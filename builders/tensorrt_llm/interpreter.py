@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from builders.tensorrt_llm.architectures import UNSET_EPSILON
 from builders.tensorrt_llm.arithmetic import (
     ACTIVATIONS,
     Precision,
@@ -115,8 +116,8 @@ class Interpreter:
 
     def _norm(self, part: _Part, name: str, hidden: Tensor) -> Tensor:
         weight, bias, architecture = part[f"{name}.weight"], part.get(f"{name}.bias"), self.config.architecture
-        epsilon = architecture.last_epsilon if name == "ln_f" else None
-        return normalize(architecture.norm, hidden, weight, bias, epsilon or self.config.epsilon)
+        epsilon = UNSET_EPSILON if name in architecture.unset_epsilon else self.config.epsilon
+        return normalize(architecture.norm, hidden, weight, bias, epsilon)
 
     def _input(self, part: _Part, norm: str, hidden: Tensor) -> Activation:
         """What a norm hands to the linears behind it."""

@@ -19,7 +19,7 @@ from smoothquant.errors import UserError
 RELEASES = ("0.20.0", "0.21.0", "1.0.0", "1.0.3.2510", "1.1.0", "1.2.0", "1.2.1")
 FIRST, STABLE, LAST = RELEASES[0], RELEASES[-1], "1.3.0rc20"
 BASES = frozenset(Version(release) for release in (*RELEASES, "1.3.0"))  # of releases, and of their candidates
-EXPECTED = f"one of {', '.join(RELEASES)}, or a candidate after the first of them, of 1.3.0 up to rc20"
+EXPECTED = f"one of {', '.join(RELEASES)}, or a candidate of those after {FIRST}, or of 1.3.0 up to rc20"
 
 
 def builds_engines(version: str) -> bool:

@@ -52,8 +52,13 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         ui.result({"command": what.command, "warnings": warnings})
         ui.say(shlex.join(what.command))
         return
+
+    def warn(text: str) -> None:
+        ui.warn(text)
+        warnings.append(text)
+
     with ui.progress("build tensorrt-llm") as progress:
-        manifest = build(what, overwrite=arguments.overwrite, progress=progress, line=ui.note, note=ui.note)
+        manifest = build(what, overwrite=arguments.overwrite, progress=progress, line=ui.note, note=warn)
     ui.result({"out": arguments.out, "manifest": manifest, "warnings": warnings})
     size = sum(manifest["files"].values())
     ui.say(f"{arguments.out}: {what.config.ranks} ranks, {size / 1e6:,.1f} MB")

@@ -209,17 +209,19 @@ def test_configs_that_do_not_fit(changes: dict, said: str, tmp_path: Path) -> No
         Interpreter(tmp_path)
 
 
-def test_the_last_norm_of_a_falcon(ids: Tensor, tmp_path: Path) -> None:
-    """Has the epsilon that NVIDIA's builder gives it, whatever config.json says; `check` says so."""
-    model = build("falcon-40b")
+@pytest.mark.parametrize("layout", ["falcon-40b", "bloom", "opt"])
+def test_norms_that_are_given_no_epsilon(layout: str, ids: Tensor, tmp_path: Path) -> None:
+    """Have that of NVIDIA's LayerNorm, whatever config.json says; `check` says so."""
+    model = build(layout)
     for name, epsilon in (("usual", 1e-5), ("other", 0.5)):
         write(model, tmp_path / name, None, norm_epsilon=epsilon)
     assert check(tmp_path / "usual") == []
     [finding] = check(tmp_path / "other")
     assert "norm_epsilon" in finding.sentence
-    for layer in model.transformer.h:
-        layer.ln_attn.eps = layer.ln_mlp.eps = 0.5
-    expected = reference.logits(reference.exact(model), ids)  # ln_f keeps 1e-5
+    if layout == "falcon-40b":
+        for layer in model.transformer.h:
+            layer.ln_attn.eps = layer.ln_mlp.eps = 0.5  # these are given it; ln_f is not
+    expected = reference.logits(reference.exact(model), ids)
     assert_same(Interpreter(tmp_path / "other", EXACT).logits(ids), expected)
 
 
