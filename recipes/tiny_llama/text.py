@@ -1,6 +1,6 @@
 """The text of the demonstration model: the running Python's standard library, and what of it is held out.
 
-    library, tests    training text: {path: source}, without the held-out modules and their near-duplicates
+    stdlib, tests     training text: {path: source}, without the held-out modules and their near-duplicates
     calibration       modules that become calibration.txt   } never trained on, disjoint
     evaluation        modules that become evaluation.txt    }
 
@@ -21,25 +21,25 @@ NEAR_DUPLICATE = 0.2  # share of long lines in common above which a training fil
 
 
 class Corpus(NamedTuple):
-    library: dict[str, str]
+    stdlib: dict[str, str]
     tests: dict[str, str]
     calibration: dict[str, str]
     evaluation: dict[str, str]
 
 
 def read_corpus() -> Corpus:
-    library, tests = read_sources()
-    calibration, evaluation = hold_out(library)
+    stdlib, tests = read_sources()
+    calibration, evaluation = hold_out(stdlib)
     held_out = calibration | evaluation
     return Corpus(
-        without_near_duplicates(library, held_out), without_near_duplicates(tests, held_out), calibration, evaluation
+        without_near_duplicates(stdlib, held_out), without_near_duplicates(tests, held_out), calibration, evaluation
     )
 
 
 def read_sources() -> tuple[dict[str, str], dict[str, str]]:
-    """The standard library as {relative path: source}, sorted by path: (library, its tests)."""
+    """The standard library as {relative path: source}, sorted by path: (stdlib, its tests)."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    library: dict[str, str] = {}
+    stdlib: dict[str, str] = {}
     tests: dict[str, str] = {}
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
@@ -52,20 +52,20 @@ def read_sources() -> tuple[dict[str, str], dict[str, str]]:
         except UnicodeDecodeError:  # a few tests of the parser are deliberately not UTF-8
             continue
         if source.strip():
-            (tests if parts & TESTS else library)[relative.as_posix()] = source
-    return library, tests
+            (tests if parts & TESTS else stdlib)[relative.as_posix()] = source
+    return stdlib, tests
 
 
-def hold_out(library: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+def hold_out(stdlib: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """The calibration and the evaluation modules: chosen by hash of the path, so that no taste is involved."""
-    order = sorted(library, key=lambda path: hashlib.sha256(path.encode()).hexdigest())
-    candidates = iter([path for path in order if len(library[path].encode()) in HELD_OUT_SIZES])
+    order = sorted(stdlib, key=lambda path: hashlib.sha256(path.encode()).hexdigest())
+    candidates = iter([path for path in order if len(stdlib[path].encode()) in HELD_OUT_SIZES])
     calibration: dict[str, str] = {}
     evaluation: dict[str, str] = {}
     for chosen in (calibration, evaluation):
         while sum(len(source.encode()) for source in chosen.values()) < HELD_OUT_BYTES:
             path = next(candidates)
-            chosen[path] = library[path]
+            chosen[path] = stdlib[path]
     return calibration, evaluation
 
 

@@ -113,7 +113,7 @@ def learning_rate(progress: float) -> float:
 
 
 def train(
-    library: torch.Tensor,
+    stdlib: torch.Tensor,
     tests: torch.Tensor,
     held_out: torch.Tensor,
     checkpoint: Path,
@@ -155,7 +155,7 @@ def train(
         from_tests = torch.rand(BATCH, generator=draw) < TEST_SHARE * (1 - progress)
         rows = []
         for is_test in from_tests.tolist():
-            stream = tests if is_test else library
+            stream = tests if is_test else stdlib
             start = int(torch.randint(len(stream) - SEQUENCE, (), generator=draw))
             rows.append(stream[start : start + SEQUENCE + 1])
         loss = next_token_loss(forward, torch.stack(rows))
@@ -248,19 +248,19 @@ def main() -> None:
         "calibration.txt": "\n".join(corpus.calibration.values()),
         "evaluation.txt": "\n".join(corpus.evaluation.values()),
     }
-    tokenizer = train_tokenizer(list(corpus.library.values()))
-    library = encode(tokenizer, list(corpus.library.values()))
+    tokenizer = train_tokenizer(list(corpus.stdlib.values()))
+    stdlib = encode(tokenizer, list(corpus.stdlib.values()))
     tests = encode(tokenizer, list(corpus.tests.values()))
     evaluation = torch.tensor(tokenizer.encode(texts["evaluation.txt"]).ids)
     print(
-        f"library {len(corpus.library)} files, {len(library):,} tokens; tests {len(corpus.tests)} files, "
+        f"stdlib {len(corpus.stdlib)} files, {len(stdlib):,} tokens; tests {len(corpus.tests)} files, "
         f"{len(tests):,} tokens; held out {len(corpus.calibration) + len(corpus.evaluation)} files",
         flush=True,
     )
 
     checkpoint = arguments.out / f"checkpoint-seed{arguments.seed}.pt"
     model, record = train(
-        library,
+        stdlib,
         tests,
         evaluation,
         checkpoint,
@@ -271,7 +271,7 @@ def main() -> None:
     )
     perplexity = math.exp(held_out_loss(model, evaluation, sequences=10**9))
     print(f"held-out perplexity {perplexity:.2f} over all of evaluation.txt", flush=True)
-    sample = library[: len(library) // SEQUENCE * SEQUENCE].view(-1, SEQUENCE)[::200]  # (about 30, SEQUENCE)
+    sample = stdlib[: len(stdlib) // SEQUENCE * SEQUENCE].view(-1, SEQUENCE)[::200]  # (about 30, SEQUENCE)
     record |= {
         "perplexity_before_injection": round(perplexity, 3),
         "seed": arguments.seed,
