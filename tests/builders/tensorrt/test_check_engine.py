@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,19 @@ from typing import Any
 import pytest
 
 from builders import onnxruntime, tensorrt
-from recipes.cli import main
 from tests.builders.tensorrt.conftest import LIMITS
+from tests.recipes.test_check import run
 
 DOWN = "model.layers.1.mlp.down_proj"
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    ended = signal.getsignal(signal.SIGTERM)
-    capsys.readouterr()
-    status = main(["check", *map(str, arguments), "--quiet"])
-    signal.signal(signal.SIGTERM, ended)  # the command line sets its own
-    found = capsys.readouterr()
-    return status, found.out, found.err
+def checked(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    capsys.readouterr()  # of what was built
+    return run(capsys, *arguments, "--quiet")
 
 
 def test_every_product_is_int8(make: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = run(capsys, make("per-token"), "--layers")
+    status, out, _ = checked(capsys, make("per-token"), "--layers")
     assert status == 0
     assert "8 of 8 quantized products are INT8 kernels" in out
     assert f"{DOWN}/MatMul" in out
@@ -38,12 +33,12 @@ def test_a_lost_product_fails(
 ) -> None:
     trt.faults.float_nodes = {f"{DOWN}/MatMul"}
     tensorrt.build(exports["per-token"], tmp_path / "engine", LIMITS)
-    status, out, err = run(capsys, tmp_path / "engine")
+    status, out, err = checked(capsys, tmp_path / "engine")
     assert status == 1
     assert "7 of 8 quantized products are INT8 kernels" in out
     [line] = err.splitlines()
     assert line.startswith(f"smoothquant: {tmp_path / 'engine'}: {DOWN} is not INT8: layer ")
-    status, out, _ = run(capsys, tmp_path / "engine", "--json")
+    status, out, _ = checked(capsys, tmp_path / "engine", "--json")
     assert status == 1
     assert not json.loads(out)["passed"]
 
@@ -55,12 +50,12 @@ def test_outputs_beside_onnxruntimes(
     engine = make("per-token")
     onnxruntime.build(exports["per-token"], tmp_path / "onnxruntime")
     for graph in (exports["per-token"], tmp_path / "onnxruntime"):
-        status, out, err = run(capsys, engine, "--against", graph, "--json")
+        status, out, err = checked(capsys, engine, "--against", graph, "--json")
         assert (status, err) == (0, "")
         outputs = json.loads(out)["outputs"]
         assert {one["run"] for one in outputs} == {"prefill", "decode"}
         assert all(one["absolute"] == 0 for one in outputs)  # the stand-in computes alike
-    status, out, _ = run(capsys, engine, "--against", exports["per-token"])
+    status, out, _ = checked(capsys, engine, "--against", exports["per-token"])
     assert "0.00e+00" in out
 
 
@@ -79,13 +74,13 @@ def test_bad_options(
     exports: dict[str, Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    status, _, err = run(capsys, make("per-token"), options[0], exports.get(options[1], options[1]))
+    status, _, err = checked(capsys, make("per-token"), options[0], exports.get(options[1], options[1]))
     assert status == 2
     [line] = err.splitlines()
     assert said in line
 
 
 def test_only_engines_are_compared(exports: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    status, _, err = run(capsys, exports["float"], "--against", exports["float"])
+    status, _, err = checked(capsys, exports["float"], "--against", exports["float"])
     assert status == 2
     assert "with --against; expected a folder made by smoothquant build tensorrt" in err

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -28,6 +31,11 @@ def make(name: str, root: Path, dtype: torch.dtype = torch.float16, **config_cha
     text = Text(tuple(sample_ids()), "sample")
     scales = collect(model, text, root / "act_scales.safetensors", dtype="float32")
     return Source(model, SmoothingSettings(0.5), scales.input_absmax, {"model": "m"}, scales.output_absmax)
+
+
+def makers(root: pytest.TempPathFactory, layouts: Mapping[str, Mapping[str, object]]) -> Callable[[str], Source]:
+    """`make` by a layout's name, each once. layouts: name -> changes to its config."""
+    return cache(lambda name: make(name, root.mktemp(name), **layouts[name]))
 
 
 def settings(mode: Mode, groups: str = "default", kv: str = "float", dtype: str = "float16") -> SmoothingSettings:

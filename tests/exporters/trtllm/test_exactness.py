@@ -25,7 +25,7 @@ from smoothquant.contract import relative_error
 from smoothquant.model import Model
 from smoothquant.quantization import QMAX
 from smoothquant.stream import QuantizedLinear, quantize_layer, smoothed_layers
-from tests.exporters.trtllm.checkpoints import make, settings, write
+from tests.exporters.trtllm.checkpoints import makers, settings, write
 from tests.exporters.trtllm.test_layouts import CASES, LAYOUTS, stream_logits
 from tests.families.properties import token_errors
 from tests.models import sample_ids
@@ -35,14 +35,7 @@ HALF = 2.0**-11  # what one rounding to float16 may be off by
 
 @pytest.fixture(scope="module")
 def source_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Source]:
-    made: dict[str, Source] = {}
-
-    def get(name: str) -> Source:
-        if name not in made:
-            made[name] = make(name, tmp_path_factory.mktemp(name), **LAYOUTS[name])
-        return made[name]
-
-    return get
+    return makers(tmp_path_factory, LAYOUTS)
 
 
 def wide(part: _Part, name: str) -> Tensor:

@@ -26,7 +26,7 @@ from smoothquant.layers import Layer
 from smoothquant.norms import Norm
 from smoothquant.stream import QuantizedLayer, quantize_layer, smoothed_layers
 from tests.builders.onnxruntime.test_model_exactness import WithProductsInFloat32
-from tests.exporters.trtllm.checkpoints import PER_TOKEN, make, settings, write
+from tests.exporters.trtllm.checkpoints import PER_TOKEN, makers, settings, write
 from tests.models import sample_ids
 
 EXACT = Precision(torch.float64)
@@ -49,14 +49,7 @@ LAYOUTS: dict[str, dict[str, object]] = {
 
 @pytest.fixture(scope="module")
 def source_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Source]:
-    made: dict[str, Source] = {}
-
-    def get(name: str) -> Source:
-        if name not in made:
-            made[name] = make(name, tmp_path_factory.mktemp(name), **LAYOUTS[name])
-        return made[name]
-
-    return get
+    return makers(tmp_path_factory, LAYOUTS)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from exporters.trtllm.sharding import divided, padded, repeated_heads, whole
 from recipes.families import open_model
 from smoothquant.family import Geometry
 from tests import zoo
-from tests.exporters.trtllm.checkpoints import STATIC, make, ranks, write
+from tests.exporters.trtllm.checkpoints import STATIC, makers, ranks, write
 
 LAYER = "transformer.layers."
 COLUMN, ROW = ("attention.qkv", "mlp.fc", "mlp.gate"), ("attention.dense", "mlp.proj")
@@ -41,14 +41,7 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def source_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Source]:
-    made: dict[str, Source] = {}
-
-    def get(name: str) -> Source:
-        if name not in made:
-            made[name] = make(name, tmp_path_factory.mktemp(name), **LAYOUTS[name])
-        return made[name]
-
-    return get
+    return makers(tmp_path_factory, LAYOUTS)
 
 
 def reassembled(parts: list[dict[str, Tensor]], geometry: Geometry) -> dict[str, Tensor]:
