@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from builders.lint.graph import OnnxGraph
+from builders.lint.graph import OnnxGraph, module_of
 from builders.lint.products import Product, float_products, missing_products, quantized_products
 from builders.lint.rule import Effect, Finding, Rule, Version
 from builders.lint.rules import RULES
@@ -26,6 +26,7 @@ __all__ = [
     "float_products",
     "lint",
     "missing_products",
+    "module_of",
     "quantized_products",
 ]
 

@@ -135,8 +135,8 @@ class OnnxGraph:
         if tensor is None:
             return None
         entry = {item.key: item.value for item in tensor.external_data}  # onnx reads no file that has several links
-        dtype, count = self.onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type), int(numpy.prod(tensor.dims))
         try:
+            dtype, count = self.onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type), int(numpy.prod(tensor.dims))
             if tensor.data_location != self.onnx.TensorProto.EXTERNAL:
                 return self.onnx.numpy_helper.to_array(tensor)
             path, offset = self.path.parent / entry["location"], int(entry.get("offset", 0))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -58,7 +58,9 @@ def find_provider(name: str) -> Provider:
     return PROVIDERS[name]
 
 
-def provider_options(name: str, inputs: Mapping[str, tuple], *, half: bool, longest: int, cache: Path) -> list:
+def provider_options(
+    name: str, inputs: Mapping[str, Sequence[int | str]], *, half: bool, longest: int, cache: Path
+) -> list:
     """ONNX Runtime's `providers` for all but the RTX plugin, most wanted first.
 
     inputs: of the graph, name -> dims, strings where they vary. half: the body is float16. longest: tokens of a
@@ -84,7 +86,7 @@ def provider_options(name: str, inputs: Mapping[str, tuple], *, half: bool, long
     return [(TENSORRT, options), cuda, CPU]
 
 
-def rtx_options(inputs: Mapping[str, tuple], *, longest: int, cache: Path) -> dict[str, str]:
+def rtx_options(inputs: Mapping[str, Sequence[int | str]], *, longest: int, cache: Path) -> dict[str, str]:
     """Options of the RTX plugin."""
     least, usual, most = profile_shapes(inputs, min(longest, LONGEST_PROFILE))
     return {
@@ -95,7 +97,7 @@ def rtx_options(inputs: Mapping[str, tuple], *, longest: int, cache: Path) -> di
     }
 
 
-def profile_shapes(inputs: Mapping[str, tuple], length: int) -> tuple[str, str, str]:
+def profile_shapes(inputs: Mapping[str, Sequence[int | str]], length: int) -> tuple[str, str, str]:
     """Least, usual and most shapes, as both TensorRT providers spell them: "input_ids:1x1,attention_mask:1x1,...".
 
     One profile for prefill and decode of one sequence: without explicit shapes the providers would compile again

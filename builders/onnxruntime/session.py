@@ -23,6 +23,7 @@ import torch
 
 from builders.engine import export_inputs
 from builders.exports import MODEL
+from builders.lint import OnnxGraph
 from builders.onnxruntime.providers import (
     Provider,
     check_available,
@@ -107,11 +108,7 @@ def _where(provider: Provider, options: Any, folder: Path, manifest: Mapping | N
     if provider.name in ("cpu", "cuda"):
         return {"providers": provider_options(provider.name, {}, half=False, longest=0, cache=folder)}
     path = folder / MODEL
-    graph = require("onnx").load(str(path), load_external_data=False).graph
-    inputs = {
-        value.name: tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        for value in graph.input
-    }
+    inputs = OnnxGraph(path).symbols
     manifest = load_manifest(folder) if manifest is None else manifest
     source = {key: value for key, value in export_inputs(manifest).items() if key not in FORM}
     content = path.read_bytes() + json.dumps(source, sort_keys=True).encode()  # the weights are not in the graph

@@ -19,6 +19,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
+from builders.lint import module_of
+
 MATRIX = re.compile(r"gemm|matrix|matmul|gemv|fully|conv|fc", re.IGNORECASE)  # LayerType of matrix kernels
 TACTIC = re.compile(r"gemm|xmma|imma", re.IGNORECASE)  # TacticName of matrix kernels
 ATTENTION = re.compile(r"mha", re.IGNORECASE)  # TacticName of attention, as in _gemm_mha_v2: two products in one
@@ -90,7 +92,7 @@ def products(layers: Sequence[Layer], nodes: Iterable[str]) -> tuple[Product, ..
 
 
 def _product(layers: Sequence[Layer], node: str) -> Product:
-    module = node.rpartition("/")[0] or node
+    module = module_of(node)
     named = [layer for layer in layers if node in layer.nodes]
     if not named:
         return Product(module, False, (), "no layer of the engine names it")

@@ -22,7 +22,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from builders.engine import export_inputs
 from builders.exports import open_export
@@ -37,10 +36,10 @@ def check_provider(export: str | Path, activations: str | None, provider: str) -
     """Raise UserError if Triton could not serve an export with this provider. activations: as in `open_export`."""
     found = open_export(export, activations)
     if provider in (TENSORRT, RTX):
-        precision_mode(found.folder, OnnxGraph(found.graph).proto.graph, found.inputs["body"], provider)
+        precision_mode(found.folder, OnnxGraph(found.graph), found.inputs["body"], provider)
 
 
-def precision_mode(folder: Path, graph: Any, body: str, provider: str) -> str | None:
+def precision_mode(folder: Path, graph: OnnxGraph, body: str, provider: str) -> str | None:
     """The word for a graph, None without TensorRT. body: "fp32" or "fp16". Raises UserError if there is none."""
     if provider == RTX:
         raise UserError(
@@ -49,7 +48,7 @@ def precision_mode(folder: Path, graph: Any, body: str, provider: str) -> str | 
         )
     if provider != TENSORRT:
         return None
-    quantized = any(node.op_type == "DequantizeLinear" for node in graph.node)
+    quantized = any(True for _ in graph.standard("DequantizeLinear"))
     if quantized and body == "fp16":
         raise UserError(
             f"{folder}: INT8 products in a half-precision body, of which Triton lets --provider {provider} have one",
@@ -59,17 +58,13 @@ def precision_mode(folder: Path, graph: Any, body: str, provider: str) -> str | 
     return "INT8" if quantized else body.upper()
 
 
-def parameters(engine: Path, name: str, graph: Any, manifest: Mapping) -> dict[str, str]:
+def parameters(engine: Path, name: str, graph: OnnxGraph, manifest: Mapping) -> dict[str, str]:
     """The accelerator's parameters, none without TensorRT. name: of the model; manifest: the engine's."""
     provider = manifest["inputs"].get("provider", "cpu")
     precision = precision_mode(engine, graph, export_inputs(manifest)["body"], provider)
     if precision is None:
         return {}
-    dims = {
-        value.name: tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        for value in graph.input
-    }
-    least, usual, most = profile_shapes(dims, min(manifest["geometry"]["max_positions"], LONGEST_PROFILE))
+    least, usual, most = profile_shapes(graph.symbols, min(manifest["geometry"]["max_positions"], LONGEST_PROFILE))
     made_from = hashlib.sha256(json.dumps(manifest["inputs"], sort_keys=True).encode()).hexdigest()[:16]
     return {
         "precision_mode": precision,

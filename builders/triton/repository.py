@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from builders.exports import MODEL
+from builders.lint import OnnxGraph
 from builders.triton import accelerator
 from builders.triton.config import Serving, Tensor, config
 from smoothquant.errors import OutputError, UserError
-from smoothquant.packages import require
 from smoothquant.workspace import MANIFEST, Workspace, check_place, load_manifest
 
 STEP = "triton"
@@ -92,7 +92,7 @@ def _tensorrt(engine: Path, manifest: Mapping) -> Serving:
 
 
 def _onnxruntime(engine: Path, manifest: Mapping) -> Serving:
-    graph = require("onnx").load(str(engine / MODEL), load_external_data=False).graph
+    graph = OnnxGraph(engine)
 
     def tensors(values: object) -> list[Tensor]:
         found = []
@@ -102,7 +102,7 @@ def _onnxruntime(engine: Path, manifest: Mapping) -> Serving:
             found.append(Tensor(value.name, ELEMENTS[kind.elem_type], shape))
         return found
 
-    inputs, outputs = tensors(graph.input), tensors(graph.output)
+    inputs, outputs = tensors(graph.proto.graph.input), tensors(graph.proto.graph.output)
     provider = manifest["inputs"].get("provider", "cpu")
     told = accelerator.parameters(engine, model_name(engine), graph, manifest)
     notes = [*PROTOCOL]
