@@ -13,8 +13,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from smoothquant.artifacts.manifest import Manifest
 from smoothquant.errors import UserError
-from smoothquant.workspace import is_output, load_manifest
+from smoothquant.workspace import FORMAT, is_output, load_manifest
 
 FOREIGN = "another TensorRT-LLM converter"
 ENGINES: Mapping[str, tuple[str, str]] = {  # step -> module and class; imported when a folder asks for it
@@ -35,7 +36,7 @@ ELSEWHERE: Mapping[str, str] = {  # step -> where its engines run
 class Engine(Protocol):
     """Something that computes logits. manifest: that of its folder."""
 
-    manifest: dict
+    manifest: Manifest
 
     def logits(self, ids: Tensor) -> Tensor:
         """ids: (batch, tokens) int64, whole sequences without padding; returns float32 (batch, tokens, vocab)."""
@@ -48,11 +49,11 @@ def open_engine(folder: str | Path) -> Engine:
     Raises UserError for a folder that is no output of this tool or is nothing that runs, MissingPackageError if the
     package that would run it is not installed.
     """
-    module, name = ENGINES[engine_manifest(folder)["step"]]
+    module, name = ENGINES[engine_manifest(folder).step]
     return getattr(import_module(module), name)(folder)
 
 
-def engine_manifest(folder: str | Path) -> dict:
+def engine_manifest(folder: str | Path) -> Manifest:
     """The manifest of a folder that runs here; for a checkpoint by another tool, what its config.json says.
 
     Raises UserError for a folder that is no output of this tool, or is nothing that runs, CheckpointError for such a
@@ -65,21 +66,12 @@ def engine_manifest(folder: str | Path) -> dict:
         config = checkpoint.read_config(folder)
         inputs = {key: config.get(key) for key in ("dtype", *SHAPE, "quantization")}
         files = {path.name: path.stat().st_size for path in sorted(folder.glob("rank*.safetensors"))}
-        return {"step": FOREIGN, "inputs": inputs, "files": files}
+        return Manifest(FORMAT, FOREIGN, inputs, files, {})
     manifest = load_manifest(folder)
-    if manifest["step"] not in ENGINES:
+    if manifest.step not in ENGINES:
         raise UserError(
-            f"{folder}: made by {manifest['step']!r}, which gives nothing to run here",
+            f"{folder}: made by {manifest.step!r}, which gives nothing to run here",
             expected=f"a folder made by one of: {', '.join(ENGINES)}",
-            do=ELSEWHERE.get(manifest["step"], "build an engine from it first: smoothquant build --help"),
+            do=ELSEWHERE.get(manifest.step, "build an engine from it first: smoothquant build --help"),
         )
     return manifest
-
-
-def export_inputs(manifest: Mapping) -> Mapping:
-    """What the export behind an engine was made from: `model`, `act_scales`, `family`, `smoothing`, settings.
-
-    An engine's manifest holds them under "export"; an export that runs as it is holds them itself.
-    """
-    inputs = manifest.get("inputs", {})
-    return inputs.get("export", inputs)

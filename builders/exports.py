@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from smoothquant.artifacts.manifest import Manifest, Origin
 from smoothquant.errors import UserError
 from smoothquant.workspace import load_manifest
 
@@ -14,13 +15,13 @@ GRAPHS = {"per-token": MODEL, "per-tensor": "model.per-tensor.onnx"}  # form -> 
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """One graph of an export. manifest: the folder's; graph: its file; inputs: what it was made from, with the form of
-    the activations that this graph has; files: names of those that an engine needs beside it."""
+    """One graph of an export. manifest: the folder's; graph: its file; origin: what this graph was made from; files:
+    names of those that an engine needs beside it."""
 
     folder: Path
-    manifest: dict
+    manifest: Manifest
     graph: Path
-    inputs: dict
+    origin: Origin
     files: tuple[str, ...]
 
 
@@ -31,23 +32,19 @@ def open_export(folder: str | Path, activations: str | None = None) -> OnnxExpor
     """
     folder = Path(folder)
     made = load_manifest(folder)
-    if made["step"] != "export onnx":
+    if made.step != "export onnx":
         raise UserError(
-            f"{folder}: made by {made['step']!r}", expected="an ONNX export", do="smoothquant export onnx MODEL ..."
+            f"{folder}: made by {made.step!r}", expected="an ONNX export", do="smoothquant export onnx MODEL ..."
         )
-    held = made["inputs"]["activations"]
-    if held != "both":
-        if activations not in (None, held):
-            raise UserError(
-                f"{folder}: its activations are {held}",
-                expected=f"{activations}, as asked for",
-                do=f"export with --act {activations}, or with --act both",
-            )
-        graph, inputs = MODEL, dict(made["inputs"])
-    else:
-        chosen = activations or "per-token"
-        graph, inputs = GRAPHS[chosen], {**made["inputs"], "activations": chosen}
-        if chosen == "per-token":
-            inputs.pop("float_linears", None)
-    others = tuple(name for name in made["files"] if name not in GRAPHS.values())
-    return OnnxExport(folder, made, folder / graph, inputs, others)
+    origin = made.origin
+    schemes = {scheme.activations.form: scheme for scheme in origin.schemes}
+    chosen = activations or origin.scheme.activations.form
+    if chosen not in schemes:
+        raise UserError(
+            f"{folder}: its activations are {' and '.join(schemes)}",
+            expected=f"{activations}, as asked for",
+            do=f"export with --act {activations}, or with --act both",
+        )
+    graph = GRAPHS[chosen] if len(schemes) > 1 else MODEL
+    others = tuple(name for name in made.files if name not in GRAPHS.values())
+    return OnnxExport(folder, made, folder / graph, origin.only(schemes[chosen]), others)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from smoothquant.artifacts.manifest import Manifest
 from smoothquant.errors import UserError
 from smoothquant.workspace import read_json
 
@@ -35,7 +36,7 @@ class GeneratingEngine(ABC):
     """An engine folder, opened, that keeps a KV cache. folder: with config.json; manifest: the folder's."""
 
     folder: Path
-    manifest: dict
+    manifest: Manifest
 
     @abstractmethod
     def logits(self, ids: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class GeneratingEngine(ABC):
     @property
     def longest(self) -> int:
         """Tokens that a sequence may have."""
-        return self.manifest["geometry"]["max_positions"]
+        return self.manifest.facts.max_positions
 
     def check_length(self, tokens: int) -> None:
         """Raise UserError for a sequence that the engine does not hold."""

@@ -35,7 +35,7 @@ def measure(
     decode: dict[str, list[float]] = {label: [] for label in engines}
     for turn in range(rounds + 1):
         for label, engine in engines.items():
-            ids = [token % engine.manifest["geometry"]["vocab_size"] for token in range(prompt)]
+            ids = [token % engine.manifest.facts.vocab_size for token in range(prompt)]
             begin = time.perf_counter()
             decoding = engine.start(ids)
             ready = time.perf_counter()

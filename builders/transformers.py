@@ -45,7 +45,7 @@ class TransformersEngine:
 
     def __init__(self, folder: str | Path) -> None:
         self.manifest = load_manifest(folder)
-        quantized = self.manifest["step"] == "export w8a8"
+        quantized = self.manifest.step == "export w8a8"
         here = require("transformers").__version__
         if Version(here) < Version(OLDEST):
             raise MissingPackageError(

@@ -12,15 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from smoothquant.artifacts.manifest import Origin, Promise
+from smoothquant.artifacts.ports import CACHED
+from smoothquant.artifacts.record import as_json
+from smoothquant.artifacts.smoothing_file import ENDS, SMOOTHING, tensors
 from smoothquant.contract import TOLERANCE, Contract
 from smoothquant.errors import ActScalesError, UserError
 from smoothquant.machine import return_freed_tensors
 from smoothquant.model import Model
-from smoothquant.settings import ABSMAX, CACHE_SCALE, CACHED, GROUPS, SCALE, SMOOTHING, SmoothingSettings
+from smoothquant.scheme import Scheme
+from smoothquant.settings import GROUPS, SmoothingSettings
 from smoothquant.stream import QuantizedLayer, QuantizingLayer, SmoothedLayer, check_scales, smoothed_layers
 from smoothquant.workspace import Workspace, save_tensors
 
@@ -30,14 +35,23 @@ Progress = Callable[[int, int], None]  # (done, total)
 class Writer(Protocol):
     """A format. Layers arrive in order; every one lands where it would land in an uninterrupted run.
 
-    step: name of the step, as in "export onnx". out: folder to make. settings: JSON values that shape the output.
+    step: name of the step, as in "export onnx". out: folder to make.
     weights: form of the quantized layers that `write` wants, "per-channel" or "per-tensor"; None for none.
     """
 
     step: str
     out: Path
-    settings: Mapping
     weights: str | None
+
+    @property
+    def schemes(self) -> tuple[Scheme, ...]:
+        """What is INT8 in each of its graphs."""
+        ...
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Options of the format, by their name in `Origin`."""
+        ...
 
     def check(self, source: Source) -> None:
         """Raise UserError if this format cannot hold this model, smoothed and quantized like this."""
@@ -85,9 +99,8 @@ def export(
 ) -> None:
     """Write every format in one pass over the layers; finished outputs with the same inputs are left alone.
 
-    Each output also holds `smoothquant/smoothing.safetensors`: `<linear>.smoothing_scale` and `<linear>.input_absmax`,
-    float32 (in,), and where they are known `<layer>.key.cache_scale` and `<layer>.value.cache_scale`, so that an
-    artifact explains itself and can be compared with its float original.
+    Each output also holds the smoothing file (`smoothquant.artifacts.smoothing_file`), so that an artifact explains
+    itself and can be compared with its float original.
     """
     for writer in writers:
         writer.check(source)
@@ -134,8 +147,9 @@ def check_folded(source: Source, out: Path) -> None:
 
 
 def _inputs(source: Source, writer: Writer) -> dict:
-    smoothing = source.settings.as_dict()
-    return {**source.fingerprints, "family": source.model.family.name, "smoothing": smoothing, **writer.settings}
+    family = source.model.family.name
+    made_from: Mapping[str, Any] = {**source.fingerprints, **writer.options}
+    return as_json(Origin(family, source.settings, writer.schemes, **made_from))
 
 
 def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progress) -> None:
@@ -144,7 +158,7 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
     _, behind = min(todo, key=lambda pair: pair[1].next_layer)
     start, kept = behind.next_layer, behind.state()
     contract = Contract(model, kept)
-    smoothing = {name: tensor for name, tensor in kept.items() if name.endswith((SCALE, ABSMAX, CACHE_SCALE))}
+    smoothing = {name: tensor for name, tensor in kept.items() if name.endswith(ENDS)}
     progress(start, layers)
     for layer in smoothed_layers(model, source.input_absmax, source.settings, start, source.output_absmax):
         lacking = [(writer, work) for writer, work in todo if work.next_layer <= layer.index]
@@ -161,16 +175,15 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
     for writer, work in todo:
         writer.end()
         save_tensors(work.path(SMOOTHING), smoothing)
-        promise = {"logits_relative_error": error, "tolerance": TOLERANCE}
-        work.commit({"contract": promise, "geometry": model.facts()})
+        work.commit(contract=Promise(error, TOLERANCE), geometry=model.facts())
 
 
 def _explain(model: Model, layer: SmoothedLayer) -> dict[str, Tensor]:
-    found = {}
-    for role, scale in layer.column.items():
-        found[model.linear(layer.index, role) + SCALE] = scale.clone()
-    for role, absmax in layer.input_absmax.items():
-        found[model.linear(layer.index, role) + ABSMAX] = absmax.clone()
-    for part, cache_scale in zip(CACHED, layer.cache_scales or (), strict=False):
-        found[model.family.module(layer.index, part) + CACHE_SCALE] = cache_scale.clone()
-    return found
+    return tensors(
+        smoothing_scale={model.linear(layer.index, role): scale for role, scale in layer.column.items()},
+        input_absmax={model.linear(layer.index, role): absmax for role, absmax in layer.input_absmax.items()},
+        cache_scale={
+            model.family.module(layer.index, part): scale
+            for part, scale in zip(CACHED, layer.cache_scales or (), strict=False)
+        },
+    )

@@ -114,7 +114,7 @@ def validated(
 ) -> list[Validation]:
     """Validate engines; leave `validation.json` and `report.html` in `out`, unless they are there for these inputs."""
     key = _fingerprint(
-        [load_manifest(folder)["inputs"] for folder in engines.values()],
+        [dict(load_manifest(folder).inputs) for folder in engines.values()],
         model.checkpoint.fingerprint,
         text.fingerprint,
         {label: asdict(limits) for label, limits in thresholds.items()},

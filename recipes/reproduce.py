@@ -91,4 +91,4 @@ def reproduce(
         if not work.finished:
             found = perplexities(model, text, scales.input_absmax, settings, work, device=device, progress=progress)
             work.commit({"perplexities": asdict(found)})
-    return Reproduction(recipe, Perplexities(**load_manifest(out)["perplexities"]), len(text.sequences))
+    return Reproduction(recipe, Perplexities(**load_manifest(out).results["perplexities"]), len(text.sequences))

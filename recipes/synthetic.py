@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from exporters.huggingface.shards import SafetensorsShards
-from exporters.safetensors_files import Planned
 from recipes.llama import FAMILY
+from smoothquant.artifacts.safetensors_files import Planned
+from smoothquant.artifacts.shards import SafetensorsShards
 from smoothquant.config import Config
 from smoothquant.family import Geometry
 from smoothquant.workspace import write_json

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from smoothquant import layout
 from smoothquant.activations import ACTIVATIONS
+from smoothquant.artifacts.manifest import ModelFacts
 from smoothquant.checkpoint import Checkpoint, Part, TensorInfo
 from smoothquant.config import Config
 from smoothquant.errors import CheckpointError
@@ -100,23 +101,23 @@ class Model:
         """Name of the tensor that the logits are computed with: the embedding's where they are tied."""
         return f"{self.family.embedding if self.geometry.tied_embeddings else self.family.lm_head}.weight"
 
-    def facts(self) -> dict[str, int | None]:
+    def facts(self) -> ModelFacts:
         """What those who run an export must know of the model, for its manifest. cache_window: newest keys that any
         layer looks at, None if that is all of them."""
         geometry = self.geometry
         windows = [kind.window for kind in geometry.attention]
         bounded = [window for window in windows if window is not None]
         everywhere = len(bounded) == len(windows) and self.family.alibi is None
-        return {
-            "hidden_size": geometry.hidden_size,
-            "layers": geometry.layers,
-            "heads": geometry.heads,
-            "kv_heads": geometry.kv_heads,
-            "head_dim": geometry.head_dim,
-            "vocab_size": geometry.vocab_size,
-            "max_positions": geometry.max_positions,
-            "cache_window": max(bounded) if everywhere else None,
-        }
+        return ModelFacts(
+            hidden_size=geometry.hidden_size,
+            layers=geometry.layers,
+            heads=geometry.heads,
+            kv_heads=geometry.kv_heads,
+            head_dim=geometry.head_dim,
+            vocab_size=geometry.vocab_size,
+            max_positions=geometry.max_positions,
+            cache_window=max(bounded) if everywhere else None,
+        )
 
     # -- reading -------------------------------------------------------------------------------------------------
 

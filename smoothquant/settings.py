@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from smoothquant.errors import UserError
@@ -10,11 +10,6 @@ from smoothquant.errors import UserError
 if TYPE_CHECKING:  # the command line reads this module before it needs torch
     from smoothquant.family import SmoothingGroup
 
-# The file in every export that records its smoothing, and the ends of its keys: <linear>.smoothing_scale,
-# <linear>.input_absmax (of the smoothed input), <layer>.key.cache_scale and <layer>.value.cache_scale (8-bit KV cache).
-SMOOTHING = "smoothquant/smoothing.safetensors"
-SCALE, ABSMAX, CACHE_SCALE = ".smoothing_scale", ".input_absmax", ".cache_scale"
-CACHED = ("key", "value")
 GRAPH_FACTS = "smoothquant"  # key of an ONNX graph's metadata: what was exported, as JSON
 
 GROUPS = ("default", "paper", "none")  # what any format holds: nothing is left for run time
@@ -33,14 +28,14 @@ class SmoothingSettings:
         "run-time" folds into the norms, and has the engine divide the input of every other linear by a scale of its
         own; "unfolded" leaves the norms as they are and has the engine divide every input.
     smoother_dtype: that the engine holds those run-time scales in.
-    kv_cache: "int8" where the engine stores keys and values with one scale for both: v -> o is then folded such that
-        they reach equally far.
+    shared_cache_scale: whether the engine's KV cache has one scale for keys and values: v -> o is then folded such
+        that they reach equally far.
     """
 
     alpha: float = 0.5
     groups: str = "default"
     smoother_dtype: str = "float32"
-    kv_cache: str = "float"
+    shared_cache_scale: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -48,7 +43,6 @@ class SmoothingSettings:
         for what, found, known in (
             ("groups", self.groups, GROUPS + RUN_TIME_GROUPS),
             ("smoother dtype", self.smoother_dtype, SMOOTHER_DTYPES),
-            ("KV cache", self.kv_cache, KV_CACHES),
         ):
             if found not in known:
                 raise UserError(f"{what} {found!r}", expected=f"one of {', '.join(known)}")
@@ -70,6 +64,5 @@ class SmoothingSettings:
         return {"paper": norms, "default": groups, "none": ()}[self.groups]
 
     def as_dict(self) -> dict:
-        """alpha and groups, and whatever else is not as always."""
-        unsaid = {field.name: field.default for field in fields(self)[2:]}
-        return {key: value for key, value in asdict(self).items() if key not in unsaid or value != unsaid[key]}
+        """As JSON."""
+        return asdict(self)

@@ -177,7 +177,7 @@ def smooth_layer(
             layer.smoother |= dict.fromkeys(group.linears, scale)
         else:
             scale = smoothing.skip_dead_channels(scale, _shared(model, group, act[group.linears[0]]))
-            if group.through == "attention" and settings.kv_cache == "int8":
+            if group.through == "attention" and settings.shared_cache_scale:
                 scale = kv_cache.match(scale, output["v"], kv_cache.key_absmax(output["k"], model.geometry, index))
             layer.row[group.source] = scale
             scale = _spread(model, group, scale)
@@ -186,7 +186,7 @@ def smooth_layer(
             layer.input_absmax[role] = act[role] / scale
     layer.output_absmax = {role: reach / layer.row.get(role, 1) for role, reach in output.items()}
     layer.cache_scales = kv_cache.cache_scales(
-        model.geometry, index, layer.norms.get("key"), layer.output_absmax, shared=settings.kv_cache == "int8"
+        model.geometry, index, layer.norms.get("key"), layer.output_absmax, shared=settings.shared_cache_scale
     )
     borrow_ranges(layer.input_absmax)
     return layer

@@ -30,6 +30,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from smoothquant import __version__
+from smoothquant.artifacts.manifest import Manifest, ModelFacts, Promise
+from smoothquant.artifacts.record import as_json, read
 from smoothquant.errors import OutputError, UserError
 
 OURS = "smoothquant"  # the subfolder of an output that holds what only this tool reads
@@ -133,25 +135,24 @@ class Workspace:
             if old != kept:
                 old.unlink()
 
-    def commit(self, results: Mapping | None = None) -> dict:
-        """Write the manifest and give the folder its name. Returns the manifest."""
+    def commit(
+        self,
+        results: Mapping | None = None,
+        *,
+        contract: Promise | None = None,
+        geometry: ModelFacts | None = None,
+    ) -> Manifest:
+        """Write the manifest and give the folder its name. Returns the manifest. results: JSON values."""
         self._drop_journal()
         files = {
             str(file.relative_to(self.folder)): file.stat().st_size
             for file in sorted(self.folder.rglob("*"))
             if file.is_file() and file.name != ".lock"
         }
-        manifest = {
-            "format": FORMAT,
-            "step": self.step,
-            "inputs": self.inputs,
-            "files": files,
-            "versions": versions(),
-            **(results or {}),
-        }
+        manifest = Manifest(FORMAT, self.step, self.inputs, files, versions(), contract, geometry, results or {})
         for name in files:
             _sync(self.path(name))
-        write_json(self.path(self.manifest), manifest)
+        write_json(self.path(self.manifest), as_json(manifest))
         self.path(".lock").unlink()
         if self.out.exists():  # overwrite: the old output goes when the new one is complete
             old = self.out.with_name(self.out.name + ".old")
@@ -174,7 +175,7 @@ class Workspace:
             manifest = load_manifest(self.out, self.manifest)
         except UserError:
             return False
-        return manifest["step"] == self.step and manifest["inputs"] == self.inputs
+        return manifest.step == self.step and manifest.inputs == self.inputs
 
     def _begin(self) -> None:
         try:
@@ -217,16 +218,17 @@ def is_output(folder: Path) -> bool:
     return (folder / MANIFEST).exists() or _is_manifest(read_json(folder / TOP_MANIFEST))
 
 
-def load_manifest(folder: str | Path, place: str = MANIFEST) -> dict:
+def load_manifest(folder: str | Path, place: str = MANIFEST) -> Manifest:
     """The manifest of a finished output. place: where in the folder it lies.
 
     Raises UserError if the folder is no output, was made by another version, is half-copied or was changed.
     """
     folder = Path(folder)
-    manifest = read_json(folder / place)
-    if manifest.get("format") != FORMAT:
-        raise _unreadable(folder, manifest or read_json(folder / TOP_MANIFEST))
-    for name, size in manifest["files"].items():
+    content = read_json(folder / place)
+    if content.get("format") != FORMAT:
+        raise _unreadable(folder, content or read_json(folder / TOP_MANIFEST))
+    manifest = read(Manifest, content, str(folder / place))
+    for name, size in manifest.files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             found = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"

@@ -6,6 +6,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from smoothquant.artifacts.manifest import ModelFacts, Origin
+from smoothquant.artifacts.record import as_json
+from smoothquant.scheme import scheme_of
+from smoothquant.settings import SmoothingSettings
 from smoothquant.workspace import FORMAT, MANIFEST, OURS
 
 TOKENIZER = {"generation_config.json", "tokenizer.json", "tokenizer_config.json"}  # of the tiny models
@@ -22,4 +26,15 @@ def write_manifest(folder: Path, step: str, inputs: Mapping | None = None) -> No
     """The manifest of a folder without files."""
     path = folder / MANIFEST
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"format": FORMAT, "step": step, "inputs": inputs or {}, "files": {}}))
+    content = {"format": FORMAT, "step": step, "inputs": inputs or {}, "files": {}, "versions": {}}
+    path.write_text(json.dumps(content))
+
+
+def made_from(activations: str, **more: object) -> dict:
+    """Inputs of an export of a Llama with the default smoothing."""
+    return as_json(Origin("llama", SmoothingSettings(), (scheme_of(activations),), **more))
+
+
+def facts(max_positions: int, cache_window: int | None) -> ModelFacts:
+    """Of a model that is otherwise the tiny Llama."""
+    return ModelFacts(64, 2, 4, 2, 16, 288, max_positions, cache_window)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,14 @@ def test_rooms_import_only_those_above(room: str) -> None:
     below = ROOMS[ROOMS.index(room) + 1 :]
     for path in (ROOT / room).rglob("*.py"):
         assert not [name for name in imported(path) if name.partition(".")[0] in (*below, "tests")], path
+
+
+def test_a_manifest_is_read_by_its_fields() -> None:
+    """No module takes what another one wrote by a key of its own spelling."""
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            found = re.search(r"""manifest(\(.*\))?(\[|\.get\()""", path.read_text(encoding="utf-8"))
+            assert found is None, (path, found)
 
 
 def file_of(name: str) -> Path | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -24,6 +24,8 @@ from builders.lint import OnnxGraph, missing_products, quantized_products
 from builders.onnxruntime.genai import write_genai_config
 from builders.onnxruntime.providers import check_available, find_provider
 from builders.onnxruntime.session import check_body, operators_run
+from smoothquant.artifacts.manifest import Manifest
+from smoothquant.artifacts.record import as_json
 from smoothquant.errors import UserError
 from smoothquant.machine import physical_cores
 from smoothquant.workspace import Workspace, load_manifest
@@ -40,7 +42,7 @@ def build(
     activations: str | None = None,
     provider: str = "cpu",
     overwrite: bool = False,
-) -> dict:
+) -> Manifest:
     """Make the engine folder `out` from the folder `export`. Returns its manifest.
 
     activations: which graph, where the export holds both forms. provider: where it is to run.
@@ -52,10 +54,10 @@ def build(
     check_available(find_provider(provider))
     found = open_export(export, activations)
     made = found.manifest
-    check_body(found.folder, found.inputs)
+    check_body(found.folder, found.origin)
     threads = physical_cores()
     graph = hashlib.sha256(found.graph.read_bytes()).hexdigest()[:16]  # a newer exporter may draw another one
-    inputs = {"export": found.inputs, "graph": graph, "threads": threads}
+    inputs = {"export": as_json(found.origin), "graph": graph, "threads": threads}
     if provider != "cpu":
         inputs["provider"] = provider
     with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
@@ -63,20 +65,19 @@ def build(
             for name in found.files:
                 work.adopt(found.folder / name, name)
             work.adopt(found.graph, MODEL)
-            write_genai_config(work.folder, made["geometry"], threads, provider)
+            write_genai_config(work.folder, made.facts, threads, provider)
             running = found.folder if found.graph.name == MODEL else work.folder  # errors name the user's own folder
-            results = {"contract": made["contract"], "geometry": made["geometry"]}
-            kernels = _check(running, {"inputs": inputs, **results}, provider)
-            work.commit({**results, "kernels": kernels})
+            kernels = _check(running, replace(made, inputs=inputs), provider)
+            work.commit({"kernels": kernels}, contract=made.contract, geometry=made.geometry)
     return load_manifest(out)
 
 
-def _check(folder: Path, manifest: Mapping, provider: str) -> dict[str, int]:
+def _check(folder: Path, manifest: Manifest, provider: str) -> dict[str, int]:
     """Run the graph once. Returns how many integer kernels it has, and how many it should have. manifest: the engine's.
 
     Only the CPU's provider shows its kernels; what others do with Q/DQ is theirs (`providers`).
     """
-    ids = numpy.arange(4, dtype=numpy.int64)[None] % manifest["geometry"]["vocab_size"]
+    ids = numpy.arange(4, dtype=numpy.int64)[None] % manifest.facts.vocab_size
     ran, logits = operators_run(folder, ids, provider, manifest)
     if not numpy.isfinite(logits).all():
         raise UserError(

@@ -9,10 +9,10 @@ import numpy
 import torch
 from torch import Tensor
 
-from builders.engine import export_inputs
 from builders.generation import Decoding, GeneratingEngine, tokens_to_keep
 from builders.onnxruntime.providers import find_provider
-from builders.onnxruntime.session import PAST, PRESENT, check_body, first_feed, open_session, subnormals_as_zero
+from builders.onnxruntime.session import check_body, first_feed, open_session, subnormals_as_zero
+from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, POSITION_IDS, PRESENT, past_of
 from smoothquant.packages import require
 from smoothquant.workspace import load_manifest
 
@@ -27,15 +27,15 @@ class OnnxRuntimeEngine(GeneratingEngine):
     def __init__(self, folder: str | Path, provider: str | None = None, threads: int | None = None) -> None:
         self.folder = Path(folder)
         self.manifest = load_manifest(folder)
-        check_body(self.folder, export_inputs(self.manifest))
-        self.provider = find_provider(provider or self.manifest["inputs"].get("provider", "cpu"))
+        check_body(self.folder, self.manifest.origin)
+        self.provider = find_provider(provider or self.manifest.inputs.get("provider", "cpu"))
         self.session = open_session(self.folder, provider=self.provider.name, threads=threads)
 
     def logits(self, ids: Tensor) -> Tensor:
         """ids: (batch, tokens) int64, whole sequences without padding; returns float32 (batch, tokens, vocab)."""
         feed = first_feed(self.session, ids.numpy())
         with subnormals_as_zero():
-            return torch.from_numpy(self.session.run(["logits"], feed)[0])
+            return torch.from_numpy(self.session.run([LOGITS], feed)[0])
 
     def start(self, prompt: Sequence[int]) -> CachedDecoding:
         """Run a prompt."""
@@ -52,9 +52,9 @@ class CachedDecoding(Decoding):
         self._present = [value.name for value in self.session.get_outputs() if value.name.startswith(PRESENT)]
         feed = first_feed(engine.session, prompt)
         self._cache = {name: self._value(array) for name, array in feed.items() if name.startswith(PAST)}
-        self._window = engine.manifest["geometry"]["cache_window"]
+        self._window = engine.manifest.facts.cache_window
         self.tokens, self.cached = prompt.shape[1], 0
-        self._run(prompt, feed["position_ids"])
+        self._run(prompt, feed[POSITION_IDS])
 
     def step(self, token: int) -> None:
         """Append a token."""
@@ -63,19 +63,19 @@ class CachedDecoding(Decoding):
 
     def _run(self, ids: numpy.ndarray, positions: numpy.ndarray) -> None:
         binding = self.session.io_binding()
-        binding.bind_cpu_input("input_ids", ids)
-        binding.bind_cpu_input("position_ids", positions)
+        binding.bind_cpu_input(INPUT_IDS, ids)
+        binding.bind_cpu_input(POSITION_IDS, positions)
         self.cached += ids.shape[1]
-        binding.bind_cpu_input("attention_mask", numpy.ones((1, self.cached), dtype=numpy.int64))
+        binding.bind_cpu_input(ATTENTION_MASK, numpy.ones((1, self.cached), dtype=numpy.int64))
         for name, value in self._cache.items():
             binding.bind_ortvalue_input(name, value)
-        binding.bind_output("logits")
+        binding.bind_output(LOGITS)
         for name in self._present:
             binding.bind_output(name, self._device)
         with subnormals_as_zero():
             self.session.run_with_iobinding(binding)
         logits, *present = binding.get_outputs()
-        names = (PAST + name.removeprefix(PRESENT) for name in self._present)
+        names = map(past_of, self._present)
         kept = tokens_to_keep(self.cached, self._window)
         if kept < self.cached:
             self.cached = kept

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from builders.exports import MODEL
 from builders.onnxruntime.session import SETTINGS
+from smoothquant.artifacts.manifest import ModelFacts
+from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, POSITION_IDS, past, present
 from smoothquant.workspace import read_json, write_json
 
 PROVIDER_OPTIONS: Mapping[str, Mapping] = {  # those that it has a name for
@@ -19,10 +21,10 @@ PROVIDER_OPTIONS: Mapping[str, Mapping] = {  # those that it has a name for
 TYPE = "decoder"  # its name for a decoder of any family
 
 
-def write_genai_config(folder: Path, geometry: Mapping, threads: int, provider: str = "cpu") -> None:
+def write_genai_config(folder: Path, geometry: ModelFacts, threads: int, provider: str = "cpu") -> None:
     """Write genai_config.json beside the folder's config.json and generation_config.json, which name the tokens.
 
-    geometry: that of the export's manifest. provider: of `providers.PROVIDERS`.
+    geometry: of the export's manifest. provider: of `providers.PROVIDERS`.
     """
     config: Mapping = read_json(folder / "config.json")
     tokens = {**config, **read_json(folder / "generation_config.json")}
@@ -31,28 +33,28 @@ def write_genai_config(folder: Path, geometry: Mapping, threads: int, provider: 
     decoder = {
         "filename": MODEL,
         "session_options": {"intra_op_num_threads": threads, **SETTINGS, **PROVIDER_OPTIONS.get(provider, {})},
-        "head_size": geometry["head_dim"],
-        "hidden_size": geometry["hidden_size"],
-        "num_attention_heads": geometry["heads"],
-        "num_hidden_layers": geometry["layers"],
-        "num_key_value_heads": geometry["kv_heads"],
+        "head_size": geometry.head_dim,
+        "hidden_size": geometry.hidden_size,
+        "num_attention_heads": geometry.heads,
+        "num_hidden_layers": geometry.layers,
+        "num_key_value_heads": geometry.kv_heads,
         "inputs": {
-            "input_ids": "input_ids",
-            "attention_mask": "attention_mask",
-            "position_ids": "position_ids",
-            "past_key_names": "past_key_values.%d.key",
-            "past_value_names": "past_key_values.%d.value",
+            "input_ids": INPUT_IDS,
+            "attention_mask": ATTENTION_MASK,
+            "position_ids": POSITION_IDS,
+            "past_key_names": past("%d", "key"),
+            "past_value_names": past("%d", "value"),
         },
         "outputs": {
-            "logits": "logits",
-            "present_key_names": "present.%d.key",
-            "present_value_names": "present.%d.value",
+            "logits": LOGITS,
+            "present_key_names": present("%d", "key"),
+            "present_value_names": present("%d", "value"),
         },
     }
-    length = geometry["max_positions"]
+    length = geometry.max_positions
     model = {
         "type": TYPE,
-        "vocab_size": geometry["vocab_size"],
+        "vocab_size": geometry.vocab_size,
         "context_length": length,
         "bos_token_id": tokens.get("bos_token_id"),
         "eos_token_id": end,

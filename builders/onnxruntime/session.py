@@ -13,15 +13,15 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 
-from builders.engine import export_inputs
 from builders.exports import MODEL
 from builders.lint import OnnxGraph
 from builders.onnxruntime.providers import (
@@ -34,6 +34,9 @@ from builders.onnxruntime.providers import (
     rtx_devices,
     rtx_options,
 )
+from smoothquant.artifacts.manifest import Manifest, Origin
+from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, POSITION_IDS
+from smoothquant.artifacts.record import as_json
 from smoothquant.errors import UserError
 from smoothquant.machine import cpu_flags, physical_cores
 from smoothquant.packages import require
@@ -51,14 +54,12 @@ def settings(flags: set[str]) -> dict[str, str]:
 
 
 SETTINGS = settings(cpu_flags())
-PAST, PRESENT = "past_key_values.", "present."
-FORM = ("activations", "float_linears")  # inputs of an export that the graph shows, and that may name two graphs
 CACHES = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16, "tensor(int8)": numpy.int8}
 
 
-def check_body(folder: Path, inputs: Mapping) -> None:
-    """Raise UserError for a body that ONNX Runtime does not run. inputs: what the export was made from."""
-    if inputs.get("body") == "bf16":
+def check_body(folder: Path, origin: Origin) -> None:
+    """Raise UserError for a body that ONNX Runtime does not run. origin: of the export."""
+    if origin.onnx is not None and origin.onnx.body == "bf16":
         raise UserError(
             f"{folder}: a bfloat16 graph, for which ONNX Runtime lacks operators",
             expected="a body of fp32 or fp16",
@@ -72,7 +73,7 @@ def open_session(
     provider: str = "cpu",
     threads: int | None = None,
     profile: Path | None = None,
-    manifest: Mapping | None = None,
+    manifest: Manifest | None = None,
 ) -> Any:
     """An InferenceSession on `folder/model.onnx`. provider: of `providers.PROVIDERS`. manifest: what a folder that is
     still being made will have; by default its own.
@@ -103,21 +104,22 @@ def open_session(
     return session
 
 
-def _where(provider: Provider, options: Any, folder: Path, manifest: Mapping | None) -> dict:
+def _where(provider: Provider, options: Any, folder: Path, manifest: Manifest | None) -> dict:
     """What tells a session to use a provider. options: of the session; the RTX plugin is told there."""
     if provider.name in ("cpu", "cuda"):
         return {"providers": provider_options(provider.name, {}, half=False, longest=0, cache=folder)}
     path = folder / MODEL
     inputs = OnnxGraph(path).symbols
     manifest = load_manifest(folder) if manifest is None else manifest
-    source = {key: value for key, value in export_inputs(manifest).items() if key not in FORM}
+    origin = manifest.origin
+    source = as_json(replace(origin, schemes=()))  # the graph shows its own; an export may hold two
     content = path.read_bytes() + json.dumps(source, sort_keys=True).encode()  # the weights are not in the graph
     cache = engine_cache(hashlib.sha256(content).hexdigest()[:16])
-    longest = manifest["geometry"]["max_positions"]
+    longest = manifest.facts.max_positions
     if provider.name == "nv-tensorrt-rtx":
         options.add_provider_for_devices(rtx_devices(), rtx_options(inputs, longest=longest, cache=cache))
         return {}
-    half = export_inputs(manifest)["body"] == "fp16"
+    half = origin.onnx is not None and origin.onnx.body == "fp16"
     return {"providers": provider_options(provider.name, inputs, half=half, longest=longest, cache=cache)}
 
 
@@ -141,7 +143,7 @@ def first_feed(session: Any, ids: numpy.ndarray, mask: numpy.ndarray | None = No
     ids: (batch, tokens) int64; mask: the same shape, 0 for padding on the left, 1 elsewhere (the default).
     """
     mask = numpy.ones_like(ids) if mask is None else mask
-    feed = {"input_ids": ids, "attention_mask": mask, "position_ids": numpy.maximum(mask.cumsum(axis=1) - 1, 0)}
+    feed = {INPUT_IDS: ids, ATTENTION_MASK: mask, POSITION_IDS: numpy.maximum(mask.cumsum(axis=1) - 1, 0)}
     for value in session.get_inputs():
         if value.name.startswith(PAST):
             feed[value.name] = numpy.zeros((len(ids), value.shape[1], 0, value.shape[3]), CACHES[value.type])
@@ -149,7 +151,7 @@ def first_feed(session: Any, ids: numpy.ndarray, mask: numpy.ndarray | None = No
 
 
 def operators_run(
-    folder: Path, ids: numpy.ndarray, provider: str = "cpu", manifest: Mapping | None = None
+    folder: Path, ids: numpy.ndarray, provider: str = "cpu", manifest: Manifest | None = None
 ) -> tuple[Counter[str], numpy.ndarray]:
     """Run a graph once on ids (batch, tokens), as `open_session` opens it. Returns how often each operator ran, after
     fusion, and the logits."""
@@ -157,7 +159,7 @@ def operators_run(
         session = open_session(folder, provider=provider, profile=Path(scratch) / "profile", manifest=manifest)
         try:
             with subnormals_as_zero():
-                [logits] = session.run(["logits"], first_feed(session, ids))
+                [logits] = session.run([LOGITS], first_feed(session, ids))
         except Exception as error:  # as above
             raise _refused(folder, error) from error
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

@@ -28,6 +28,8 @@ from builders.tensorrt.layers import products, read_layers
 from builders.tensorrt.limits import Limits, limits_for
 from builders.tensorrt.runtime import LoadedPlan
 from builders.tensorrt.session import Session
+from smoothquant.artifacts.manifest import Manifest
+from smoothquant.artifacts.record import as_json
 from smoothquant.errors import UserError
 from smoothquant.workspace import OURS, Workspace, load_manifest
 
@@ -46,7 +48,7 @@ def build(
     activations: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     warn: Callable[[str], None] = lambda text: None,
-) -> dict:
+) -> Manifest:
     """Make the engine folder `out` from the folder `export`, on the GPU that will run it. Returns its manifest.
 
     limits: what to hold, by the names of `limits_for`; what is not given has a default. timing_cache: a file that
@@ -59,13 +61,13 @@ def build(
     """
     out, found = Path(out), open_export(export, activations)
     made = found.manifest
-    held = limits_for(made["geometry"], **(limits or {}))
-    quantized = _products(found.graph, found.inputs["activations"])
+    held = limits_for(made.facts, **(limits or {}))
+    quantized = _products(found.graph, found.origin.scheme.activations.form)
     version, gpu = machine.require_tensorrt(), machine.find_gpu()
     built = {"version": version, "gpu": gpu.name, "capability": list(gpu.capability)}
     graph = hashlib.sha256(found.graph.read_bytes()).hexdigest()[:16]  # a newer exporter may draw another one
     inputs = {
-        "export": found.inputs,
+        "export": as_json(found.origin),
         "graph": graph,
         "limits": held.as_dict(),
         "options": options.as_dict(),
@@ -76,7 +78,7 @@ def build(
             cache = Path(timing_cache) if timing_cache else None
             if cache:
                 timing.check(cache)
-            work.require(sum(made["files"].values()))
+            work.require(made.nbytes)
             for name in found.files:
                 if not name.startswith(MODEL):  # the plan holds the graph and the weights
                     work.adopt(found.folder / name, name)
@@ -96,11 +98,11 @@ def build(
                 compiled.plan, str(out), gpu, trusted=options.version_compatible, streaming=options.weight_streaming
             )
             kernels = _kernels(plan, work.path(LAYERS), [product.name for product in quantized])
-            _check(found.folder, plan, held, made["geometry"]["vocab_size"])
+            _check(found.folder, plan, held, made.facts.vocab_size)
             ports = [port.as_dict() for port in plan.ports.values()]
-            results = {"contract": made["contract"], "geometry": made["geometry"], "ports": ports}
             warnings = [*compiled.warnings, *filter(None, [compiled.unsaved])]
-            work.commit({**results, "kernels": kernels, "warnings": warnings})
+            results = {"ports": ports, "kernels": kernels, "warnings": warnings}
+            work.commit(results, contract=made.contract, geometry=made.geometry)
     return load_manifest(out)
 
 

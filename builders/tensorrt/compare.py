@@ -15,17 +15,18 @@ that falls on the other side of a quantization boundary, which moves its linear'
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 
-from builders.onnxruntime.session import PAST, PRESENT, first_feed, open_session
+from builders.onnxruntime.session import first_feed, open_session
 from builders.tensorrt.engine import TensorRTEngine
 from builders.tensorrt.limits import DECODE, PREFILL
 from builders.tensorrt.runtime import Binding
+from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, PAST, PRESENT
 from smoothquant.errors import UserError
 from smoothquant.packages import require
 from smoothquant.workspace import load_manifest
@@ -63,7 +64,7 @@ def compare(graph: str | Path, engine: TensorRTEngine, *, tokens: int = 32, seed
     backend = require("polygraphy.backend.onnxrt", package="polygraphy")
     quiet = require("polygraphy.logger", package="polygraphy").G_LOGGER
     session = open_session(graph)
-    ids = torch.randint(0, engine.manifest["geometry"]["vocab_size"], (1, tokens + 1), generator=_seeded(seed)).numpy()
+    ids = torch.randint(0, engine.manifest.facts.vocab_size, (1, tokens + 1), generator=_seeded(seed)).numpy()
     feeds = list(_feeds(session, ids))
     runners = [backend.OnnxrtRunner(session, name="ONNX Runtime"), _runner(base, engine)]
     with quiet.verbosity(quiet.CRITICAL):
@@ -81,7 +82,7 @@ def compare(graph: str | Path, engine: TensorRTEngine, *, tokens: int = 32, seed
 def run_once(engine: TensorRTEngine, feed: Mapping[str, numpy.ndarray]) -> Feed:
     """One run of an engine on all of its inputs. Returns all of its outputs."""
     gpu, plan = engine.session.gpu, engine.session.plan
-    (batch, tokens), total = feed["input_ids"].shape, feed["attention_mask"].shape[1]
+    (batch, tokens), total = feed[INPUT_IDS].shape, feed[ATTENTION_MASK].shape[1]
     bindings = {}
     with gpu.use():
         for name, port in plan.ports.items():
@@ -100,12 +101,11 @@ def run_once(engine: TensorRTEngine, feed: Mapping[str, numpy.ndarray]) -> Feed:
 
 
 def _check_same(graph: Path, engine: TensorRTEngine) -> None:
-    found, built = (manifest["inputs"] for manifest in (load_manifest(graph), engine.manifest))
-    found, wanted = found.get("export", found), built["export"]
-    if found.get("activations") == "both":  # the one in model.onnx
-        found = {name: value for name, value in found.items() if name != "float_linears"} | {"activations": "per-token"}
+    origin, wanted = load_manifest(graph).origin, engine.manifest.origin
+    found = origin.only(origin.scheme)  # the one in model.onnx
     if found != wanted:
-        different = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        named = (field.name for field in fields(wanted))
+        different = sorted(name for name in named if getattr(found, name) != getattr(wanted, name))
         raise UserError(
             f"{graph}: not what {engine.folder} was built from: it differs in {', '.join(different)}",
             expected="its export, or an ONNX Runtime engine of it",

@@ -31,9 +31,9 @@ class TensorRTEngine(GeneratingEngine):
         self.manifest = load_manifest(folder)
         version, gpu = machine.require_tensorrt(), machine.find_gpu()
         machine.check_plan_fits(self.folder, self.manifest, gpu, version)
-        options, name = self.manifest["inputs"]["options"], str(self.folder / PLAN)
-        self.limits = Limits(**self.manifest["inputs"]["limits"])
-        if not self.manifest["files"][PLAN]:
+        options, name = self.manifest.inputs["options"], str(self.folder / PLAN)
+        self.limits = Limits(**self.manifest.inputs["limits"])
+        if not self.manifest.files[PLAN]:
             raise UserError(f"{name}: empty", expected="TensorRT's plan", do="copy it again, or build the engine again")
         with open(name, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             plan = LoadedPlan(

@@ -15,16 +15,17 @@ A profile names three shapes, and TensorRT checks the graph at each: total is pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+from smoothquant.artifacts.manifest import ModelFacts
+from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, PAST, POSITION_IDS
 from smoothquant.errors import UserError
 
 Range = tuple[int, int, int]  # least, usual, most
 Shape = tuple[int, ...]
 PREFILL, DECODE = 0, 1  # indices of the profiles
 DEFAULT_LENGTH, DEFAULT_CHUNK = 2048, 512
-PAST = "past_key_values."
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class Profile:
         """
         if name.startswith(PAST) and len(dims) == 4:
             columns: Range | None = self.past
-        elif name == "attention_mask":
+        elif name == ATTENTION_MASK:
             columns = self.total
         else:
-            columns = self.sequence if name in ("input_ids", "position_ids") else None
+            columns = self.sequence if name in (INPUT_IDS, POSITION_IDS) else None
         if columns is None:
             return None
         least, usual, most = (
@@ -103,7 +104,7 @@ class Limits:
 
 
 def limits_for(
-    geometry: Mapping,
+    geometry: ModelFacts,
     *,
     batch: int | None = None,
     length: int | None = None,
@@ -111,11 +112,11 @@ def limits_for(
     usual_prompt: int | None = None,
     usual_context: int | None = None,
 ) -> Limits:
-    """Limits for a model, defaults filled in. geometry: that of the export's manifest.
+    """Limits for a model, defaults filled in. geometry: of the export's manifest.
 
     Raises UserError where they contradict the model's, or one another.
     """
-    longest, window = geometry["max_positions"], geometry["cache_window"]
+    longest, window = geometry.max_positions, geometry.cache_window
     batch = 1 if batch is None else batch
     length = min(longest, DEFAULT_LENGTH) if length is None else length
     if not 2 <= length <= longest:

@@ -7,12 +7,12 @@ GPU from Ampere (8.0) on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 
+from smoothquant.artifacts.manifest import Manifest
 from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.packages import require
 
@@ -77,9 +77,9 @@ def find_gpu() -> Gpu:
     return Gpu()
 
 
-def check_plan_fits(folder: Path, manifest: Mapping, gpu: Gpu, version: str) -> None:
+def check_plan_fits(folder: Path, manifest: Manifest, gpu: Gpu, version: str) -> None:
     """Raise UserError if a plan was built for another GPU or TensorRT than these. manifest: the engine folder's."""
-    built, options = manifest["inputs"]["tensorrt"], manifest["inputs"]["options"]
+    built, options = manifest.inputs["tensorrt"], manifest.inputs["options"]
     there, here = tuple(built["capability"]), gpu.capability
     portable = options["hardware_compatible"] and here >= AMPERE
     if here != there and not portable:

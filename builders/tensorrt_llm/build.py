@@ -30,6 +30,8 @@ from builders.tensorrt_llm.environment import Environment, find_environment
 from builders.tensorrt_llm.findings import CONFIG, errors
 from builders.tensorrt_llm.process import run_logged
 from builders.tensorrt_llm.releases import is_listed
+from smoothquant.artifacts.manifest import Manifest
+from smoothquant.artifacts.record import as_json
 from smoothquant.checkpoint import SIDECARS
 from smoothquant.errors import CheckpointError, UserError
 from smoothquant.workspace import OURS, Workspace, is_output, load_manifest, remove
@@ -81,7 +83,7 @@ def build(
     progress: Progress = lambda done, total: None,
     line: Callable[[str], None] = lambda words: None,
     note: Callable[[str], None] = lambda words: None,
-) -> dict[str, Any]:
+) -> Manifest:
     """Build an engine folder. Returns its manifest. progress: (ranks built, ranks); line: gets the tool's log; note:
     what to know of this machine.
 
@@ -89,7 +91,7 @@ def build(
     """
     instead = container_command(what.checkpoint, what.out, what.asked)
     environment, origin = find_environment(instead), _origin(what.checkpoint)
-    for doubt in _doubts(environment, origin.get("trtllm_version")):
+    for doubt in _doubts(environment, (origin.get("trtllm") or {}).get("trtllm_version")):
         note(doubt)
     inputs = {
         "export": origin,
@@ -154,7 +156,7 @@ def _engines(ranks: int) -> list[str]:
 def _origin(checkpoint: Path) -> dict[str, Any]:
     """What the checkpoint was made from; of another tool's, what its files look like."""
     if is_output(checkpoint):
-        return load_manifest(checkpoint)["inputs"]
+        return as_json(load_manifest(checkpoint).origin)
     digest = hashlib.sha256((checkpoint / CONFIG).read_bytes())
     for path in sorted(checkpoint.glob("rank*.safetensors")):
         digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())

@@ -20,13 +20,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
-from builders.engine import export_inputs
 from builders.exports import open_export
 from builders.lint import OnnxGraph
 from builders.onnxruntime.providers import LONGEST_PROFILE, profile_shapes
+from smoothquant.artifacts.manifest import Manifest, Origin
 from smoothquant.errors import UserError
 
 TENSORRT, RTX = "tensorrt", "nv-tensorrt-rtx"  # as in --provider
@@ -36,7 +35,7 @@ def check_provider(export: str | Path, activations: str | None, provider: str) -
     """Raise UserError if Triton could not serve an export with this provider. activations: as in `open_export`."""
     found = open_export(export, activations)
     if provider in (TENSORRT, RTX):
-        precision_mode(found.folder, OnnxGraph(found.graph), found.inputs["body"], provider)
+        precision_mode(found.folder, OnnxGraph(found.graph), _body(found.origin), provider)
 
 
 def precision_mode(folder: Path, graph: OnnxGraph, body: str, provider: str) -> str | None:
@@ -58,14 +57,14 @@ def precision_mode(folder: Path, graph: OnnxGraph, body: str, provider: str) -> 
     return "INT8" if quantized else body.upper()
 
 
-def parameters(engine: Path, name: str, graph: OnnxGraph, manifest: Mapping) -> dict[str, str]:
+def parameters(engine: Path, name: str, graph: OnnxGraph, manifest: Manifest) -> dict[str, str]:
     """The accelerator's parameters, none without TensorRT. name: of the model; manifest: the engine's."""
-    provider = manifest["inputs"].get("provider", "cpu")
-    precision = precision_mode(engine, graph, export_inputs(manifest)["body"], provider)
+    provider = manifest.inputs.get("provider", "cpu")
+    precision = precision_mode(engine, graph, _body(manifest.origin), provider)
     if precision is None:
         return {}
-    least, usual, most = profile_shapes(graph.symbols, min(manifest["geometry"]["max_positions"], LONGEST_PROFILE))
-    made_from = hashlib.sha256(json.dumps(manifest["inputs"], sort_keys=True).encode()).hexdigest()[:16]
+    least, usual, most = profile_shapes(graph.symbols, min(manifest.facts.max_positions, LONGEST_PROFILE))
+    made_from = hashlib.sha256(json.dumps(manifest.inputs, sort_keys=True).encode()).hexdigest()[:16]
     return {
         "precision_mode": precision,
         "trt_engine_cache_enable": "1",
@@ -74,3 +73,8 @@ def parameters(engine: Path, name: str, graph: OnnxGraph, manifest: Mapping) -> 
         "trt_profile_opt_shapes": usual,
         "trt_profile_max_shapes": most,
     }
+
+
+def _body(origin: Origin) -> str:
+    assert origin.onnx is not None  # of an ONNX export
+    return origin.onnx.body

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from builders.generation import Decoding, GeneratingEngine
 from builders.triton.repository import SERVINGS, model_name
+from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, POSITION_IDS
 from smoothquant.errors import UserError
 from smoothquant.packages import require
 from smoothquant.workspace import load_manifest
@@ -33,11 +34,11 @@ class TritonEngine(GeneratingEngine):
     def __init__(self, folder: str | Path, url: str, client: Any = None) -> None:
         self.folder, self.url, self.name = Path(folder), url, model_name(folder)
         self.manifest = load_manifest(folder)
-        if self.manifest["step"] not in SERVINGS:
-            raise UserError(f"{folder}: made by {self.manifest['step']!r}", expected=f"{' or '.join(SERVINGS)}")
-        limits = self.manifest["inputs"].get("limits", {})
+        if self.manifest.step not in SERVINGS:
+            raise UserError(f"{folder}: made by {self.manifest.step!r}", expected=f"{' or '.join(SERVINGS)}")
+        limits = self.manifest.inputs.get("limits", {})
         self.chunk = limits.get("chunk", CHUNK)
-        self._most = limits.get("length", self.manifest["geometry"]["max_positions"] + 2)
+        self._most = limits.get("length", self.manifest.facts.max_positions + 2)
         if limits.get("window"):
             self._most = min(self._most, 2 * limits["window"] + 1)  # the server cuts no cache
         self.grpc = require("tritonclient.grpc", "a Triton server is reached by tritonclient", "tritonclient[grpc]")
@@ -111,9 +112,9 @@ class Served(Decoding):
         mask[0, 0] = 0  # the position that the cache begins with
         places = numpy.zeros(len(ids)) if end else numpy.arange(before, self._tokens)
         arrays = {
-            "input_ids": numpy.array([ids], dtype=numpy.int64),
-            "attention_mask": mask,
-            "position_ids": places.astype(numpy.int64)[None],
+            INPUT_IDS: numpy.array([ids], dtype=numpy.int64),
+            ATTENTION_MASK: mask,
+            POSITION_IDS: places.astype(numpy.int64)[None],
         }
         inputs = []
         for name, array in arrays.items():
@@ -123,11 +124,11 @@ class Served(Decoding):
             found = self._engine.client.infer(
                 self._engine.name,
                 inputs,
-                outputs=[grpc.InferRequestedOutput("logits")],
+                outputs=[grpc.InferRequestedOutput(LOGITS)],
                 sequence_id=self._id,
                 sequence_start=before == 0,
                 sequence_end=end,
             )
         except grpc.InferenceServerException as error:
             raise UserError(f"{self._engine.url}: the server failed ({error.message()})", do="see its log") from error
-        return torch.from_numpy(found.as_numpy("logits")[0].astype(numpy.float32))
+        return torch.from_numpy(found.as_numpy(LOGITS)[0].astype(numpy.float32))

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-PAST, PRESENT = "past_key_values.", "present."
+from smoothquant.artifacts.ports import PAST, PRESENT
+
 IDLE_MICROSECONDS = 600_000_000  # a sequence that sends nothing for so long is forgotten
 DTYPES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16", "int8": "INT8", "int64": "INT64"}
 

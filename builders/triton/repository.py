@@ -17,6 +17,7 @@ from builders.exports import MODEL
 from builders.lint import OnnxGraph
 from builders.triton import accelerator
 from builders.triton.config import Serving, Tensor, config
+from smoothquant.artifacts.manifest import Manifest
 from smoothquant.errors import OutputError, UserError
 from smoothquant.workspace import MANIFEST, Workspace, check_place, is_output, load_manifest
 
@@ -56,14 +57,14 @@ def write_model(engine: str | Path, repository: str | Path, *, overwrite: bool =
     """
     engine, out = Path(engine), Path(repository) / model_name(engine)
     manifest = load_manifest(engine)
-    if manifest["step"] not in SERVINGS:
+    if manifest.step not in SERVINGS:
         raise UserError(
-            f"{engine}: made by {manifest['step']!r}, which Triton's backends do not run",
+            f"{engine}: made by {manifest.step!r}, which Triton's backends do not run",
             expected=f"made by {' or '.join(SERVINGS)}",
         )
-    describe, names = SERVINGS[manifest["step"]]
+    describe, names = SERVINGS[manifest.step]
     text = config(describe(engine, manifest))
-    with Workspace(out, STEP, {"engine": manifest["inputs"], "config": text}, overwrite=overwrite) as work:
+    with Workspace(out, STEP, {"engine": manifest.inputs, "config": text}, overwrite=overwrite) as work:
         if not work.finished:
             for name in names:
                 work.adopt(engine / name, f"{VERSION}/{name}")
@@ -72,12 +73,12 @@ def write_model(engine: str | Path, repository: str | Path, *, overwrite: bool =
     return out
 
 
-def _tensorrt(engine: Path, manifest: Mapping) -> Serving:
-    options = manifest["inputs"]["options"]
-    ports = [Tensor(port["name"], port["dtype"], tuple(port["shape"])) for port in manifest["ports"]]
-    inputs = [tensor for tensor, port in zip(ports, manifest["ports"], strict=True) if port["input"]]
+def _tensorrt(engine: Path, manifest: Manifest) -> Serving:
+    options = manifest.inputs["options"]
+    ports = [Tensor(port["name"], port["dtype"], tuple(port["shape"])) for port in manifest.results["ports"]]
+    inputs = [tensor for tensor, port in zip(ports, manifest.results["ports"], strict=True) if port["input"]]
     outputs = [tensor for tensor in ports if tensor not in inputs]
-    built, limits = manifest["inputs"]["tensorrt"], manifest["inputs"]["limits"]
+    built, limits = manifest.inputs["tensorrt"], manifest.inputs["limits"]
     notes = [
         *PROTOCOL,
         f"Built by TensorRT {built['version']} on {built['gpu']}: needs the Triton release with this TensorRT.",
@@ -90,7 +91,7 @@ def _tensorrt(engine: Path, manifest: Mapping) -> Serving:
     return Serving("tensorrt", inputs, outputs, gpu=True, profiles=2, notes=notes)
 
 
-def _onnxruntime(engine: Path, manifest: Mapping) -> Serving:
+def _onnxruntime(engine: Path, manifest: Manifest) -> Serving:
     graph = OnnxGraph(engine)
 
     def tensors(values: object) -> list[Tensor]:
@@ -102,7 +103,7 @@ def _onnxruntime(engine: Path, manifest: Mapping) -> Serving:
         return found
 
     inputs, outputs = tensors(graph.proto.graph.input), tensors(graph.proto.graph.output)
-    provider = manifest["inputs"].get("provider", "cpu")
+    provider = manifest.inputs.get("provider", "cpu")
     told = accelerator.parameters(engine, model_name(engine), graph, manifest)
     notes = [*PROTOCOL]
     if told:
@@ -110,7 +111,7 @@ def _onnxruntime(engine: Path, manifest: Mapping) -> Serving:
             f"TensorRT compiles it at its first request, and keeps that in {told['trt_engine_cache_path']}: a folder "
             "mounted there outlives the container."
         )
-    parameters = {"intra_op_thread_count": str(manifest["inputs"]["threads"])} if provider == "cpu" else {}
+    parameters = {"intra_op_thread_count": str(manifest.inputs["threads"])} if provider == "cpu" else {}
     return Serving(
         "onnxruntime",
         inputs,
@@ -128,7 +129,7 @@ def _state_bytes(inputs: list[Tensor], length: int) -> int:
     return sum(2 * BYTES[dtype] * shape[1] * shape[3] * length for _, dtype, shape in states)
 
 
-SERVINGS: Mapping[str, tuple[Callable[[Path, Mapping], Serving], tuple[str, ...]]] = {
+SERVINGS: Mapping[str, tuple[Callable[[Path, Manifest], Serving], tuple[str, ...]]] = {
     "build tensorrt": (_tensorrt, ("model.plan",)),
     "build onnxruntime": (_onnxruntime, (MODEL, f"{MODEL}.data")),
 }

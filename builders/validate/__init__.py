@@ -6,14 +6,14 @@ are its parts.
 
 from builders.validate.reference import Reference
 from builders.validate.run import validate, validate_engines
-from builders.validate.scheme import Scheme, read_scheme
+from builders.validate.scheme import EngineScheme, read_scheme
 from builders.validate.thresholds import Check, Thresholds
 from builders.validate.validation import Validation
 
 __all__ = [
     "Check",
+    "EngineScheme",
     "Reference",
-    "Scheme",
     "Thresholds",
     "Validation",
     "read_scheme",

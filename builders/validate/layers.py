@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from builders.validate.scheme import Scheme
+from builders.validate.scheme import EngineScheme
 from smoothquant import decoder
 from smoothquant.attention import Patterns, capped
 from smoothquant.layers import FloatLayer, W8A8Layer
@@ -46,7 +46,7 @@ class W8A8Stream:
     listener) and `advance`, then `leave`. hidden: dtype -> hidden states (batch, tokens, hidden) of every batch.
     """
 
-    def __init__(self, model: Model, scheme: Scheme, embedded: Sequence[Tensor], exact: bool) -> None:
+    def __init__(self, model: Model, scheme: EngineScheme, embedded: Sequence[Tensor], exact: bool) -> None:
         self.model, self.scheme = model, scheme
         dtypes = (torch.float32, torch.float64) if exact else (torch.float32,)
         self.hidden = {dtype: [batch.to(dtype) for batch in embedded] for dtype in dtypes}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from builders.validate.reference import Reference
-from builders.validate.scheme import Scheme
+from builders.validate.scheme import EngineScheme
 
 BARS = 256  # a channel plot shows at most so many values, each the maximum of its neighbours
 
@@ -41,7 +41,7 @@ class Channels:
     after: tuple[float, ...]
 
 
-def activation_ranges(reference: Reference, scheme: Scheme) -> tuple[tuple[Range, ...], Channels]:
+def activation_ranges(reference: Reference, scheme: EngineScheme) -> tuple[tuple[Range, ...], Channels]:
     """Ranges of every input of every layer, and the channels of the input whose outliers stood out furthest."""
     ranges, worst, channels = [], -1.0, None
     for layer in range(reference.model.geometry.layers):

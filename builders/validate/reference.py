@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from builders.validate.layers import W8A8Stream
-from builders.validate.scheme import Scheme
+from builders.validate.scheme import EngineScheme
 from smoothquant import decoder
 from smoothquant.attention import patterns
 from smoothquant.errors import UserError
@@ -60,7 +60,7 @@ class Reference:
         self,
         model: Model,
         text: Text,
-        schemes: Sequence[Scheme] = (),
+        schemes: Sequence[EngineScheme] = (),
         *,
         exact: bool = False,
         progress: Progress = lambda done, total: None,
@@ -88,13 +88,13 @@ class Reference:
         return decoder.logits(self.model, self._hidden[batch][row : row + 1])[0]
 
     @torch.no_grad()
-    def w8a8_logits(self, scheme: Scheme, sequence: int, dtype: torch.dtype) -> Tensor:
+    def w8a8_logits(self, scheme: EngineScheme, sequence: int, dtype: torch.dtype) -> Tensor:
         """Logits (tokens, vocab) of the W8A8 form by PyTorch. dtype: float32, or float64 of an exact reference."""
         batch, row = self._place[sequence]
         return self.streams[scheme.key].logits(batch, row, dtype)
 
     @torch.no_grad()
-    def _run(self, schemes: Sequence[Scheme], exact: bool, progress: Progress) -> None:
+    def _run(self, schemes: Sequence[EngineScheme], exact: bool, progress: Progress) -> None:
         model, geometry = self.model, self.model.geometry
         batches = _batches(self.text.sequences)
         self._place = [(batch, row) for batch, ids in enumerate(batches) for row in range(len(ids))]

@@ -15,20 +15,22 @@ from pathlib import Path
 
 import torch
 
-from builders.engine import FOREIGN, SHAPE, Engine, engine_manifest, export_inputs, open_engine
+from builders.engine import FOREIGN, SHAPE, Engine, engine_manifest, open_engine
 from builders.generation import GeneratingEngine
 from builders.validate.metrics import Comparison, check_logits
 from builders.validate.ranges import activation_ranges
 from builders.validate.reference import Progress, Reference, Text, check_text
-from builders.validate.scheme import Scheme, read_scheme
+from builders.validate.scheme import EngineScheme, read_scheme
 from builders.validate.thresholds import Thresholds
 from builders.validate.validation import Exactness, Validation
+from smoothquant.artifacts.manifest import Manifest
 from smoothquant.errors import UserError
 from smoothquant.model import Model
+from smoothquant.scheme import scheme_of
 from smoothquant.workspace import versions
 
 # of an engine that does not say how it was smoothed: none of its layers can be rebuilt
-UNKNOWN = Scheme("", "float", "float", smoothing_scale={}, input_absmax={})
+UNKNOWN = EngineScheme("", scheme_of("float"))
 
 
 def validate_engines(
@@ -56,7 +58,7 @@ def validate_engines(
     for label, folder in folders.items():
         manifest = engine_manifest(folder)
         check_model(manifest, model, str(folder))
-        schemes[label] = UNKNOWN if manifest["step"] == FOREIGN else read_scheme(folder)
+        schemes[label] = UNKNOWN if manifest.step == FOREIGN else read_scheme(folder)
         if schemes[label] is UNKNOWN and thresholds.get(label, Thresholds()).exactness_ratio is not None:
             raise UserError(
                 f"{folder}: no exactness_ratio can be measured, because its smoothing is not recorded",
@@ -97,7 +99,7 @@ def _try(folder: str | Path, text: Text) -> None:
 def validate(
     engine: Engine,
     reference: Reference,
-    scheme: Scheme,
+    scheme: EngineScheme,
     thresholds: Thresholds = Thresholds(),  # noqa: B008 (frozen)
     *,
     label: str = "engine",
@@ -147,34 +149,34 @@ def validate(
     )
 
 
-def check_model(manifest: Mapping, model: Model, name: str) -> None:
+def check_model(manifest: Manifest, model: Model, name: str) -> None:
     """Raise UserError unless an engine was made from the reference's checkpoint; one by another tool, unless it has its
     shape. name: what errors call it."""
-    inputs, geometry = export_inputs(manifest), model.geometry
-    if manifest["step"] == FOREIGN:
+    geometry = model.geometry
+    if manifest.step == FOREIGN:
         expected = (geometry.vocab_size, geometry.hidden_size, geometry.layers)
         for key, number in zip(SHAPE, expected, strict=True):
-            if inputs[key] != number:
+            if manifest.inputs[key] != number:
                 raise UserError(
-                    f"{name}: this checkpoint has {key} {inputs[key]}",
+                    f"{name}: this checkpoint has {key} {manifest.inputs[key]}",
                     expected=f"{number}, the reference's",
                     do="give the model that it was converted from",
                 )
-    elif inputs.get("model") != model.checkpoint.fingerprint:
+    elif manifest.origin.model != model.checkpoint.fingerprint:
         raise UserError(
-            f"{name}: this engine was made from model {inputs.get('model')}",
+            f"{name}: this engine was made from model {manifest.origin.model}",
             expected=f"{model.checkpoint.fingerprint}, the reference",
             do="give the checkpoint that the engine was made from",
         )
 
 
-def _subject(manifest: Mapping, reference: Reference) -> dict:
-    inputs, text = export_inputs(manifest), reference.text
+def _subject(manifest: Manifest, reference: Reference) -> dict:
+    text, foreign = reference.text, manifest.step == FOREIGN
     return {
-        "engine": manifest["step"],
-        "bytes": sum(manifest.get("files", {}).values()),
-        "inputs": dict(inputs),
-        "engine_versions": manifest.get("versions", {}),
+        "engine": manifest.step,
+        "bytes": manifest.nbytes,
+        "inputs": dict(manifest.inputs) if foreign else manifest.origin.words(),
+        "engine_versions": dict(manifest.versions),
         "checkpoint": reference.model.checkpoint.folder.resolve().name,
         "model": reference.fingerprint,
         "stored": reference.name,

@@ -1,9 +1,7 @@
 """How an engine was smoothed and quantized, by what its folder says: enough to compute it again, layer by layer.
 
-    smoothquant/manifest.json          what it was made from: model, smoothing settings, form of activations and weights
-    smoothquant/smoothing.safetensors  <linear>.smoothing_scale float32 (in,), where the input is smoothed
-                                       <linear>.input_absmax    float32 (in,), calibrated maxima of the smoothed input
-                                       <layer>.key.cache_scale, <layer>.value.cache_scale  float32, of an INT8 cache
+    smoothquant/manifest.json          what it was made from: model, smoothing settings, quantization scheme
+    smoothquant/smoothing.safetensors  the scales that were folded, and the ranges that static scales come from
 
 The layers are rebuilt from the recorded scales, not from the equation that once gave them: int8 weights and static
 input scales come out bit for bit as the engine holds them. (A norm's folded gain is gain / s once more. In 16 bits
@@ -13,50 +11,70 @@ that is the engine's own; in float32 it may be one rounding off, like any other 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
-from builders.engine import export_inputs
 from smoothquant import smoothing
+from smoothquant.artifacts.ports import CACHED
+from smoothquant.artifacts.record import as_json
+from smoothquant.artifacts.smoothing_file import SmoothingFile, read_smoothing
 from smoothquant.errors import UserError
 from smoothquant.layers import FloatLayer
 from smoothquant.model import Model
-from smoothquant.quantization import GRANULARITIES
-from smoothquant.settings import ABSMAX, CACHE_SCALE, CACHED, KV_CACHES, SCALE, SMOOTHING, SmoothingSettings
+from smoothquant.scheme import FLOAT, Scheme
+from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import SmoothedLayer
 from smoothquant.workspace import load_manifest
 
-ACTIVATIONS = ("per-token", "per-tensor", "float")
-LM_HEADS = ("float", "int8")
-
 
 @dataclass(frozen=True)
-class Scheme:
+class EngineScheme:
     """Smoothing and quantization of one engine.
 
     key: identity; two engines with the same key quantize alike, and share one pass over the layers.
-    activations: "per-token", "per-tensor", or "float": nothing is quantized. lm_head: "float" or "int8" (per token).
-    settings: says which of the recorded scales were folded into what. weights: "per-channel" or "per-tensor".
-    smoothing_scale, input_absmax: by linear, float32 (in,). float_linears: module names of those left in float.
-    cache_scale: by layer and part, of an 8-bit KV cache; empty for a float one. ranks: of tensor parallelism.
+    scheme: what is INT8. smoothing: the recorded scales. settings: say which of them were folded into what.
+    ranks: of tensor parallelism.
     """
 
     key: str
-    activations: str
-    lm_head: str
-    smoothing_scale: Mapping[str, Tensor] = field(repr=False)
-    input_absmax: Mapping[str, Tensor] = field(repr=False)
+    scheme: Scheme
+    smoothing: SmoothingFile = field(default_factory=SmoothingFile)
     settings: SmoothingSettings = field(default_factory=SmoothingSettings)
-    weights: str = "per-channel"
-    float_linears: frozenset[str] = frozenset()
-    cache_scale: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     ranks: int = 1
+
+    @property
+    def activations(self) -> str:
+        """ "per-token", "per-tensor", or "float": nothing is quantized."""
+        return self.scheme.activations.form
+
+    @property
+    def weights(self) -> str:
+        """ "per-channel" or "per-tensor"."""
+        return self.scheme.weights.form
+
+    @property
+    def lm_head(self) -> str:
+        """ "float" or "int8"."""
+        return self.scheme.head.dtype
+
+    @property
+    def float_linears(self) -> tuple[str, ...]:
+        """Module names of linears left in float."""
+        return self.scheme.float_linears
+
+    @property
+    def smoothing_scale(self) -> Mapping[str, Tensor]:
+        """By linear, float32 (in,)."""
+        return self.smoothing.smoothing_scale
+
+    @property
+    def input_absmax(self) -> Mapping[str, Tensor]:
+        """By linear, float32 (in,)."""
+        return self.smoothing.input_absmax
 
     def column(self, model: Model, index: int, role: str) -> Tensor | None:
         """smoothing_scale (in,) of a linear, None where its input is as it was."""
@@ -64,9 +82,9 @@ class Scheme:
 
     def cache_scales(self, model: Model, index: int) -> tuple[Tensor, Tensor] | None:
         """Of the keys and values of a layer, None for a float cache."""
-        if not self.cache_scale:
+        if self.scheme.kv_cache == FLOAT:
             return None
-        key, value = (self.cache_scale[model.family.module(index, part)] for part in CACHED)
+        key, value = (self.smoothing.cache_scale[model.family.module(index, part)] for part in CACHED)
         return key, value
 
     def layer(self, model: Model, index: int, source: FloatLayer) -> SmoothedLayer:
@@ -95,43 +113,17 @@ class Scheme:
         return layer
 
 
-def read_scheme(folder: str | Path) -> Scheme:
+def read_scheme(folder: str | Path) -> EngineScheme:
     """The scheme of a finished export or engine folder. Raises UserError if it does not explain itself."""
     folder = Path(folder)
-    inputs = export_inputs(load_manifest(folder))
-    activations, lm_head = inputs.get("activations", "float"), inputs.get("lm_head", "float")
-    if activations == "both":
+    origin = load_manifest(folder).origin
+    if len(origin.schemes) > 1:
         raise UserError(
             f"{folder}: two graphs, per token and per tensor",
             expected="one of them",
             do=f"smoothquant build onnxruntime {folder} --act per-token (or per-tensor) --out ENGINE; validate that",
         )
-    weights, kv_cache = inputs.get("weights", GRANULARITIES[0]), inputs.get("kv_cache", KV_CACHES[0])
-    for name, found, known in (
-        ("activations", activations, ACTIVATIONS),
-        ("lm_head", lm_head, LM_HEADS),
-        ("weights", weights, GRANULARITIES),
-        ("KV cache", kv_cache, KV_CACHES),
-    ):
-        if found not in known:
-            raise UserError(f"{folder}: {name} {found!r}", expected=f"one of {', '.join(known)}", do="export it again")
-    try:
-        content = (folder / SMOOTHING).read_bytes()
-        tensors = load(content)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{folder / SMOOTHING}: cannot be read ({error})",
-            expected="the smoothing scales that every export records",
-            do="make it again with smoothquant export",
-        ) from error
-    settings, kept = SmoothingSettings(**inputs.get("smoothing", {})), inputs.get("float_linears", [])
-    ranks = inputs.get("tp", 1)
-    facts = f"{activations} {lm_head} {weights} {settings.groups} {kept} {kv_cache} {ranks}\n"
-    key = hashlib.sha256(facts.encode() + content).hexdigest()[:16]
-    scales, ranges = _ending(tensors, SCALE), _ending(tensors, ABSMAX)
-    cache = _ending(tensors, CACHE_SCALE) if kv_cache == "int8" else {}
-    return Scheme(key, activations, lm_head, scales, ranges, settings, weights, frozenset(kept), cache, ranks)
-
-
-def _ending(tensors: Mapping[str, Tensor], end: str) -> dict[str, Tensor]:
-    return {name.removesuffix(end): value.to(torch.float32) for name, value in tensors.items() if name.endswith(end)}
+    recorded, ranks = read_smoothing(folder), origin.trtllm.tp if origin.trtllm else 1
+    facts = [as_json(origin.scheme), as_json(origin.smoothing), ranks, recorded.digest]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return EngineScheme(key, origin.scheme, recorded, origin.smoothing, ranks)

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from exporters.export import Source, check_folded
-from exporters.huggingface.shards import MAX_SHARD, SafetensorsShards
-from exporters.safetensors_files import Planned
 from exporters.sidecars import copy_tokenizer
+from smoothquant.artifacts.manifest import HuggingFaceOptions
+from smoothquant.artifacts.safetensors_files import Planned
+from smoothquant.artifacts.shards import MAX_SHARD, SafetensorsShards
 from smoothquant.errors import ContractError
 from smoothquant.model import Model
 from smoothquant.norms import Norm
+from smoothquant.scheme import scheme_of
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace, write_json
 
@@ -34,7 +36,8 @@ class SmoothedWriter:
 
     def __init__(self, out: str | Path, dtype: torch.dtype | None = None, max_shard: int = MAX_SHARD) -> None:
         self.out, self.dtype, self.max_shard = Path(out), dtype, max_shard
-        self.settings: Mapping = {"dtype": str(dtype).removeprefix("torch.") if dtype else "as stored"}
+        self.schemes = (scheme_of("float"),)
+        self.options = {"hf": HuggingFaceOptions(str(dtype).removeprefix("torch.") if dtype else "as stored")}
 
     def check(self, source: Source) -> None:
         check_folded(source, self.out)

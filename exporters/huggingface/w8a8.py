@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from exporters.export import Source, check_folded, check_static
-from exporters.huggingface.shards import MAX_SHARD, SafetensorsShards
 from exporters.huggingface.smoothed import norm_tensors, unsmoothed
-from exporters.safetensors_files import Planned
 from exporters.sidecars import copy_tokenizer
+from smoothquant.artifacts.safetensors_files import Planned
+from smoothquant.artifacts.shards import MAX_SHARD, SafetensorsShards
 from smoothquant.model import Model
+from smoothquant.scheme import scheme_of
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace, write_json
 
@@ -47,7 +48,8 @@ class W8A8Writer:
         kept: Sequence[str] = (),
     ) -> None:
         self.out, self.activations, self.max_shard, self.kept = Path(out), activations, max_shard, tuple(kept)
-        self.settings: Mapping = {"activations": activations} | ({"float_linears": list(kept)} if kept else {})
+        self.schemes = (scheme_of(activations, float_linears=tuple(kept)),)
+        self.options: Mapping = {}
 
     def check(self, source: Source) -> None:
         check_folded(source, self.out)

@@ -16,8 +16,10 @@ from __future__ import annotations
 import torch
 
 from exporters.onnx.graph import Graph
+from smoothquant.artifacts import ports
+from smoothquant.artifacts.ports import CACHED
+from smoothquant.artifacts.smoothing_file import CACHE_SCALE
 from smoothquant.family import Geometry
-from smoothquant.settings import CACHE_SCALE, CACHED
 
 
 class Cache:
@@ -30,7 +32,7 @@ class Cache:
         self._present: list[tuple[str, str]] = []
         for layer in range(len(names)):
             for part in CACHED:
-                graph.input(f"past_key_values.{layer}.{part}", self.dtype, self._shape("past"))
+                graph.input(ports.past(layer, part), self.dtype, self._shape("past"))
 
     def extended(self, layer: int, part: str, new: str, flipped: bool = False) -> str:
         """All keys or values of a layer up to now, in the body's dtype. part: of `CACHED`; new: those of the tokens
@@ -40,8 +42,8 @@ class Cache:
             scale = graph.weight(f"{self.names[layer]}.{part}{CACHE_SCALE}", (), torch.float32)
             steps = [scale, graph.constant(0, torch.int8)]
             new = graph.op("QuantizeLinear", graph.wide(new), *steps)
-        held = graph.op("Concat", f"past_key_values.{layer}.{part}", new, axis=2)
-        self._present.append((held, f"present.{layer}.{part}"))
+        held = graph.op("Concat", ports.past(layer, part), new, axis=2)
+        self._present.append((held, ports.present(layer, part)))
         seen = graph.op("Transpose", held, perm=[0, 1, 3, 2]) if flipped else held
         return graph.narrow(graph.op("DequantizeLinear", seen, *steps)) if steps else seen
 

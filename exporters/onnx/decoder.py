@@ -25,6 +25,7 @@ from exporters.onnx.mlp import Mlp
 from exporters.onnx.norms import Norms
 from exporters.onnx.positions import Positions
 from exporters.onnx.products import QKV, Products, quantized_names
+from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, POSITION_IDS
 from smoothquant.model import Model
 
 
@@ -58,9 +59,9 @@ class DecoderGraph:
 
     def _build(self) -> None:
         graph, geometry, family = self.graph, self.geometry, self.model.family
-        ids = graph.input("input_ids", torch.int64, ("batch", "sequence"))
-        mask = graph.input("attention_mask", torch.int64, ("batch", "total"))
-        position_ids = graph.input("position_ids", torch.int64, ("batch", "sequence"))
+        ids = graph.input(INPUT_IDS, torch.int64, ("batch", "sequence"))
+        mask = graph.input(ATTENTION_MASK, torch.int64, ("batch", "total"))
+        position_ids = graph.input(POSITION_IDS, torch.int64, ("batch", "sequence"))
         layers = [family.layer.format(layer) for layer in range(geometry.layers)]
         self.cache = Cache(graph, geometry, self.form.kv, layers)
         self.positions = Positions(graph, self.model, ids, mask, position_ids, grouped=graph.opset < 23)
@@ -69,7 +70,7 @@ class DecoderGraph:
         hidden = self._embed(table, ids, position_ids)
         for layer in range(geometry.layers):
             hidden = self._layer(layer, hidden)
-        graph.output(self._logits(hidden, table), "logits", torch.float32, ("batch", "sequence", geometry.vocab_size))
+        graph.output(self._logits(hidden, table), LOGITS, torch.float32, ("batch", "sequence", geometry.vocab_size))
         self.cache.put_out()
 
     def _embed(self, table: Table, ids: str, position_ids: str) -> str:

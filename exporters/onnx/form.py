@@ -9,6 +9,7 @@ import torch
 from exporters.onnx.graph import OPSET, OPSETS
 from exporters.onnx.linears import FORMS
 from smoothquant.errors import UserError
+from smoothquant.scheme import Scheme, scheme_of
 from smoothquant.settings import KV_CACHES
 
 BODIES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -60,8 +61,13 @@ class Form:
         return BODIES[self.body]
 
     @property
+    def scheme(self) -> Scheme:
+        """What is INT8."""
+        return scheme_of(self.activations, kv_cache=self.kv, head=self.lm_head, float_linears=self.kept)
+
+    @property
     def settings(self) -> dict:
-        """For the manifest: what is always told, and what else is not as by default."""
+        """For the graph itself: what is always told, and what else is not as by default."""
         told: dict = {"activations": self.activations, "body": self.body, "lm_head": self.lm_head}
         told |= {"kv_cache": self.kv} if self.kv != "float" else {}
         told |= {"opset": self.opset} if self.opset != OPSET else {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -22,13 +22,16 @@ from exporters.onnx.form import Form
 from exporters.onnx.graph import OPSET
 from exporters.onnx.products import Merged
 from exporters.sidecars import copy_tokenizer
+from smoothquant.artifacts.manifest import OnnxOptions
+from smoothquant.artifacts.ports import CACHED
+from smoothquant.artifacts.smoothing_file import CACHE_SCALE
 from smoothquant.errors import ContractError, UserError
 from smoothquant.family import ROUTER
 from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.packages import require
 from smoothquant.quantization import quantize_weight
-from smoothquant.settings import CACHE_SCALE, CACHED, GRAPH_FACTS
+from smoothquant.settings import GRAPH_FACTS
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace
 
@@ -64,21 +67,21 @@ class OnnxWriter:
         if activations not in GRAPHS:
             raise UserError(f"ONNX export: {activations!r}", expected=f"one of {', '.join(GRAPHS)}")
         require("onnx")
-        self.out, self.activations = Path(out), activations
+        self.out, self.activations, self.int8_cache = Path(out), activations, kv == "int8"
         self.weights: str | None = None if activations == "float" else "per-channel"
         static = {"per-tensor": tuple(kept)}
         self.forms = {
             file: Form(form, body, lm_head, kv, opset, static.get(form, ()))
             for file, form in GRAPHS[activations].items()
         }
-        told = [form.settings for form in self.forms.values()]
-        self.settings: Mapping = {**told[0], **told[-1], "activations": activations}
+        self.schemes = tuple(form.scheme for form in self.forms.values())
+        self.options = {"onnx": OnnxOptions(body, opset)}
 
     def check(self, source: Source) -> None:
         check_folded(source, self.out)
         if "per-tensor" in GRAPHS[self.activations].values():
             check_static(source, self.out)
-        if self.settings.get("kv_cache"):
+        if self.int8_cache:
             check_outputs(source, f"{self.out}: an INT8 KV cache")
 
     def nbytes(self, model: Model) -> int:
@@ -96,7 +99,7 @@ class OnnxWriter:
         if ROUTER in layer.source.weights:
             name = f"{self.model.linear(layer.index, ROUTER)}.weight"
             self.data.write_transposed(name, [self._to_planned(name, layer.weight(ROUTER))])
-        if self.settings.get("kv_cache"):
+        if self.int8_cache:
             self._write_cache_scales(layer)
         graphs = (decoder.products.merged[layer.index] for decoder in self.decoders.values())
         for merged in dict.fromkeys(merged for graph in graphs for merged in graph):

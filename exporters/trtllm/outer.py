@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exporters.safetensors_files import Planned, SafetensorsFile
 from exporters.trtllm.sharding import padded
+from smoothquant.artifacts.safetensors_files import Planned, SafetensorsFile
 from smoothquant.model import Model
 
 Cast = Callable[[str, Tensor], Tensor]  # (name, tensor) -> in the dtype of the engine

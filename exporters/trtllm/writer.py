@@ -10,14 +10,12 @@ however many ranks there are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from exporters.export import Source, check_outputs, check_static
-from exporters.safetensors_files import Planned, SafetensorsFile
 from exporters.sidecars import copy_tokenizer
 from exporters.trtllm.config import config
 from exporters.trtllm.modes import MODES, Mode
@@ -26,9 +24,12 @@ from exporters.trtllm.ranks import Ranks
 from exporters.trtllm.suitable import check_ranks, decoder_of
 from exporters.trtllm.tensors import LayerTensors
 from exporters.trtllm.versions import STABLE, check_version
+from smoothquant.artifacts.manifest import TrtllmOptions
+from smoothquant.artifacts.safetensors_files import Planned, SafetensorsFile
 from smoothquant.errors import ContractError, UserError
 from smoothquant.model import Model
 from smoothquant.norms import Norm
+from smoothquant.scheme import scheme_of
 from smoothquant.settings import KV_CACHES, SmoothingSettings
 from smoothquant.stream import QuantizedLayer, QuantizedLinear, SmoothedLayer
 from smoothquant.workspace import Workspace, write_json
@@ -61,16 +62,9 @@ class TrtllmWriter:
         self.out, self.mode, self.ranks, self.kv, self.version = Path(out), mode, ranks, kv, version
         self.dtype = dtype
         self.weights: str | None = mode.weights
-        self.settings: Mapping = {
-            "activations": mode.activations,
-            "weights": mode.weights,
-            "quant_algo": mode.algo,
-            "dtype": dtype,
-            "kv_cache": kv,
-            "tp": ranks.tp,
-            "pp": ranks.pp,
-            "trtllm_version": version,
-        }
+        cache = "int8-shared" if kv == "int8" else kv
+        self.schemes = (scheme_of(mode.activations, mode.weights, cache),)
+        self.options = {"trtllm": TrtllmOptions(mode.algo, dtype, ranks.tp, ranks.pp, version)}
 
     def check(self, source: Source) -> None:
         check_ranks(source.model, decoder_of(source.model, self.mode), self.mode, self.ranks)
@@ -128,8 +122,11 @@ class TrtllmWriter:
             )
         if settings.at_run_time and settings.smoother_dtype != self.dtype:
             raise UserError(f"run-time scales in {settings.smoother_dtype}", expected=f"the engine's {self.dtype}")
-        if settings.kv_cache != self.kv:
-            raise UserError(f"smoothing for a KV cache in {settings.kv_cache}", expected=f"{self.kv}, as the engine's")
+        if settings.shared_cache_scale != (self.kv == "int8"):
+            raise UserError(
+                f"smoothing with shared_cache_scale={settings.shared_cache_scale} for a KV cache in {self.kv}",
+                expected="True for int8, False for float",
+            )
 
     def _files(self, stage: int) -> list[SafetensorsFile]:
         return [self.files[rank] for rank in self.ranks.ranks(stage)]

@@ -51,8 +51,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         )
         progress(1, 1)
     triton = options.write_triton(arguments)
-    ui.result({"out": arguments.out, "manifest": manifest, **triton})
-    kernels = manifest["kernels"]
+    ui.result({"out": arguments.out, "manifest": manifest.as_dict(), **triton})
+    kernels = manifest.results["kernels"]
     if provider.name == "cpu":
         ui.say(
             f"{arguments.out}: {kernels['integer']} of {kernels['quantized']} quantized products are integer kernels"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from recipes.cli import options
 from recipes.cli.ui import Ui
+
+if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
+    from smoothquant.artifacts.manifest import Manifest
 
 NAME = "tensorrt"
 SHOWN = 10  # products that are named one by one
@@ -100,14 +104,14 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         )
     triton = options.write_triton(arguments)
     show(ui, manifest)
-    ui.result({"out": arguments.out, "manifest": manifest, **triton})
+    ui.result({"out": arguments.out, "manifest": manifest.as_dict(), **triton})
     options.say_next(ui, arguments, triton)
     warn_of_floats(ui, manifest, arguments.out)
 
 
-def show(ui: Ui, manifest: dict) -> None:
+def show(ui: Ui, manifest: Manifest) -> None:
     """A line per kind of linear."""
-    kernels, built = manifest["kernels"], manifest["inputs"]["tensorrt"]
+    kernels, built = manifest.results["kernels"], manifest.inputs["tensorrt"]
     kinds: dict[str, list[dict]] = {}
     for product in kernels["products"]:
         kinds.setdefault(product["module"].rpartition(".")[2], []).append(product)
@@ -127,11 +131,11 @@ def show(ui: Ui, manifest: dict) -> None:
     ui.say(f"{kernels['int8']} of {kernels['quantized']} quantized products are INT8 kernels")
 
 
-def warn_of_floats(ui: Ui, manifest: dict, out: str) -> None:
+def warn_of_floats(ui: Ui, manifest: Manifest, out: str) -> None:
     """A line for each product that is no INT8 kernel. It is no error: TensorRT's timing may prefer a float one."""
     from smoothquant.workspace import MANIFEST
 
-    floats = [product for product in manifest["kernels"]["products"] if not product["int8"]]
+    floats = [product for product in manifest.results["kernels"]["products"] if not product["int8"]]
     for product in floats[:SHOWN]:
         ui.warn(f"not INT8: {product['module']}: {product['why']}")
     if len(floats) > SHOWN:

@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
 
     with ui.progress("build tensorrt-llm") as progress:
         manifest = build(what, overwrite=arguments.overwrite, progress=progress, line=ui.note, note=warn)
-    ui.result({"out": arguments.out, "manifest": manifest, "warnings": warnings})
-    size = sum(manifest["files"].values())
+    ui.result({"out": arguments.out, "manifest": manifest.as_dict(), "warnings": warnings})
+    size = manifest.nbytes
     ui.say(f"{arguments.out}: {what.config.ranks} ranks, {size / 1e6:,.1f} MB")
     ui.say(f"{arguments.out}: serve it; see  smoothquant serve-config {arguments.out} --out REPOSITORY")

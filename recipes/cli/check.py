@@ -88,7 +88,7 @@ def checker(path: Path) -> Checker:
         return check_trtllm
     if not is_output(path):
         return check_onnx
-    step = load_manifest(path)["step"]
+    step = load_manifest(path).step
     if step not in CHECKERS:
         raise UserError(
             f"{path}: made by {step!r}, which there is no check for",

@@ -54,7 +54,7 @@ def _graphs(path: Path) -> list[Path]:
 
     if not is_output(path):
         return [path]
-    return [path / name for name in load_manifest(path)["files"] if name.endswith(".onnx")]
+    return [path / name for name in load_manifest(path).files if name.endswith(".onnx")]
 
 
 def show_rules(ui: Ui) -> None:

@@ -24,8 +24,8 @@ def check_tensorrt(arguments: argparse.Namespace, ui: Ui) -> None:
         for layer in read_layers((path / LAYERS).read_text(encoding="utf-8")):
             ui.say(f"{layer.kind:<14} {', '.join(layer.inputs)}  {layer.name}")
     compared = _compare(path, Path(arguments.against), ui) if arguments.against else []
-    lost = [product for product in manifest["kernels"]["products"] if not product["int8"]]
-    ui.result({"passed": not lost, "path": str(path), "kernels": manifest["kernels"], "outputs": compared})
+    lost = [product for product in manifest.results["kernels"]["products"] if not product["int8"]]
+    ui.result({"passed": not lost, "path": str(path), "kernels": manifest.results["kernels"], "outputs": compared})
     if lost:
         more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
         raise CheckError(f"{path}: {lost[0]['module']} is not INT8: {lost[0]['why']}{more}")

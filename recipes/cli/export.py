@@ -110,8 +110,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     if arguments.target == "onnx":
         export_onnx.notes(arguments, ui)
     manifest = load_manifest(arguments.out)
-    size = sum(manifest["files"].values())
-    ui.result({"out": arguments.out, "bytes": size, "manifest": manifest})
+    size = manifest.nbytes
+    ui.result({"out": arguments.out, "bytes": size, "manifest": manifest.as_dict()})
     ui.say(f"{arguments.out}: {size / 1e6:,.1f} MB, from {model.checkpoint.nbytes / 1e6:,.1f} MB")
 
 

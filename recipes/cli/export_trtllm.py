@@ -75,7 +75,7 @@ def settings(arguments: argparse.Namespace, model: Model) -> SmoothingSettings:
         arguments.alpha,
         groups,
         smoother_dtype=_dtype(arguments, model) if asked else "float32",
-        kv_cache=arguments.kv,
+        shared_cache_scale=arguments.kv == "int8",
     )
 
 

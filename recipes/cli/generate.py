@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     engine = TritonEngine(arguments.engine, arguments.triton) if arguments.triton else open_engine(arguments.engine)
     if not isinstance(engine, GeneratingEngine):
         raise UserError(
-            f"{arguments.engine}: made by {engine.manifest['step']!r}, which keeps no KV cache to generate with",
+            f"{arguments.engine}: made by {engine.manifest.step!r}, which keeps no KV cache to generate with",
             expected="an engine",
             do="smoothquant export onnx MODEL ..., then smoothquant build --help",
         )

@@ -86,7 +86,7 @@ def build_all(scratch: Path, arguments: argparse.Namespace) -> tuple[dict, dict]
     for label, folder in folders.items():
         out = folder.with_name(folder.name.replace("export", "engine"))
         manifest = tensorrt.build(folder, out, limits, timing_cache=scratch / "timing.cache")
-        engines[label], kernels[label] = tensorrt.TensorRTEngine(out), manifest["kernels"]
+        engines[label], kernels[label] = tensorrt.TensorRTEngine(out), manifest.results["kernels"]
     return engines, kernels
 
 

@@ -48,7 +48,7 @@ def main() -> None:
             chosen = dict(options)
             kv, groups = chosen.pop("kv", "float"), chosen.pop("groups", "default")
             dtype = "float16" if groups in ("run-time", "unfolded") else "float32"
-            smoothing = SmoothingSettings(RECIPE.alpha, groups, dtype, kv)
+            smoothing = SmoothingSettings(RECIPE.alpha, groups, dtype, kv == "int8")
             export(replace(source, settings=smoothing), [TrtllmWriter(folders[label], choose(**chosen), kv=kv)])
         found = validate_engines(folders, model, heldout)
     details = {"columns": list(COLUMNS), "forms": {validation.label: facts(validation) for validation in found}}

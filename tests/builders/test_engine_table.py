@@ -14,16 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from builders.engine import ENGINES, export_inputs, open_engine
+from builders.engine import ENGINES, open_engine
 from builders.transformers import OLDEST, TransformersEngine
 from exporters.export import Source, export
 from exporters.huggingface import SmoothedWriter, W8A8Writer
+from smoothquant.artifacts.manifest import Manifest
 from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
-from smoothquant.workspace import MANIFEST
+from smoothquant.workspace import FORMAT, MANIFEST
 from tests.models import hooked_absmax, open_llama, sample_ids
-from tests.outputs import write_manifest
+from tests.outputs import made_from, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +58,12 @@ def test_a_folder_that_is_no_output(tmp_path: Path) -> None:
         open_engine(tmp_path)
 
 
-def test_inputs_of_the_export_behind_an_engine() -> None:
-    assert export_inputs({"inputs": {"export": {"model": "m"}, "threads": 2}}) == {"model": "m"}
-    assert export_inputs({"inputs": {"model": "m"}}) == {"model": "m"}
+def test_the_export_behind_an_engine() -> None:
+    inputs = made_from("per-token", model="m")
+    engine = Manifest(FORMAT, "build onnxruntime", {"export": inputs, "threads": 2}, {}, {})
+    export = Manifest(FORMAT, "export onnx", inputs, {}, {})
+    assert engine.origin == export.origin
+    assert engine.origin.model == "m"
 
 
 @torch.no_grad()

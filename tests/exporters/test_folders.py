@@ -71,11 +71,11 @@ def as_earlier(folder: Path, out: Path) -> Path:
     """A folder as the version before wrote it: our files at the top."""
     made = load_manifest(folder)
     out.mkdir()
-    for name, size in made["files"].items():
+    for name, size in made.files.items():
         (out / Path(name).name).write_bytes((folder / name).read_bytes())
         assert (out / Path(name).name).stat().st_size == size
-    files = {Path(name).name: size for name, size in made["files"].items()}
-    (out / TOP_MANIFEST).write_text(json.dumps({**made, "format": 2, "files": files}))
+    files = {Path(name).name: size for name, size in made.files.items()}
+    (out / TOP_MANIFEST).write_text(json.dumps({**made.as_dict(), "format": 2, "files": files}))
     return out
 
 
@@ -92,7 +92,7 @@ def test_a_folder_of_an_earlier_version_is_refused_with_the_command(name: str, f
 
 
 def test_a_folder_of_a_later_version_is_refused(folders: Path, tmp_path: Path) -> None:
-    later = {**load_manifest(folders / "hf"), "format": 99}
+    later = {**load_manifest(folders / "hf").as_dict(), "format": 99}
     (tmp_path / OURS).mkdir()
     (tmp_path / MANIFEST).write_text(json.dumps(later))
     with pytest.raises(UserError, match=r"made by a later version of this tool \(format 99\)"):

@@ -155,7 +155,7 @@ def engine_generates_as_transformers(case: Case) -> None:
     for form in ("float", "per-token", "per-tensor"):
         manifest = build(case.export(form), case.root / f"engine-{form}")
         count = products_of(case.model) if form != "float" else 0
-        assert manifest["kernels"] == {"integer": count, "quantized": count}
+        assert manifest.results["kernels"] == {"integer": count, "quantized": count}
     assert list(OnnxRuntimeEngine(case.root / "engine-float").generate(PROMPT, NEW)) == [
         token for token in expected if token != 257
     ]

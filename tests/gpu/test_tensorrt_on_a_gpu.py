@@ -54,7 +54,7 @@ def exports(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 def test_engine(form: str, exports: dict[str, Path], tmp_path: Path, note: Note) -> None:
     """Every quantized product an INT8 kernel, in both profiles; logits and tokens those of ONNX Runtime."""
     manifest = tensorrt.build(exports[form], tmp_path / "engine", LIMITS, EXACT)
-    kernels = manifest["kernels"]
+    kernels = manifest.results["kernels"]
     engine = tensorrt.TensorRTEngine(tmp_path / "engine")
     reference = OnnxRuntimeEngine(exports[REFERENCES.get(form, form)])
     ids = torch.randint(0, 2048, (3, 100), generator=torch.Generator().manual_seed(0))

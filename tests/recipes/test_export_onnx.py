@@ -10,6 +10,8 @@ import torch
 from act_scales.store import ActScales
 from builders.exports import open_export
 from recipes.cli import main
+from smoothquant.artifacts.manifest import OnnxOptions
+from smoothquant.scheme import scheme_of
 from smoothquant.workspace import load_manifest
 from tests.exporters.onnx.graphs import Runner
 from tests.families.case import Case
@@ -38,14 +40,16 @@ def export(capsys: pytest.CaptureFixture[str], case: Case, *arguments: object) -
 def test_all_at_once(case: Case, scales: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--act", "both", "--dtype", "fp16", "--kv", "int8", "--lm-head", "int8", "--keep-float", "down")
     assert export(capsys, case, scales, *options, "--opset", 17, "--out", tmp_path / "out")[0] == 0
-    inputs = load_manifest(tmp_path / "out")["inputs"]
-    told = {"activations": "both", "body": "fp16", "kv_cache": "int8", "lm_head": "int8", "opset": 17}
-    assert inputs.items() >= told.items()
-    downs = [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
-    assert inputs["float_linears"] == downs
+    origin = load_manifest(tmp_path / "out").origin
+    downs = tuple(f"model.layers.{layer}.mlp.down_proj" for layer in range(2))
+    assert origin.onnx == OnnxOptions("fp16", 17)
+    assert origin.schemes == (
+        scheme_of("per-token", kv_cache="int8", head="int8"),
+        scheme_of("per-tensor", kv_cache="int8", head="int8", float_linears=downs),
+    )
     for act in ("per-token", "per-tensor"):
         found = open_export(tmp_path / "out", act)
-        assert found.inputs.get("float_linears", []) == (downs if act == "per-tensor" else [])
+        assert found.origin.schemes == (origin.schemes[act == "per-tensor"],)
         assert Runner(found.graph).run(sample_ids())[0].isfinite().all()
 
 

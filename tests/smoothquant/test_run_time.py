@@ -81,7 +81,9 @@ def test_output_ranges_are_the_measured_ones(groups: str, kv: str, calibrated: t
     model, inputs, outputs = calibrated
     ids = sample_ids()
     hidden, positions = decoder.embed(model, ids, torch.float32), patterns(model, ids.shape[1], torch.float32)
-    for layer in smoothed_layers(model, inputs, SmoothingSettings(0.5, groups, kv_cache=kv), output_absmax=outputs):
+    for layer in smoothed_layers(
+        model, inputs, SmoothingSettings(0.5, groups, shared_cache_scale=kv == "int8"), output_absmax=outputs
+    ):
         seen: dict[str, Tensor] = {}
 
         def listen(role: str, _: Tensor, y: Tensor, seen: dict[str, Tensor] = seen) -> None:
@@ -115,9 +117,6 @@ def test_a_dead_channel_is_not_divided(calibrated: tuple[Model, dict, dict]) -> 
 def test_settings() -> None:
     with pytest.raises(UserError, match="smoother dtype 'int4'; expected one of float16"):
         SmoothingSettings(smoother_dtype="int4")
-    with pytest.raises(UserError, match="KV cache 'fp8'; expected one of float, int8"):
-        SmoothingSettings(kv_cache="fp8")
-    assert SmoothingSettings().as_dict() == {"alpha": 0.5, "groups": "default"}
     for groups in GROUPS + RUN_TIME_GROUPS:
-        settings = SmoothingSettings(0.7, groups, "float16", "int8")
+        settings = SmoothingSettings(0.7, groups, "float16", True)
         assert SmoothingSettings(**settings.as_dict()) == settings

@@ -118,8 +118,8 @@ def test_every_reader_agrees(layout: str, tmp_path: Path) -> None:
 
     manifest = build(tmp_path / "onnx", tmp_path / "engine")
     names = [t.name for t in onnx.load(tmp_path / "onnx/model.onnx", load_external_data=False).graph.initializer]
-    assert manifest["kernels"]["quantized"] == sum(name.endswith("weight_int8") for name in names) == 2 * 2
-    assert manifest["inputs"]["export"]["float_linears"] == list(kept)
+    assert manifest.results["kernels"]["quantized"] == sum(name.endswith("weight_int8") for name in names) == 2 * 2
+    assert manifest.origin.scheme.float_linears == kept
     assert token_errors(Runner(tmp_path / "onnx/model.onnx").run(ids)[0], expected).median() <= 1e-5
     assert token_errors(TransformersEngine(tmp_path / "w8a8").logits(ids), expected).median() <= 1e-5
     text = Text(tuple(ids), "sample")

@@ -23,8 +23,8 @@ def make(out: Path, inputs: dict | None = None, content: str = "whole", overwrit
 def test_whole(tmp_path: Path) -> None:
     make(tmp_path / "out")
     manifest = load_manifest(tmp_path / "out")
-    assert manifest["files"] == {"data.txt": 5}
-    assert manifest["note"] == 1
+    assert manifest.files == {"data.txt": 5}
+    assert manifest.results["note"] == 1
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["data.txt", "manifest.json", "out", "smoothquant"]
 
 
@@ -49,9 +49,9 @@ def test_overwrite_keeps_the_old_until_the_new_is_whole(tmp_path: Path) -> None:
     make(tmp_path / "out")
     with pytest.raises(ZeroDivisionError), Workspace(tmp_path / "out", "test", {"model": "b"}, overwrite=True):
         _ = 1 / 0
-    assert load_manifest(tmp_path / "out")["inputs"] == {"model": "a"}
+    assert load_manifest(tmp_path / "out").inputs == {"model": "a"}
     make(tmp_path / "out", {"model": "b"}, overwrite=True)
-    assert load_manifest(tmp_path / "out")["inputs"] == {"model": "b"}
+    assert load_manifest(tmp_path / "out").inputs == {"model": "b"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 

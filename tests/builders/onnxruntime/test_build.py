@@ -20,10 +20,11 @@ import torch
 from builders.onnxruntime import OnnxRuntimeEngine, build, session
 from exporters.export import Source, export
 from exporters.huggingface import W8A8Writer
+from smoothquant.artifacts.smoothing_file import SMOOTHING
 from smoothquant.errors import MissingPackageError, OutputError, UserError
 from smoothquant.machine import physical_cores
 from smoothquant.model import Model
-from smoothquant.settings import SMOOTHING, SmoothingSettings
+from smoothquant.settings import SmoothingSettings
 from smoothquant.workspace import MANIFEST, OURS, load_manifest
 from tests.models import sample_ids
 from tests.outputs import top
@@ -61,11 +62,11 @@ def test_engine_folder(form: str, kernels: int, exports: dict[str, Path], engine
     for name in exported | {SMOOTHING}:
         assert (engines[form] / name).samefile(exports[form] / name)  # a hard link: no second copy of the weights
     manifest, made = load_manifest(engines[form]), load_manifest(exports[form])
-    assert manifest["step"] == "build onnxruntime"
+    assert manifest.step == "build onnxruntime"
     graph = hashlib.sha256((exports[form] / "model.onnx").read_bytes()).hexdigest()[:16]
-    assert manifest["inputs"] == {"export": made["inputs"], "graph": graph, "threads": physical_cores()}
-    assert manifest["kernels"] == {"integer": kernels, "quantized": kernels}
-    assert manifest["contract"] == made["contract"]
+    assert manifest.inputs == {"export": made.inputs, "graph": graph, "threads": physical_cores()}
+    assert manifest.results["kernels"] == {"integer": kernels, "quantized": kernels}
+    assert manifest.contract == made.contract
 
 
 def test_copies_where_links_do_not_work(
@@ -122,7 +123,7 @@ def test_other_folder_is_refused_and_may_be_overwritten(exports: dict[str, Path]
     with pytest.raises(OutputError, match="exists"):
         build(exports["per-token"], out)  # an engine, of another export
     build(exports["per-token"], out, overwrite=True)
-    assert load_manifest(out)["inputs"]["export"]["activations"] == "per-token"
+    assert load_manifest(out).origin.scheme.activations.form == "per-token"
 
 
 def test_interrupted_build_goes_on(exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +135,7 @@ def test_interrupted_build_goes_on(exports: dict[str, Path], tmp_path: Path, mon
         with pytest.raises(KeyboardInterrupt):
             build(exports["float"], tmp_path / "engine")
     assert not (tmp_path / "engine").exists()
-    assert build(exports["float"], tmp_path / "engine")["step"] == "build onnxruntime"
+    assert build(exports["float"], tmp_path / "engine").step == "build onnxruntime"
     assert not list(tmp_path.glob("*.partial"))
 
 

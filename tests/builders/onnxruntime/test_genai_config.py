@@ -11,6 +11,7 @@ import pytest
 from builders.onnxruntime.genai import write_genai_config
 from builders.onnxruntime.session import SETTINGS
 from smoothquant.machine import physical_cores
+from tests.outputs import facts
 
 
 def written(folder: Path) -> dict:
@@ -64,8 +65,7 @@ def test_names_are_the_graphs(engines: dict[str, Path]) -> None:
 
 def test_tokens_are_those_of_the_configs(tmp_path: Path) -> None:
     """Several ends, as Llama 3 has; none at all; and those that only config.json names."""
-    numbers = ("hidden_size", "layers", "heads", "kv_heads", "head_dim", "vocab_size", "max_positions")
-    geometry = dict.fromkeys(numbers, 8)
+    geometry = facts(8, None)
     (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": 3}))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
     write_genai_config(tmp_path, geometry, threads=3)

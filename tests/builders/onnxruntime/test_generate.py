@@ -101,7 +101,7 @@ def test_ends_at_the_end_of_sequence(
 def test_counts(engine: OnnxRuntimeEngine) -> None:
     assert list(engine.generate(PROMPT, 0)) == []
     assert list(engine.generate(PROMPT, 1)) == [int(engine.logits(torch.tensor([PROMPT]))[0, -1].argmax())]
-    longest = engine.manifest["geometry"]["max_positions"]
+    longest = engine.manifest.facts.max_positions
     assert len(list(engine.generate([1] * (longest - 2), 2))) == 2
 
 

@@ -173,7 +173,7 @@ def test_an_engine_runs_where_it_was_built_for(
 ) -> None:
     monkeypatch.setattr(sys.modules["builders.onnxruntime.build"], "_check", lambda *_: {"integer": 0, "quantized": 8})
     build(exports["per-token"], tmp_path / "engine", provider="cuda")
-    assert load_manifest(tmp_path / "engine")["inputs"]["provider"] == "cuda"
+    assert load_manifest(tmp_path / "engine").inputs["provider"] == "cuda"
     engine = OnnxRuntimeEngine(tmp_path / "engine")
     assert made[-1]["providers"][0][0] == CUDA
     assert engine.provider.device == "cuda"  # where the cache stays between steps

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from builders.tensorrt import Options, TensorRTEngine, build, compiler
+from smoothquant.artifacts.smoothing_file import SMOOTHING
 from smoothquant.errors import OutputError
-from smoothquant.settings import SMOOTHING
 from smoothquant.workspace import OURS, load_manifest
 from tests.builders.tensorrt import fake
 from tests.builders.tensorrt.conftest import LIMITS
@@ -38,15 +38,15 @@ def test_engine_folder(make: Callable[..., Path], exports: dict[str, Path], gpu:
     for name in exported | {SMOOTHING}:
         assert (folder / name).samefile(made / name)
     manifest, source = load_manifest(folder), load_manifest(made)
-    assert manifest["step"] == "build tensorrt"
-    inputs = manifest["inputs"]
-    assert inputs["export"] == source["inputs"]
+    assert manifest.step == "build tensorrt"
+    inputs = manifest.inputs
+    assert inputs["export"] == source.inputs
     assert inputs["tensorrt"] == {"version": "11.1.0.106", "gpu": gpu.name, "capability": [9, 0]}
     assert inputs["limits"] == {
         "batch": 3, "length": 64, "chunk": 16, "usual_prompt": 16, "usual_context": 31, "window": None
     }  # fmt: skip
-    assert (manifest["geometry"], manifest["contract"]) == (source["geometry"], source["contract"])
-    assert manifest["warnings"] == ["Make sure input input_ids has Int64 binding."]
+    assert (manifest.geometry, manifest.contract) == (source.geometry, source.contract)
+    assert manifest.results["warnings"] == ["Make sure input input_ids has Int64 binding."]
     assert gpu.selected == 1  # in the thread that builds
 
 
@@ -56,14 +56,14 @@ def test_products_that_became_int8_kernels(
     form: str, count: int, version: str, make: Callable[..., Path], trt: Any
 ) -> None:
     trt.__version__ = version
-    kernels = load_manifest(make(form))["kernels"]
+    kernels = load_manifest(make(form)).results["kernels"]
     assert (kernels["int8"], kernels["quantized"]) == (count, count)
     assert all(product["kernels"] == ["sm80_gemm_int8"] for product in kernels["products"])
 
 
 def test_a_product_that_did_not_is_named_with_its_reason(make: Callable[..., Path], trt: Any) -> None:
     trt.faults.float_nodes.add("model.layers.1.mlp.down_proj/MatMul")
-    kernels = load_manifest(make("per-token"))["kernels"]
+    kernels = load_manifest(make("per-token")).results["kernels"]
     assert (kernels["int8"], kernels["quantized"]) == (7, 8)
     [product] = [product for product in kernels["products"] if not product["int8"]]
     assert product["module"] == "model.layers.1.mlp.down_proj"
@@ -127,7 +127,7 @@ def test_timing_cache_for_which_the_disk_is_full(
     )
     [line] = said
     assert line.endswith("timing.cache: not written (No space left on device); the engine is whole")
-    assert manifest["warnings"] == ["Make sure input input_ids has Int64 binding.", line]
+    assert manifest.results["warnings"] == ["Make sure input input_ids has Int64 binding.", line]
     assert list(tmp_path.iterdir()) == [tmp_path / "engine"]
     TensorRTEngine(tmp_path / "engine")
 
@@ -157,7 +157,7 @@ def test_finished_engine_is_left_alone_until_something_changes(
     gpu.name, gpu.capability = "NVIDIA A100", (8, 0)
     with pytest.raises(OutputError, match="not made by this command with these inputs"):
         build(exports["float"], out, LIMITS)
-    assert build(exports["float"], out, LIMITS, overwrite=True)["inputs"]["tensorrt"]["gpu"] == "NVIDIA A100"
+    assert build(exports["float"], out, LIMITS, overwrite=True).inputs["tensorrt"]["gpu"] == "NVIDIA A100"
 
 
 def test_interrupted_build_stops_tensorrt_and_can_be_done_again(
@@ -189,5 +189,5 @@ def test_interrupted_build_stops_tensorrt_and_can_be_done_again(
     assert not (tmp_path / "engine").exists()
     monkeypatch.setattr(compiler, "wait", gate)
     monkeypatch.setattr(fake.Builder, "build_serialized_network", original)
-    assert build(exports["float"], tmp_path / "engine", LIMITS)["step"] == "build tensorrt"
+    assert build(exports["float"], tmp_path / "engine", LIMITS).step == "build tensorrt"
     assert not list(tmp_path.glob("*.partial"))

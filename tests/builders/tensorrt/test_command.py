@@ -45,7 +45,7 @@ def test_a_float_product_is_the_last_thing_said(form: str, run: Callable[..., Ra
     why = f"layer {DOWN}/MatMul (gemm) reads Float"
     assert (status, errors[-1]) == (0, f"warning: not INT8: {DOWN}: {why}")
     if form == "--json":
-        assert json.loads("\n".join(out))["manifest"]["kernels"]["int8"] == 7
+        assert json.loads("\n".join(out))["manifest"]["results"]["kernels"]["int8"] == 7
     else:
         assert "7 of 8 quantized products are INT8 kernels" in out
 
@@ -55,7 +55,7 @@ def test_many_float_products(
 ) -> None:
     monkeypatch.setattr(build_tensorrt, "SHOWN", 3)
     run("--quiet")
-    modules = [product["module"] for product in load_manifest(tmp_path / "engine")["kernels"]["products"]]
+    modules = [product["module"] for product in load_manifest(tmp_path / "engine").results["kernels"]["products"]]
     trt.faults.float_nodes |= {f"{module}/MatMul" for module in modules}
     trt.__version__ = "11.2.1.2"
     status, _, errors = run("--quiet", "--overwrite")

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from builders.generation import tokens_to_keep
 from builders.tensorrt.limits import DECODE, PREFILL, Limits, limits_for
 from smoothquant.errors import UserError
+from tests.outputs import facts
 
-GEOMETRY = {"max_positions": 512, "cache_window": None}
+GEOMETRY = facts(512, None)
 windows = st.one_of(st.none(), st.integers(1, 40))
 
 
@@ -18,7 +19,7 @@ windows = st.one_of(st.none(), st.integers(1, 40))
 def limits(draw: st.DrawFn) -> Limits:
     length = draw(st.integers(2, 80))
     chunk, window = draw(st.integers(1, length)), draw(windows)
-    return limits_for({"max_positions": 80, "cache_window": window}, length=length, chunk=chunk)
+    return limits_for(facts(80, window), length=length, chunk=chunk)
 
 
 def inside(held: Limits, profile: int, sequence: int, past: int) -> bool:
@@ -66,9 +67,9 @@ def test_chunks_are_the_prompt(held: Limits, prompt: int) -> None:
 
 
 def test_defaults() -> None:
-    assert limits_for({"max_positions": 100_000, "cache_window": None}) == Limits(1, 2048, 512, 512, 1023)
+    assert limits_for(facts(100_000, None)) == Limits(1, 2048, 512, 512, 1023)
     assert limits_for(GEOMETRY) == Limits(1, 512, 512, 512, 255)
-    short = limits_for({"max_positions": 512, "cache_window": 16}, batch=4)
+    short = limits_for(facts(512, 16), batch=4)
     assert (short.batch, short.cache, short.usual_context) == (4, 32, 16)  # no layer looks further back
 
 

@@ -22,8 +22,9 @@ from builders.tensorrt_rtx.packages import bindings
 from smoothquant.errors import UserError
 from tests.gpu import overflow
 from tests.lacking import require_compiler
+from tests.outputs import facts
 
-PROFILES = limits_for({"max_positions": 512, "cache_window": None}, batch=2, length=64, chunk=16).profiles
+PROFILES = limits_for(facts(512, None), batch=2, length=64, chunk=16).profiles
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_builds(form: str, exports: dict[str, Path], tmp_path: Path, rtx: Module
 @pytest.mark.parametrize("chunk", [1, 16, 64])
 def test_builds_whatever_the_chunk(chunk: int, exports: dict[str, Path], rtx: ModuleType) -> None:
     """Where a prompt is one chunk, nothing is ever behind it: an input that is always empty."""
-    limits = limits_for({"max_positions": 512, "cache_window": None}, length=64, chunk=chunk)
+    limits = limits_for(facts(512, None), length=64, chunk=chunk)
     assert compile_graph(exports["per-token"] / "model.onnx", limits.profiles, Options()).plan is not None
 
 

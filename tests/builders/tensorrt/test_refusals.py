@@ -22,6 +22,7 @@ from smoothquant.settings import SmoothingSettings
 from smoothquant.workspace import MANIFEST, load_manifest
 from tests.builders.tensorrt import fake
 from tests.builders.tensorrt.conftest import LIMITS
+from tests.outputs import made_from
 
 
 def refused(export_folder: Path, out: Path, **options: Any) -> str:
@@ -83,7 +84,7 @@ def test_graph_without_quantize(copy_of: Callable[[str], Path], tmp_path: Path, 
     """A graph of floats whose manifest promises INT8. (One that promises float becomes a float engine.)"""
     folder = copy_of("float")
     manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["inputs"]["activations"] = "per-token"
+    manifest["inputs"]["schemes"] = made_from("per-token")["schemes"]
     (folder / MANIFEST).write_text(json.dumps(manifest))
     assert "model.onnx: no matrix product is quantized" in refused(folder, tmp_path / "engine")
 

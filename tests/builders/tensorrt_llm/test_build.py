@@ -18,12 +18,13 @@ from builders.tensorrt_llm.config import Config, parse
 from builders.tensorrt_llm.environment import find_environment
 from builders.tensorrt_llm.releases import TRITON, has_kernels, triton_image
 from exporters.trtllm.versions import FIRST, RELEASES, STABLE, builds_engines
+from smoothquant.artifacts.manifest import TrtllmOptions
 from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.workspace import MANIFEST, OURS, Workspace
 from tests.builders.tensorrt_llm.checkpoints import PER_TOKEN, write
 from tests.builders.tensorrt_llm.fake_tools import install
 from tests.models import save_tokenizer
-from tests.outputs import top
+from tests.outputs import made_from, top
 from tests.recipes.test_bad_input import assert_one_line, smoothquant
 from tests.zoo import build
 
@@ -61,7 +62,7 @@ def test_an_engine(checkpoint: Path, tmp_path: Path) -> None:
     assert (manifest["inputs"]["tensorrt_llm"], manifest["inputs"]["gpu"]) == ("1.2.1", ["NVIDIA H100"])
     assert "Serializing engine" in (out / "smoothquant/trtllm-build.log").read_text()
     dry = smoothquant(*arguments, "--workers", 2, "--dry-run")
-    assert shlex.split(dry.stdout) == manifest["command"]
+    assert shlex.split(dry.stdout) == manifest["results"]["command"]
     before = (out / "rank0.engine").stat().st_mtime_ns
     assert smoothquant(*arguments, "--workers", 2, env=environment).returncode == 0
     assert (out / "rank0.engine").stat().st_mtime_ns == before  # finished: not built again
@@ -167,7 +168,8 @@ def test_gpus() -> None:
 
 def test_what_is_no_reason_to_stop(tmp_path: Path) -> None:
     """Another version than the checkpoint was exported for, and a GPU that not every version has kernels for."""
-    with Workspace(tmp_path / "checkpoint", "export trtllm", {"trtllm_version": "1.2.1"}) as work:
+    inputs = made_from("per-token", trtllm=TrtllmOptions(PER_TOKEN, "float16", 1, 1, "1.2.1"))
+    with Workspace(tmp_path / "checkpoint", "export trtllm", inputs) as work:
         write(build("llama"), work.folder, PER_TOKEN)
         work.commit()
     arguments = ("build", "tensorrt-llm", tmp_path / "checkpoint", "--out", tmp_path / "engine")

@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 
 from builders.engine import FOREIGN, engine_manifest, open_engine
 from builders.tensorrt_llm import CheckpointEngine
+from smoothquant.artifacts.smoothing_file import SMOOTHING
 from smoothquant.errors import CheckpointError
-from smoothquant.settings import SMOOTHING
 from smoothquant.workspace import Workspace
 from tests.builders.tensorrt_llm.checkpoints import PER_TOKEN, write
 from tests.models import TEXT, open_llama, sample_ids, save_tokenizer
+from tests.outputs import made_from
 from tests.recipes.test_bad_input import assert_one_line, smoothquant
 from tests.zoo import build, save
 
@@ -27,7 +28,7 @@ def export(model: Path, out: Path, algorithm: str | None = PER_TOKEN, **options:
     """What `smoothquant export trtllm --groups none` leaves, as far as a validator needs it."""
     static = str(algorithm).endswith("PER_TENSOR_PLUGIN")
     activations = "float" if algorithm is None else "per-tensor" if static else "per-token"
-    inputs = {"model": open_llama(model).checkpoint.fingerprint, "activations": activations}
+    inputs = made_from(activations, model=open_llama(model).checkpoint.fingerprint)
     with Workspace(out, "export trtllm", inputs) as work:
         write(build("llama", outlier=1), work.folder, algorithm, **options)
         save_file({}, work.path(SMOOTHING))
@@ -46,7 +47,7 @@ def test_a_folder_is_opened_by_its_manifest(model: Path, tmp_path: Path) -> None
     logits = engine.logits(sample_ids(sequences=2))
     assert (logits.shape, logits.dtype) == ((2, 48, 288), torch.float32)
     assert logits.isfinite().all()
-    assert engine.manifest["inputs"]["activations"] == "per-token"
+    assert engine.manifest.origin.scheme.activations.form == "per-token"
 
 
 @pytest.fixture

@@ -14,14 +14,15 @@ from transformers import LlamaForCausalLM
 from act_scales.text import Text
 from builders.validate import Reference, read_scheme
 from builders.validate.layers import NO_ERROR, LinearError, sqnr
-from builders.validate.scheme import Scheme
+from builders.validate.scheme import EngineScheme
 from smoothquant.model import Model
+from smoothquant.scheme import scheme_of
 from tests.models import open_llama
 
-NAIVE = Scheme("naive", "per-token", "float", {}, {})
+NAIVE = EngineScheme("naive", scheme_of("per-token"))
 
 
-def errors(model: Model, text: Text, scheme: Scheme) -> tuple[list[LinearError], list[float]]:
+def errors(model: Model, text: Text, scheme: EngineScheme) -> tuple[list[LinearError], list[float]]:
     (stream,) = Reference(model, text, [scheme]).streams.values()
     return stream.linears, stream.hidden_errors
 

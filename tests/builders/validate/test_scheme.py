@@ -17,7 +17,7 @@ from smoothquant.layers import float_layer
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import quantize_layer, smoothed_layers
 from tests.models import hooked_absmax, open_llama, sample_ids
-from tests.outputs import write_manifest
+from tests.outputs import made_from, write_manifest
 
 BIASED = {"attention_bias": True, "mlp_bias": True}
 
@@ -60,12 +60,14 @@ def test_same_scheme_same_key(folders: Path) -> None:
 
 
 def test_a_folder_that_records_no_smoothing(folders: Path, tmp_path: Path) -> None:
-    write_manifest(tmp_path, "export hf")
+    write_manifest(tmp_path, "export hf", made_from("float"))
     with pytest.raises(UserError, match=r"smoothing\.safetensors: cannot be read"):
         read_scheme(tmp_path)
 
 
 def test_a_folder_from_another_version(tmp_path: Path) -> None:
-    write_manifest(tmp_path, "x", {"activations": "per-moon"})
+    inputs = made_from("per-token")
+    inputs["schemes"][0]["activations"]["granularity"] = "per-moon"
+    write_manifest(tmp_path, "x", inputs)
     with pytest.raises(UserError, match="activations 'per-moon'; expected one of per-token, per-tensor, float"):
         read_scheme(tmp_path)

@@ -13,20 +13,25 @@ from torch import Tensor
 
 from act_scales.text import Text
 from builders.validate import Reference, Thresholds, Validation, read_scheme, validate, validate_engines
-from builders.validate.scheme import Scheme
+from builders.validate.scheme import EngineScheme
+from smoothquant.artifacts.manifest import Manifest
 from smoothquant.errors import ThresholdError, UserError
 from smoothquant.model import Model
 from smoothquant.quantization import quantize_tokens, quantize_weight
+from smoothquant.scheme import scheme_of
+from smoothquant.workspace import FORMAT
 from tests.models import open_llama
+from tests.outputs import made_from
 
-FLOAT = Scheme("float", "float", "float", {}, {})
+FLOAT = EngineScheme("float", scheme_of("float"))
 
 
 class FakeEngine:
     """Gives what `compute` makes of the reference's logits of the same sequence."""
 
     def __init__(self, reference: Reference, compute: Callable[[Tensor], Tensor], **inputs: str) -> None:
-        self.manifest = {"step": "fake", "inputs": {"export": {"model": reference.fingerprint} | inputs}}
+        made = made_from("float", **({"model": reference.fingerprint} | inputs))
+        self.manifest = Manifest(FORMAT, "fake", {"export": made}, {}, {})
         self.reference, self.compute = reference, compute
 
     def logits(self, ids: Tensor) -> Tensor:
@@ -165,7 +170,7 @@ def test_a_limit_on_exactness_asks_for_the_exact_pass(llama: Model, text: Text, 
 
 
 def test_int8_head_is_part_of_the_exact_model(llama: Model, text: Text, folders: Path) -> None:
-    scheme = replace(read_scheme(folders / "w8a8"), lm_head="int8")
+    scheme = replace(read_scheme(folders / "w8a8"), scheme=scheme_of("per-token", head="int8"))
     reference = Reference(llama, text, [scheme], exact=True)
     found = reference.w8a8_logits(scheme, 2, torch.float64)
     hidden = reference.streams[scheme.key].hidden[torch.float64]

@@ -16,13 +16,16 @@ from exporters.export import Source, export
 from exporters.huggingface import SmoothedWriter, W8A8Writer
 from exporters.huggingface.w8a8 import quantization_config
 from smoothquant import decoder
+from smoothquant.artifacts.smoothing_file import SMOOTHING
 from smoothquant.attention import patterns
 from smoothquant.contract import TOLERANCE, relative_error
 from smoothquant.model import Model
-from smoothquant.settings import SMOOTHING, SmoothingSettings
+from smoothquant.scheme import scheme_of
+from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import quantize_layer, smoothed_layers
 from smoothquant.workspace import load_manifest
 from tests.models import hooked_absmax, open_llama, sample_ids
+from tests.outputs import made_from
 from tests.smoothquant.test_decoder import VARIANTS, float_logits
 
 SETTINGS = SmoothingSettings(0.5)
@@ -146,7 +149,7 @@ def test_interrupted_export_goes_on_and_is_the_same(
     assert written == [0, 1, 2]  # layer 0 was not done again
     manifest = load_manifest(tmp_path / "whole")
     assert load_manifest(tmp_path / "resumed") == manifest
-    for name in manifest["files"]:
+    for name in manifest.files:
         assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
@@ -154,15 +157,11 @@ def test_manifest_explains(make_llama: Callable[..., Path], tmp_path: Path) -> N
     source = source_of(make_llama())
     export(source, [W8A8Writer(tmp_path / "out")])
     manifest = load_manifest(tmp_path / "out")
-    assert manifest["step"] == "export w8a8"
-    assert manifest["inputs"] == {
-        "model": "m",
-        "act_scales": "a",
-        "family": "llama",
-        "smoothing": {"alpha": 0.5, "groups": "default"},
-        "activations": "per-token",
-    }
-    assert manifest["contract"]["logits_relative_error"] <= TOLERANCE
+    assert manifest.step == "export w8a8"
+    assert manifest.inputs == made_from("per-token", model="m", act_scales="a")
+    assert manifest.origin.schemes == (scheme_of("per-token"),)
+    assert manifest.origin.smoothing == source.settings
+    assert manifest.contract.logits_relative_error <= TOLERANCE
     with safe_open(tmp_path / "out" / SMOOTHING, "pt") as file:
         name = "model.layers.1.mlp.down_proj"
         before = file.get_tensor(f"{name}.smoothing_scale") * file.get_tensor(f"{name}.input_absmax")

@@ -92,7 +92,7 @@ def test_resumed_export_is_the_same(form: str, make_llama: Callable[..., Path], 
     assert written == [0, 1, 2]  # layer 0 was not done again
     manifest = load_manifest(whole)
     assert load_manifest(tmp_path / "resumed") == manifest
-    for name in manifest["files"]:
+    for name in manifest.files:
         assert (tmp_path / "resumed" / name).read_bytes() == (whole / name).read_bytes()
 
 

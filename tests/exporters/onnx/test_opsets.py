@@ -42,7 +42,7 @@ def test_other_opsets_are_the_same_model(layout: str, opset: int, tmp_path: Path
 def test_quantized_products_of_other_opsets_are_integer_kernels(opset: int, tmp_path: Path) -> None:
     case, ids = Case("llama", tmp_path), sample_ids(8, 16, seed=3)
     export(case.source, [OnnxWriter(tmp_path / "onnx", opset=opset)])
-    assert build(tmp_path / "onnx", tmp_path / "engine")["kernels"] == {"integer": 8, "quantized": 8}
+    assert build(tmp_path / "onnx", tmp_path / "engine").results["kernels"] == {"integer": 8, "quantized": 8}
     found = OnnxRuntimeEngine(tmp_path / "engine").logits(ids)
     assert token_errors(found, case.w8a8(ids, "per-token")).median() <= 1e-6
 
@@ -74,7 +74,7 @@ def test_both_forms_share_their_weights(keep: str, tmp_path: Path) -> None:
         assert torch.equal(found.logits(ids), OnnxRuntimeEngine(tmp_path / alone).logits(ids))
         scheme = read_scheme(tmp_path / f"engine-{act}")
         assert scheme.activations == act
-        assert scheme.float_linears == (frozenset(kept) if act == "per-tensor" else frozenset())
+        assert scheme.float_linears == (tuple(kept) if act == "per-tensor" else ())
     assert (tmp_path / "engine-per-tensor/model.onnx.data").samefile(tmp_path / "engine-per-token/model.onnx.data")
 
 

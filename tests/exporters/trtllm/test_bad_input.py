@@ -206,7 +206,9 @@ def test_smoothing_that_a_form_has_no_place_for(llama: Source, tmp_path: Path) -
     refused(plugin, SmoothingSettings(groups="unfolded", smoother_dtype="float16"), "groups 'unfolded'")
     refused(plugin, replace(run_time, smoother_dtype="bfloat16"), "run-time scales in bfloat16; expected the engine's")
     refused(
-        plugin, SmoothingSettings(kv_cache="int8"), "smoothing for a KV cache in int8; expected float, as the engine's"
+        plugin,
+        SmoothingSettings(shared_cache_scale=True),
+        "shared_cache_scale=True for a KV cache in float; expected True for",
     )
     for bad in ({"dtype": "float32"}, {"kv": "fp8"}):
         with pytest.raises(UserError, match="expected one of float"):
@@ -232,8 +234,8 @@ def test_command_line(folder: Path, scales: Path, tmp_path: Path) -> None:
     done = smoothquant("export", "trtllm", folder, scales, "--out", out, *options)
     assert done.returncode == 0, done.stderr
     manifest = json.loads(done.stdout)["manifest"]
-    assert manifest["inputs"]["quant_algo"] == "W8A8_SQ_PER_TENSOR_PLUGIN"
-    assert manifest["inputs"]["smoothing"]["kv_cache"] == "int8"
+    assert manifest["inputs"]["trtllm"]["quant_algo"] == "W8A8_SQ_PER_TENSOR_PLUGIN"
+    assert manifest["inputs"]["smoothing"]["shared_cache_scale"]
     assert sorted(path.name for path in out.glob("rank*")) == [f"rank{n}.safetensors" for n in range(4)]
     checked = smoothquant("check", out)
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -254,7 +256,8 @@ def test_options(
     out = tmp_path / "out"
     assert main(["export", "trtllm", str(folder), str(scales), "--out", str(out), "--quiet", *options]) == 0
     inputs = json.loads((out / MANIFEST).read_text())["inputs"]
-    assert (inputs["quant_algo"], inputs["smoothing"]["groups"], inputs["dtype"]) == (algo, groups, dtype)
+    told = inputs["trtllm"]
+    assert (told["quant_algo"], inputs["smoothing"]["groups"], told["dtype"]) == (algo, groups, dtype)
 
 
 @pytest.mark.parametrize(

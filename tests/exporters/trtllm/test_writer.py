@@ -16,7 +16,9 @@ from exporters.export import Source, export
 from exporters.huggingface import W8A8Writer
 from exporters.trtllm import MODES, Mode, Ranks, TrtllmWriter
 from exporters.trtllm.decoders import DECODERS
+from smoothquant.artifacts.manifest import TrtllmOptions
 from smoothquant.errors import ContractError
+from smoothquant.scheme import scheme_of
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import quantize_layer, smoothed_layers
 from smoothquant.workspace import load_manifest
@@ -212,7 +214,7 @@ def test_smoothers(source: Source, tmp_path: Path) -> None:
 
 
 def test_interrupted_export_goes_on_and_is_the_same(source: Source, tmp_path: Path) -> None:
-    source = replace(source, settings=SmoothingSettings(0.5, kv_cache="int8"))
+    source = replace(source, settings=SmoothingSettings(0.5, shared_cache_scale=True))
     options = {"mode": STATIC, "ranks": Ranks(2, 2), "kv": "int8"}
     export(source, [TrtllmWriter(tmp_path / "whole", **options)])
     written: list[int] = []
@@ -234,27 +236,19 @@ def test_interrupted_export_goes_on_and_is_the_same(source: Source, tmp_path: Pa
     assert written == [0, 1, 2, 3]  # none was done twice
     manifest = load_manifest(tmp_path / "whole")
     assert load_manifest(tmp_path / "resumed") == manifest
-    for name in manifest["files"]:
+    for name in manifest.files:
         assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_manifest_explains(source: Source, tmp_path: Path) -> None:
     manifest = load_manifest(write(source, tmp_path / "out", MODELOPT, tp=2))
-    assert manifest["step"] == "export trtllm"
-    assert manifest["inputs"] == {
-        "model": "m",
-        "family": "llama",
-        "smoothing": {"alpha": 0.5, "groups": "unfolded", "smoother_dtype": "float16"},
-        "activations": "per-tensor",
-        "weights": "per-channel",
-        "quant_algo": "W8A8_SQ_PER_CHANNEL",
-        "dtype": "float16",
-        "kv_cache": "float",
-        "tp": 2,
-        "pp": 1,
-        "trtllm_version": "1.2.1",
-    }
-    assert {"config.json", "rank0.safetensors", "rank1.safetensors", "tokenizer.json"} <= manifest["files"].keys()
+    assert manifest.step == "export trtllm"
+    origin = manifest.origin
+    assert (origin.model, origin.act_scales, origin.family) == ("m", None, "llama")
+    assert origin.smoothing == SmoothingSettings(0.5, "unfolded", "float16")
+    assert origin.schemes == (scheme_of("per-tensor"),)
+    assert origin.trtllm == TrtllmOptions("W8A8_SQ_PER_CHANNEL", "float16", 2, 1, "1.2.1")
+    assert {"config.json", "rank0.safetensors", "rank1.safetensors", "tokenizer.json"} <= manifest.files.keys()
 
 
 def test_several_formats_in_one_pass(source: Source, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from exporters.safetensors_files import Planned, SafetensorsFile
+from smoothquant.artifacts.safetensors_files import Planned, SafetensorsFile
 from smoothquant.workspace import write_json
 
 MAX_SHARD = 5_000_000_000  # bytes, as transformers splits

@@ -1,0 +1,138 @@
+"""The manifest of an output folder: what made it, out of what, and what it found.
+
+{"format", "step", "inputs", "files", "versions", "contract", "geometry", "results"}
+
+inputs    of an export: an `Origin`. Of a build: "export", the origin of what it was built from, and its own
+contract  how far smoothing changed the logits of this model; of exports and engines
+geometry  numbers of the model that those who run it must know; of exports and engines
+results   what else the step found: its own
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from smoothquant.artifacts.record import as_json, read
+from smoothquant.errors import UserError
+from smoothquant.scheme import Scheme
+from smoothquant.settings import SmoothingSettings
+
+
+@dataclass(frozen=True)
+class Promise:
+    """The contract of smoothing: relative error of the logits on random tokens, and the tolerance that it is within."""
+
+    logits_relative_error: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Numbers of a model. cache_window: newest keys that any layer looks at, None if that is all of them."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    cache_window: int | None
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """How an ONNX graph was written. body: "fp32", "fp16" or "bf16", whatever is not INT8."""
+
+    body: str
+    opset: int
+
+
+@dataclass(frozen=True)
+class TrtllmOptions:
+    """How a TensorRT-LLM checkpoint was written. tp, pp: ranks of tensor and pipeline parallelism; trtllm_version: that
+    is to build the engine."""
+
+    quant_algo: str
+    dtype: str
+    tp: int
+    pp: int
+    trtllm_version: str
+
+
+@dataclass(frozen=True)
+class HuggingFaceOptions:
+    """How a float checkpoint was written. dtype: of its weights, or "as stored"."""
+
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an export was made from. model, act_scales: fingerprints, None where there were none.
+
+    schemes: of its graphs; one, but for an ONNX export that holds two. onnx, trtllm, hf: options of the format.
+    """
+
+    family: str
+    smoothing: SmoothingSettings
+    schemes: tuple[Scheme, ...]
+    model: str | None = None
+    act_scales: str | None = None
+    onnx: OnnxOptions | None = None
+    trtllm: TrtllmOptions | None = None
+    hf: HuggingFaceOptions | None = None
+
+    @property
+    def scheme(self) -> Scheme:
+        """That of the only graph, or of the first."""
+        return self.schemes[0]
+
+    def words(self) -> dict[str, Any]:
+        """The same for a reader of reports: what is as usual is left out."""
+        told: dict[str, Any] = {"model": self.model, "act_scales": self.act_scales, "family": self.family}
+        told |= {"smoothing": {"alpha": self.smoothing.alpha, "groups": self.smoothing.groups}} | self.scheme.words()
+        for options in (self.onnx, self.trtllm, self.hf):
+            told |= as_json(options) if options else {}
+        return {key: value for key, value in told.items() if value is not None}
+
+    def only(self, scheme: Scheme) -> Origin:
+        """The origin of one graph of it."""
+        return replace(self, schemes=(scheme,))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest of a finished folder. files: size by name; versions: of the packages that took part."""
+
+    format: int
+    step: str
+    inputs: Mapping[str, Any]
+    files: Mapping[str, int]
+    versions: Mapping[str, str]
+    contract: Promise | None = None
+    geometry: ModelFacts | None = None
+    results: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return as_json(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all files."""
+        return sum(self.files.values())
+
+    @property
+    def origin(self) -> Origin:
+        """What the export was made from, or the export behind an engine. Raises UserError where there is none."""
+        return read(Origin, self.inputs.get("export", self.inputs), f"manifest of {self.step!r}: inputs")
+
+    @property
+    def facts(self) -> ModelFacts:
+        """The geometry of a folder that has one. Raises UserError for others."""
+        if self.geometry is None:
+            raise UserError(f"made by {self.step!r}: its manifest has no geometry", expected="an export or an engine")
+        return self.geometry

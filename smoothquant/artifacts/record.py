@@ -1,0 +1,66 @@
+"""JSON into frozen dataclasses, strictly, and back.
+
+An unknown key, a missing one and a value of another type are errors that name the place. A field with a default may be
+missing. Types that are read: str, int, float, bool, None, Any, unions of them, tuple[X, ...], Mapping[str, X], records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from collections.abc import Mapping
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from smoothquant.errors import UserError
+
+T = TypeVar("T")
+DO = "make the folder again with this version"
+
+
+def read(kind: type[T], content: object, where: str) -> T:
+    """The record that JSON content stands for. where: names the content in errors. Raises UserError."""
+    return _read(kind, content, where)
+
+
+def as_json(record: Any) -> dict[str, Any]:
+    """A record as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(record)))
+
+
+def _read(kind: Any, content: object, where: str) -> Any:
+    if kind is Any:
+        return content
+    if dataclasses.is_dataclass(kind):
+        return _record(kind, content, where)
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):  # X | None
+        inner = next(part for part in parts if part is not type(None))
+        return None if content is None else _read(inner, content, where)
+    if origin is tuple:
+        _expect(isinstance(content, list), where, content, "a list")
+        return tuple(_read(parts[0], each, f"{where}[{n}]") for n, each in enumerate(content))  # type: ignore[arg-type, var-annotated]
+    if origin is Mapping:
+        _expect(isinstance(content, dict), where, content, "an object")
+        return {key: _read(parts[1], value, f"{where}.{key}") for key, value in content.items()}  # type: ignore[attr-defined]
+    _expect(type(content) in ((int, float) if kind is float else (kind,)), where, content, f"of type {kind.__name__}")
+    return content
+
+
+def _record(kind: Any, content: object, where: str) -> Any:
+    _expect(isinstance(content, dict), where, content, "an object")
+    assert isinstance(content, dict)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unset = dataclasses.MISSING
+    for name in content.keys() - fields.keys():
+        raise UserError(f"{where}: unknown key {name!r}", expected=f"of {', '.join(fields)}", do=DO)
+    for name, field in fields.items():
+        if name not in content and field.default is unset and field.default_factory is unset:
+            raise UserError(f"{where}: key {name!r} is missing", expected=f"all of {', '.join(fields)}", do=DO)
+    hints = get_type_hints(kind)
+    return kind(**{name: _read(hints[name], value, f"{where}.{name}") for name, value in content.items()})
+
+
+def _expect(right: bool, where: str, content: object, wanted: str) -> None:
+    if not right:
+        raise UserError(f"{where}: {json.dumps(content)}", expected=wanted, do=DO)

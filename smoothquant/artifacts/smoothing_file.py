@@ -1,0 +1,65 @@
+"""smoothquant/smoothing.safetensors of every export and engine: what was folded, and the ranges that scales come from.
+
+    <linear>.smoothing_scale    float32 (in,), where the input is smoothed
+    <linear>.input_absmax       float32 (in,), calibrated maxima of the smoothed input
+    <layer>.key.cache_scale     float32 scalar, for an 8-bit KV cache; the same for value
+
+With the checkpoint and the manifest it is enough to compute every layer of the engine again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from smoothquant.errors import UserError
+from smoothquant.workspace import OURS
+
+SMOOTHING = f"{OURS}/smoothing.safetensors"
+SCALE, ABSMAX, CACHE_SCALE = ".smoothing_scale", ".input_absmax", ".cache_scale"
+ENDS = (SCALE, ABSMAX, CACHE_SCALE)
+
+
+@dataclass(frozen=True)
+class SmoothingFile:
+    """What a smoothing file says. smoothing_scale, input_absmax: by linear, float32 (in,); cache_scale: by layer and
+    part, float32; digest: of the file's bytes."""
+
+    smoothing_scale: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    input_absmax: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    cache_scale: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    digest: str = ""
+
+
+def tensors(
+    smoothing_scale: Mapping[str, Tensor], input_absmax: Mapping[str, Tensor], cache_scale: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Entries of the file, copied. smoothing_scale, input_absmax: by linear; cache_scale: by layer and part."""
+    named = ((smoothing_scale, SCALE), (input_absmax, ABSMAX), (cache_scale, CACHE_SCALE))
+    return {name + end: value.clone() for values, end in named for name, value in values.items()}
+
+
+def read_smoothing(folder: Path) -> SmoothingFile:
+    """The smoothing file of a folder. Raises UserError if it cannot be read."""
+    path = folder / SMOOTHING
+    try:
+        content = path.read_bytes()
+        found = load(content)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error})",
+            expected="the smoothing scales that every export records",
+            do="make it again with smoothquant export",
+        ) from error
+    scale, absmax, cache = (
+        {name.removesuffix(end): value.to(torch.float32) for name, value in found.items() if name.endswith(end)}
+        for end in ENDS
+    )
+    return SmoothingFile(scale, absmax, cache, hashlib.sha256(content).hexdigest()[:16])

@@ -1,0 +1,111 @@
+"""What is INT8 and how: one record, that exporters write into every manifest and validation reads.
+
+    weights      int8, one static scale per output channel or per matrix            (linears of the layers)
+    activations  int8, one dynamic scale per token or one static scale per tensor   (their inputs)
+    kv_cache     int8, one static scale for the keys of a layer and one for the values, or one for both
+    head         int8 weights per output channel, activations per token             (the output head)
+
+Each of them may be float. Linears that stay in float though the others do not are named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from smoothquant.errors import UserError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How one kind of tensor is held. granularity: what shares a scale; static: whether the scale is stored, rather
+    than computed when it is needed."""
+
+    dtype: str
+    granularity: str
+    static: bool
+
+    @property
+    def form(self) -> str:
+        """The granularity, or "float": the word of the command line."""
+        return self.granularity if self.dtype == "int8" else self.dtype
+
+
+FLOAT = Precision("float", "none", static=False)
+WEIGHTS = {
+    "float": FLOAT,
+    "per-channel": Precision("int8", "per-channel", static=True),
+    "per-tensor": Precision("int8", "per-tensor", static=True),
+}
+ACTIVATIONS = {
+    "per-token": Precision("int8", "per-token", static=False),
+    "per-tensor": Precision("int8", "per-tensor", static=True),
+    "float": FLOAT,
+}
+CACHES = {
+    "float": FLOAT,
+    "int8": Precision("int8", "per-tensor", static=True),  # keys have a scale, values another
+    "int8-shared": Precision("int8", "per-layer", static=True),
+}
+HEADS = {"float": FLOAT, "int8": Precision("int8", "per-channel", static=True)}
+KNOWN: Mapping[str, Mapping[str, Precision]] = {
+    "weights": WEIGHTS,
+    "activations": ACTIVATIONS,
+    "kv_cache": CACHES,
+    "head": HEADS,
+}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What is INT8 in one engine. float_linears: module names of linears that stay in float.
+
+    Raises UserError for what no engine of ours does.
+    """
+
+    weights: Precision
+    activations: Precision
+    kv_cache: Precision = FLOAT
+    head: Precision = FLOAT
+    float_linears: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, known in KNOWN.items():
+            found = getattr(self, name)
+            if found not in known.values():
+                forms = ", ".join(precision.form for precision in known.values())
+                raise UserError(f"quantization scheme: {name} {found.form!r}", expected=f"one of {forms}")
+        if (self.weights == FLOAT) != (self.activations == FLOAT):
+            raise UserError(
+                f"quantization scheme: {self.weights.form} weights with {self.activations.form} activations",
+                expected="both in INT8 or both in float",
+            )
+
+    def words(self) -> dict[str, str | list[str]]:
+        """The same for a reader of reports."""
+        told: dict[str, str | list[str]] = {"activations": self.activations.form, "weights": self.weights.form}
+        told |= {"kv_cache": self.kv_cache.dtype, "head": self.head.dtype}
+        return told | ({"float_linears": list(self.float_linears)} if self.float_linears else {})
+
+
+def scheme_of(
+    activations: str,
+    weights: str = "per-channel",
+    kv_cache: str = "float",
+    head: str = "float",
+    float_linears: tuple[str, ...] = (),
+) -> Scheme:
+    """The scheme with these presets, by their names. Float activations mean float weights.
+
+    Raises UserError for an unknown name.
+    """
+    names = {
+        "weights": "float" if activations == "float" else weights,
+        "activations": activations,
+        "kv_cache": kv_cache,
+        "head": head,
+    }
+    for part, name in names.items():
+        if name not in KNOWN[part]:
+            raise UserError(f"{part} {name!r}", expected=f"one of {', '.join(KNOWN[part])}")
+    return Scheme(**{part: KNOWN[part][name] for part, name in names.items()}, float_linears=float_linears)

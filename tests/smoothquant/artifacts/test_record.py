@@ -1,0 +1,60 @@
+"""Records are read strictly: what is unknown, missing or of another type is one line that names the place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pytest
+
+from smoothquant.artifacts.record import as_json, read
+from smoothquant.errors import UserError
+
+
+@dataclass(frozen=True)
+class Inner:
+    number: float
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Outer:
+    count: int
+    flag: bool
+    inner: tuple[Inner, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+WHOLE = Outer(3, True, (Inner(1.5), Inner(2.0, "two")), {"a": 1})
+
+
+def test_there_and_back() -> None:
+    assert read(Outer, as_json(WHOLE), "here") == WHOLE
+    assert read(Outer, {"count": 1, "flag": False}, "here") == Outer(1, False)
+    assert read(Inner, {"number": 1}, "here") == Inner(1)  # JSON writes 1.0 as it likes
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"more": 1}, "here: unknown key 'more'; expected of count, flag, inner, sizes"),
+        ({"count": None}, "here.count: null; expected of type int"),
+        ({"count": True}, "here.count: true; expected of type int"),
+        ({"count": 1.5}, "here.count: 1.5; expected of type int"),
+        ({"flag": 1}, "here.flag: 1; expected of type bool"),
+        ({"inner": {}}, "here.inner: {}; expected a list"),
+        ({"inner": [{"number": 1.0}, {}]}, "here.inner[1]: key 'number' is missing; expected all of number, name"),
+        ({"inner": [{"number": "1"}]}, 'here.inner[0].number: "1"; expected of type float'),
+        ({"sizes": {"a": "b"}}, 'here.sizes.a: "b"; expected of type int'),
+        ({"sizes": []}, "here.sizes: []; expected an object"),
+    ],
+)
+def test_what_does_not_fit(changes: dict, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read(Outer, as_json(WHOLE) | changes, "here")
+    assert str(caught.value).startswith(said)
+
+
+def test_no_object() -> None:
+    with pytest.raises(UserError, match=r"here: \[\]; expected an object"):
+        read(Outer, [], "here")
