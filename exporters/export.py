@@ -26,6 +26,7 @@ from smoothquant.machine import return_freed_tensors
 from smoothquant.model import Model
 from smoothquant.scheme import Scheme
 from smoothquant.settings import GROUPS, SmoothingSettings
+from smoothquant.steps import DEFAULT, Step, as_records
 from smoothquant.stream import QuantizedLayer, QuantizingLayer, SmoothedLayer, check_scales, smoothed_layers
 from smoothquant.workspace import Workspace, save_tensors
 
@@ -81,6 +82,7 @@ class Source:
     input_absmax: linear -> float32 (in,); None where nothing is smoothed and no static scale is wanted.
     output_absmax: linear -> float32 (out,), of those that are known; some formats want it.
     fingerprints: of the model and of the act scales, for the manifest.
+    steps: what is done to every layer between smoothing and storing.
     """
 
     model: Model
@@ -88,6 +90,7 @@ class Source:
     input_absmax: Mapping[str, Tensor] | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     output_absmax: Mapping[str, Tensor] = field(default_factory=dict)
+    steps: tuple[Step, ...] = DEFAULT
 
 
 def export(
@@ -148,7 +151,7 @@ def check_folded(source: Source, out: Path) -> None:
 
 def _inputs(source: Source, writer: Writer) -> dict:
     family = source.model.family.name
-    made_from: Mapping[str, Any] = {**source.fingerprints, **writer.options}
+    made_from: Mapping[str, Any] = {**source.fingerprints, **writer.options, "steps": as_records(source.steps)}
     return as_json(Origin(family, source.settings, writer.schemes, **made_from))
 
 
@@ -160,7 +163,8 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
     contract = Contract(model, kept)
     smoothing = {name: tensor for name, tensor in kept.items() if name.endswith(ENDS)}
     progress(start, layers)
-    for layer in smoothed_layers(model, source.input_absmax, source.settings, start, source.output_absmax):
+    smoothed = smoothed_layers(model, source.input_absmax, source.settings, start, source.output_absmax, source.steps)
+    for layer in smoothed:
         lacking = [(writer, work) for writer, work in todo if work.next_layer <= layer.index]
         quantizing = {form: QuantizingLayer(layer, form) for writer, _ in lacking if (form := writer.weights)}
         contract.check(layer, next(iter(quantizing.values()), None))

@@ -50,12 +50,3 @@ def output_ranges(model: Model, index: int, output_absmax: Mapping[str, Tensor])
         if full in output_absmax and roles != (ROUTER,):
             found |= model.split(name, output_absmax[full].float())
     return found
-
-
-def borrow_ranges(input_absmax: dict[str, Tensor]) -> None:
-    """An expert that no token of the calibration reached takes the range of its layer's other experts, in place."""
-    silent = [role for role, range_ in input_absmax.items() if "." in role and not range_.any()]
-    for role in silent:
-        kind = role.partition(".")[0]
-        others = [range_.amax() for other, range_ in input_absmax.items() if other.partition(".")[0] == kind]
-        input_absmax[role] = torch.stack(others).amax().expand_as(input_absmax[role]).clone()

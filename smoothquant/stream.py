@@ -1,5 +1,7 @@
 """(float checkpoint, activation scales, settings) -> smoothed layers -> quantized layers, one at a time.
 
+    load -> choose scales (`choose`) -> fold them (`fold`) -> steps (`steps`) -> quantize
+
     for layer in smoothed_layers(model, input_absmax, settings):
         quantized = quantize_layer(layer)       # int8 weights and float32 scales; the float layer can be forgotten
 
@@ -9,74 +11,24 @@ Peak memory is one layer on disk plus a few copies of its largest matrix, whatev
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-import torch
 from torch import Tensor
 
-from smoothquant import kv_cache, smoothing
+from smoothquant import kv_cache
+from smoothquant.choose import choose_scales
 from smoothquant.errors import ActScalesError
-from smoothquant.family import ROUTER, SmoothingGroup
-from smoothquant.layers import FloatLayer, W8A8Layer, float_layer, float_linear
+from smoothquant.family import ROUTER
+from smoothquant.fold import SmoothedLayer, fold
+from smoothquant.layers import W8A8Layer, float_layer, float_linear
 from smoothquant.model import Model
 from smoothquant.norms import Norm
-from smoothquant.quantization import absmax, input_scale, quantize_weight
-from smoothquant.ranges import borrow_ranges, check_act_scales, input_ranges, output_ranges
+from smoothquant.quantization import input_scale, quantize_weight
+from smoothquant.ranges import check_act_scales, input_ranges, output_ranges
 from smoothquant.settings import SmoothingSettings
-
-
-@dataclass
-class SmoothedLayer:
-    """A layer with smoothing folded in. Weights stay as on disk; factors are applied when a weight is asked for.
-
-    column: role -> smoothing_scale float32 (in,), multiplies the weight's columns.
-    row: role -> float32 (out,), divides the weight's rows and the bias (this linear feeds a smoothed one).
-    norms: by role, smoothing folded in; weights in the dtype on disk, biases of smoothed norms in float32.
-    smoother: role -> those of `column` that the engine divides the input by at run time, nothing before it does.
-    input_absmax: role -> float32 (in,), calibrated maxima of the smoothed input; empty without act scales.
-    output_absmax: role -> float32 (out,), calibrated maxima of the smoothed linear's output, where they are known.
-    cache_scales: that an 8-bit KV cache would have, where they are known.
-    """
-
-    model: Model
-    index: int
-    source: FloatLayer
-    norms: dict[str, Norm]
-    input_absmax: dict[str, Tensor]
-    column: dict[str, Tensor] = field(default_factory=dict)
-    row: dict[str, Tensor] = field(default_factory=dict)
-    smoother: dict[str, Tensor] = field(default_factory=dict)
-    output_absmax: dict[str, Tensor] = field(default_factory=dict)
-    cache_scales: kv_cache.Scales | None = None
-
-    def weight(self, role: str) -> Tensor:
-        """Smoothed weight, float32 (out, in), computed anew at every call."""
-        weight = self.source.weights[role].to(torch.float32, copy=True)
-        if role in self.column:
-            weight *= self.column[role]
-        if role in self.row:
-            weight /= self.row[role][:, None]
-        return weight
-
-    def bias(self, role: str) -> Tensor | None:
-        """Smoothed bias, float32 (out,), or None."""
-        if role not in self.source.biases:
-            return None
-        bias = self.source.biases[role].float()
-        return bias / self.row[role] if role in self.row else bias
-
-    def linear(self, role: str, x: Tensor) -> Tensor:
-        """The smoothed linear in float: lets the decoder run this layer."""
-        return float_linear(self.divided(role, x), self.weight(role), self.bias(role))
-
-    def cached(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        return keys, values
-
-    def divided(self, role: str, x: Tensor) -> Tensor:
-        """What the engine makes of a linear's input (..., in) before anything else: smoothed, if it has to do that."""
-        return x / self.smoother[role].to(x.dtype) if role in self.smoother else x
+from smoothquant.steps import DEFAULT, Step, run_steps
 
 
 @dataclass(frozen=True)
@@ -128,16 +80,17 @@ def smoothed_layers(
     settings: SmoothingSettings,
     start: int = 0,
     output_absmax: Mapping[str, Tensor] | None = None,
+    steps: Sequence[Step] = DEFAULT,
 ) -> Iterator[SmoothedLayer]:
     """Layers `start` and later, smoothed. input_absmax: linear's module name -> float32 (in,), every linear's;
-    output_absmax: the same of outputs, float32 (out,), of those that are known.
+    output_absmax: the same of outputs, float32 (out,), of those that are known. steps: between smoothing and storing.
 
     Without smoothing and static scales (groups "none", per token) there need be no input_absmax.
     Raises what `check_scales` does, and CheckpointError for NaN and Inf.
     """
     check_scales(model, input_absmax, settings)
     for index in range(start, model.geometry.layers):
-        yield smooth_layer(model, index, input_absmax or {}, settings, output_absmax or {})
+        yield smooth_layer(model, index, input_absmax or {}, settings, output_absmax or {}, steps)
 
 
 def check_scales(model: Model, input_absmax: Mapping[str, Tensor] | None, settings: SmoothingSettings) -> None:
@@ -159,37 +112,17 @@ def smooth_layer(
     input_absmax: Mapping[str, Tensor],
     settings: SmoothingSettings,
     output_absmax: Mapping[str, Tensor] = MappingProxyType({}),
+    steps: Sequence[Step] = DEFAULT,
 ) -> SmoothedLayer:
-    """Load one layer and fold the chosen smoothing groups into it."""
+    """Load one layer, choose its scales, fold them, and do the steps."""
     source = float_layer(model, index)
     act, output = input_ranges(model, index, input_absmax), output_ranges(model, index, output_absmax)
-    layer = SmoothedLayer(model, index, source, norms=dict(source.norms), input_absmax=dict(act))
-    for group in settings.chosen(model.groups, model.quantized_roles):
-        scale = _group_scale(model, source, act, group, settings)
-        if group.through == "norm":
-            if settings.groups != "paper":
-                scale = smoothing.skip_dead_channels(scale, act[group.linears[0]])
-            scale, layer.norms[group.source] = source.norms[group.source].fold(scale)
-        elif group.through == "run-time":
-            hold = smoothing.as_factor if settings.groups == "unfolded" else smoothing.as_divisor
-            scale = smoothing.skip_dead_channels(scale, act[group.linears[0]])
-            scale = hold(scale, getattr(torch, settings.smoother_dtype))
-            layer.smoother |= dict.fromkeys(group.linears, scale)
-        else:
-            scale = smoothing.skip_dead_channels(scale, _shared(model, group, act[group.linears[0]]))
-            if group.through == "attention" and settings.shared_cache_scale:
-                scale = kv_cache.match(scale, output["v"], kv_cache.key_absmax(output["k"], model.geometry, index))
-            layer.row[group.source] = scale
-            scale = _spread(model, group, scale)
-        for role in group.linears:
-            layer.column[role] = scale
-            layer.input_absmax[role] = act[role] / scale
+    layer = fold(model, index, source, settings, choose_scales(model, index, source, act, output, settings))
     layer.output_absmax = {role: reach / layer.row.get(role, 1) for role, reach in output.items()}
     layer.cache_scales = kv_cache.cache_scales(
         model.geometry, index, layer.norms.get("key"), layer.output_absmax, shared=settings.shared_cache_scale
     )
-    borrow_ranges(layer.input_absmax)
-    return layer
+    return run_steps(steps, layer)
 
 
 def quantize_layer(layer: SmoothedLayer, weights: str = "per-channel") -> QuantizedLayer:
@@ -201,7 +134,7 @@ def quantize_linear(
     layer: SmoothedLayer, role: str, weight: Tensor, granularity: str = "per-channel"
 ) -> QuantizedLinear:
     """Quantize one linear of a smoothed layer. weight: `layer.weight(role)`."""
-    quantized, scale = quantize_weight(weight, granularity)
+    quantized, scale = quantize_weight(layer.edited(role, weight), granularity)
     return QuantizedLinear(
         name=layer.model.linear(layer.index, role),
         weight=quantized,
@@ -241,26 +174,3 @@ class QuantizingLayer:
 
     def _quantize(self, role: str, weight: Tensor) -> QuantizedLinear:
         return quantize_linear(self.layer, role, weight, self.weights)
-
-
-def _group_scale(
-    model: Model, source: FloatLayer, act: Mapping[str, Tensor], group: SmoothingGroup, settings: SmoothingSettings
-) -> Tensor:
-    columns = [absmax(source.weights[role], dim=0).float() for role in group.linears]
-    weight_absmax = _shared(model, group, torch.stack(columns).amax(dim=0))
-    return smoothing.smoothing_scale(_shared(model, group, act[group.linears[0]]), weight_absmax, settings.alpha)
-
-
-def _shared(model: Model, group: SmoothingGroup, values: Tensor) -> Tensor:
-    """From the channels of a group's input to those of its source."""
-    if group.through != "attention":
-        return values
-    return smoothing.share_over_query_heads(values, model.geometry.kv_heads, model.geometry.head_dim)
-
-
-def _spread(model: Model, group: SmoothingGroup, values: Tensor) -> Tensor:
-    """From the channels of a group's source to those of its input."""
-    if group.through != "attention":
-        return values
-    geometry = model.geometry
-    return smoothing.repeat_over_query_heads(values, geometry.heads, geometry.kv_heads, geometry.head_dim)

@@ -39,6 +39,18 @@ def test_a_manifest_is_read_by_its_fields() -> None:
             assert found is None, (path, found)
 
 
+def test_scales_are_folded_in_one_place() -> None:
+    """What multiplies columns, divides rows and is left to an engine is said by `smoothquant.fold` alone."""
+    folding = re.compile(r"\.(row|smoother)\[[^]]*\] = |\.smoother \|= |\.divided\(scale\)")
+    found = {
+        str(path.relative_to(ROOT))
+        for room in ROOMS
+        for path in (ROOT / room).rglob("*.py")
+        if folding.search(path.read_text(encoding="utf-8"))
+    }
+    assert found == {"smoothquant/fold.py", "smoothquant/norms.py"}  # a norm rounds itself
+
+
 def file_of(name: str) -> Path | None:
     """Where a module of ours, or a name in one, is written."""
     for dotted in (name, name.rpartition(".")[0]):

@@ -18,16 +18,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from smoothquant import smoothing
 from smoothquant.artifacts.ports import CACHED
 from smoothquant.artifacts.record import as_json
 from smoothquant.artifacts.smoothing_file import SmoothingFile, read_smoothing
 from smoothquant.errors import UserError
+from smoothquant.fold import Scales, SmoothedLayer, fold
 from smoothquant.layers import FloatLayer
 from smoothquant.model import Model
 from smoothquant.scheme import FLOAT, Scheme
 from smoothquant.settings import SmoothingSettings
-from smoothquant.stream import SmoothedLayer
+from smoothquant.steps import DEFAULT, Step, as_records, from_records, replay
 from smoothquant.workspace import load_manifest
 
 
@@ -37,7 +37,7 @@ class EngineScheme:
 
     key: identity; two engines with the same key quantize alike, and share one pass over the layers.
     scheme: what is INT8. smoothing: the recorded scales. settings: say which of them were folded into what.
-    ranks: of tensor parallelism.
+    ranks: of tensor parallelism. steps: between smoothing and storing.
     """
 
     key: str
@@ -45,6 +45,7 @@ class EngineScheme:
     smoothing: SmoothingFile = field(default_factory=SmoothingFile)
     settings: SmoothingSettings = field(default_factory=SmoothingSettings)
     ranks: int = 1
+    steps: tuple[Step, ...] = DEFAULT
 
     @property
     def activations(self) -> str:
@@ -88,29 +89,13 @@ class EngineScheme:
         return key, value
 
     def layer(self, model: Model, index: int, source: FloatLayer) -> SmoothedLayer:
-        """One layer of the checkpoint with the recorded smoothing folded in."""
-        geometry, names = model.geometry, {role: model.linear(index, role) for role in model.roles}
-        layer = SmoothedLayer(
-            model,
-            index,
-            source,
-            norms=dict(source.norms),
-            input_absmax={role: self.input_absmax[name] for role, name in names.items() if name in self.input_absmax},
+        """One layer of the checkpoint with the recorded smoothing folded in and the recorded steps done."""
+        names = {role: model.linear(index, role) for role in model.roles}
+        scales = Scales(
             column={role: self.smoothing_scale[name] for role, name in names.items() if name in self.smoothing_scale},
+            input_absmax={role: self.input_absmax[name] for role, name in names.items() if name in self.input_absmax},
         )
-        for group in self.settings.chosen(model.groups, model.quantized_roles):
-            scale = layer.column.get(group.linears[0])
-            if scale is None:
-                continue
-            if group.through == "norm":
-                layer.norms[group.source] = source.norms[group.source].divided(scale)
-            elif group.through == "run-time":
-                layer.smoother |= dict.fromkeys(group.linears, scale)
-            elif group.through == "attention":  # equal within a kv head's query heads
-                layer.row[group.source] = smoothing.share_over_query_heads(scale, geometry.kv_heads, geometry.head_dim)
-            else:
-                layer.row[group.source] = scale
-        return layer
+        return replay(self.steps, fold(model, index, source, self.settings, scales))
 
 
 def read_scheme(folder: str | Path) -> EngineScheme:
@@ -124,6 +109,7 @@ def read_scheme(folder: str | Path) -> EngineScheme:
             do=f"smoothquant build onnxruntime {folder} --act per-token (or per-tensor) --out ENGINE; validate that",
         )
     recorded, ranks = read_smoothing(folder), origin.trtllm.tp if origin.trtllm else 1
-    facts = [as_json(origin.scheme), as_json(origin.smoothing), ranks, recorded.digest]
+    steps = from_records(origin.steps)
+    facts = [as_json(origin.scheme), as_json(origin.smoothing), ranks, as_records(steps), recorded.digest]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    return EngineScheme(key, origin.scheme, recorded, origin.smoothing, ranks)
+    return EngineScheme(key, origin.scheme, recorded, origin.smoothing, ranks, steps)

@@ -73,12 +73,14 @@ class HuggingFaceOptions:
 class Origin:
     """What an export was made from. model, act_scales: fingerprints, None where there were none.
 
-    schemes: of its graphs; one, but for an ONNX export that holds two. onnx, trtllm, hf: options of the format.
+    schemes: of its graphs; one, but for an ONNX export that holds two. steps: what was done to layers between smoothing
+    and storing (`smoothquant.steps`). onnx, trtllm, hf: options of the format.
     """
 
     family: str
     smoothing: SmoothingSettings
     schemes: tuple[Scheme, ...]
+    steps: tuple[Mapping[str, Any], ...] = ()
     model: str | None = None
     act_scales: str | None = None
     onnx: OnnxOptions | None = None

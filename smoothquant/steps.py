@@ -1,0 +1,89 @@
+"""What may happen to a layer between smoothing and storing: a list of records, each a function of layers.
+
+    layer = step(layer, statistics)
+
+An export records its steps in the manifest. What they make of scales and ranges is in the smoothing file, and read from
+there; what they make of weights, `SmoothedLayer.edits`, validation makes again. So it measures the engine that exists,
+however it was clipped or rounded.
+
+A new step is a frozen dataclass of JSON values with a name, entered in `STEPS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from smoothquant.artifacts.record import as_json, read
+from smoothquant.errors import UserError
+from smoothquant.fold import SmoothedLayer
+
+Statistics = Mapping[str, Tensor]  # role -> float32 (in,), calibrated maxima of the smoothed input
+
+
+class Step(Protocol):
+    """One step. Its fields are JSON values that say all of it."""
+
+    name: ClassVar[str]
+
+    def __call__(self, layer: SmoothedLayer, statistics: Statistics) -> SmoothedLayer:
+        """The layer after this step; the one that is given stays as it is."""
+        ...
+
+
+@dataclass(frozen=True)
+class BorrowRanges:
+    """An expert that no token of the calibration reached takes the range of its layer's other experts."""
+
+    name: ClassVar[str] = "borrow-ranges"
+
+    def __call__(self, layer: SmoothedLayer, statistics: Statistics) -> SmoothedLayer:
+        found = dict(layer.input_absmax)
+        silent = [role for role, range_ in found.items() if "." in role and not range_.any()]
+        for role in silent:
+            kind = role.partition(".")[0]
+            others = [range_.amax() for other, range_ in found.items() if other.partition(".")[0] == kind]
+            found[role] = torch.stack(others).amax().expand_as(found[role]).clone()
+        return replace(layer, input_absmax=found)
+
+
+STEPS: dict[str, type[Step]] = {BorrowRanges.name: BorrowRanges}
+DEFAULT: tuple[Step, ...] = (BorrowRanges(),)
+
+
+def run_steps(steps: Sequence[Step], layer: SmoothedLayer) -> SmoothedLayer:
+    """The layer after all steps, in order."""
+    for step in steps:
+        layer = step(layer, layer.input_absmax)
+    return layer
+
+
+def replay(steps: Sequence[Step], layer: SmoothedLayer) -> SmoothedLayer:
+    """A layer folded from recorded scales, with what the steps made of its weights."""
+    return replace(layer, edits=run_steps(steps, layer).edits)
+
+
+def as_records(steps: Sequence[Step]) -> tuple[dict[str, Any], ...]:
+    """Steps as JSON values, for the manifest."""
+    return tuple({"name": step.name, **as_json(step)} for step in steps)
+
+
+def from_records(records: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
+    """The steps of a manifest. Raises UserError for one that this version does not know."""
+    return tuple(map(_step, records))
+
+
+def _step(record: Mapping[str, Any]) -> Step:
+    fields = dict(record)
+    name = fields.pop("name", None)
+    if name not in STEPS:
+        raise UserError(
+            f"step {name!r} between smoothing and storing",
+            expected=f"one of {', '.join(STEPS)}",
+            do="use the version of this tool that made the folder, or export it again",
+        )
+    return read(STEPS[name], fields, f"step {name!r}")
