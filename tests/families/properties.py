@@ -201,7 +201,7 @@ def trtllm_checkpoint_computes_ours(case: Case) -> None:
             refusals.append(str(refused))
             continue
         assert not errors(check_checkpoint(out))
-        ids = sample_ids(8, case.model.facts()["cache_window"] or 24, seed=5)  # windows are given at run time there
+        ids = sample_ids(8, case.model.facts().cache_window or 24, seed=5)  # windows are given at run time there
         found, ours = CheckpointEngine(out).logits(ids), case.w8a8(ids, act)
         assert relative_error(found, ours) < relative_error(ours, case.logits(ids))
         return
