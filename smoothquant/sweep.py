@@ -235,7 +235,7 @@ def _batches(sequences: Sequence[Tensor]) -> Iterator[Batch]:
     start = 0
     for length, group in groupby(sequences, key=len):
         end = start + length * len(list(group))
-        step = length * max(1, BATCH_TOKENS // length)
+        step = max(length, BATCH_TOKENS - BATCH_TOKENS % max(1, length))
         for begin in range(start, end, step):
             yield Batch(slice(begin, min(begin + step, end)), length)
         start = end
