@@ -22,7 +22,7 @@ from smoothquant.choose import choose_scales
 from smoothquant.errors import ActScalesError
 from smoothquant.family import ROUTER
 from smoothquant.fold import SmoothedLayer, fold
-from smoothquant.layers import W8A8Layer, float_layer, float_linear
+from smoothquant.layers import FloatLayer, W8A8Layer, float_layer, float_linear
 from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.quantization import input_scale, quantize_weight
@@ -113,9 +113,10 @@ def smooth_layer(
     settings: SmoothingSettings,
     output_absmax: Mapping[str, Tensor] = MappingProxyType({}),
     steps: Sequence[Step] = DEFAULT,
+    source: FloatLayer | None = None,
 ) -> SmoothedLayer:
-    """Load one layer, choose its scales, fold them, and do the steps."""
-    source = float_layer(model, index)
+    """Load one layer, unless `source` is it, choose its scales, fold them, and do the steps."""
+    source = source or float_layer(model, index)
     act, output = input_ranges(model, index, input_absmax), output_ranges(model, index, output_absmax)
     layer = fold(model, index, source, settings, choose_scales(model, index, source, act, output, settings))
     layer.output_absmax = {role: reach / layer.row.get(role, 1) for role, reach in output.items()}

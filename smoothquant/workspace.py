@@ -315,6 +315,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     os.replace(new, path)
 
 
+def forget(out: str | Path) -> None:
+    """Remove what a step that makes `out` has kept in `OUT.partial/`, if anything."""
+    remove(Path(out).with_name(Path(out).name + ".partial"))
+
+
 def remove(path: Path) -> None:
     """Remove a file or folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
