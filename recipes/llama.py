@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from recipes.recipe import Published, Recipe
+from smoothquant.config import Config
 from smoothquant.family import Attention, Family, Geometry, SmoothingGroup
 from smoothquant.rope import rope_inv_freq
 
 
-def geometry(config: Mapping) -> Geometry:
+def geometry(config: Config) -> Geometry:
     """Numbers of a Llama, or of a model with its config keys, from its config.json (old and new spellings)."""
     heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads

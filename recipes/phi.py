@@ -5,16 +5,16 @@ LongRoPE (the 128k models) is refused: it changes its frequencies with the lengt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from recipes import llama
 from recipes.recipe import Recipe
+from smoothquant.config import Config
 from smoothquant.errors import CheckpointError
 from smoothquant.family import Family, Geometry
 
 
-def geometry(config: Mapping) -> Geometry:
+def geometry(config: Config) -> Geometry:
     """Numbers of a Phi-3 from its config.json."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
@@ -26,7 +26,7 @@ def geometry(config: Mapping) -> Geometry:
             do="use the 4k model",
         )
     defaults = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
-    return llama.windowed(llama.geometry({**defaults, **config}), config.get("sliding_window"))
+    return llama.windowed(llama.geometry(config.defaulting(defaults)), config.get("sliding_window"))
 
 
 QKV, GATE_UP = "self_attn.qkv_proj", "mlp.gate_up_proj"

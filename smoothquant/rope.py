@@ -10,6 +10,8 @@ from torch import Tensor
 
 from smoothquant.errors import CheckpointError
 
+ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")  # of config.json
+
 
 def rope_inv_freq(config: Mapping, head_dim: int, theta: float = 10000.0) -> tuple[float, ...]:
     """Inverse frequencies, float32 numbers, half as many as the channels of a head that are rotated.
@@ -17,8 +19,8 @@ def rope_inv_freq(config: Mapping, head_dim: int, theta: float = 10000.0) -> tup
     Reads both spellings: `rope_parameters` (transformers >= 5) and `rope_theta` + `rope_scaling`; either may give a
     `partial_rotary_factor`. theta: where the config names none. Raises CheckpointError for a type not in `SCALINGS`.
     """
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = rope.get("rope_theta") or config.get("rope_theta") or theta
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = _theta(config, rope, theta)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in SCALINGS:
         raise CheckpointError(
@@ -30,6 +32,18 @@ def rope_inv_freq(config: Mapping, head_dim: int, theta: float = 10000.0) -> tup
     rotated = int(head_dim * partial)
     inv_freq = 1.0 / (theta ** (torch.arange(0, rotated, 2, dtype=torch.float32) / rotated))
     return tuple(SCALINGS[kind](inv_freq, rope).tolist())
+
+
+def _theta(config: Mapping, rope: Mapping, default: float) -> float:
+    """The base of the frequencies, which either spelling may name."""
+    named = [value for value in (rope.get("rope_theta"), config.get("rope_theta")) if value is not None]
+    if len(set(named)) > 1 or not all(value > 0 for value in named):
+        raise CheckpointError(
+            f"config.json: rope_theta is {' and '.join(map(str, named))}",
+            expected="one number above 0",
+            do="restore the config.json that came with the weights",
+        )
+    return named[0] if named else default
 
 
 def _linear_scaling(inv_freq: Tensor, rope: Mapping) -> Tensor:

@@ -83,7 +83,10 @@ def spoiled(folder: Path, fault: str) -> Path:
         ("missing", "model-1.safetensors: missing shard; expected a whole, readable file; download this file again"),
         ("shape", "tensor model.layers.0.mlp.up_proj.weight has shape [3, 64]; expected [128, 64] by config.json"),
         ("nan", "tensor model.layers.1.mlp.up_proj.weight holds NaN or Inf"),
-        ("architecture", "architecture MambaForCausalLM is not known; expected one of LlamaForCausalLM"),
+        (
+            "architecture",
+            "architecture MambaForCausalLM (model_type 'mamba') is not known; expected one of LlamaForCausalLM",
+        ),
     ],
 )
 def test_spoiled_model(fault: str, said: str, tmp_path: Path, text_file: Path, scales: Path) -> None:
@@ -174,7 +177,7 @@ def test_triton_repositories(onnx_export: Path, tmp_path: Path) -> None:
     assert smoothquant(*build).returncode == 0
     assert (repository / "engine/1/model.onnx").exists()
     assert smoothquant(*build).returncode == 0  # finished already
-    (repository / "engine/manifest.json").unlink()
+    (repository / "engine/smoothquant/manifest.json").unlink()
     assert_one_line(smoothquant(*build, "--quiet"), 2, "repository/engine exists", "pass --overwrite")
     assert_one_line(smoothquant("generate", engine, "x", "--triton", "127.0.0.1:1"), 2, "no Triton server answers")
     other = ("build", "onnxruntime", onnx_export, "--out", tmp_path / "new/engine", "--triton", repository)
