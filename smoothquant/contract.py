@@ -6,51 +6,65 @@ layer whose outputs differ by more than the tolerance is named; at the end the l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 from torch import Tensor
 
 from smoothquant import decoder
-from smoothquant.attention import patterns
 from smoothquant.errors import ContractError
-from smoothquant.layers import Layer
+from smoothquant.hidden import PREFIX
+from smoothquant.layers import FloatLayer, Layer
 from smoothquant.model import Model
 from smoothquant.stream import SmoothedLayer
+from smoothquant.sweep import FLOAT, Listener, Sweep
 
 TOLERANCE = 1e-5
 TOKENS = 16
+SMOOTHED = "smoothed"
 
 
-class Contract:
+class Contract(Listener):
     """Runs beside the stream: `check` every layer in order, then `finish`.
 
-    state: `state()` of an earlier, interrupted run, to go on from there.
+    state: `state()` of an earlier, interrupted run, to go on from there; what else is in it does not matter.
     """
 
-    def __init__(self, model: Model, state: dict[str, Tensor] | None = None) -> None:
+    forms = MappingProxyType({SMOOTHED: torch.float32})
+
+    def __init__(self, model: Model, state: Mapping[str, Tensor] | None = None) -> None:
         self.model = model
-        self.patterns = patterns(model, TOKENS, torch.float32)
+        ids = torch.linspace(0, model.geometry.vocab_size - 1, TOKENS).long()  # spread over the vocabulary
+        self._sweep = Sweep(model, (ids,), (self,))
         if state:
-            self.original, self.smoothed = state["original"], state["smoothed"]
+            self._sweep.restore(0, {name: found for name, found in state.items() if name.startswith(PREFIX)})
         else:
-            ids = torch.linspace(0, model.geometry.vocab_size - 1, TOKENS).long()[None]  # spread over the vocabulary
-            self.original = self.smoothed = decoder.embed(model, ids, torch.float32)
+            self._sweep.embed()
 
     def state(self) -> dict[str, Tensor]:
-        """What the next layer starts from: two tensors (1, tokens, hidden) float32."""
-        return {"original": self.original, "smoothed": self.smoothed.clone()}
+        """What the next layer starts from: hidden states (tokens, hidden) float32, original and smoothed."""
+        return {name: found.clone() for name, found in self._sweep.hidden.state(0).items()}
 
-    @torch.no_grad()
     def check(self, layer: SmoothedLayer, running: Layer | None = None) -> None:
         """Raise ContractError if this layer, smoothed, is not what it was. running: what to run in its place."""
-        self.original = decoder.forward(self.model, layer.source, self.original, self.patterns)
-        self.smoothed = decoder.forward(self.model, running or layer, self.smoothed, self.patterns)
-        self._compare(self.original, self.smoothed, f"layer {layer.index}")
+        self._smoothed = running or layer
+        self._sweep.layer(layer.source)
+        del self._smoothed
 
     @torch.no_grad()
     def finish(self) -> float:
         """Compare the logits. Returns their relative error."""
-        original, smoothed = (decoder.logits(self.model, hidden) for hidden in (self.original, self.smoothed))
+        original, smoothed = (
+            decoder.logits(self.model, self._sweep.states(0, form)[None]) for form in (FLOAT, SMOOTHED)
+        )
         return self._compare(original, smoothed, "the logits")
+
+    def enter(self, source: FloatLayer) -> dict[str, Layer]:
+        return {SMOOTHED: self._smoothed}
+
+    def advance(self, hidden: Mapping[str, Tensor]) -> None:
+        self._compare(hidden[FLOAT], hidden[SMOOTHED], f"layer {self._smoothed.index}")
 
     def _compare(self, original: Tensor, smoothed: Tensor, where: str) -> float:
         error = relative_error(smoothed, original)

@@ -12,12 +12,17 @@ that every engine rounds the same numbers. The static form replaces token_amax b
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
+
+from smoothquant.machine import cpu_flags
 
 QMAX = 127
 GRANULARITIES = ("per-channel", "per-tensor")  # of the scales of a weight matrix
 EPS = 1e-12  # floor of a token's maximum: an all-zero token quantizes to zeros
+INT8_FLAGS = {"amx_int8", "avx512_vnni", "avx_vnni"}  # with which PyTorch multiplies int8 matrices as such
 _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 _TINY = torch.finfo(torch.float32).tiny  # smallest normal float32: the scale of an all-zero output channel
 
@@ -77,13 +82,31 @@ def w8a8_linear(
     input_scale: scalar for static activations, None for dynamic ones. Returns (..., out).
     """
     quantized, scale = quantize_tokens(x) if input_scale is None else quantize_tensor(x, input_scale)
-    y = torch.nn.functional.linear(quantized, weight.to(x.dtype)) * scale * weight_scale.to(x.dtype)
+    y = _product(quantized, weight) * scale * weight_scale.to(x.dtype)
     return y if bias is None else y + bias.to(x.dtype)
 
 
 def input_scale(smoothed_absmax: Tensor) -> Tensor:
     """Static activation scale. smoothed_absmax: (in,) max |x_j / s_j|; returns a float32 scalar > 0."""
     return (smoothed_absmax.float().amax() / QMAX).clamp_min(_TINY)
+
+
+def _product(integers: Tensor, weight: Tensor) -> Tensor:
+    """integers: (..., in), of int8's range in a float dtype; weight: int8 (out, in). Returns (..., out) in that dtype.
+
+    In float32, sums beyond 2^24 are rounded on the way. A processor with instructions for int8 does not round them, and
+    is four times as quick. (A single column is not for it: PyTorch 2.13 gets that wrong.)
+    """
+    here = integers.dtype == torch.float32 and integers.device.type == "cpu"
+    if here and weight.shape[1] > 1 and _int8_is_fast():
+        product = torch._int_mm(integers.flatten(0, -2).to(torch.int8), weight.T)
+        return product.to(integers.dtype).view(*integers.shape[:-1], len(weight))
+    return torch.nn.functional.linear(integers, weight.to(integers.dtype))
+
+
+@cache
+def _int8_is_fast() -> bool:
+    return bool(INT8_FLAGS & cpu_flags())
 
 
 def _step(x: Tensor) -> Tensor:

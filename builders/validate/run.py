@@ -138,6 +138,7 @@ def _compare(
     """Take every engine through all sequences that it has not met yet."""
     if work:
         _restore(candidates, work)
+        progress(sum(candidate.compared for candidate in candidates))
     opened: tuple[Candidate, Engine] | None = None
     saved = time.monotonic()
     order = list(zip(candidates, folders, strict=True))

@@ -102,3 +102,22 @@ def test_float64_is_exact_at_real_widths(columns: int) -> None:
     found = quantization.w8a8_linear(x, weight, torch.ones(1))
     step = torch.tensor(1 / 127, dtype=torch.float32).double()
     assert found.item() == 127 * 127 * columns * step.item()
+
+
+@pytest.mark.parametrize("int8", [True, False])
+@pytest.mark.parametrize("tokens", [(0,), (1,), (2, 7), (33,)])
+@pytest.mark.parametrize("rows", [1, 2, 9, 64])
+def test_products_of_integers(int8: bool, tokens: tuple, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By instructions for int8 where the processor has them, else in float32: the exact sum, rounded once or often.
+    Of whole matrices and of some columns of one, as ranks have them."""
+    monkeypatch.setattr(quantization, "_int8_is_fast", lambda: int8)
+    generator = torch.Generator().manual_seed(0)
+    for columns in (1, 2, 3, 8, 64, 127, 40_000):
+        x = torch.randint(-128, 128, (*tokens, columns), generator=generator).float()
+        wide = torch.randint(-127, 128, (rows, 2 * columns), generator=generator).to(torch.int8)
+        for weight in (wide[:, :columns].contiguous(), wide[:, columns:]):
+            exact = x.double() @ weight.double().T
+            found = quantization._product(x, weight)
+            assert found.dtype == torch.float32
+            # one rounding of 2^-24; in float32 those of partial sums, few of which are above sqrt(in) * 127^2
+            torch.testing.assert_close(found.double(), exact, rtol=2**-24 if int8 else 1e-5, atol=0 if int8 else 100)
