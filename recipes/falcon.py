@@ -19,7 +19,7 @@ import torch
 from recipes import bloom
 from recipes.recipe import Published, Recipe
 from smoothquant.family import Alibi, Attention, Family, Geometry, SmoothingGroup
-from smoothquant.rope import rope_inv_freq
+from smoothquant.rope import rotary
 
 
 def _new(config: Mapping) -> bool:
@@ -35,7 +35,7 @@ def geometry(config: Mapping) -> Geometry:
         kv_heads = config.get("num_kv_heads") or config.get("n_head_kv") or heads
     else:
         kv_heads = 1 if config.get("multi_query", True) else heads
-    kind = Attention() if config.get("alibi") else Attention(inv_freq=rope_inv_freq(config, hidden // heads))
+    kind = Attention() if config.get("alibi") else rotary(config, hidden // heads)
     return Geometry(
         hidden_size=hidden,
         intermediate_size=config.get("ffn_hidden_size") or 4 * hidden,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from recipes import bloom, falcon, gemma, llama, mistral, mixtral, opt, phi, qwen
+from recipes import bloom, falcon, gemma, granite, llama, mistral, mixtral, olmo2, opt, phi, qwen, qwen_moe
 from smoothquant.checkpoint import Checkpoint
 from smoothquant.errors import UserError
 from smoothquant.family import Family
@@ -23,16 +23,20 @@ FAMILIES: tuple[Family, ...] = (
     phi.FAMILY,
     gemma.GEMMA2,
     gemma.GEMMA3,
+    granite.FAMILY,
+    olmo2.FAMILY,
+    qwen_moe.FAMILY,
 )
 
 
-def open_model(folder: str | Path, family_file: str | Path | None = None) -> Model:
+def open_model(folder: str | Path, family_file: str | Path | None = None, length: int | None = None) -> Model:
     """Open a checkpoint with its family: the one in `family_file`, else the built-in one that its config names.
 
+    length: the longest sequence that is wanted (`Model`).
     Raises CheckpointError for a folder that is no whole checkpoint, UserError for an architecture nobody declared.
     """
     checkpoint = Checkpoint(folder)
-    return Model(checkpoint, load_family(family_file) if family_file else family_of(checkpoint))
+    return Model(checkpoint, load_family(family_file) if family_file else family_of(checkpoint), length)
 
 
 def family_of(checkpoint: Checkpoint) -> Family:

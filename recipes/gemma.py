@@ -13,8 +13,8 @@ from dataclasses import replace
 from recipes import llama
 from recipes.recipe import Recipe
 from smoothquant.errors import CheckpointError
-from smoothquant.family import Attention, Family, Geometry
-from smoothquant.rope import rope_inv_freq
+from smoothquant.family import Family, Geometry
+from smoothquant.rope import rotary
 
 DEFAULTS = {"head_dim": 256, "tie_word_embeddings": True}
 
@@ -62,11 +62,12 @@ def geometry3(config: Mapping) -> Geometry:
     plain = {key: value for key, value in config.items() if key not in ("rope_parameters", "rope_scaling")}
     plain |= {"attn_logit_softcapping": None}  # which Gemma 3 may name and does not have
     numbers = _geometry({"max_position_embeddings": 131072, **plain}, config.get("sliding_window_pattern", 6))
+    positions = {"max_position_embeddings": numbers.max_positions}
     full, sliding = (
-        rope_inv_freq({"rope_parameters": ropes.get(kind)}, numbers.head_dim, theta)
+        rotary({"rope_parameters": ropes.get(kind), **positions}, numbers.head_dim, theta)
         for kind, theta in (("full_attention", 1e6), ("sliding_attention", 10000.0))
     )
-    kinds = (Attention(kind.window, full if kind.window is None else sliding) for kind in numbers.attention)
+    kinds = (full if kind.window is None else replace(sliding, window=kind.window) for kind in numbers.attention)
     return replace(numbers, attention=tuple(kinds))
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from recipes.recipe import Published, Recipe
-from smoothquant.family import Attention, Family, Geometry, SmoothingGroup
-from smoothquant.rope import rope_inv_freq
+from smoothquant.family import Family, Geometry, SmoothingGroup
+from smoothquant.rope import rotary
 
 
 def geometry(config: Mapping) -> Geometry:
@@ -27,10 +28,15 @@ def geometry(config: Mapping) -> Geometry:
         max_positions=config.get("max_position_embeddings", 2048),
         norm_epsilon=config.get("rms_norm_eps", 1e-6),
         activation=config.get("hidden_act", "silu"),
-        attention=(Attention(inv_freq=rope_inv_freq(config, head_dim)),) * layers,
+        attention=(rotary(config, head_dim),) * layers,
         tied_embeddings=config.get("tie_word_embeddings", False),
         biased=frozenset(attention + mlp),
     )
+
+
+def defaulting(config: Mapping, **values: object) -> Mapping:
+    """The same keys, with values for those that are absent."""
+    return ChainMap(config, values)  # type: ignore[arg-type]
 
 
 def windowed(numbers: Geometry, window: int | None, sliding: Sequence[bool] | None = None) -> Geometry:

@@ -15,12 +15,25 @@ are experts, which have a gate, up and down each ("gate.0", "up.0", "down.0", "g
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 ROUTER = "router"  # chooses the experts: smoothed with them, never quantized
 THROUGH = ("norm", "attention", "product")  # what may lie between the linears of a group and their source
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down", ROUTER)  # roles of linears
+NORMS = (  # roles of norms, in the order in which a layer runs them
+    "attention",
+    "queries",
+    "keys",
+    "query",
+    "key",
+    "attention_output",
+    "attention_residual",
+    "mlp",
+    "mlp_output",
+    "mlp_residual",
+)
 
 
 @dataclass(frozen=True)
@@ -46,10 +59,22 @@ class Attention:
     window: newest keys that a query sees, its own included; None: all of them.
     inv_freq: rotary embeddings' inverse frequencies as float32 numbers, scaling applied; half as many as the channels
         of a head that are rotated. Empty: no rotary embeddings.
+    rotary_scale: factor of their cosines and sines.
+    long_inv_freq: those of sequences beyond `short_positions` tokens (LongRoPE). Empty: `inv_freq` holds for all.
     """
 
     window: int | None = None
     inv_freq: tuple[float, ...] = field(default=(), repr=False)
+    rotary_scale: float = 1.0
+    long_inv_freq: tuple[float, ...] = field(default=(), repr=False)
+    short_positions: int = 0
+
+    def chosen(self, long: bool) -> Attention:
+        """The same with one set of frequencies: the long ones, where there are any and they are asked for."""
+        if not self.long_inv_freq:
+            return self
+        inv_freq = self.long_inv_freq if long else self.inv_freq
+        return replace(self, inv_freq=inv_freq, long_inv_freq=(), short_positions=0)
 
 
 @dataclass(frozen=True)
@@ -68,10 +93,13 @@ class Alibi:
 class Geometry:
     """The numbers of one model. Dimensions count channels, `vocab_size` rows of the embedding.
 
+    intermediate_size: of the MLP, or of one expert.
     attention: one per layer. biased: roles of linears that carry a bias ("gate", "up", "down": those of every expert).
     attention_scale: factor of the scores, None for 1 / sqrt(head_dim). *_softcap: c of c * tanh(x / c), 0 for none.
     embedding_scale: factor of the embedding. embedding_size: its channels, 0 for hidden_size.
+    residual_scale: factor of what a branch adds to the hidden states. logits_scale: factor of the logits.
     experts, experts_per_token: of every layer's MLP, 0 where it is dense.
+    normalized_shares: whether a token's shares of its experts are made to sum to 1.
     """
 
     hidden_size: int
@@ -92,8 +120,11 @@ class Geometry:
     logits_softcap: float = 0.0
     embedding_scale: float = 1.0
     embedding_size: int = 0
+    residual_scale: float = 1.0
+    logits_scale: float = 1.0
     experts: int = 0
     experts_per_token: int = 0
+    normalized_shares: bool = True
 
     @property
     def query_size(self) -> int:
@@ -113,6 +144,21 @@ class Geometry:
         """Channels of the embedding and of the output head's input."""
         return self.embedding_size or self.hidden_size
 
+    @property
+    def short_positions(self) -> int:
+        """Tokens up to which LongRoPE's short frequencies hold; 0 where one set holds for all sequences."""
+        return max(kind.short_positions for kind in self.attention)
+
+    def upto(self, length: int | None) -> Geometry:
+        """The numbers for sequences of up to `length` tokens, with one set of frequencies and the positions for which
+        it holds. None: the short frequencies, where there are two sets."""
+        short = self.short_positions
+        if not short:
+            return self
+        long = length is not None and length > short
+        kinds = tuple(kind.chosen(long) for kind in self.attention)
+        return replace(self, attention=kinds, max_positions=self.max_positions if long else short)
+
 
 @dataclass(frozen=True)
 class Family:
@@ -124,7 +170,8 @@ class Family:
     interleaved: names of such matrices whose rows are ordered by kv head instead: its queries, its key, its value.
     norms: role -> name within a layer. "attention", "mlp": of the input of that branch (a branch without reads what
         the other one reads if they are parallel, else the hidden states); "attention_output", "mlp_output": of the
-        branch's output; "attention_residual", "mlp_residual": after the residual was added; "query", "key": per head.
+        branch's output; "attention_residual", "mlp_residual": after the residual was added; "query", "key": of every
+        head; "queries", "keys": of all heads at once.
     groups: smoothing groups by role, norm groups first.
     geometry: reads a config.json.
     norm: "rms"; "rms+1", stored as weight - 1; "layer", with bias.
@@ -214,6 +261,12 @@ class Family:
         """Whether a linear carries a bias."""
         return role.partition(".")[0] in geometry.biased
 
+    def norm_size(self, role: str, geometry: Geometry) -> int:
+        """Channels of a layer's norm."""
+        head, queries, keys = geometry.head_dim, geometry.query_size, geometry.kv_size
+        sizes = {"query": head, "key": head, "queries": queries, "keys": keys}
+        return sizes.get(role, geometry.hidden_size)
+
     def module(self, layer: int, name: str) -> str:
         """Full module name of a part of a layer: module(3, "mlp.up_proj") -> "model.layers.3.mlp.up_proj"."""
         return f"{self.layer.format(layer)}.{name}"
@@ -239,8 +292,7 @@ class Family:
         stored = self.stored(geometry)
         for layer in range(geometry.layers):
             for role, name in self.norms.items():
-                size = geometry.head_dim if role in ("query", "key") else hidden
-                self._add_norm(shapes, self.module(layer, name), size)
+                self._add_norm(shapes, self.module(layer, name), self.norm_size(role, geometry))
             for name, roles in stored.items():
                 rows = sum(self.shape(role, geometry)[0] for role in roles)
                 shapes[f"{self.module(layer, name)}.weight"] = (rows, self.shape(roles[0], geometry)[1])

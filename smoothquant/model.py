@@ -10,8 +10,8 @@ from torch import Tensor
 from smoothquant import layout
 from smoothquant.activations import ACTIVATIONS
 from smoothquant.checkpoint import Checkpoint, Part, TensorInfo
-from smoothquant.errors import CheckpointError
-from smoothquant.family import ROUTER, THROUGH, Family, Geometry
+from smoothquant.errors import CheckpointError, UserError
+from smoothquant.family import LINEARS, NORMS, ROUTER, THROUGH, Family, Geometry
 from smoothquant.norms import KINDS, Norm
 from smoothquant.quantization import absmax
 
@@ -22,7 +22,9 @@ BESIDE = (("q", "k", "v"), ("gate", "up"))  # roles that read one input in any d
 class Model:
     """One checkpoint with its family record and its numbers.
 
-    family: the record of this checkpoint's layout. roles: of all linears of a layer, the router's included.
+    family: the record of this checkpoint's layout. length: the longest sequence that is wanted, by which LongRoPE's
+        frequencies are chosen; None: as the family's record has it, the short ones.
+    roles: of all linears of a layer, the router's included.
     groups: smoothing groups, every expert's linears spelled out.
     stored: matrices of a layer as they lie on disk: name within the layer -> roles of the linears in it.
 
@@ -30,11 +32,11 @@ class Model:
     shape, or is one that the family does not know.
     """
 
-    def __init__(self, checkpoint: Checkpoint, family: Family) -> None:
+    def __init__(self, checkpoint: Checkpoint, family: Family, length: int | None = None) -> None:
         self.checkpoint = checkpoint
         try:
             self.family = family.variant(checkpoint.config) if family.variant else family
-            self.geometry: Geometry = self.family.geometry(checkpoint.config)
+            numbers = self.family.geometry(checkpoint.config)
         except (KeyError, TypeError, ZeroDivisionError) as error:
             raise CheckpointError(
                 f"{checkpoint.folder}/config.json: cannot read the numbers of a {family.name} ({error!r})",
@@ -42,6 +44,7 @@ class Model:
                 do="restore the config.json that came with the weights",
             ) from error
         self._check_record()
+        self.geometry: Geometry = self._upto(numbers, length)
         self.roles = self.family.roles(self.geometry)
         self.groups = self.family.expanded(self.geometry)
         self.stored = self.family.stored(self.geometry)
@@ -189,6 +192,14 @@ class Model:
                 yield f"{name}.weight", Part(full, index, slice(start, stop))
                 start = stop
 
+    def _upto(self, numbers: Geometry, length: int | None) -> Geometry:
+        if length is not None and not 0 < length <= numbers.max_positions:
+            raise UserError(
+                f"--max-length {length}",
+                expected=f"1 to {numbers.max_positions}, this model's positions by its config.json",
+            )
+        return numbers.upto(length)
+
     # -- checks --------------------------------------------------------------------------------------------------
 
     def expected(self) -> dict[str, tuple[int, ...]]:
@@ -221,6 +232,8 @@ class Model:
         """What a user's own record may get wrong before any tensor is looked at."""
         family = self.family
         named: list[tuple[str, str, Collection[str]]] = [("norm", family.norm, KINDS)]
+        named += [("a norm's role", role, NORMS) for role in family.norms]
+        named += [("a linear's role", role, LINEARS) for role in family.linears]
         for group in family.groups:
             sources = family.norms if group.through == "norm" else family.linears
             named += [("a group's through", group.through, THROUGH), ("a group's source", group.source, sources)]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.models import OUTLIER, sample_ids
-from tests.zoo import WINDOW, ZOO, build, save
+from tests.zoo import MULTIPLIERS, WINDOW, YARN, ZOO, build, save
 from tests.zoo.forms import OLD_FORMS
 
 IDS = sample_ids(2, 24)
@@ -69,7 +69,15 @@ MATTERS = [
     ("qwen2-sliding", {"max_window_layers": 0}),
     ("qwen2-sliding", {"use_sliding_window": False}),
     ("qwen3", {"rms_norm_eps": 1.0}),
+    ("qwen3-yarn", {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
+    ("qwen3-yarn", {"rope_parameters": YARN | {"attention_factor": 1.0}}),
+    ("qwen3-yarn", {"rope_parameters": YARN | {"beta_fast": 32, "beta_slow": 2}}),
+    ("qwen3-moe", {"norm_topk_prob": False}),
+    ("qwen3-moe", {"num_experts_per_tok": 7}),
+    ("qwen3-moe-unnormed", {"norm_topk_prob": True}),
     ("phi3-sliding", {"sliding_window": None}),
+    ("phi3-longrope", {"original_max_position_embeddings": 16}),
+    ("phi3-longrope-long", {"original_max_position_embeddings": 256}),
     ("phi3-partial", {"rope_parameters": None}),
     ("gemma2", {"attn_logit_softcapping": None}),
     ("gemma2", {"final_logit_softcapping": None}),
@@ -78,6 +86,8 @@ MATTERS = [
     ("gemma3", {"query_pre_attn_scalar": 24}),
     ("gemma3", {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
     ("gemma3", {"sliding_window": WINDOW + 1}),
+    *(("granite", {key: value * 1.1}) for key, value in MULTIPLIERS.items()),
+    ("olmo2", {"rms_norm_eps": 1.0}),
 ]
 
 
