@@ -135,7 +135,8 @@ def check_folded(source: Source, out: Path) -> None:
 
 def _inputs(source: Source, writer: Writer) -> dict:
     smoothing = source.settings.as_dict()
-    return {**source.fingerprints, "family": source.model.family.name, "smoothing": smoothing, **writer.settings}
+    model = {**source.fingerprints, **source.model.choices, "family": source.model.family.name}
+    return {**model, "smoothing": smoothing, **writer.settings}
 
 
 def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progress) -> None:

@@ -6,9 +6,9 @@
 Calibration sees keys before their rotary embedding, which turns a pair of channels (a, b) by some angle: afterwards
 either of them reaches up to sqrt(a^2 + b^2). That bound is taken, so that no key of the calibration saturates. Of keys
 with a norm of their own calibration sees what goes into it; what comes out, sqrt(head_dim) long times the gain, reaches
-up to sqrt(head_dim) max |gain|, however it is turned. A norm of all heads at once (OLMo2) lets one of them be
-sqrt(kv_heads) times as long, and hardly ever is it: that bound would leave most keys a few steps. YaRN and LongRoPE
-lengthen what they turn by a constant.
+up to sqrt(head_dim) max |gain|, however it is turned. Behind a norm of all heads at once (OLMo 2) one of them may be
+sqrt(kv_heads) times as long and hardly ever is: that bound would leave keys a few steps, and there is no scale. YaRN
+and LongRoPE lengthen what they turn by a constant.
 
 TensorRT-LLM has one scale for both: the larger.
 
@@ -33,15 +33,15 @@ Scales = tuple[Tensor, Tensor]  # of keys, of values: float32 scalars > 0
 
 
 def cache_scales(
-    geometry: Geometry, layer: int, key_norm: Norm | None, output_absmax: Mapping[str, Tensor], shared: bool
+    geometry: Geometry, layer: int, norms: Mapping[str, Norm], output_absmax: Mapping[str, Tensor], shared: bool
 ) -> Scales | None:
-    """The scales of a layer's cache; None where the ranges are not known. output_absmax: by role (out,), of smoothed
-    linears; shared: both get the larger one."""
-    if "k" not in output_absmax or "v" not in output_absmax:
+    """The scales of a layer's cache; None where the ranges are not known. norms: of the layer, by role; output_absmax:
+    by role (out,), of smoothed linears; shared: both get the larger one."""
+    if "k" not in output_absmax or "v" not in output_absmax or "keys" in norms:
         return None
-    if key_norm:
+    if "key" in norms:
         longer = max(1.0, geometry.attention[layer].rotary_scale)
-        keys = geometry.head_dim**0.5 * longer * key_norm.gain.float().abs().amax()
+        keys = geometry.head_dim**0.5 * longer * norms["key"].gain.float().abs().amax()
     else:
         keys = key_absmax(output_absmax["k"], geometry, layer)
     values = output_absmax["v"].float().amax()

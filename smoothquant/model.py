@@ -26,6 +26,8 @@ class Model:
         frequencies are chosen; None: as the family's record has it, the short ones.
     roles: of all linears of a layer, the router's included.
     groups: smoothing groups, every expert's linears spelled out.
+    choices: what makes another model of the same checkpoint, for manifests: the positions for which its rotary
+        frequencies hold, where they were chosen by `length`; else nothing.
     stored: matrices of a layer as they lie on disk: name within the layer -> roles of the linears in it.
 
     Raises CheckpointError when the config lacks a number or contradicts the weights: a tensor is missing, has another
@@ -45,6 +47,7 @@ class Model:
             ) from error
         self._check_record()
         self.geometry: Geometry = self._upto(numbers, length)
+        self.choices = {"max_positions": self.geometry.max_positions} if numbers.short_positions else {}
         self.roles = self.family.roles(self.geometry)
         self.groups = self.family.expanded(self.geometry)
         self.stored = self.family.stored(self.geometry)

@@ -186,7 +186,7 @@ def smooth_layer(
             layer.input_absmax[role] = act[role] / scale
     layer.output_absmax = {role: reach / layer.row.get(role, 1) for role, reach in output.items()}
     layer.cache_scales = kv_cache.cache_scales(
-        model.geometry, index, layer.norms.get("key"), layer.output_absmax, shared=settings.kv_cache == "int8"
+        model.geometry, index, layer.norms, layer.output_absmax, shared=settings.kv_cache == "int8"
     )
     borrow_ranges(layer.input_absmax)
     return layer

@@ -27,6 +27,10 @@ from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.workspace import versions
 
+UNBOUND = (
+    "export hf",
+    "export w8a8",
+)  # LongRoPE goes by each sequence there: both sets of frequencies are in the folder
 # of an engine that does not say how it was smoothed: none of its layers can be rebuilt
 UNKNOWN = Scheme("", "float", "float", smoothing_scale={}, input_absmax={})
 
@@ -165,6 +169,13 @@ def check_model(manifest: Mapping, model: Model, name: str) -> None:
             f"{name}: this engine was made from model {inputs.get('model')}",
             expected=f"{model.checkpoint.fingerprint}, the reference",
             do="give the checkpoint that the engine was made from",
+        )
+    elif manifest["step"] not in UNBOUND and inputs.get("max_positions") != model.choices.get("max_positions"):
+        length = inputs.get("max_positions")
+        raise UserError(
+            f"{name}: this engine's rotary frequencies are those of sequences up to {length} tokens",
+            expected=f"those of the reference, up to {geometry.max_positions}",
+            do=f"validate with --max-length {length}",
         )
 
 
