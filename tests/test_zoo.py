@@ -123,13 +123,16 @@ def test_old_forms_are_the_same_model(form: str, name: str, tmp_path: Path) -> N
         with pytest.raises((ValueError, OSError), match=old_form.refused):
             AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=False)
         as_converted(tmp_path)
-    assert torch.equal(loaded_logits(tmp_path), logits(build(name, **old_form.changes)))
+    expected = logits(build(name, **old_form.changes))
+    difference = (loaded_logits(tmp_path) - expected).abs().max()
+    assert difference <= 1e-6 * expected.abs().max()  # a mapped file is aligned otherwise, and so are kernels' sums
 
 
-def test_fused_experts_are_what_transformers_writes(tmp_path: Path) -> None:
-    save("mixtral", tmp_path / "ours")
-    OLD_FORMS["mixtral-fused"](tmp_path / "ours")
-    build("mixtral").save_pretrained(tmp_path / "theirs", save_original_format=False)
+@pytest.mark.parametrize(("name", "form"), [("mixtral", "mixtral-fused"), ("qwen3-moe", "qwen3-moe-fused")])
+def test_fused_experts_are_what_transformers_writes(name: str, form: str, tmp_path: Path) -> None:
+    save(name, tmp_path / "ours")
+    OLD_FORMS[form](tmp_path / "ours")
+    build(name).save_pretrained(tmp_path / "theirs", save_original_format=False)
     ours, theirs = (load_file(tmp_path / who / "model.safetensors") for who in ("ours", "theirs"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
