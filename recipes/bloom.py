@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from recipes.recipe import PAPER, Recipe
+from smoothquant.config import Config
 from smoothquant.errors import CheckpointError
 from smoothquant.family import Alibi, Attention, Family, Geometry, SmoothingGroup
 
 
-def geometry(config: Mapping) -> Geometry:
+def geometry(config: Config) -> Geometry:
     """Numbers of a BLOOM from its config.json (n_layer and n_head, or the names that other families use)."""
     if config.get("apply_residual_connection_post_layernorm"):
         raise CheckpointError(

@@ -18,23 +18,35 @@ import torch
 
 from recipes import bloom
 from recipes.recipe import Published, Recipe
+from smoothquant.config import Config
 from smoothquant.family import Alibi, Attention, Family, Geometry, SmoothingGroup
 from smoothquant.rope import rotary
 
 
-def _new(config: Mapping) -> bool:
-    """The decoder of 40B and its successors; the first release of 40B named it by its kv heads alone."""
-    return bool(config.get("new_decoder_architecture", "n_head_kv" in config))
+def modern(config: Mapping) -> dict:
+    """A config.json of the first releases (model types RefinedWeb and RefinedWebModel) under today's names.
+
+    Source: transformers 4.33, models/falcon/convert_custom_code_checkpoint.py. The first release of 40B says that it
+    has the new decoder by naming its kv heads.
+    """
+    found = {RENAMED.get(key, key): value for key, value in config.items()}
+    if "n_head_kv" in config:
+        found.setdefault("new_decoder_architecture", True)
+    if config.get("model_type") in OLD_TYPES:
+        found["model_type"] = "falcon"
+    return found
 
 
-def geometry(config: Mapping) -> Geometry:
-    """Numbers of a Falcon from its config.json (transformers' names, and those of the first releases)."""
-    heads, layers = (config.get(long) or config[short] for long, short in NAMES)
-    hidden = config.get("hidden_size") or config["n_embed"]
-    if _new(config):
-        kv_heads = config.get("num_kv_heads") or config.get("n_head_kv") or heads
-    else:
-        kv_heads = 1 if config.get("multi_query", True) else heads
+def _new(config: Config) -> bool:
+    """The decoder of 40B and its successors."""
+    return bool(config.get("new_decoder_architecture"))
+
+
+def geometry(config: Config) -> Geometry:
+    """Numbers of a Falcon from its config.json."""
+    heads, layers, hidden = config["num_attention_heads"], config["num_hidden_layers"], config["hidden_size"]
+    shared = heads if _new(config) or not config.get("multi_query", True) else 1
+    kv_heads = (config.get("num_kv_heads") if _new(config) else None) or shared
     kind = Attention() if config.get("alibi") else rotary(config, hidden // heads)
     return Geometry(
         hidden_size=hidden,
@@ -53,7 +65,7 @@ def geometry(config: Mapping) -> Geometry:
     )
 
 
-def variant(config: Mapping) -> Family:
+def variant(config: Config) -> Family:
     """The record for a config.json."""
     parallel = _new(config) or config.get("parallel_attn", True)
     norms = config.get("num_ln_in_parallel_attn") or (2 if _new(config) else 1)
@@ -61,12 +73,18 @@ def variant(config: Mapping) -> Family:
     return replace(record, alibi=ALIBI if config.get("alibi") else None)
 
 
-NAMES = (("num_attention_heads", "n_head"), ("num_hidden_layers", "n_layer"))
+OLD_TYPES = ("RefinedWeb", "RefinedWebModel")
+RENAMED = {
+    "n_head": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
+    "n_head_kv": "num_kv_heads",
+    "n_embed": "hidden_size",
+}
 ALIBI = Alibi(scaled=True, dtype=torch.bfloat16)
 SEQUENTIAL: Family = replace(
     bloom.FAMILY,
     name="falcon",
-    model_types=("falcon", "RefinedWeb", "RefinedWebModel"),
+    model_types=("falcon", *OLD_TYPES),
     architectures=("FalconForCausalLM", "RWForCausalLM"),
     embedding_norm=None,
     alibi=None,
@@ -82,7 +100,7 @@ ONE_NORM = replace(
         SmoothingGroup("v", ("o",), through="attention"),
     ),
 )
-FAMILY = replace(SEQUENTIAL, variant=variant)
+FAMILY = replace(SEQUENTIAL, variant=variant, modern=modern)
 
 RECIPES = (
     Recipe("falcon", FAMILY, alpha=0.6),

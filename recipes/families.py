@@ -6,8 +6,10 @@ import importlib.util
 from pathlib import Path
 
 from recipes import bloom, falcon, gemma, granite, llama, mistral, mixtral, olmo2, opt, phi, qwen, qwen_moe
+from recipes.trust import check_family
+from recipes.trust.known import model_type_of, transformers_class
 from smoothquant.checkpoint import Checkpoint
-from smoothquant.errors import UserError
+from smoothquant.errors import CheckpointError, UserError
 from smoothquant.family import Family
 from smoothquant.model import Model
 
@@ -29,29 +31,79 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-def open_model(folder: str | Path, family_file: str | Path | None = None, length: int | None = None) -> Model:
+def open_model(
+    folder: str | Path,
+    family_file: str | Path | None = None,
+    *,
+    length: int | None = None,
+    trust_family: bool = False,
+) -> Model:
     """Open a checkpoint with its family: the one in `family_file`, else the built-in one that its config names.
 
     length: the longest sequence that is wanted (`Model`).
-    Raises CheckpointError for a folder that is no whole checkpoint, UserError for an architecture nobody declared.
+    A model that is opened for the first time is compared with transformers (`recipes.trust`). trust_family: go on where
+    transformers does not know the architecture. Raises CheckpointError for a folder that is no whole checkpoint and for
+    a family that does not compute what transformers does, UserError for an architecture nobody declared.
     """
     checkpoint = Checkpoint(folder)
-    return Model(checkpoint, load_family(family_file) if family_file else family_of(checkpoint), length)
+    family = load_family(family_file) if family_file else family_of(checkpoint)
+    model = Model(checkpoint, family, length)
+    check_family(model, family, Path(family_file) if family_file else None, trusted=trust_family)
+    return model
 
 
 def family_of(checkpoint: Checkpoint) -> Family:
-    """The built-in family of a checkpoint, by config.json's `architectures`, or `model_type` where there is none."""
-    config = checkpoint.config
-    named = config.get("architectures") or []
+    """The built-in family of a checkpoint, by config.json's `model_type`, or by `architectures` where there is none.
+
+    transformers goes by the model type: an architecture that nobody knows beside a known one is passed over. Raises
+    CheckpointError where both are known and mean different models.
+    """
+    where, kind, named = f"{checkpoint.folder}/config.json", *_names(checkpoint)
+    for architecture in named:
+        meant = _model_types(architecture)
+        if kind and meant and kind not in meant and _is_known(kind):
+            raise CheckpointError(
+                f"{where}: architecture {architecture} is of model type {meant[0]}, and model_type is {kind}",
+                expected="two names of one model (transformers goes by model_type)",
+                do="restore the config.json that came with the weights",
+            )
     for family in FAMILIES:
-        if set(family.architectures) & set(named) or (not named and config.get("model_type") in family.model_types):
+        if kind in family.model_types or (not kind and set(family.architectures) & set(named)):
             return family
     known = ", ".join(name for family in FAMILIES for name in family.architectures)
-    found = ", ".join(named) or repr(config.get("model_type"))
+    found = ", ".join(named) or "without a name"
     raise UserError(
-        f"{checkpoint.folder}/config.json: architecture {found} is not known",
+        f"{where}: architecture {found} (model_type {kind!r}) is not known",
         expected=f"one of {known}",
         do="declare it in a file and pass --family FILE (recipes/README.md shows how)",
+    )
+
+
+def _names(checkpoint: Checkpoint) -> tuple[str | None, list[str]]:
+    """`model_type` and `architectures` of a config.json. Raises CheckpointError if they are no names."""
+    kind, named = checkpoint.config.get("model_type"), checkpoint.config.get("architectures") or []
+    if not isinstance(kind, str | None) or not isinstance(named, list) or not all(isinstance(n, str) for n in named):
+        raise CheckpointError(
+            f"{checkpoint.folder}/config.json: model_type is {kind!r}, architectures is {named!r}",
+            expected="a name, and a list of names",
+            do="restore the config.json that came with the weights",
+        )
+    return kind or None, named
+
+
+def _model_types(architecture: str) -> tuple[str, ...]:
+    """The model types that an architecture belongs to, ours and then transformers'; none if nobody knows it."""
+    for family in FAMILIES:
+        if architecture in family.architectures:
+            return family.model_types
+    found = model_type_of(architecture)
+    return (found,) if found else ()
+
+
+def _is_known(kind: str) -> bool:
+    """Whether a model type is one of ours or of transformers'."""
+    return (
+        any(kind in family.model_types for family in FAMILIES) or transformers_class({"model_type": kind}) is not None
     )
 
 

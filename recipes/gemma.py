@@ -12,28 +12,29 @@ from dataclasses import replace
 
 from recipes import llama
 from recipes.recipe import Recipe
+from smoothquant.config import Config
 from smoothquant.errors import CheckpointError
 from smoothquant.family import Family, Geometry
-from smoothquant.rope import rotary
+from smoothquant.rope import ROPE_KEYS, rotary
 
 DEFAULTS = {"head_dim": 256, "tie_word_embeddings": True}
 
 
-def _geometry(config: Mapping, pattern: int) -> Geometry:
+def _geometry(config: Config, pattern: int) -> Geometry:
     """pattern: every so many layers one has no window, where `layer_types` does not say."""
     if config.get("use_bidirectional_attention"):
         raise CheckpointError(
             "config.json: use_bidirectional_attention is true: this model embeds texts",
             expected="a decoder, which sees what came before",
         )
-    numbers = llama.geometry({**DEFAULTS, **config})
+    numbers = llama.geometry(config.defaulting(DEFAULTS).replacing({"hidden_act": None}))
     layers = range(numbers.layers)
     kinds = config.get("layer_types") or [
         "sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in layers
     ]
     numbers = replace(
         numbers,
-        activation=config.get("hidden_activation") or "gelu_pytorch_tanh",
+        activation=config.get("hidden_activation") or "gelu_pytorch_tanh",  # whatever hidden_act says
         attention_scale=config.get("query_pre_attn_scalar", 256) ** -0.5,
         attention_softcap=config.get("attn_logit_softcapping") or 0.0,
         logits_softcap=config.get("final_logit_softcapping") or 0.0,
@@ -43,30 +44,30 @@ def _geometry(config: Mapping, pattern: int) -> Geometry:
     return llama.windowed(numbers, config.get("sliding_window", 4096), sliding)
 
 
-def geometry2(config: Mapping) -> Geometry:
+def geometry2(config: Config) -> Geometry:
     """Numbers of a Gemma 2 from its config.json."""
     caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "max_position_embeddings": 8192}
-    return _geometry({**caps, **config}, pattern=2)
+    return _geometry(config.defaulting(caps), pattern=2)
 
 
-def geometry3(config: Mapping) -> Geometry:
+def geometry3(config: Config) -> Geometry:
     """Numbers of a Gemma 3 (text) from its config.json; one rotary embedding for windowed layers, one for the others.
 
     New spelling: rope_parameters {"full_attention": {...}, "sliding_attention": {...}}; old: rope_theta + rope_scaling,
     and rope_local_base_freq.
     """
-    ropes = config.get("rope_parameters") or {
-        "full_attention": {"rope_theta": config.get("rope_theta", 1e6), **(config.get("rope_scaling") or {})},
-        "sliding_attention": {"rope_theta": config.get("rope_local_base_freq", 10000.0)},
-    }
-    plain = {key: value for key, value in config.items() if key not in ("rope_parameters", "rope_scaling")}
-    plain |= {"attn_logit_softcapping": None}  # which Gemma 3 may name and does not have
-    numbers = _geometry({"max_position_embeddings": 131072, **plain}, config.get("sliding_window_pattern", 6))
-    positions = {"max_position_embeddings": numbers.max_positions}
-    full, sliding = (
-        rotary({"rope_parameters": ropes.get(kind), **positions}, numbers.head_dim, theta)
-        for kind, theta in (("full_attention", 1e6), ("sliding_attention", 10000.0))
-    )
+    config = config.defaulting({"max_position_embeddings": 131072})
+    ropes, positions = config.get("rope_parameters"), config["max_position_embeddings"]
+    if ropes:
+        read: list[Mapping] = [
+            {"rope_parameters": ropes.get(kind), "max_position_embeddings": positions}
+            for kind in ("full_attention", "sliding_attention")
+        ]
+    else:
+        read = [config, {"rope_theta": config.get("rope_local_base_freq")}]
+    own = dict.fromkeys((*ROPE_KEYS, "attn_logit_softcapping"))
+    numbers = _geometry(config.replacing(own), config.get("sliding_window_pattern", 6))
+    full, sliding = (rotary(rope, numbers.head_dim, theta) for rope, theta in zip(read, (1e6, 10000.0), strict=True))
     kinds = (full if kind.window is None else replace(sliding, window=kind.window) for kind in numbers.attention)
     return replace(numbers, attention=tuple(kinds))
 
@@ -91,6 +92,7 @@ GEMMA3: Family = replace(
     name="gemma3",
     model_types=("gemma3_text",),
     architectures=("Gemma3ForCausalLM",),
+    ignored_keys=("attn_logit_softcapping",),  # which Gemma 3 may name and does not have
     norms={**NORMS, "query": "self_attn.q_norm", "key": "self_attn.k_norm"},
     geometry=geometry3,
 )

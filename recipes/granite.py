@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from recipes import llama
 from recipes.recipe import Recipe
+from smoothquant.config import Config
 from smoothquant.family import Family, Geometry
 
 
-def geometry(config: Mapping) -> Geometry:
+def geometry(config: Config) -> Geometry:
     """Numbers of a Granite from its config.json."""
     return replace(
         llama.geometry(config),

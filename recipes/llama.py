@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from recipes.recipe import Published, Recipe
+from smoothquant.config import Config
 from smoothquant.family import Family, Geometry, SmoothingGroup
 from smoothquant.rope import rotary
 
 
-def geometry(config: Mapping) -> Geometry:
+def geometry(config: Config) -> Geometry:
     """Numbers of a Llama, or of a model with its config keys, from its config.json (old and new spellings)."""
     heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
@@ -32,11 +32,6 @@ def geometry(config: Mapping) -> Geometry:
         tied_embeddings=config.get("tie_word_embeddings", False),
         biased=frozenset(attention + mlp),
     )
-
-
-def defaulting(config: Mapping, **values: object) -> Mapping:
-    """The same keys, with values for those that are absent."""
-    return ChainMap(config, values)  # type: ignore[arg-type]
 
 
 def windowed(numbers: Geometry, window: int | None, sliding: Sequence[bool] | None = None) -> Geometry:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from recipes import llama
 from recipes.recipe import Published, Recipe
+from smoothquant.config import Config
 from smoothquant.family import Geometry
 
 
-def geometry(config: Mapping) -> Geometry:
+def geometry(config: Config) -> Geometry:
     """Numbers of a Mistral from its config.json."""
-    numbers = llama.geometry({"num_key_value_heads": 8, "max_position_embeddings": 131072, **config})
+    numbers = llama.geometry(config.defaulting({"num_key_value_heads": 8, "max_position_embeddings": 131072}))
     return llama.windowed(numbers, config.get("sliding_window", 4096))
 
 

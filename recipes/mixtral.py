@@ -6,18 +6,18 @@ and stays in float.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from recipes import llama
 from recipes.recipe import Published, Recipe
+from smoothquant.config import Config
 from smoothquant.family import ROUTER, Family, Geometry, SmoothingGroup
 
 
-def geometry(config: Mapping) -> Geometry:
+def geometry(config: Config) -> Geometry:
     """Numbers of a Mixtral from its config.json."""
     defaults = {"num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 1e6}
-    numbers = llama.windowed(llama.geometry({**defaults, **config}), config.get("sliding_window"))
+    numbers = llama.windowed(llama.geometry(config.defaulting(defaults)), config.get("sliding_window"))
     return replace(
         numbers,
         experts=config.get("num_local_experts", 8),

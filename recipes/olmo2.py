@@ -6,17 +6,17 @@ up -> down are smoothed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from recipes import llama
 from recipes.recipe import Recipe
+from smoothquant.config import Config
 from smoothquant.family import Family, Geometry
 
 
-def geometry(config: Mapping) -> Geometry:
+def geometry(config: Config) -> Geometry:
     """Numbers of an OLMo 2 from its config.json."""
-    return llama.geometry(llama.defaulting(config, rms_norm_eps=1e-5))
+    return llama.geometry(config.defaulting({"rms_norm_eps": 1e-5}))
 
 
 FAMILY: Family = replace(

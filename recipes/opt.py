@@ -7,15 +7,15 @@ also projects its narrow embedding in and out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from recipes.recipe import PAPER, Recipe
+from smoothquant.config import Config
 from smoothquant.errors import CheckpointError
 from smoothquant.family import Attention, Family, Geometry, SmoothingGroup
 
 
-def geometry(config: Mapping) -> Geometry:
+def geometry(config: Config) -> Geometry:
     """Numbers of an OPT from its config.json."""
     heads, layers, hidden = config["num_attention_heads"], config["num_hidden_layers"], config["hidden_size"]
     if not config.get("layer_norm_elementwise_affine", True):
@@ -41,7 +41,7 @@ def geometry(config: Mapping) -> Geometry:
     )
 
 
-def variant(config: Mapping) -> Family:
+def variant(config: Config) -> Family:
     """The record for a config.json: norms before or after the residual, with projections or without, ReLU or not."""
     before = config.get("do_layer_norm_before", True)
     projected = (config.get("word_embed_proj_dim") or config["hidden_size"]) != config["hidden_size"]

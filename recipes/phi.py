@@ -6,22 +6,22 @@ the cached keys of an engine cannot follow. So one set is chosen, by the length 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from recipes import llama
 from recipes.recipe import Recipe
+from smoothquant.config import Config
 from smoothquant.family import Family, Geometry
 
 
-def geometry(config: Mapping) -> Geometry:
+def geometry(config: Config) -> Geometry:
     """Numbers of a Phi-3 from its config.json."""
     defaults = {
         "rms_norm_eps": 1e-5,
         "max_position_embeddings": 4096,
         "original_max_position_embeddings": 4096,
     }
-    return llama.windowed(llama.geometry({**defaults, **config}), config.get("sliding_window"))
+    return llama.windowed(llama.geometry(config.defaulting(defaults)), config.get("sliding_window"))
 
 
 QKV, GATE_UP = "self_attn.qkv_proj", "mlp.gate_up_proj"

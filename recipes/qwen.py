@@ -6,33 +6,32 @@ family.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from recipes import llama
 from recipes.recipe import Recipe
+from smoothquant.config import Config
 from smoothquant.family import Family, Geometry
 
 
-def _windowed(numbers: Geometry, config: Mapping) -> Geometry:
+def _windowed(numbers: Geometry, config: Config) -> Geometry:
     """Sliding windows: off unless asked for, then in the layers that `layer_types` says, or from max_window_layers."""
     window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
-    kinds = config.get("layer_types")
+    kinds, first = config.get("layer_types"), config.get("max_window_layers", 28)
     if kinds:
         return llama.windowed(numbers, window, [kind == "sliding_attention" for kind in kinds])
-    first = config.get("max_window_layers", 28)
     return llama.windowed(numbers, window, [layer >= first for layer in range(numbers.layers)])
 
 
-def geometry2(config: Mapping) -> Geometry:
+def geometry2(config: Config) -> Geometry:
     """Numbers of a Qwen2 from its config.json."""
-    numbers = llama.geometry({"max_position_embeddings": 32768, **config})
+    numbers = llama.geometry(config.defaulting({"max_position_embeddings": 32768}))
     return _windowed(replace(numbers, biased=frozenset(("q", "k", "v"))), config)
 
 
-def geometry3(config: Mapping) -> Geometry:
+def geometry3(config: Config) -> Geometry:
     """Numbers of a Qwen3 from its config.json."""
-    return _windowed(llama.geometry({"head_dim": 128, "max_position_embeddings": 32768, **config}), config)
+    return _windowed(llama.geometry(config.defaulting({"head_dim": 128, "max_position_embeddings": 32768})), config)
 
 
 QWEN2: Family = replace(

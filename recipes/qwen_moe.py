@@ -6,18 +6,18 @@ experts; where some had a dense MLP instead, which no published model has, the m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from recipes import llama, mixtral, qwen
 from recipes.recipe import Recipe
+from smoothquant.config import Config
 from smoothquant.errors import CheckpointError
 from smoothquant.family import ROUTER, Family, Geometry
 
 DEFAULTS = {"num_key_value_heads": 4, "max_position_embeddings": 32768}
 
 
-def geometry(config: Mapping) -> Geometry:
+def geometry(config: Config) -> Geometry:
     """Numbers of a Qwen3 with experts from its config.json."""
     for key, everywhere in (("mlp_only_layers", []), ("decoder_sparse_step", 1)):
         if (config.get(key) or everywhere) != everywhere:
@@ -26,11 +26,11 @@ def geometry(config: Mapping) -> Geometry:
                 expected=f"{everywhere}: experts in every layer",
                 do="serve this model in float",
             )
-    numbers = llama.geometry(llama.defaulting(config, **DEFAULTS))
+    inner = {"intermediate_size": config.get("moe_intermediate_size", 768)}  # that of a dense MLP means nothing
+    numbers = llama.geometry(config.defaulting(DEFAULTS).replacing(inner))
     window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
     return replace(
         llama.windowed(numbers, window),
-        intermediate_size=config.get("moe_intermediate_size", 768),
         experts=config.get("num_experts") or config.get("num_local_experts", 128),
         experts_per_token=config.get("num_experts_per_tok", 8),
         normalized_shares=config.get("norm_topk_prob", False),
@@ -50,6 +50,7 @@ FAMILY: Family = replace(
         "down": "mlp.experts.{}.down_proj",
     },
     groups=mixtral.FAMILY.groups,
+    ignored_keys=("intermediate_size", "max_window_layers"),
     packed={"mlp.experts.gate_up_proj": ("gate", "up"), "mlp.experts.down_proj": ("down",)},
     geometry=geometry,
 )

@@ -13,6 +13,7 @@ import torch
 from exporters.huggingface.shards import SafetensorsShards
 from exporters.safetensors_files import Planned
 from recipes.llama import FAMILY
+from smoothquant.config import Config
 from smoothquant.family import Geometry
 from smoothquant.workspace import write_json
 
@@ -55,7 +56,7 @@ def save_random_llama(
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
     write_json(folder / "config.json", config)
-    geometry = FAMILY.geometry(config)
+    geometry = FAMILY.geometry(Config(config))
     shapes = FAMILY.tensors(geometry)
     files = SafetensorsShards(folder, {name: Planned(shape, dtype) for name, shape in shapes.items()})
     generator = torch.Generator().manual_seed(seed)

@@ -61,7 +61,8 @@ class TensorInfo:
 
 
 class Checkpoint:
-    """A checkpoint folder. `tensors` maps every name to its `TensorInfo`; `config` is config.json as read.
+    """A checkpoint folder. `tensors` maps every name to its `TensorInfo`; `config` is config.json as read, without a
+    `quantization_config`: that of quantized weights is refused, and float weights have no use for it (`notes`).
 
     Raises CheckpointError, naming the file: no such folder, no or broken config.json, missing, truncated or
     unreadable shard, a tensor that the index promises and no shard holds, a dtype other than F16, BF16 and F32.
@@ -76,9 +77,26 @@ class Checkpoint:
                 do="check the path, or download the model first: hf download ORG/MODEL --local-dir DIR",
             )
         self.config: dict = _read_json(self.folder / "config.json", "a Hugging Face model folder holds a config.json")
+        self._quantization = self.config.pop("quantization_config", None)
         self._bin_shard: tuple[Path, dict[str, Tensor]] | None = None
         self.tensors: dict[str, TensorInfo] = {}
         self._index()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of this folder, one line each."""
+        if self._quantization is None:
+            return ()
+        return (
+            f"{self.folder}/config.json: its quantization_config ({self._quantizer}) is dropped, since the weights are "
+            "float",
+        )
+
+    @property
+    def _quantizer(self) -> str:
+        """Who quantized the weights, by the config."""
+        found = self._quantization.get("quant_method") if isinstance(self._quantization, dict) else None
+        return f"quant_method {found}"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -176,6 +194,12 @@ class Checkpoint:
             raise _broken(file, f"truncated or corrupt ({error})") from error
 
     def _add(self, name: str, info: TensorInfo, dtype: str) -> None:
+        if info.dtype not in DTYPES.values() and self._quantization is not None:
+            raise CheckpointError(
+                f"{info.file}: quantized weights ({self._quantizer}; tensor {name} has dtype {dtype})",
+                expected="the float model that they were made from: what is rounded already cannot be smoothed",
+                do="give the original checkpoint",
+            )
         if info.dtype not in DTYPES.values():
             raise CheckpointError(
                 f"{info.file}: tensor {name} has dtype {dtype}",

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from smoothquant.config import Config
+
 ROUTER = "router"  # chooses the experts: smoothed with them, never quantized
 THROUGH = ("norm", "attention", "product")  # what may lie between the linears of a group and their source
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down", ROUTER)  # roles of linears
@@ -184,6 +186,8 @@ class Family:
         another; those of every expert, along a first dimension, where the roles are experts'.
     ignored: ends of tensor names that old checkpoints carry and nobody reads.
     variant: where one architecture has several layouts: the record for a config.json.
+    modern: a config.json of an older release, by model types that transformers does not know, under today's names.
+    ignored_keys: keys of config.json that its models do not use, whatever their value.
     """
 
     name: str
@@ -196,7 +200,7 @@ class Family:
     linears: Mapping[str, str]
     norms: Mapping[str, str]
     groups: tuple[SmoothingGroup, ...]
-    geometry: Callable[[Mapping], Geometry]
+    geometry: Callable[[Config], Geometry]
     norm: str = "rms"
     interleaved: tuple[str, ...] = ()
     parallel: bool = False
@@ -209,7 +213,9 @@ class Family:
     base: str = "model."
     packed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
-    variant: Callable[[Mapping], Family] | None = None
+    variant: Callable[[Config], Family] | None = None
+    modern: Callable[[Mapping], dict] | None = None
+    ignored_keys: tuple[str, ...] = ()
 
     @property
     def gated(self) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from smoothquant import layout
 from smoothquant.activations import ACTIVATIONS
 from smoothquant.checkpoint import Checkpoint, Part, TensorInfo
+from smoothquant.config import Config
 from smoothquant.errors import CheckpointError, UserError
 from smoothquant.family import LINEARS, NORMS, ROUTER, THROUGH, Family, Geometry
 from smoothquant.norms import KINDS, Norm
@@ -22,8 +23,9 @@ BESIDE = (("q", "k", "v"), ("gate", "up"))  # roles that read one input in any d
 class Model:
     """One checkpoint with its family record and its numbers.
 
+    config: the config.json, under today's names, with the keys that the record reads marked as read.
     family: the record of this checkpoint's layout. length: the longest sequence that is wanted, by which LongRoPE's
-        frequencies are chosen; None: as the family's record has it, the short ones.
+        frequencies are chosen; None: the short ones.
     roles: of all linears of a layer, the router's included.
     groups: smoothing groups, every expert's linears spelled out.
     choices: what makes another model of the same checkpoint, for manifests: the positions for which its rotary
@@ -36,9 +38,10 @@ class Model:
 
     def __init__(self, checkpoint: Checkpoint, family: Family, length: int | None = None) -> None:
         self.checkpoint = checkpoint
+        self.config = Config(family.modern(checkpoint.config) if family.modern else checkpoint.config)
         try:
-            self.family = family.variant(checkpoint.config) if family.variant else family
-            numbers = self.family.geometry(checkpoint.config)
+            self.family = family.variant(self.config) if family.variant else family
+            numbers = self.family.geometry(self.config)
         except (KeyError, TypeError, ZeroDivisionError) as error:
             raise CheckpointError(
                 f"{checkpoint.folder}/config.json: cannot read the numbers of a {family.name} ({error!r})",
@@ -268,6 +271,12 @@ class Model:
         for name in found.keys() - {self._on_disk(name) for name in expected}:
             if name.endswith(self.family.ignored):
                 continue
+            if name == f"{self.family.lm_head}.bias":
+                raise CheckpointError(
+                    f"{found[name].file}: the output head has a bias ({name})",
+                    expected="a head without one, as in every family that can be exported",
+                    do="there is no way to export this model yet",
+                )
             if name != head or not self.geometry.tied_embeddings:
                 raise CheckpointError(
                     f"{found[name].file}: tensor {name} is not part of a {self.family.name} with this config.json",

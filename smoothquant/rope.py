@@ -24,6 +24,8 @@ from torch import Tensor
 from smoothquant.errors import CheckpointError
 from smoothquant.family import Attention
 
+ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")  # of config.json
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -62,13 +64,13 @@ def rotary(config: Mapping, head_dim: int, theta: float = 10000.0) -> Attention:
     kind = _kind(numbers)
     partial = numbers.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     positions = config.get("max_position_embeddings", 2048)
-    original = config.get("original_max_position_embeddings") or numbers.get("original_max_position_embeddings")
+    beside, within = (place.get("original_max_position_embeddings") for place in (config, numbers))
     rope = Rope(
         numbers,
-        theta=numbers.get("rope_theta") or config.get("rope_theta") or theta,
+        theta=_theta(config, numbers, theta),
         rotated=int(head_dim * partial),
         positions=positions,
-        original=original or positions,
+        original=beside or within or positions,
     )
     return SCALINGS[kind](rope)
 
@@ -91,6 +93,18 @@ def _kind(numbers: Mapping) -> str:
             do="export a checkpoint with one of these",
         )
     return kind
+
+
+def _theta(config: Mapping, rope: Mapping, default: float) -> float:
+    """The base of the frequencies, which either spelling may name."""
+    named = [value for value in (rope.get("rope_theta"), config.get("rope_theta")) if value is not None]
+    if len(set(named)) > 1 or not all(value > 0 for value in named):
+        raise CheckpointError(
+            f"config.json: rope_theta is {' and '.join(map(str, named))}",
+            expected="one number above 0",
+            do="restore the config.json that came with the weights",
+        )
+    return named[0] if named else default
 
 
 def _attention(inv_freq: Tensor, rotary_scale: float = 1.0) -> Attention:
@@ -129,9 +143,8 @@ def _yarn(rope: Rope) -> Attention:
     slowed = ((torch.arange(rope.rotated // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
     kept = 1 - slowed
     inv_freq = 1.0 / (factor * rope.waves) * (1 - kept) + rope.inv_freq * kept
-    scale = numbers.get("attention_factor")
+    scale, over, under = (numbers.get(key) for key in ("attention_factor", "mscale", "mscale_all_dim"))
     if scale is None:
-        over, under = numbers.get("mscale"), numbers.get("mscale_all_dim")
         scale = _mscale(factor, over) / _mscale(factor, under) if over and under else _mscale(factor, 1)
     return _attention(inv_freq, scale)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: test processes share the cores
+os.environ["SMOOTHQUANT_CACHE"] = str(Path(__file__).parents[1] / ".pytest_cache" / "smoothquant")  # not the user's
 
 import pytest
 import torch

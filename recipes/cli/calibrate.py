@@ -61,9 +61,8 @@ def warn_of_silence(ui: Ui, scales: ActScales) -> None:
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from act_scales.collect import collect
     from act_scales.text import load_text
-    from recipes.families import open_model
 
-    model = open_model(arguments.model, arguments.family)
+    model = options.open_model(arguments, arguments.model, ui)
     note_what_is_folded(ui, model)
     text = load_text(arguments.text, model.checkpoint.folder, arguments.samples, arguments.length)
     ui.note(f"{len(text.sequences)} sequences, {text.tokens:,} tokens from {text.source}")

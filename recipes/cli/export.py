@@ -86,11 +86,10 @@ def _add_own(target: str, command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
     settings = SmoothingSettings(arguments.alpha, arguments.groups)
     from exporters.export import export
-    from recipes.families import open_model
     from recipes.pipeline import source_of
     from smoothquant.workspace import load_manifest
 
-    model = open_model(arguments.model, arguments.family)
+    model = options.open_model(arguments, arguments.model, ui)
     if arguments.target == "onnx":
         export_onnx.check(arguments)
     if arguments.target == "trtllm":

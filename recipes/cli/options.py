@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from recipes.cli.ui import Ui
 from smoothquant.settings import GROUPS
+
+if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
+    from smoothquant.model import Model
 
 TEXT_HELP = "a .txt, .jsonl or .jsonl.zst file, or a dataset, hf:ORG/NAME[/CONFIG][:SPLIT]"
 
@@ -17,6 +21,30 @@ def add_family(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a Python file that defines FAMILY, for an architecture that is not built in (the file is run)",
     )
+    command.add_argument(
+        "--trust-family",
+        action="store_true",
+        help="go on where transformers does not know the architecture, and so cannot say whether the family is right",
+    )
+    command.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="the longest sequence that the model is to take, by which one of LongRoPE's two sets of frequencies is "
+        "chosen (default: the short ones, up to original_max_position_embeddings)",
+    )
+
+
+def open_model(arguments: argparse.Namespace, folder: str, ui: Ui) -> Model:
+    """The model in a folder, by the options of `add_family`; what is to be known of it is said."""
+    from recipes import families
+
+    model = families.open_model(
+        folder, arguments.family, length=arguments.max_length, trust_family=arguments.trust_family
+    )
+    for line in model.checkpoint.notes:
+        ui.note(line)
+    return model
 
 
 def add_overwrite(command: argparse.ArgumentParser) -> None:

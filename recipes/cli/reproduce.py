@@ -40,13 +40,12 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
-    from recipes.families import open_model
     from recipes.models import RECIPES
     from recipes.recipe import find
     from recipes.reproduce import DIFFERENCES, WIKITEXT2, reproduce, whole_blocks
 
     recipe = find(arguments.recipe, RECIPES)
-    model = open_model(arguments.model, arguments.family)
+    model = options.open_model(arguments, arguments.model, ui)
     samples = 1 << 30 if arguments.samples is None else arguments.samples
     text = whole_blocks(arguments.text or WIKITEXT2, model, samples, arguments.length)
     ui.note(f"{len(text.sequences)} x {text.length} tokens from {text.source}, alpha {recipe.alpha}")

@@ -46,14 +46,13 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from act_scales.store import load_act_scales
     from act_scales.text import load_text
     from recipes import pipeline
-    from recipes.families import open_model
     from recipes.models import RECIPES
     from recipes.recipe import find
 
     recipe = find(arguments.recipe, RECIPES)
     recipe = replace(recipe, samples=arguments.samples or recipe.samples, length=arguments.length or recipe.length)
     settings = recipe.settings(arguments.alpha, arguments.groups)
-    model = open_model(arguments.model, arguments.family)
+    model = options.open_model(arguments, arguments.model, ui)
     if arguments.heldout:
         text = load_text(arguments.text, model.checkpoint.folder, recipe.samples, recipe.length)
         heldout = load_text(arguments.heldout, model.checkpoint.folder, HELDOUT, recipe.length)

@@ -132,13 +132,12 @@ def run_list(arguments: argparse.Namespace, ui: Ui) -> None:
 
 def run_pull(arguments: argparse.Namespace, ui: Ui) -> None:
     from act_scales import catalogue
-    from recipes.families import open_model
 
     published = catalogue.find(arguments.name)
     if arguments.family and not arguments.model:
         raise UserError("--family without --model", expected="a model to check the scales against")
     out = _free(arguments.out, ".safetensors", arguments.overwrite)
-    model = open_model(arguments.model, arguments.family) if arguments.model else None
+    model = options.open_model(arguments, arguments.model, ui) if arguments.model else None
     ui.note(f"{published.file} from {catalogue.REPOSITORY}")
     scales = catalogue.pull(published)
     if model:
@@ -150,11 +149,10 @@ def run_pull(arguments: argparse.Namespace, ui: Ui) -> None:
 
 def run_import(arguments: argparse.Namespace, ui: Ui) -> None:
     from act_scales.store import load_act_scales
-    from recipes.families import open_model
 
     out = _free(arguments.out, ".safetensors", arguments.overwrite)
     scales = load_act_scales(arguments.file)
-    model = open_model(arguments.model, arguments.family)
+    model = options.open_model(arguments, arguments.model, ui)
     with _naming(arguments.file):
         scales = scales.stamped(model)
     scales.save(out)

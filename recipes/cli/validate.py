@@ -58,14 +58,13 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from builders.engine import FOREIGN
     from builders.report import write_json, write_report
     from builders.validate import validate_engines
-    from recipes.families import open_model
     from smoothquant.workspace import check_place
 
     limits = _limits(arguments)
     for option, path in (("--report", arguments.report), ("--out", arguments.out)):
         if path:
             check_place(Path(path), option, path)
-    model = open_model(arguments.reference, arguments.family)
+    model = options.open_model(arguments, arguments.reference, ui)
     text = load_text(arguments.text, model.checkpoint.folder, arguments.samples, arguments.length)
     names = [Path(folder).resolve().name for folder in arguments.engines]
     labels = names if len(set(names)) == len(names) else arguments.engines

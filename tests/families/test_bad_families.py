@@ -196,7 +196,7 @@ def test_a_silent_expert_is_named_and_borrows_its_range(tmp_path: Path) -> None:
 
 def test_an_unknown_architecture_lists_the_known_and_shows_the_way(tmp_path: Path) -> None:
     configure(architectures=["MineForCausalLM"], model_type="mine")(zoo.save("llama", tmp_path))
-    with pytest.raises(UserError, match="architecture MineForCausalLM is not known") as caught:
+    with pytest.raises(UserError, match=r"architecture MineForCausalLM \(model_type 'mine'\) is not known") as caught:
         open_model(tmp_path)
     for known in ("LlamaForCausalLM", "MixtralForCausalLM", "FalconForCausalLM", "OPTForCausalLM", "BloomForCausalLM"):
         assert known in str(caught.value)
@@ -286,4 +286,6 @@ def test_the_worked_example_of_the_documentation(tmp_path: Path) -> None:
         ]
     )(folder)
     configure(architectures=["MineForCausalLM"], model_type="mine")(folder)
-    assert open_model(folder, file).family.name == "mine"
+    with pytest.raises(UserError, match="transformers knows neither MineForCausalLM nor model_type 'mine'"):
+        open_model(folder, file)
+    assert open_model(folder, file, trust_family=True).family.name == "mine"

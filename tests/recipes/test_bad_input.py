@@ -83,7 +83,10 @@ def spoiled(folder: Path, fault: str) -> Path:
         ("missing", "model-1.safetensors: missing shard; expected a whole, readable file; download this file again"),
         ("shape", "tensor model.layers.0.mlp.up_proj.weight has shape [3, 64]; expected [128, 64] by config.json"),
         ("nan", "tensor model.layers.1.mlp.up_proj.weight holds NaN or Inf"),
-        ("architecture", "architecture MambaForCausalLM is not known; expected one of LlamaForCausalLM"),
+        (
+            "architecture",
+            "architecture MambaForCausalLM (model_type 'mamba') is not known; expected one of LlamaForCausalLM",
+        ),
     ],
 )
 def test_spoiled_model(fault: str, said: str, tmp_path: Path, text_file: Path, scales: Path) -> None:

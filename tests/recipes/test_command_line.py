@@ -97,7 +97,10 @@ def test_a_family_file(tmp_path: Path, folder: Path) -> None:
 
     model, family = tmp_path / "model", tmp_path / "mine.py"
     shutil.copytree(tiny_llama.PATH, model, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    config = json.loads((model / "config.json").read_text()) | {"architectures": ["MineForCausalLM"]}
+    config = json.loads((model / "config.json").read_text()) | {
+        "architectures": ["MineForCausalLM"],
+        "model_type": "mine",
+    }
     (model / "config.json").write_text(json.dumps(config))
     family.write_text(
         "from dataclasses import replace\nfrom recipes.llama import FAMILY as LLAMA\n"
@@ -107,7 +110,11 @@ def test_a_family_file(tmp_path: Path, folder: Path) -> None:
     refused = smoothquant("export", "w8a8", model, scales, "--out", tmp_path / "out")
     assert refused.returncode == 2
     assert "pass --family FILE" in refused.stderr
-    manifest = result("export", "w8a8", model, scales, "--family", family, "--out", tmp_path / "out")["manifest"]
+    arguments = ("export", "w8a8", model, scales, "--family", family, "--out", tmp_path / "out")
+    unknown = smoothquant(*arguments)
+    assert unknown.returncode == 2
+    assert "pass --trust-family" in unknown.stderr
+    manifest = result(*arguments, "--trust-family")["manifest"]
     assert manifest["inputs"]["family"] == "mine"
 
 
