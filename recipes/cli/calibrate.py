@@ -44,7 +44,7 @@ def note_what_is_folded(ui: Ui, model: Model) -> None:
     groups = model.family.groups
     if not any(group.through == "norm" for group in groups):
         folds = " and ".join(f"{group.source} -> {', '.join(group.linears)}" for group in groups)
-        ui.note(f"no norm of a {model.family.name} feeds linears alone: only {folds or 'nothing'} can be smoothed")
+        ui.note(f"no norm of this model feeds linears alone: only {folds or 'nothing'} can be smoothed")
 
 
 def warn_of_silence(ui: Ui, scales: ActScales) -> None:
