@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from smoothquant.config import Config
+from smoothquant.roles import Role, parsed
 
 ROUTER = "router"  # chooses the experts: smoothed with them, never quantized
 THROUGH = ("norm", "attention", "product")  # what may lie between the linears of a group and their source
@@ -224,9 +225,9 @@ class Family:
 
     def roles(self, geometry: Geometry) -> tuple[str, ...]:
         """All linears of a layer, the router and every expert's among them."""
-        shared = tuple(role for role, name in self.linears.items() if "{}" not in name)
-        each = tuple(role for role, name in self.linears.items() if "{}" in name)
-        return shared + tuple(f"{role}.{expert}" for expert in range(geometry.experts) for role in each)
+        shared = tuple(Role(kind) for kind, name in self.linears.items() if "{}" not in name)
+        each = tuple(kind for kind, name in self.linears.items() if "{}" in name)
+        return shared + tuple(Role(kind, expert) for expert in range(geometry.experts) for kind in each)
 
     def expanded(self, geometry: Geometry) -> tuple[SmoothingGroup, ...]:
         """The smoothing groups with every expert's linears spelled out."""
@@ -234,20 +235,20 @@ class Family:
         for group in self.groups:
             if "{}" in self.linears.get(group.source, ""):  # within each expert
                 found += [
-                    SmoothingGroup(f"{group.source}.{n}", tuple(f"{role}.{n}" for role in group.linears), group.through)
+                    SmoothingGroup(Role(group.source, n), tuple(Role(kind, n) for kind in group.linears), group.through)
                     for n in range(geometry.experts)
                 ]
             else:
                 shared = tuple(role for role in group.linears if "{}" not in self.linears[role])
                 each = [role for role in group.linears if role not in shared]
-                experts = tuple(f"{role}.{n}" for n in range(geometry.experts) for role in each)
+                experts = tuple(Role(kind, n) for n in range(geometry.experts) for kind in each)
                 found.append(SmoothingGroup(group.source, shared + experts, group.through))
         return tuple(found)
 
     def linear(self, role: str) -> str:
         """Name of a linear within a layer: linear("up.3") -> "block_sparse_moe.experts.3.w3"."""
-        kind, _, expert = role.partition(".")
-        return self.linears[kind].format(expert)
+        found = parsed(role)
+        return self.linears[found.kind].format(found.expert)
 
     def shape(self, role: str, geometry: Geometry) -> tuple[int, int]:
         """(out, in) of a linear."""
@@ -261,11 +262,11 @@ class Family:
             "up": (inner, hidden),
             "down": (hidden, inner),
             ROUTER: (geometry.experts, hidden),
-        }[role.partition(".")[0]]
+        }[parsed(role).kind]
 
     def has_bias(self, role: str, geometry: Geometry) -> bool:
         """Whether a linear carries a bias."""
-        return role.partition(".")[0] in geometry.biased
+        return parsed(role).kind in geometry.biased
 
     def norm_size(self, role: str, geometry: Geometry) -> int:
         """Channels of a layer's norm."""

@@ -15,6 +15,7 @@ from smoothquant.errors import CheckpointError, UserError
 from smoothquant.family import LINEARS, NORMS, ROUTER, THROUGH, Family, Geometry
 from smoothquant.norms import KINDS, Norm
 from smoothquant.quantization import absmax
+from smoothquant.roles import Role, parsed
 
 ROWS = 2048  # rows of an embedding or lm_head handed over at a time
 BESIDE = (("q", "k", "v"), ("gate", "up"))  # roles that read one input in any decoder
@@ -75,9 +76,9 @@ class Model:
 
     def _beside(self, role: str) -> tuple[str, ...]:
         """A linear and those that read its input, whether or not something can be folded into it."""
-        kind, dot, expert = role.partition(".")
+        kind, expert = parsed(role).kind, parsed(role).expert
         kinds = next((kinds for kinds in BESIDE if kind in kinds), (kind,))
-        return tuple(one for one in (f"{each}{dot}{expert}" for each in kinds) if one in self.roles)
+        return tuple(one for one in (Role(each, expert) for each in kinds) if one in self.roles)
 
     def linear(self, layer: int, role: str) -> str:
         """Module name of a linear: linear(0, "q") -> "model.layers.0.self_attn.q_proj"."""
@@ -194,7 +195,7 @@ class Model:
             start = 0
             for role in roles:
                 stop = start + self.family.shape(role, self.geometry)[0]
-                name = self.linear(layer, role if index is None else f"{role}.{index}")
+                name = self.linear(layer, Role(role, index))
                 yield f"{name}.weight", Part(full, index, slice(start, stop))
                 start = stop
 

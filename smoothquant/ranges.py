@@ -10,6 +10,7 @@ from torch import Tensor
 from smoothquant.errors import ActScalesError
 from smoothquant.family import ROUTER
 from smoothquant.model import Model
+from smoothquant.roles import parsed
 
 
 def check_act_scales(model: Model, input_absmax: Mapping[str, Tensor]) -> None:
@@ -54,8 +55,8 @@ def output_ranges(model: Model, index: int, output_absmax: Mapping[str, Tensor])
 
 def borrow_ranges(input_absmax: dict[str, Tensor]) -> None:
     """An expert that no token of the calibration reached takes the range of its layer's other experts, in place."""
-    silent = [role for role, range_ in input_absmax.items() if "." in role and not range_.any()]
+    silent = [role for role, range_ in input_absmax.items() if parsed(role).expert is not None and not range_.any()]
     for role in silent:
-        kind = role.partition(".")[0]
-        others = [range_.amax() for other, range_ in input_absmax.items() if other.partition(".")[0] == kind]
+        kind = parsed(role).kind
+        others = [range_.amax() for other, range_ in input_absmax.items() if parsed(other).kind == kind]
         input_absmax[role] = torch.stack(others).amax().expand_as(input_absmax[role]).clone()
