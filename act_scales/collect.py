@@ -48,6 +48,7 @@ def collect(
     inputs = {
         "format_version": FORMAT_VERSION,
         "model_fingerprint": model.checkpoint.fingerprint,
+        **{key: str(value) for key, value in model.choices.items()},
         "text_fingerprint": text.fingerprint,
         "samples": str(len(text.sequences)),
         "sequence_length": str(text.length),

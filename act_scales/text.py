@@ -74,7 +74,7 @@ class Text:
             raise UserError(
                 f"sequences of {self.length} tokens",
                 expected=f"at most {model.geometry.max_positions}, this model's positions",
-                do="choose a shorter length",
+                do="choose a shorter length" + (", or a --max-length that allows it" if model.choices else ""),
             )
         return self
 

@@ -1,6 +1,6 @@
 """Experts as linears in transformers, where it would fuse them into one tensor.
 
-transformers >= 5 keeps all experts of a Mixtral in two parameters of three dimensions. A W8A8 checkpoint has an int8
+transformers >= 5 keeps all experts of a layer in two parameters of three dimensions. A W8A8 checkpoint has an int8
 matrix with its scales for each linear of each expert, as vLLM wants it; transformers 5.23 cannot load that: its fusing
 drops int8 weights. Inside `linear_experts()` it builds the experts as modules of linears instead, by a hook that it has
 for that purpose (`quantizers.base.MODULES_TO_PATCH_FOR_QUANTIZATION`), and renames only what it must; loading,
@@ -9,8 +9,9 @@ attention, routing and the quantized arithmetic stay its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,25 +21,48 @@ from smoothquant.activations import ACTIVATIONS
 from smoothquant.errors import UserError
 
 
+@dataclass(frozen=True)
+class Packed:
+    """How transformers packs the experts of a model. module: its class of all experts of a layer; gate, up, down: names
+    of an expert's linears on disk; inner: key of config.json with an expert's channels; renamed: what else it names
+    otherwise than the disk, part of a name on disk -> its own."""
+
+    module: str
+    gate: str
+    up: str
+    down: str
+    inner: str
+    renamed: Mapping[str, str]
+
+
+PACKED: Mapping[str, Packed] = {  # by model_type
+    "mixtral": Packed("MixtralExperts", "w1", "w3", "w2", "intermediate_size", {".block_sparse_moe.": ".mlp."}),
+    "qwen3_moe": Packed("Qwen3MoeExperts", "gate_proj", "up_proj", "down_proj", "moe_intermediate_size", {}),
+}
+
+
 class Expert(nn.Module):
     """One expert, its linears named as on disk."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, packed: Packed) -> None:
         super().__init__()
-        hidden, inner = config.hidden_size, config.intermediate_size
-        self.w1, self.w3 = nn.Linear(hidden, inner, bias=False), nn.Linear(hidden, inner, bias=False)
-        self.w2 = nn.Linear(inner, hidden, bias=False)
-        self.activation = ACTIVATIONS[config.hidden_act]
+        hidden, inner = config.hidden_size, getattr(config, packed.inner)
+        self.packed, self.activation = packed, ACTIVATIONS[config.hidden_act]
+        for name in (packed.gate, packed.up):
+            self.add_module(name, nn.Linear(hidden, inner, bias=False))
+        self.add_module(packed.down, nn.Linear(inner, hidden, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(self.activation(self.w1(x)) * self.w3(x))
+        gate, up, down = (self.get_submodule(name) for name in (self.packed.gate, self.packed.up, self.packed.down))
+        return down(self.activation(gate(x)) * up(x))
 
 
 class LinearExperts(nn.ModuleList):
     """Called as transformers' own: x (tokens, hidden); chosen, shares (tokens, experts per token)."""
 
     def __init__(self, config: Any) -> None:
-        super().__init__(Expert(config) for _ in range(config.num_local_experts))
+        packed = PACKED[config.model_type]
+        super().__init__(Expert(config, packed) for _ in range(config.num_local_experts))
 
     def forward(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         y = torch.zeros_like(x)
@@ -50,11 +74,12 @@ class LinearExperts(nn.ModuleList):
 
 
 @contextmanager
-def linear_experts() -> Iterator[None]:
-    """While a quantized Mixtral is loaded. Changes transformers' tables meanwhile: one thread at a time.
+def linear_experts(model_type: str) -> Iterator[None]:
+    """While a quantized model of `PACKED` is loaded. Changes transformers' tables meanwhile: one thread at a time.
 
     Raises UserError if this version of transformers has no such hook.
     """
+    packed = PACKED[model_type]
     try:
         from transformers import conversion_mapping
         from transformers.core_model_loading import WeightRenaming
@@ -62,21 +87,21 @@ def linear_experts() -> Iterator[None]:
         from transformers.utils.quantization_config import QuantizationMethod
 
         patches = base.MODULES_TO_PATCH_FOR_QUANTIZATION
-        before = conversion_mapping.get_checkpoint_conversion_mapping("mixtral")
+        before = conversion_mapping.get_checkpoint_conversion_mapping(model_type)
     except (ImportError, AttributeError) as error:
         raise UserError(
             "this version of transformers cannot run W8A8 experts",
             expected="one that can build experts as linears",
             do="pip install transformers==5.23.0, or serve the folder with vLLM",
         ) from error
-    patches["MixtralExperts"] = {
+    patches[packed.module] = {
         "module_name": LinearExperts,
         "quantization_methods": [QuantizationMethod.COMPRESSED_TENSORS],
     }
-    renamed: list[Any] = [WeightRenaming(".block_sparse_moe.", ".mlp.")]
-    conversion_mapping.register_checkpoint_conversion_mapping("mixtral", renamed, overwrite=True)
+    renamed: list[Any] = [WeightRenaming(*names) for names in packed.renamed.items()]
+    conversion_mapping.register_checkpoint_conversion_mapping(model_type, renamed, overwrite=True)
     try:
         yield
     finally:
-        del patches["MixtralExperts"]
-        conversion_mapping.register_checkpoint_conversion_mapping("mixtral", before, overwrite=True)
+        del patches[packed.module]
+        conversion_mapping.register_checkpoint_conversion_mapping(model_type, before, overwrite=True)

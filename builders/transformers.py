@@ -28,7 +28,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
-from builders.linear_experts import linear_experts
+from builders.linear_experts import PACKED, linear_experts
 from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.packages import require
 from smoothquant.workspace import load_manifest, read_json
@@ -72,11 +72,11 @@ class TransformersEngine:
 def _load(folder: Path, quantized: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
-    experts = quantized and read_json(folder / "config.json").get("model_type") == "mixtral"
-
+    kind = read_json(folder / "config.json").get("model_type", "")
+    experts = linear_experts(kind) if quantized and kind in PACKED else contextlib.nullcontext()
     load: Any = AutoModelForCausalLM.from_pretrained  # its result depends on output_loading_info
     try:
-        with linear_experts() if experts else contextlib.nullcontext():
+        with experts:
             model, info = load(folder, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder}: transformers cannot load it ({error})", do="export it again") from error

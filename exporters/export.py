@@ -151,7 +151,12 @@ def check_folded(source: Source, out: Path) -> None:
 
 def _inputs(source: Source, writer: Writer) -> dict:
     family = source.model.family.name
-    made_from: Mapping[str, Any] = {**source.fingerprints, **writer.options, "steps": as_records(source.steps)}
+    made_from: Mapping[str, Any] = {
+        **source.fingerprints,
+        **source.model.choices,
+        **writer.options,
+        "steps": as_records(source.steps),
+    }
     return as_json(Origin(family, source.settings, writer.schemes, **made_from))
 
 

@@ -20,7 +20,7 @@ from recipes import bloom
 from recipes.recipe import Published, Recipe
 from smoothquant.config import Config
 from smoothquant.family import Alibi, Attention, Family, Geometry, SmoothingGroup
-from smoothquant.rope import rope_inv_freq
+from smoothquant.rope import rotary
 
 
 def modern(config: Mapping) -> dict:
@@ -47,7 +47,7 @@ def geometry(config: Config) -> Geometry:
     heads, layers, hidden = config["num_attention_heads"], config["num_hidden_layers"], config["hidden_size"]
     shared = heads if _new(config) or not config.get("multi_query", True) else 1
     kv_heads = (config.get("num_kv_heads") if _new(config) else None) or shared
-    kind = Attention() if config.get("alibi") else Attention(inv_freq=rope_inv_freq(config, hidden // heads))
+    kind = Attention() if config.get("alibi") else rotary(config, hidden // heads)
     return Geometry(
         hidden_size=hidden,
         intermediate_size=config.get("ffn_hidden_size") or 4 * hidden,

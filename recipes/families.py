@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from recipes import bloom, falcon, gemma, llama, mistral, mixtral, opt, phi, qwen
+from recipes import bloom, falcon, gemma, granite, llama, mistral, mixtral, olmo2, opt, phi, qwen, qwen_moe
 from recipes.trust import check_family
 from recipes.trust.known import model_type_of, transformers_class
 from smoothquant.checkpoint import Checkpoint
@@ -25,19 +25,29 @@ FAMILIES: tuple[Family, ...] = (
     phi.FAMILY,
     gemma.GEMMA2,
     gemma.GEMMA3,
+    granite.FAMILY,
+    olmo2.FAMILY,
+    qwen_moe.FAMILY,
 )
 
 
-def open_model(folder: str | Path, family_file: str | Path | None = None, *, trust_family: bool = False) -> Model:
+def open_model(
+    folder: str | Path,
+    family_file: str | Path | None = None,
+    *,
+    length: int | None = None,
+    trust_family: bool = False,
+) -> Model:
     """Open a checkpoint with its family: the one in `family_file`, else the built-in one that its config names.
 
+    length: the longest sequence that is wanted (`Model`).
     A model that is opened for the first time is compared with transformers (`recipes.trust`). trust_family: go on where
     transformers does not know the architecture. Raises CheckpointError for a folder that is no whole checkpoint and for
     a family that does not compute what transformers does, UserError for an architecture nobody declared.
     """
     checkpoint = Checkpoint(folder)
     family = load_family(family_file) if family_file else family_of(checkpoint)
-    model = Model(checkpoint, family)
+    model = Model(checkpoint, family, length)
     check_family(model, family, Path(family_file) if family_file else None, trusted=trust_family)
     return model
 

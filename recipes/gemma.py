@@ -14,8 +14,8 @@ from recipes import llama
 from recipes.recipe import Recipe
 from smoothquant.config import Config
 from smoothquant.errors import CheckpointError
-from smoothquant.family import Attention, Family, Geometry
-from smoothquant.rope import ROPE_KEYS, rope_inv_freq
+from smoothquant.family import Family, Geometry
+from smoothquant.rope import ROPE_KEYS, rotary
 
 DEFAULTS = {"head_dim": 256, "tie_word_embeddings": True}
 
@@ -56,18 +56,19 @@ def geometry3(config: Config) -> Geometry:
     New spelling: rope_parameters {"full_attention": {...}, "sliding_attention": {...}}; old: rope_theta + rope_scaling,
     and rope_local_base_freq.
     """
-    ropes = config.get("rope_parameters")
+    config = config.defaulting({"max_position_embeddings": 131072})
+    ropes, positions = config.get("rope_parameters"), config["max_position_embeddings"]
     if ropes:
-        read: list[Mapping] = [{"rope_parameters": ropes.get(kind)} for kind in ("full_attention", "sliding_attention")]
+        read: list[Mapping] = [
+            {"rope_parameters": ropes.get(kind), "max_position_embeddings": positions}
+            for kind in ("full_attention", "sliding_attention")
+        ]
     else:
         read = [config, {"rope_theta": config.get("rope_local_base_freq")}]
     own = dict.fromkeys((*ROPE_KEYS, "attn_logit_softcapping"))
-    plain = config.defaulting({"max_position_embeddings": 131072}).replacing(own)
-    numbers = _geometry(plain, config.get("sliding_window_pattern", 6))
-    full, sliding = (
-        rope_inv_freq(rope, numbers.head_dim, theta) for rope, theta in zip(read, (1e6, 10000.0), strict=True)
-    )
-    kinds = (Attention(kind.window, full if kind.window is None else sliding) for kind in numbers.attention)
+    numbers = _geometry(config.replacing(own), config.get("sliding_window_pattern", 6))
+    full, sliding = (rotary(rope, numbers.head_dim, theta) for rope, theta in zip(read, (1e6, 10000.0), strict=True))
+    kinds = (full if kind.window is None else replace(sliding, window=kind.window) for kind in numbers.attention)
     return replace(numbers, attention=tuple(kinds))
 
 

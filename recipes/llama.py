@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from recipes.recipe import Published, Recipe
 from smoothquant.config import Config
-from smoothquant.family import Attention, Family, Geometry, SmoothingGroup
-from smoothquant.rope import rope_inv_freq
+from smoothquant.family import Family, Geometry, SmoothingGroup
+from smoothquant.rope import rotary
 
 
 def geometry(config: Config) -> Geometry:
@@ -28,7 +28,7 @@ def geometry(config: Config) -> Geometry:
         max_positions=config.get("max_position_embeddings", 2048),
         norm_epsilon=config.get("rms_norm_eps", 1e-6),
         activation=config.get("hidden_act", "silu"),
-        attention=(Attention(inv_freq=rope_inv_freq(config, head_dim)),) * layers,
+        attention=(rotary(config, head_dim),) * layers,
         tied_embeddings=config.get("tie_word_embeddings", False),
         biased=frozenset(attention + mlp),
     )

@@ -1,6 +1,6 @@
 """Every recipe there is, in the order that listings show."""
 
-from recipes import bloom, falcon, gemma, llama, mistral, mixtral, opt, phi, qwen
+from recipes import bloom, falcon, gemma, granite, llama, mistral, mixtral, olmo2, opt, phi, qwen, qwen_moe
 from recipes.recipe import Recipe
 
 RECIPES: tuple[Recipe, ...] = (
@@ -13,4 +13,7 @@ RECIPES: tuple[Recipe, ...] = (
     *qwen.RECIPES,
     *phi.RECIPES,
     *gemma.RECIPES,
+    *granite.RECIPES,
+    *olmo2.RECIPES,
+    *qwen_moe.RECIPES,
 )

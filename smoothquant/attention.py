@@ -56,7 +56,8 @@ def patterns(model: Model, tokens: int, dtype: torch.dtype, device: str = "cpu")
         rotary = None
         if kind.inv_freq:
             angle = torch.arange(tokens, dtype=torch.float32)[:, None] * torch.tensor(kind.inv_freq)
-            rotary = (angle.cos().to(device, dtype), angle.sin().to(device, dtype))
+            cos, sin = angle.cos() * kind.rotary_scale, angle.sin() * kind.rotary_scale
+            rotary = (cos.to(device, dtype), sin.to(device, dtype))
         window = kind.window if kind.window is not None and kind.window < tokens else None
         bias = None
         if window or alibi or geometry.attention_softcap:

@@ -23,8 +23,7 @@ def embed(model: Model, ids: Tensor, dtype: torch.dtype, positions: Tensor | Non
     sequence. Returns (batch, tokens, hidden) in `dtype`."""
     family, geometry = model.family, model.geometry
     hidden = model.lookup(f"{family.embedding}.weight", ids).to(dtype)
-    if geometry.embedding_scale != 1:
-        hidden = hidden * geometry.embedding_scale
+    hidden = _scaled(hidden, geometry.embedding_scale)
     if family.project_in:
         hidden = functional.linear(hidden, model.read(f"{family.project_in}.weight").to(dtype))
     if family.positions:
@@ -40,14 +39,16 @@ def forward(model: Model, layer: Layer, hidden: Tensor, patterns: Patterns) -> T
 
     patterns: of so many tokens (`attention.patterns`).
     """
+    scale = model.geometry.residual_scale
     x = _normed(model, layer, "attention", hidden)
     branch = _normed(model, layer, "attention_output", _attention(model, layer, x, patterns[layer.index]))
     if model.family.parallel:
         x = _normed(model, layer, "mlp", hidden) if "mlp" in layer.norms else x
-        return hidden + branch + _normed(model, layer, "mlp_output", _mlp(model, layer, x))
-    hidden = _normed(model, layer, "attention_residual", hidden + branch)
+        other = _normed(model, layer, "mlp_output", _mlp(model, layer, x))
+        return hidden + _scaled(branch, scale) + _scaled(other, scale)
+    hidden = _normed(model, layer, "attention_residual", hidden + _scaled(branch, scale))
     branch = _normed(model, layer, "mlp_output", _mlp(model, layer, _normed(model, layer, "mlp", hidden)))
-    return _normed(model, layer, "mlp_residual", hidden + branch)
+    return _normed(model, layer, "mlp_residual", hidden + _scaled(branch, scale))
 
 
 def head_input(model: Model, hidden: Tensor) -> Tensor:
@@ -65,17 +66,23 @@ def logits(model: Model, hidden: Tensor) -> Tensor:
     """Final norm and lm_head. hidden: (batch, tokens, hidden); returns (batch, tokens, vocab) in its dtype."""
     x = head_input(model, hidden)
     parts = [functional.linear(x, rows.to(x.device, x.dtype)) for rows in model.rows(model.lm_head)]
-    return capped(torch.cat(parts, dim=-1), model.geometry.logits_softcap)
+    return capped(_scaled(torch.cat(parts, dim=-1), model.geometry.logits_scale), model.geometry.logits_softcap)
 
 
 def route(geometry: Geometry, scores: Tensor) -> tuple[Tensor, Tensor]:
     """The experts of every token and what their outputs are multiplied by. scores: (tokens, experts), the router's.
 
-    Returns chosen (tokens, experts per token) int64 and shares of the same shape, which sum to 1, in scores' dtype.
+    Returns chosen (tokens, experts per token) int64 and shares of the same shape, in scores' dtype.
     """
     wide = scores if scores.dtype == torch.float64 else scores.float()
     shares, chosen = wide.softmax(dim=-1).topk(geometry.experts_per_token, dim=-1)
-    return chosen, (shares / shares.sum(dim=-1, keepdim=True)).to(scores.dtype)
+    if geometry.normalized_shares:
+        shares = shares / shares.sum(dim=-1, keepdim=True)
+    return chosen, shares.to(scores.dtype)
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else x * factor
 
 
 def _normed(model: Model, layer: Layer, role: str, x: Tensor) -> Tensor:
@@ -86,10 +93,10 @@ def _normed(model: Model, layer: Layer, role: str, x: Tensor) -> Tensor:
 def _attention(model: Model, layer: Layer, x: Tensor, pattern: Pattern) -> Tensor:
     geometry = model.geometry
     batch, tokens, _ = x.shape
-    q, k, v = (
-        layer.linear(role, x).view(batch, tokens, heads, geometry.head_dim).transpose(1, 2)
-        for role, heads in (("q", geometry.heads), ("k", geometry.kv_heads), ("v", geometry.kv_heads))
-    )  # (batch, heads, tokens, head_dim)
+    q, k, v = (layer.linear(role, x) for role in ("q", "k", "v"))
+    q, k = _normed(model, layer, "queries", q), _normed(model, layer, "keys", k)
+    q, k, v = (y.view(batch, tokens, -1, geometry.head_dim).transpose(1, 2) for y in (q, k, v))
+    # (batch, heads, tokens, head_dim)
     q, k = _normed(model, layer, "query", q), _normed(model, layer, "key", k)
     if pattern.rotary:
         q, k = rotate(q, *pattern.rotary), rotate(k, *pattern.rotary)

@@ -15,14 +15,28 @@ are experts, which have a gate, up and down each ("gate.0", "up.0", "down.0", "g
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from smoothquant.config import Config
+from smoothquant.roles import Role, parsed
 
 ROUTER = "router"  # chooses the experts: smoothed with them, never quantized
 THROUGH = ("norm", "attention", "product")  # what may lie between the linears of a group and their source
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down", ROUTER)  # roles of linears
+NORMS = (  # roles of norms, in the order in which a layer runs them
+    "attention",
+    "queries",
+    "keys",
+    "query",
+    "key",
+    "attention_output",
+    "attention_residual",
+    "mlp",
+    "mlp_output",
+    "mlp_residual",
+)
 
 
 @dataclass(frozen=True)
@@ -48,10 +62,22 @@ class Attention:
     window: newest keys that a query sees, its own included; None: all of them.
     inv_freq: rotary embeddings' inverse frequencies as float32 numbers, scaling applied; half as many as the channels
         of a head that are rotated. Empty: no rotary embeddings.
+    rotary_scale: factor of their cosines and sines.
+    long_inv_freq: those of sequences beyond `short_positions` tokens (LongRoPE). Empty: `inv_freq` holds for all.
     """
 
     window: int | None = None
     inv_freq: tuple[float, ...] = field(default=(), repr=False)
+    rotary_scale: float = 1.0
+    long_inv_freq: tuple[float, ...] = field(default=(), repr=False)
+    short_positions: int = 0
+
+    def chosen(self, long: bool) -> Attention:
+        """The same with one set of frequencies: the long ones, where there are any and they are asked for."""
+        if not self.long_inv_freq:
+            return self
+        inv_freq = self.long_inv_freq if long else self.inv_freq
+        return replace(self, inv_freq=inv_freq, long_inv_freq=(), short_positions=0)
 
 
 @dataclass(frozen=True)
@@ -70,10 +96,13 @@ class Alibi:
 class Geometry:
     """The numbers of one model. Dimensions count channels, `vocab_size` rows of the embedding.
 
+    intermediate_size: of the MLP, or of one expert.
     attention: one per layer. biased: roles of linears that carry a bias ("gate", "up", "down": those of every expert).
     attention_scale: factor of the scores, None for 1 / sqrt(head_dim). *_softcap: c of c * tanh(x / c), 0 for none.
     embedding_scale: factor of the embedding. embedding_size: its channels, 0 for hidden_size.
+    residual_scale: factor of what a branch adds to the hidden states. logits_scale: factor of the logits.
     experts, experts_per_token: of every layer's MLP, 0 where it is dense.
+    normalized_shares: whether a token's shares of its experts are made to sum to 1.
     """
 
     hidden_size: int
@@ -94,8 +123,11 @@ class Geometry:
     logits_softcap: float = 0.0
     embedding_scale: float = 1.0
     embedding_size: int = 0
+    residual_scale: float = 1.0
+    logits_scale: float = 1.0
     experts: int = 0
     experts_per_token: int = 0
+    normalized_shares: bool = True
 
     @property
     def query_size(self) -> int:
@@ -115,6 +147,21 @@ class Geometry:
         """Channels of the embedding and of the output head's input."""
         return self.embedding_size or self.hidden_size
 
+    @property
+    def short_positions(self) -> int:
+        """Tokens up to which LongRoPE's short frequencies hold; 0 where one set holds for all sequences."""
+        return max(kind.short_positions for kind in self.attention)
+
+    def upto(self, length: int | None) -> Geometry:
+        """The numbers for sequences of up to `length` tokens, with one set of frequencies and the positions for which
+        it holds. None: the short frequencies, where there are two sets."""
+        short = self.short_positions
+        if not short:
+            return self
+        long = length is not None and length > short
+        kinds = tuple(kind.chosen(long) for kind in self.attention)
+        return replace(self, attention=kinds, max_positions=self.max_positions if long else short)
+
 
 @dataclass(frozen=True)
 class Family:
@@ -126,7 +173,8 @@ class Family:
     interleaved: names of such matrices whose rows are ordered by kv head instead: its queries, its key, its value.
     norms: role -> name within a layer. "attention", "mlp": of the input of that branch (a branch without reads what
         the other one reads if they are parallel, else the hidden states); "attention_output", "mlp_output": of the
-        branch's output; "attention_residual", "mlp_residual": after the residual was added; "query", "key": per head.
+        branch's output; "attention_residual", "mlp_residual": after the residual was added; "query", "key": of every
+        head; "queries", "keys": of all heads at once.
     groups: smoothing groups by role, norm groups first.
     geometry: reads a config.json.
     norm: "rms"; "rms+1", stored as weight - 1; "layer", with bias.
@@ -177,9 +225,9 @@ class Family:
 
     def roles(self, geometry: Geometry) -> tuple[str, ...]:
         """All linears of a layer, the router and every expert's among them."""
-        shared = tuple(role for role, name in self.linears.items() if "{}" not in name)
-        each = tuple(role for role, name in self.linears.items() if "{}" in name)
-        return shared + tuple(f"{role}.{expert}" for expert in range(geometry.experts) for role in each)
+        shared = tuple(Role(kind) for kind, name in self.linears.items() if "{}" not in name)
+        each = tuple(kind for kind, name in self.linears.items() if "{}" in name)
+        return shared + tuple(Role(kind, expert) for expert in range(geometry.experts) for kind in each)
 
     def expanded(self, geometry: Geometry) -> tuple[SmoothingGroup, ...]:
         """The smoothing groups with every expert's linears spelled out."""
@@ -187,20 +235,20 @@ class Family:
         for group in self.groups:
             if "{}" in self.linears.get(group.source, ""):  # within each expert
                 found += [
-                    SmoothingGroup(f"{group.source}.{n}", tuple(f"{role}.{n}" for role in group.linears), group.through)
+                    SmoothingGroup(Role(group.source, n), tuple(Role(kind, n) for kind in group.linears), group.through)
                     for n in range(geometry.experts)
                 ]
             else:
                 shared = tuple(role for role in group.linears if "{}" not in self.linears[role])
                 each = [role for role in group.linears if role not in shared]
-                experts = tuple(f"{role}.{n}" for n in range(geometry.experts) for role in each)
+                experts = tuple(Role(kind, n) for n in range(geometry.experts) for kind in each)
                 found.append(SmoothingGroup(group.source, shared + experts, group.through))
         return tuple(found)
 
     def linear(self, role: str) -> str:
         """Name of a linear within a layer: linear("up.3") -> "block_sparse_moe.experts.3.w3"."""
-        kind, _, expert = role.partition(".")
-        return self.linears[kind].format(expert)
+        found = parsed(role)
+        return self.linears[found.kind].format(found.expert)
 
     def shape(self, role: str, geometry: Geometry) -> tuple[int, int]:
         """(out, in) of a linear."""
@@ -214,11 +262,17 @@ class Family:
             "up": (inner, hidden),
             "down": (hidden, inner),
             ROUTER: (geometry.experts, hidden),
-        }[role.partition(".")[0]]
+        }[parsed(role).kind]
 
     def has_bias(self, role: str, geometry: Geometry) -> bool:
         """Whether a linear carries a bias."""
-        return role.partition(".")[0] in geometry.biased
+        return parsed(role).kind in geometry.biased
+
+    def norm_size(self, role: str, geometry: Geometry) -> int:
+        """Channels of a layer's norm."""
+        head, queries, keys = geometry.head_dim, geometry.query_size, geometry.kv_size
+        sizes = {"query": head, "key": head, "queries": queries, "keys": keys}
+        return sizes.get(role, geometry.hidden_size)
 
     def module(self, layer: int, name: str) -> str:
         """Full module name of a part of a layer: module(3, "mlp.up_proj") -> "model.layers.3.mlp.up_proj"."""
@@ -245,8 +299,7 @@ class Family:
         stored = self.stored(geometry)
         for layer in range(geometry.layers):
             for role, name in self.norms.items():
-                size = geometry.head_dim if role in ("query", "key") else hidden
-                self._add_norm(shapes, self.module(layer, name), size)
+                self._add_norm(shapes, self.module(layer, name), self.norm_size(role, geometry))
             for name, roles in stored.items():
                 rows = sum(self.shape(role, geometry)[0] for role in roles)
                 shapes[f"{self.module(layer, name)}.weight"] = (rows, self.shape(roles[0], geometry)[1])

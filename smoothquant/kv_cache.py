@@ -6,7 +6,9 @@
 Calibration sees keys before their rotary embedding, which turns a pair of channels (a, b) by some angle: afterwards
 either of them reaches up to sqrt(a^2 + b^2). That bound is taken, so that no key of the calibration saturates. Of keys
 with a norm of their own calibration sees what goes into it; what comes out, sqrt(head_dim) long times the gain, reaches
-up to sqrt(head_dim) max |gain|, however it is turned.
+up to sqrt(head_dim) max |gain|, however it is turned. Behind a norm of all heads at once (OLMo 2) one of them may be
+sqrt(kv_heads) times as long and hardly ever is: that bound would leave keys a few steps, and there is no scale. YaRN
+and LongRoPE lengthen what they turn by a constant.
 
 TensorRT-LLM has one scale for both: the larger.
 
@@ -31,14 +33,15 @@ Scales = tuple[Tensor, Tensor]  # of keys, of values: float32 scalars > 0
 
 
 def cache_scales(
-    geometry: Geometry, layer: int, key_norm: Norm | None, output_absmax: Mapping[str, Tensor], shared: bool
+    geometry: Geometry, layer: int, norms: Mapping[str, Norm], output_absmax: Mapping[str, Tensor], shared: bool
 ) -> Scales | None:
-    """The scales of a layer's cache; None where the ranges are not known. output_absmax: by role (out,), of smoothed
-    linears; shared: both get the larger one."""
-    if "k" not in output_absmax or "v" not in output_absmax:
+    """The scales of a layer's cache; None where the ranges are not known. norms: of the layer, by role; output_absmax:
+    by role (out,), of smoothed linears; shared: both get the larger one."""
+    if "k" not in output_absmax or "v" not in output_absmax or "keys" in norms:
         return None
-    if key_norm:
-        keys = geometry.head_dim**0.5 * key_norm.gain.float().abs().amax()
+    if "key" in norms:
+        longer = max(1.0, geometry.attention[layer].rotary_scale)
+        keys = geometry.head_dim**0.5 * longer * norms["key"].gain.float().abs().amax()
     else:
         keys = key_absmax(output_absmax["k"], geometry, layer)
     values = output_absmax["v"].float().amax()
@@ -56,10 +59,11 @@ def cached(x: Tensor, scale: Tensor) -> Tensor:
 def key_absmax(output_absmax: Tensor, geometry: Geometry, layer: int) -> Tensor:
     """How far a key of a layer reaches in the cache, scalar. output_absmax: (kv_size,) of k, before it is rotated: a
     channel of the first half of those that are, with its partner in the second."""
-    rotated = 2 * len(geometry.attention[layer].inv_freq)
+    kind = geometry.attention[layer]
+    rotated = 2 * len(kind.inv_freq)
     heads = output_absmax.float().view(geometry.kv_heads, geometry.head_dim)
     first, second = heads[:, :rotated].chunk(2, dim=-1)
-    return torch.cat((torch.hypot(first, second), heads[:, rotated:]), dim=-1).amax()
+    return torch.cat((torch.hypot(first, second) * kind.rotary_scale, heads[:, rotated:]), dim=-1).amax()
 
 
 def match(smoothing_scale: Tensor, value_absmax: Tensor, key_absmax: Tensor) -> Tensor:

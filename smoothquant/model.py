@@ -12,10 +12,11 @@ from smoothquant.activations import ACTIVATIONS
 from smoothquant.artifacts.manifest import ModelFacts
 from smoothquant.checkpoint import Checkpoint, Part, TensorInfo
 from smoothquant.config import Config
-from smoothquant.errors import CheckpointError
-from smoothquant.family import ROUTER, THROUGH, Family, Geometry
+from smoothquant.errors import CheckpointError, UserError
+from smoothquant.family import LINEARS, NORMS, ROUTER, THROUGH, Family, Geometry
 from smoothquant.norms import KINDS, Norm
 from smoothquant.quantization import absmax
+from smoothquant.roles import Role, parsed
 
 ROWS = 2048  # rows of an embedding or lm_head handed over at a time
 BESIDE = (("q", "k", "v"), ("gate", "up"))  # roles that read one input in any decoder
@@ -25,20 +26,24 @@ class Model:
     """One checkpoint with its family record and its numbers.
 
     config: the config.json, under today's names, with the keys that the record reads marked as read.
-    family: the record of this checkpoint's layout. roles: of all linears of a layer, the router's included.
+    family: the record of this checkpoint's layout. length: the longest sequence that is wanted, by which LongRoPE's
+        frequencies are chosen; None: the short ones.
+    roles: of all linears of a layer, the router's included.
     groups: smoothing groups, every expert's linears spelled out.
+    choices: what makes another model of the same checkpoint, for manifests: the positions for which its rotary
+        frequencies hold, where they were chosen by `length`; else nothing.
     stored: matrices of a layer as they lie on disk: name within the layer -> roles of the linears in it.
 
     Raises CheckpointError when the config lacks a number or contradicts the weights: a tensor is missing, has another
     shape, or is one that the family does not know.
     """
 
-    def __init__(self, checkpoint: Checkpoint, family: Family) -> None:
+    def __init__(self, checkpoint: Checkpoint, family: Family, length: int | None = None) -> None:
         self.checkpoint = checkpoint
         self.config = Config(family.modern(checkpoint.config) if family.modern else checkpoint.config)
         try:
             self.family = family.variant(self.config) if family.variant else family
-            self.geometry: Geometry = self.family.geometry(self.config)
+            numbers = self.family.geometry(self.config)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{checkpoint.folder}/config.json: cannot read the numbers of a {family.name} ({error!r})",
@@ -46,6 +51,8 @@ class Model:
                 do="restore the config.json that came with the weights",
             ) from error
         self._check_record()
+        self.geometry: Geometry = self._upto(numbers, length)
+        self.choices = {"max_positions": self.geometry.max_positions} if numbers.short_positions else {}
         self.roles = self.family.roles(self.geometry)
         self.groups = self.family.expanded(self.geometry)
         self.stored = self.family.stored(self.geometry)
@@ -70,9 +77,9 @@ class Model:
 
     def _beside(self, role: str) -> tuple[str, ...]:
         """A linear and those that read its input, whether or not something can be folded into it."""
-        kind, dot, expert = role.partition(".")
+        kind, expert = parsed(role).kind, parsed(role).expert
         kinds = next((kinds for kinds in BESIDE if kind in kinds), (kind,))
-        return tuple(one for one in (f"{each}{dot}{expert}" for each in kinds) if one in self.roles)
+        return tuple(one for one in (Role(each, expert) for each in kinds) if one in self.roles)
 
     def linear(self, layer: int, role: str) -> str:
         """Module name of a linear: linear(0, "q") -> "model.layers.0.self_attn.q_proj"."""
@@ -189,9 +196,17 @@ class Model:
             start = 0
             for role in roles:
                 stop = start + self.family.shape(role, self.geometry)[0]
-                name = self.linear(layer, role if index is None else f"{role}.{index}")
+                name = self.linear(layer, Role(role, index))
                 yield f"{name}.weight", Part(full, index, slice(start, stop))
                 start = stop
+
+    def _upto(self, numbers: Geometry, length: int | None) -> Geometry:
+        if length is not None and not 0 < length <= numbers.max_positions:
+            raise UserError(
+                f"--max-length {length}",
+                expected=f"1 to {numbers.max_positions}, this model's positions by its config.json",
+            )
+        return numbers.upto(length)
 
     # -- checks --------------------------------------------------------------------------------------------------
 
@@ -225,6 +240,8 @@ class Model:
         """What a user's own record may get wrong before any tensor is looked at."""
         family = self.family
         named: list[tuple[str, str, Collection[str]]] = [("norm", family.norm, KINDS)]
+        named += [("a norm's role", role, NORMS) for role in family.norms]
+        named += [("a linear's role", role, LINEARS) for role in family.linears]
         for group in family.groups:
             sources = family.norms if group.through == "norm" else family.linears
             named += [("a group's through", group.through, THROUGH), ("a group's source", group.source, sources)]

@@ -22,6 +22,7 @@ from torch import Tensor
 from smoothquant.errors import UserError
 from smoothquant.family import ROUTER
 from smoothquant.model import Model
+from smoothquant.roles import parsed
 from smoothquant.settings import SmoothingSettings
 
 LIMIT = 34.0  # largest range of a channel over the median one
@@ -62,12 +63,12 @@ def linears_to_keep(
         return ()
     if choice == "auto":
         return ruined_linears(model, input_absmax, settings)
-    kinds, asked = {role.partition(".")[0] for role in model.quantized_roles}, choice.split(",")
+    kinds, asked = {parsed(role).kind for role in model.quantized_roles}, choice.split(",")
     for role in asked:
         if role not in kinds:
             raise UserError(
                 f"linears {role!r} to keep in float", expected=f"auto, none, or of {', '.join(sorted(kinds))}"
             )
-    groups = [roles for roles in _quantized(model) if any(role.partition(".")[0] in asked for role in roles)]
+    groups = [roles for roles in _quantized(model) if any(parsed(role).kind in asked for role in roles)]
     names = (model.linear(layer, role) for layer in range(model.geometry.layers) for roles in groups for role in roles)
     return tuple(dict.fromkeys(names))

@@ -21,6 +21,7 @@ from torch import Tensor
 from smoothquant.artifacts.record import as_json, read
 from smoothquant.errors import UserError
 from smoothquant.fold import SmoothedLayer
+from smoothquant.roles import parsed
 
 Statistics = Mapping[str, Tensor]  # role -> float32 (in,), calibrated maxima of the smoothed input
 
@@ -43,10 +44,10 @@ class BorrowRanges:
 
     def __call__(self, layer: SmoothedLayer, statistics: Statistics) -> SmoothedLayer:
         found = dict(layer.input_absmax)
-        silent = [role for role, range_ in found.items() if "." in role and not range_.any()]
+        silent = [role for role, range_ in found.items() if parsed(role).expert is not None and not range_.any()]
         for role in silent:
-            kind = role.partition(".")[0]
-            others = [range_.amax() for other, range_ in found.items() if other.partition(".")[0] == kind]
+            kind = parsed(role).kind
+            others = [range_.amax() for other, range_ in found.items() if parsed(other).kind == kind]
             found[role] = torch.stack(others).amax().expand_as(found[role]).clone()
         return replace(layer, input_absmax=found)
 

@@ -121,7 +121,7 @@ def smooth_layer(
     layer = fold(model, index, source, settings, choose_scales(model, index, source, act, output, settings))
     layer.output_absmax = {role: reach / layer.row.get(role, 1) for role, reach in output.items()}
     layer.cache_scales = kv_cache.cache_scales(
-        model.geometry, index, layer.norms.get("key"), layer.output_absmax, shared=settings.shared_cache_scale
+        model.geometry, index, layer.norms, layer.output_absmax, shared=settings.shared_cache_scale
     )
     return run_steps(steps, layer)
 

@@ -19,6 +19,8 @@ from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.workspace import versions
 
+UNBOUND = ("export hf", "export w8a8")  # they hold both sets of LongRoPE's frequencies: who reads them goes by length
+
 
 class Candidate:
     """What is known of one engine so far. `add` every sequence in order, then ask for the `result`.
@@ -134,4 +136,11 @@ def check_model(manifest: Manifest, model: Model, name: str) -> None:
             f"{name}: this engine was made from model {manifest.origin.model}",
             expected=f"{model.checkpoint.fingerprint}, the reference",
             do="give the checkpoint that the engine was made from",
+        )
+    elif manifest.step not in UNBOUND and manifest.origin.max_positions != model.choices.get("max_positions"):
+        length = manifest.origin.max_positions
+        raise UserError(
+            f"{name}: this engine's rotary frequencies are those of sequences up to {length} tokens",
+            expected=f"those of the reference, up to {geometry.max_positions}",
+            do=f"validate with --max-length {length}",
         )

@@ -80,6 +80,7 @@ def validate_engines(
     check_text(model, text)
     inputs = {
         "model": model.checkpoint.fingerprint,
+        **model.choices,
         "text": text.fingerprint,
         "engines": [_identity(folders[label], manifest) for label, manifest in manifests.items()],
         "exact": exact,

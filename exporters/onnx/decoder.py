@@ -105,6 +105,7 @@ class DecoderGraph:
     def _layer(self, layer: int, hidden: str) -> str:
         """hidden: (batch, sequence, hidden); returns the same shape."""
         graph, family, norms, products = self.graph, self.model.family, self.norms, self.products
+        scale = self.geometry.residual_scale
         x = norms.of_layer(layer, "attention", hidden)
         if family.parallel and "mlp" not in family.norms:  # both branches read one input: one product
             y = products.of(layer, x, *QKV, *self.mlp.first)
@@ -122,32 +123,48 @@ class DecoderGraph:
         graph.scope = family.module(layer, "residual")
         if family.parallel:
             other = norms.of_layer(layer, "mlp_output", other)
-            return graph.op("Add", hidden, graph.op("Add", branch, other))
-        hidden = norms.of_layer(layer, "attention_residual", graph.op("Add", hidden, branch))
+            return graph.op("Add", hidden, graph.scaled(graph.op("Add", branch, other), scale))
+        hidden = norms.of_layer(layer, "attention_residual", graph.op("Add", hidden, graph.scaled(branch, scale)))
         other = norms.of_layer(layer, "mlp_output", self.branch.of(layer, norms.of_layer(layer, "mlp", hidden)))
         graph.scope = family.module(layer, "residual")
-        return norms.of_layer(layer, "mlp_residual", graph.op("Add", hidden, other))
+        return norms.of_layer(layer, "mlp_residual", graph.op("Add", hidden, graph.scaled(other, scale)))
 
     def _attention(self, layer: int, qkv: str) -> str:
         """qkv: (batch, sequence, heads of q, k, v); returns (batch, sequence, hidden)."""
         graph, geometry, kind = self.graph, self.geometry, self.geometry.attention[layer]
-        heads, kv_heads, head_dim = geometry.heads, geometry.kv_heads, geometry.head_dim
         graph.scope = self.model.family.module(layer, "attention")
-        qkv = graph.op("Reshape", qkv, graph.constant([0, 0, heads + 2 * kv_heads, head_dim]))
-        qkv = graph.op("Transpose", qkv, perm=[0, 2, 1, 3])  # (batch, heads of q, k, v, sequence, head_dim)
-        if "query" in self.model.family.norms:
-            q, k, v = graph.op("Split", qkv, graph.constant([heads, kv_heads, kv_heads]), outputs=3, axis=1)
-            q, k = self.norms.of_layer(layer, "query", q), self.norms.of_layer(layer, "key", k)
-            q, k = self.positions.rotate(q, kind), self.positions.rotate(k, kind)
-        else:
-            qk, v = graph.op("Split", qkv, graph.constant([heads + kv_heads, kv_heads]), outputs=2, axis=1)
-            qk = self.positions.rotate(qk, kind)
-            q, k = graph.op("Split", qk, graph.constant([heads, kv_heads]), outputs=2, axis=1)
+        q, k, v = self._heads(layer, qkv)
         keys = self.cache.extended(layer, "key", k, flipped=graph.opset < 23)
         y = self._attend(q, keys, self.cache.extended(layer, "value", v), self.positions.mask(kind.window))
         y = graph.op("Transpose", y, perm=[0, 2, 1, 3])
         y = graph.op("Reshape", y, graph.constant([0, 0, geometry.query_size]))
         return self.products.of(layer, y, "o")
+
+    def _heads(self, layer: int, qkv: str) -> tuple[str, str, str]:
+        """qkv: (batch, sequence, heads of q, k, v); each comes back as (batch, heads, sequence, head_dim), normed
+        and rotated."""
+        graph, geometry, norms, kind = self.graph, self.geometry, self.norms, self.geometry.attention[layer]
+        heads, kv_heads = geometry.heads, geometry.kv_heads
+        if "queries" in self.model.family.norms:  # of all heads at once, before they are apart
+            sizes = graph.constant([geometry.query_size, geometry.kv_size, geometry.kv_size])
+            q, k, v = graph.op("Split", qkv, sizes, outputs=3, axis=-1)
+            q, k = norms.of_layer(layer, "queries", q), norms.of_layer(layer, "keys", k)
+            q, k, v = self._apart(q, heads), self._apart(k, kv_heads), self._apart(v, kv_heads)
+            return self.positions.rotate(q, kind), self.positions.rotate(k, kind), v
+        qkv = self._apart(qkv, heads + 2 * kv_heads)
+        if "query" in self.model.family.norms:
+            q, k, v = graph.op("Split", qkv, graph.constant([heads, kv_heads, kv_heads]), outputs=3, axis=1)
+            q, k = norms.of_layer(layer, "query", q), norms.of_layer(layer, "key", k)
+            return self.positions.rotate(q, kind), self.positions.rotate(k, kind), v
+        qk, v = graph.op("Split", qkv, graph.constant([heads + kv_heads, kv_heads]), outputs=2, axis=1)
+        qk = self.positions.rotate(qk, kind)
+        q, k = graph.op("Split", qk, graph.constant([heads, kv_heads]), outputs=2, axis=1)
+        return q, k, v
+
+    def _apart(self, x: str, heads: int) -> str:
+        """x: (batch, sequence, heads * head_dim); returns (batch, heads, sequence, head_dim)."""
+        x = self.graph.op("Reshape", x, self.graph.constant([0, 0, heads, self.geometry.head_dim]))
+        return self.graph.op("Transpose", x, perm=[0, 2, 1, 3])
 
     def _attend(self, q: str, keys: str, values: str, mask: str) -> str:
         """q: (batch, heads, sequence, head_dim); returns the same shape. keys: flipped for basic operators."""
@@ -174,7 +191,7 @@ class DecoderGraph:
         else:
             shape = (geometry.vocab_size, geometry.embedded_size)
             logits = self.head.linear(self.head.normalize(hidden), name, shape, bias=False)
-        return graph.wide(self._capped(logits, geometry.logits_softcap))
+        return graph.wide(self._capped(graph.scaled(logits, geometry.logits_scale), geometry.logits_softcap))
 
     def _project(self, name: str, x: str, shape: tuple[int, int]) -> str:
         """A linear that stays float. shape: (out, in)."""

@@ -49,15 +49,17 @@ class Experts:
             return graph.op("Reshape", graph.op("ReduceSum", y, graph.constant([1]), keepdims=0), shape)
 
     def _route(self, layer: int, rows: str) -> tuple[str, str]:
-        """Shares in the body's dtype, which sum to 1, and the chosen experts, int64."""
+        """Shares in the body's dtype, and the chosen experts, int64."""
         graph, hidden = self.graph, self.model.geometry.hidden_size
         weight = graph.weight(f"{self.model.linear(layer, ROUTER)}.weight", (hidden, self.experts), torch.float32)
         scores = graph.op("MatMul", graph.wide(rows), weight)
         likeliest, chosen = graph.op(
             "TopK", graph.op("Softmax", scores, axis=-1), graph.constant([self.chosen]), outputs=2, axis=-1
         )
-        total = graph.op("ReduceSum", likeliest, graph.constant([-1]), keepdims=1)
-        return graph.narrow(graph.op("Div", likeliest, total)), chosen
+        if self.model.geometry.normalized_shares:
+            total = graph.op("ReduceSum", likeliest, graph.constant([-1]), keepdims=1)
+            likeliest = graph.op("Div", likeliest, total)
+        return graph.narrow(likeliest), chosen
 
     def _sort(self, chosen: str) -> tuple[str, str, str]:
         """chosen: (tokens, experts per token). Returns counts (experts,), slots of each expert; place (slots,), where

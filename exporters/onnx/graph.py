@@ -116,6 +116,12 @@ class Graph:
         """x in two along the last dimension, each of `size`."""
         return self.op("Split", x, self.constant([size, size]), outputs=2, axis=-1)
 
+    def scaled(self, x: str, factor: float) -> str:
+        """x, in the body's dtype, times a constant, which 16 bits would round; x itself where that is 1."""
+        if factor == 1:
+            return x
+        return self.narrow(self.op("Mul", self.wide(x), self.constant(factor, torch.float32)))
+
     def cast(self, x: str, source: torch.dtype, target: torch.dtype) -> str:
         """x in another dtype; x itself where it is the same."""
         return x if source == target else self.op("Cast", x, to=self.element(target))

@@ -32,8 +32,7 @@ class Norms:
         """x through the norm with this role, where the layer has one."""
         if role not in self.model.family.norms:
             return x
-        size = self.model.geometry.head_dim if role in ("query", "key") else None
-        return self.at(self.model.norm(layer, role), x, size)
+        return self.at(self.model.norm(layer, role), x, self.model.family.norm_size(role, self.model.geometry))
 
     def _rms(self, name: str, x: str, size: int) -> str:
         graph = self.graph

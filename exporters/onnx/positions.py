@@ -53,7 +53,7 @@ class Positions:
         if not kind.inv_freq:
             return x
         graph, rotated, head_dim = self.graph, 2 * len(kind.inv_freq), self.model.geometry.head_dim
-        cos, sin = self._once(("rotary", kind.inv_freq), lambda: self._rotary(kind.inv_freq))
+        cos, sin = self._once(("rotary", kind.inv_freq, kind.rotary_scale), lambda: self._rotary(kind))
         rest: list[str] = []
         if rotated < head_dim:
             x, *rest = graph.op("Split", x, graph.constant([rotated, head_dim - rotated]), outputs=2, axis=-1)
@@ -62,13 +62,16 @@ class Positions:
         y = graph.op("Add", graph.op("Mul", x, cos), graph.op("Mul", swapped, sin))
         return graph.op("Concat", y, *rest, axis=-1) if rest else y
 
-    def _rotary(self, inv_freq: tuple[float, ...]) -> tuple[str, str]:
+    def _rotary(self, kind: Attention) -> tuple[str, str]:
         graph = self.graph
         with graph.within("rotary"):
-            frequencies = graph.constant([[list(inv_freq)]], torch.float32)
+            frequencies = graph.constant([[list(kind.inv_freq)]], torch.float32)
             positions = graph.op("Cast", self.position_ids, to=graph.element(torch.float32))
             angle = graph.op("Mul", graph.op("Unsqueeze", positions, graph.constant([2])), frequencies)
             cos, sin = graph.op("Cos", angle), graph.op("Sin", angle)
+            if kind.rotary_scale != 1:
+                scale = graph.constant(kind.rotary_scale, torch.float32)
+                cos, sin = graph.op("Mul", cos, scale), graph.op("Mul", sin, scale)
             cos = graph.op("Concat", cos, cos, axis=-1)
             sin = graph.op("Concat", graph.op("Neg", sin), sin, axis=-1)
             cos, sin = (graph.op("Unsqueeze", table, graph.constant([1])) for table in (cos, sin))

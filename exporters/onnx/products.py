@@ -9,6 +9,7 @@ from exporters.onnx.graph import Graph
 from exporters.onnx.linears import Input, Linears
 from smoothquant.family import ROUTER
 from smoothquant.model import Model
+from smoothquant.roles import parsed
 
 QKV = ("q", "k", "v")
 MERGED = {  # the names that serving engines use, and theirs put together
@@ -32,7 +33,7 @@ class Merged:
 def merged_name(model: Model, layer: int, roles: tuple[str, ...]) -> str:
     """Module name for linears in one matrix: ("q", "k", "v") -> "model.layers.0.self_attn.qkv_proj"."""
     first = model.linear(layer, roles[0])
-    kinds = tuple(role.partition(".")[0] for role in roles)
+    kinds = tuple(parsed(role).kind for role in roles)
     return f"{first.rpartition('.')[0]}.{MERGED[kinds]}" if kinds in MERGED else first
 
 
@@ -42,10 +43,10 @@ def quantized_names(model: Model, kept: Collection[str] = ()) -> list[str]:
     found = []
     for layer in range(model.geometry.layers):
         for roles in model.inputs:
-            experts: dict[str, list[str]] = {}
+            experts: dict[int | None, list[str]] = {}
             for role in roles:
                 if role != ROUTER:
-                    experts.setdefault(role.partition(".")[2], []).append(role)
+                    experts.setdefault(parsed(role).expert, []).append(role)
             together = map(tuple, experts.values())
             found += [merged_name(model, layer, some) for some in together if model.linear(layer, some[0]) not in kept]
     return found

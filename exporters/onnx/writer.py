@@ -83,6 +83,12 @@ class OnnxWriter:
             check_static(source, self.out)
         if self.int8_cache:
             check_outputs(source, f"{self.out}: an INT8 KV cache")
+            if "keys" in source.model.family.norms:
+                raise UserError(
+                    f"{self.out}: an INT8 KV cache of keys that are normed over all heads at once",
+                    expected="keys whose range calibration sees: linears' outputs, or normed head by head",
+                    do="export with a float cache",
+                )
 
     def nbytes(self, model: Model) -> int:
         return next(iter(self._decoders(model).values())).graph.data.nbytes

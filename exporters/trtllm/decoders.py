@@ -169,4 +169,7 @@ REFUSED: Mapping[str, str] = {
     "qwen3": "its SmoothQuant attention has no norms of queries and keys",
     "gemma2": "its SmoothQuant attention has no soft-capping of scores, and its norms no place behind the branches",
     "gemma3": "its SmoothQuant attention has no norms of queries and keys",
+    "granite": "its SmoothQuant attention takes no scale of the scores but 1 / sqrt(head_dim)",
+    "olmo2": "its SmoothQuant layers quantize what a norm puts out, and here no norm is before q, k, v, gate and up",
+    "qwen3-moe": "its SmoothQuant layers have no experts",
 }

@@ -84,8 +84,10 @@ def _faults(model: Model, decoder: Decoder) -> Iterator[str]:
         yield "it has no projections of the embedding"
     if geometry.experts:
         yield "its SmoothQuant layers have no experts"
-    if geometry.attention_softcap or geometry.logits_softcap or geometry.embedding_scale != 1:
-        yield "its decoder has no soft-capping and no scaled embedding"
+    if geometry.attention_softcap or geometry.logits_softcap:
+        yield "its decoder has no soft-capping"
+    if (geometry.embedding_scale, geometry.residual_scale, geometry.logits_scale) != (1, 1, 1):
+        yield "its SmoothQuant decoder has no multipliers of the embedding, the branches or the logits"
     if geometry.attention_scale is not None:
         yield "its attention scale is 1 / sqrt(head_dim)"
     if (family.alibi is not None) != (decoder.position_embedding == "alibi"):

@@ -10,6 +10,7 @@ from recipes.cli.ui import Ui
 
 if TYPE_CHECKING:
     from act_scales.store import ActScales
+    from smoothquant.model import Model
 
 
 def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
@@ -38,6 +39,14 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
     command.set_defaults(run=run)
 
 
+def note_what_is_folded(ui: Ui, model: Model) -> None:
+    """Say what is left to smooth where no norm feeds linears alone."""
+    groups = model.family.groups
+    if not any(group.through == "norm" for group in groups):
+        folds = " and ".join(f"{group.source} -> {', '.join(group.linears)}" for group in groups)
+        ui.note(f"no norm of this model feeds linears alone: only {folds or 'nothing'} can be smoothed")
+
+
 def warn_of_silence(ui: Ui, scales: ActScales) -> None:
     """Name the modules that calibration did not reach. Shown with --quiet, too."""
     if not scales.silent:
@@ -54,6 +63,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from act_scales.text import load_text
 
     model = options.open_model(arguments, arguments.model, ui)
+    note_what_is_folded(ui, model)
     text = load_text(arguments.text, model.checkpoint.folder, arguments.samples, arguments.length)
     ui.note(f"{len(text.sequences)} sequences, {text.tokens:,} tokens from {text.source}")
     with ui.progress("calibrate") as progress:

@@ -26,13 +26,22 @@ def add_family(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on where transformers does not know the architecture, and so cannot say whether the family is right",
     )
+    command.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="the longest sequence that the model is to take, by which one of LongRoPE's two sets of frequencies is "
+        "chosen (default: the short ones, up to original_max_position_embeddings)",
+    )
 
 
 def open_model(arguments: argparse.Namespace, folder: str, ui: Ui) -> Model:
     """The model in a folder, by the options of `add_family`; what is to be known of it is said."""
     from recipes import families
 
-    model = families.open_model(folder, arguments.family, trust_family=arguments.trust_family)
+    model = families.open_model(
+        folder, arguments.family, length=arguments.max_length, trust_family=arguments.trust_family
+    )
     for line in model.checkpoint.notes:
         ui.note(line)
     return model

@@ -42,7 +42,11 @@ def check_agreement(model: Model, family: Family, theirs: TransformersClass) -> 
     content, where = model.config.content, model.checkpoint.folder / "config.json"
     known = theirs.read(content)
     _check_numbers(model, known, theirs)
-    cut = cut_down(content, model.geometry, known)
+    for original in (ORIGINAL, 2 * TOKENS) if model.choices else (ORIGINAL,):  # LongRoPE's long factors, and its short
+        _compare(cut_down(content, model.geometry, known, original), theirs, family, where)
+
+
+def _compare(cut: Mapping[str, Any], theirs: TransformersClass, family: Family, where: Path) -> None:
     name = theirs.model.__name__
     correct = "correct the record (recipes/README.md says what its fields mean)"
     with tempfile.TemporaryDirectory(prefix="smoothquant-") as folder:
@@ -98,6 +102,8 @@ def our_logits(folder: Path, cut: Mapping[str, Any], family: Family) -> Tensor:
     checkpoint = Checkpoint(folder)
     checkpoint.config = dict(cut)
     model = Model(checkpoint, family)
+    if model.choices:
+        model = Model(checkpoint, family, length=TOKENS)
     ids = sample()
     hidden, positions = decoder.embed(model, ids, torch.float32), patterns(model, ids.shape[1], torch.float32)
     for index in range(model.geometry.layers):

@@ -28,8 +28,9 @@ CHOSEN = ("num_experts_per_tok",)
 DROPPED = ("torch_dtype", "dtype", "auto_map", "quantization_config", "bos_token_id", "eos_token_id")
 
 
-def cut_down(content: Mapping[str, Any], geometry: Geometry, known: Any) -> dict[str, Any]:
-    """The cut config.json. geometry: of the whole model; known: transformers' configuration of it."""
+def cut_down(content: Mapping[str, Any], geometry: Geometry, known: Any, original: int = ORIGINAL) -> dict[str, Any]:
+    """The cut config.json. geometry: of the whole model; known: transformers' configuration of it; original: length
+    that scaled rotary embeddings start from."""
     cut = {key: copy.deepcopy(value) for key, value in content.items() if key not in DROPPED}
     if hasattr(known, "pad_token_id"):
         cut["pad_token_id"] = None  # else it may lie outside the vocabulary
@@ -53,7 +54,7 @@ def cut_down(content: Mapping[str, Any], geometry: Geometry, known: Any) -> dict
     _cut_layers(cut, geometry, known)
     if any(kind.window for kind in geometry.attention) or cut.get("sliding_window"):
         cut["sliding_window"] = WINDOW
-    _cut_positions(cut)
+    _cut_positions(cut, original)
     return cut
 
 
@@ -80,16 +81,16 @@ def _kinds(geometry: Geometry, known: Any) -> list[object]:
     return list(zip(geometry.attention, theirs, strict=True))
 
 
-def _cut_positions(cut: dict[str, Any]) -> None:
-    """Let the sequence reach beyond the length that scaled rotary embeddings start from."""
+def _cut_positions(cut: dict[str, Any], original: int) -> None:
+    """Let scaled rotary embeddings start from another length, beyond which the sequence may reach."""
     spelled = [cut[key] for key in ("rope_parameters", "rope_scaling") if isinstance(cut.get(key), dict)]
     ropes = [rope for outer in spelled for rope in (outer, *outer.values()) if isinstance(rope, dict)]
     for place in (cut, *ropes):
         if place.get("original_max_position_embeddings"):
-            place["original_max_position_embeddings"] = ORIGINAL
+            place["original_max_position_embeddings"] = original
     factors = [rope["factor"] for rope in ropes if isinstance(rope.get("factor"), int | float)]
     if factors and cut.get("max_position_embeddings"):
-        cut["max_position_embeddings"] = int(ORIGINAL * max(factors))
+        cut["max_position_embeddings"] = int(original * max(factors))
 
 
 def _put(cut: dict[str, Any], known: Any, names: tuple[str, ...], number: int) -> None:

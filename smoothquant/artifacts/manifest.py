@@ -74,7 +74,8 @@ class Origin:
     """What an export was made from. model, act_scales: fingerprints, None where there were none.
 
     schemes: of its graphs; one, but for an ONNX export that holds two. steps: what was done to layers between smoothing
-    and storing (`smoothquant.steps`). onnx, trtllm, hf: options of the format.
+    and storing (`smoothquant.steps`). max_positions: the length whose rotary frequencies were chosen, where a model has
+    several. onnx, trtllm, hf: options of the format.
     """
 
     family: str
@@ -83,6 +84,7 @@ class Origin:
     steps: tuple[Mapping[str, Any], ...] = ()
     model: str | None = None
     act_scales: str | None = None
+    max_positions: int | None = None
     onnx: OnnxOptions | None = None
     trtllm: TrtllmOptions | None = None
     hf: HuggingFaceOptions | None = None
@@ -95,6 +97,7 @@ class Origin:
     def words(self) -> dict[str, Any]:
         """The same for a reader of reports: what is as usual is left out."""
         told: dict[str, Any] = {"model": self.model, "act_scales": self.act_scales, "family": self.family}
+        told |= {"max_positions": self.max_positions}
         told |= {"smoothing": {"alpha": self.smoothing.alpha, "groups": self.smoothing.groups}} | self.scheme.words()
         for options in (self.onnx, self.trtllm, self.hf):
             told |= as_json(options) if options else {}

@@ -54,7 +54,7 @@ class Case:
 
     @cached_property
     def model(self) -> Model:
-        return open_model(self.folder)
+        return open_model(self.folder, length=zoo.ZOO[self.name].length)
 
     @cached_property
     def transformers(self) -> torch.nn.Module:

@@ -26,25 +26,24 @@ def hooked_absmax(transformers: torch.nn.Module, model: Model, ids: Tensor) -> d
     def linear(name: str) -> Callable:
         return lambda module, inputs: take(name, inputs[0])
 
-    def experts(name: str) -> Callable:
-        return lambda module, inputs: _experts(name, module, *inputs, take)
+    def experts(layer: int) -> Callable:
+        return lambda module, inputs: _experts(lambda role: model.linear(layer, role), module, *inputs, take)
 
     for name, module in transformers.named_modules():
         if isinstance(module, torch.nn.Linear):
             handles.append(module.register_forward_pre_hook(linear(name)))
-        elif name.endswith("mlp.experts"):  # Mixtral's, in one tensor each
-            on_disk = name.replace(".mlp.", ".block_sparse_moe.")
-            handles.append(module.register_forward_pre_hook(experts(on_disk)))
+        elif name.endswith("mlp.experts"):  # of all experts, in one tensor each
+            handles.append(module.register_forward_pre_hook(experts(int(name.split(".")[2]))))
     transformers(ids)
     for handle in handles:
         handle.remove()
     return found
 
 
-def _experts(name: str, module: Any, x: Tensor, chosen: Tensor, shares: Tensor, take: Callable) -> None:
+def _experts(name: Callable, module: Any, x: Tensor, chosen: Tensor, shares: Tensor, take: Callable) -> None:
     for expert in range(len(module.gate_up_proj)):
         rows = x[(chosen == expert).any(dim=-1)]
         gate, up = (rows @ module.gate_up_proj[expert].T).chunk(2, dim=-1)
-        take(f"{name}.{expert}.w1", rows)
-        take(f"{name}.{expert}.w3", rows)
-        take(f"{name}.{expert}.w2", torch.nn.functional.silu(gate) * up)
+        take(name(f"gate.{expert}"), rows)
+        take(name(f"up.{expert}"), rows)
+        take(name(f"down.{expert}"), torch.nn.functional.silu(gate) * up)

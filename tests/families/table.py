@@ -34,11 +34,18 @@ TITLES = {  # of layouts, in the README
     "qwen2-sliding": "Qwen2, sliding windows",
     "qwen3": "Qwen3",
     "qwen3-tied": "Qwen3, tied embeddings",
+    "qwen3-yarn": "Qwen3, YaRN",
+    "qwen3-moe": "Qwen3, 128 experts",
+    "qwen3-moe-unnormed": "Qwen3, 16 experts, shares as they are",
     "phi3": "Phi-3, Phi-4",
     "phi3-sliding": "Phi-3, sliding window",
     "phi3-partial": "Phi-3, partly rotated",
+    "phi3-longrope": "Phi-3 128k, short LongRoPE",
+    "phi3-longrope-long": "Phi-3 128k, long LongRoPE",
     "gemma2": "Gemma 2",
     "gemma3": "Gemma 3 (text)",
+    "granite": "Granite 3",
+    "olmo2": "OLMo 2",
 }
 MARKS = {"passed": "✓", "skipped": "-", "failed": "✗"}
 

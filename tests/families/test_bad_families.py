@@ -92,10 +92,20 @@ SPOILED = {
         configure(apply_residual_connection_post_layernorm=True),
         "the norms feed the residual, too; expected false",
     ),
-    "LongRoPE": (
-        "phi3",
-        configure(rope_parameters={"rope_type": "longrope", "rope_theta": 1e4}),
-        "'longrope': LongRoPE changes its frequencies",
+    "RoPE that changes with the length": (
+        "llama",
+        configure(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+        "'dynamic' changes its frequencies with every token",
+    ),
+    "experts in some layers only": (
+        "qwen3-moe-unnormed",
+        configure(decoder_sparse_step=2),
+        "decoder_sparse_step is 2: some layers have experts",
+    ),
+    "a dense MLP in some layers": (
+        "qwen3-moe-unnormed",
+        configure(mlp_only_layers=[1]),
+        r"mlp_only_layers is \[1\]: some layers have experts",
     ),
     "a Gemma that sees what comes": (
         "gemma3",

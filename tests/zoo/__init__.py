@@ -16,14 +16,17 @@ from transformers import (
     FalconForCausalLM,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
+    GraniteForCausalLM,
     LlamaForCausalLM,
     MistralForCausalLM,
     MixtralForCausalLM,
+    Olmo2ForCausalLM,
     OPTForCausalLM,
     Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
+    Qwen3MoeForCausalLM,
 )
 
 from tests.models import OUTLIER, VOCABULARY, save_tokenizer
@@ -49,6 +52,19 @@ LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
+}
+YARN = {  # beyond its original context within a test's sequence
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "beta_fast": 16,
+    "original_max_position_embeddings": 16,
+}
+MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.7,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 2.5,
 }
 GLOBAL_AND_LOCAL = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
@@ -76,6 +92,7 @@ class Layout:
         None where a norm feeds the residual too: there are no outlier channels then.
     layers: name of the list of layers.
     gain_offset: what the norms add to their stored weight.
+    length: of the longest sequence that is wanted, where the layout's RoPE goes by it.
     """
 
     model: type[PreTrainedModel]
@@ -83,6 +100,7 @@ class Layout:
     consumers: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: PRE_NORM)
     layers: str = "model.layers"
     gain_offset: float = 0.0
+    length: int | None = None
 
 
 def _falcon(consumers: Mapping[str, tuple[str, ...]], **numbers: object) -> Layout:
@@ -102,17 +120,29 @@ def _opt(consumers: Mapping[str, tuple[str, ...]], **numbers: object) -> Layout:
     return Layout(OPTForCausalLM, numbers, consumers, "model.decoder.layers")
 
 
-def _phi3(**numbers: object) -> Layout:
+def _phi3(length: int | None = None, **numbers: object) -> Layout:
     fused = {
         "input_layernorm": ("self_attn.qkv_proj.weight",),
         "post_attention_layernorm": ("mlp.gate_up_proj.weight",),
     }
-    return Layout(Phi3ForCausalLM, GATED | numbers, fused)
+    return Layout(Phi3ForCausalLM, GATED | numbers, fused, length=length)
+
+
+def _longrope(original: int, length: int | None = None) -> Layout:
+    """original: tokens up to which the short factors hold."""
+    factors = {"short_factor": [1.0 + n / 8 for n in range(8)], "long_factor": [1.0 + 3 * n for n in range(8)]}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, **factors, "original_max_position_embeddings": original}
+    return _phi3(length, rope_parameters=rope, original_max_position_embeddings=original)
 
 
 def _mixtral(**numbers: object) -> Layout:
     consumers = {"input_layernorm": QKV, "post_attention_layernorm": MOE}
     return Layout(MixtralForCausalLM, GATED | {"num_local_experts": 4, "num_experts_per_tok": 2} | numbers, consumers)
+
+
+def _qwen3_moe(**numbers: object) -> Layout:
+    consumers = {"input_layernorm": QKV, "post_attention_layernorm": MOE}
+    return Layout(Qwen3MoeForCausalLM, GATED | {"head_dim": 24, "moe_intermediate_size": 48} | numbers, consumers)
 
 
 def _gemma(model: type[PreTrainedModel], **numbers: object) -> Layout:
@@ -152,9 +182,14 @@ ZOO: Mapping[str, Layout] = {
     ),
     "qwen3": Layout(Qwen3ForCausalLM, GATED | {"head_dim": 24}),
     "qwen3-tied": Layout(Qwen3ForCausalLM, GATED | {"head_dim": 24, "tie_word_embeddings": True}),
+    "qwen3-yarn": Layout(Qwen3ForCausalLM, GATED | {"head_dim": 24, "rope_parameters": YARN}),
+    "qwen3-moe": _qwen3_moe(num_hidden_layers=1, num_experts=128, num_experts_per_tok=8, norm_topk_prob=True),
+    "qwen3-moe-unnormed": _qwen3_moe(num_experts=16, num_experts_per_tok=4, norm_topk_prob=False),
     "phi3": _phi3(sliding_window=None),
     "phi3-sliding": _phi3(sliding_window=WINDOW),
     "phi3-partial": _phi3(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}),
+    "phi3-longrope": _longrope(256),
+    "phi3-longrope-long": _longrope(4, length=512),
     "gemma2": _gemma(Gemma2ForCausalLM, attn_logit_softcapping=2.0, final_logit_softcapping=5.0),
     "gemma3": _gemma(
         Gemma3ForCausalLM,
@@ -162,6 +197,8 @@ ZOO: Mapping[str, Layout] = {
         layer_types=[SLIDING, SLIDING, FULL],
         rope_parameters=GLOBAL_AND_LOCAL,
     ),
+    "granite": Layout(GraniteForCausalLM, GATED | MULTIPLIERS | {"tie_word_embeddings": True}),
+    "olmo2": Layout(Olmo2ForCausalLM, GATED, {}),
 }
 
 

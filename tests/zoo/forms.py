@@ -115,22 +115,36 @@ def config_of_4(drop: str = "", **changes: object) -> Callable[[Config, Tensors]
     return lambda config, tensors: (as_transformers_4(config, drop, **changes), tensors)
 
 
-def mixtral_fused(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
-    """The names that transformers 5 has in memory: save_pretrained(save_original_format=False)."""
-    fused = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
-    for layer in range(config["num_hidden_layers"]):
-        w1, w2, w3 = (
-            torch.stack(
-                [
-                    tensors[f"model.layers.{layer}.block_sparse_moe.experts.{expert}.w{part}.weight"]
-                    for expert in range(config["num_local_experts"])
-                ]
+def fused_experts(*parts: str) -> Callable[[Config, Tensors], tuple[Config, Tensors]]:
+    """The names that transformers 5 has in memory: save_pretrained(save_original_format=False).
+    parts: ends of the names of an expert's gate, up and down."""
+
+    def fuse(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
+        fused = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+        experts = re.compile(r"(.*)\.experts\.0\." + re.escape(parts[0]))
+        for mlp in (found[1] for found in map(experts.fullmatch, tensors) if found):
+            gate, up, down = (
+                torch.stack([tensors[f"{mlp}.experts.{n}.{part}"] for n in range(config["num_local_experts"])])
+                for part in parts
             )
-            for part in (1, 2, 3)
-        )
-        fused[f"model.layers.{layer}.mlp.experts.gate_up_proj"] = torch.cat([w1, w3], dim=1)
-        fused[f"model.layers.{layer}.mlp.experts.down_proj"] = w2
-    return config, {name.replace("block_sparse_moe", "mlp"): tensor for name, tensor in fused.items()}
+            fused[f"{mlp}.experts.gate_up_proj"] = torch.cat([gate, up], dim=1)
+            fused[f"{mlp}.experts.down_proj"] = down
+        return config, {name.replace("block_sparse_moe", "mlp"): tensor for name, tensor in fused.items()}
+
+    return fuse
+
+
+def qwen3_moe(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
+    """Qwen/Qwen3-30B-A3B, transformers 4.51: num_experts, and a key that nobody reads."""
+    old = renamed(as_transformers_4(config), num_local_experts="num_experts")
+    return old | {"max_window_layers": config["num_hidden_layers"]}, tensors
+
+
+def phi3_128k(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
+    """microsoft/Phi-3-mini-128k-instruct: the original length beside the factors, and a window that nobody reaches."""
+    old = as_transformers_4(config, sliding_window=262144)
+    factors = {key: old["rope_scaling"][key] for key in ("short_factor", "long_factor")}
+    return old | {"rope_scaling": {"type": "longrope", **factors}}, tensors
 
 
 # -- BLOOM, OPT --------------------------------------------------------------------------------------------------------
@@ -240,7 +254,7 @@ OLD_FORMS: Mapping[str, OldForm] = {
     "mistral": OldForm(("mistral", "mistral-nemo"), config_of_4("rope_scaling")),
     "mistral-v0.1": OldForm(("mistral",), config_of_4("head_dim rope_scaling attention_dropout"), bins=2),
     "mixtral": OldForm(("mixtral", "mixtral-sliding"), config_of_4("head_dim router_jitter_noise rope_scaling")),
-    "mixtral-fused": OldForm(("mixtral",), mixtral_fused),
+    "mixtral-fused": OldForm(("mixtral",), fused_experts("w1.weight", "w3.weight", "w2.weight")),
     "bloom-560m": OldForm(("bloom", "bloom-6-heads"), bloom_560m),
     "bloom-finetuned": OldForm(("bloom",), bloom_finetuned, bins=2),
     "opt-125m": OldForm(("opt",), opt_125m, bins=1),
@@ -251,6 +265,15 @@ OLD_FORMS: Mapping[str, OldForm] = {
     "qwen2": OldForm(("qwen2",), config_of_4("rope_scaling", sliding_window=131072, max_window_layers=2)),
     "qwen2-sliding": OldForm(("qwen2-sliding",), config_of_4("rope_scaling")),
     "qwen3": OldForm(("qwen3", "qwen3-tied"), config_of_4()),
+    "qwen3-yarn": OldForm(("qwen3-yarn",), config_of_4()),
+    "qwen3-moe": OldForm(("qwen3-moe", "qwen3-moe-unnormed"), qwen3_moe),
+    "qwen3-moe-fused": OldForm(
+        ("qwen3-moe", "qwen3-moe-unnormed"),
+        fused_experts("gate_proj.weight", "up_proj.weight", "down_proj.weight"),
+    ),
+    "phi3-128k": OldForm(("phi3-longrope",), phi3_128k),
+    "granite": OldForm(("granite",), config_of_4()),
+    "olmo2": OldForm(("olmo2",), config_of_4()),
     # microsoft/Phi-3-*: code of their own, which nobody needs any more
     "phi3": OldForm(
         ("phi3", "phi3-sliding", "phi3-partial"),

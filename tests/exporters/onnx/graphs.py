@@ -125,7 +125,7 @@ def products(graph: onnx.GraphProto) -> list[Product]:
         quantize = producer[producer[node.input[0]].input[0]]
         assert quantize.op_type == "QuantizeLinear"
         x, y, rows = quantize.input[0], node.output[0], None
-        if producer[x].op_type == "Gather":
+        if producer[x].op_type == "Gather" and producer[x].input[0] in producer:  # an expert's tokens, no embedding
             x, rows = producer[x].input
         divide = producer[x]
         per_token = divide.op_type == "Div" and producer[divide.input[1]].op_type == "Max"

@@ -27,7 +27,18 @@ from tests.families.case import SETTINGS, Case, run
 from tests.families.properties import token_errors
 from tests.models import sample_ids
 
-LAYOUTS = ("llama", "mixtral", "falcon-40b", "falcon-rw", "phi3-partial", "qwen3", "gemma3")
+LAYOUTS = (
+    "llama",
+    "mixtral",
+    "falcon-40b",
+    "falcon-rw",
+    "phi3-partial",
+    "qwen3",
+    "gemma3",
+    "qwen3-yarn",
+    "phi3-longrope-long",
+    "granite",
+)
 PARTS = ("key", "value")
 
 
@@ -122,6 +133,11 @@ def test_engines(cases: Callable[[str], Case], tmp_path: Path) -> None:
     [found] = validate_engines({"engine": tmp_path / "engine"}, case.model, text, exact=True)
     assert found.exactness
     assert found.exactness.engine < 0.5 * found.metrics.relative_error  # of itself, not of the float cache
+
+
+def test_keys_normed_over_all_heads_have_no_scale(cases: Callable[[str], Case], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="INT8 KV cache of keys that are normed over all heads at once; expected"):
+        export(cases("olmo2").source, [OnnxWriter(tmp_path / "out", kv="int8")])
 
 
 def test_ranges_of_outputs_are_needed(cases: Callable[[str], Case], llama_folder: Path, tmp_path: Path) -> None:

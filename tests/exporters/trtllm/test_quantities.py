@@ -97,8 +97,8 @@ def test_one_scale_for_keys_and_values(tmp_path: Path) -> None:
     geometry = open_llama(save_llama(tmp_path)).geometry
     for k, v in ((1.0, 2.0), (2.0, 1.0), (0.0, 0.0)):
         reach = {"k": torch.full((geometry.kv_size,), k), "v": torch.full((geometry.kv_size,), v)}
-        own = kv_cache.cache_scales(geometry, 0, None, reach, shared=False)
-        shared = kv_cache.cache_scales(geometry, 0, None, reach, shared=True)
+        own = kv_cache.cache_scales(geometry, 0, {}, reach, shared=False)
+        shared = kv_cache.cache_scales(geometry, 0, {}, reach, shared=True)
         assert own is not None
         assert shared is not None
         assert shared[0] == shared[1] == max(own) > 0
