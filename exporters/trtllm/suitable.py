@@ -35,7 +35,7 @@ def decoder_of(model: Model, mode: Mode) -> Decoder:
     if mode.plugin and not mode.static and not decoder.per_token:
         raise UserError(
             f"{name} in TensorRT-LLM: its decoder does not take per-token activations",
-            expected="static ones: --act per-tensor, or --modelopt",
+            expected="static ones: --act per-tensor, or --no-plugins",
             do=f"choose those; or {INSTEAD}",
         )
     return decoder
@@ -125,13 +125,13 @@ def _aligned(geometry: Geometry, tp: int) -> bool:
 
 
 def _undivided(what: str, geometry: Geometry, mode: Mode) -> UserError:
-    """The error of a --tp, with those that are possible: in this mode, and beyond them with --modelopt, which asks for
-    no alignment."""
+    """The error of a --tp, which names those that are possible: in this mode, and with --no-plugins, where nothing need
+    be aligned."""
     divisors = _divisors(geometry)
     possible = [tp for tp in divisors if not mode.plugin or _aligned(geometry, tp)]
     others = [tp for tp in divisors if tp not in possible]
-    modelopt = f"export with --modelopt, which TensorRT computes itself, to have --tp {' or '.join(map(str, others))}"
-    advice = ([modelopt] if others else []) + ([] if possible else [INSTEAD])
+    without = f"export with --no-plugins, which TensorRT computes itself, to have --tp {' or '.join(map(str, others))}"
+    advice = ([without] if others else []) + ([] if possible else [INSTEAD])
     return UserError(
         what,
         expected=f"one of {', '.join(map(str, possible))}" if possible else "",

@@ -47,10 +47,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "does: smooths them behind GELU, too, and costs a division. Default: folded where that is exact",
     )
     command.add_argument(
-        "--modelopt",
+        "--no-plugins",
         action="store_true",
-        help="W8A8_SQ_PER_CHANNEL, ModelOpt's form: norms as in MODEL, every input scaled at run time (static "
-        "activations), no plugins",
+        help="W8A8_SQ_PER_CHANNEL, which TensorRT computes itself, without SmoothQuant's plugins: norms as in MODEL, "
+        "every input is scaled at run time, activations are static",
     )
     command.add_argument(
         "--trtllm-version",
@@ -62,15 +62,15 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def settings(arguments: argparse.Namespace, model: Model) -> SmoothingSettings:
     """How to smooth for this form. Raises UserError for options that contradict each other."""
-    at_run_time = {"--modelopt": arguments.modelopt, "--runtime-smoother": arguments.runtime_smoother}
+    at_run_time = {"--no-plugins": arguments.no_plugins, "--runtime-smoother": arguments.runtime_smoother}
     asked = [option for option, given in at_run_time.items() if given]
     if len(asked) > 1:
         raise UserError(f"{' and '.join(asked)}", expected="one of them: the former does what the latter asks for")
     groups = arguments.groups
-    if asked and groups != "default" and (groups, asked[0]) != ("none", "--modelopt"):
+    if asked and groups != "default" and (groups, asked[0]) != ("none", "--no-plugins"):
         raise UserError(f"{asked[0]} with --groups {groups}", expected="no --groups: it smooths whatever it can")
     if asked and groups == "default":
-        groups = "unfolded" if arguments.modelopt else "run-time"
+        groups = "unfolded" if arguments.no_plugins else "run-time"
     return SmoothingSettings(
         arguments.alpha,
         groups,
@@ -83,10 +83,10 @@ def writer(arguments: argparse.Namespace, model: Model) -> Writer:
     from exporters.trtllm import Ranks, TrtllmWriter, choose
     from exporters.trtllm.versions import STABLE
 
-    activations = arguments.act or ("per-tensor" if arguments.modelopt else "per-token")
+    activations = arguments.act or ("per-tensor" if arguments.no_plugins else "per-token")
     return TrtllmWriter(
         arguments.out,
-        choose(arguments.weights, activations, plugin=not arguments.modelopt),
+        choose(arguments.weights, activations, plugin=not arguments.no_plugins),
         Ranks(arguments.tp, arguments.pp),
         _dtype(arguments, model),
         arguments.kv,
@@ -102,7 +102,7 @@ def notes(arguments: argparse.Namespace, source: Source, ui: Ui) -> None:
     window = model.geometry.attention[0].window
     if window is not None and window < model.geometry.max_positions:
         ui.note(f"sliding window: give the runtime max_attention_window {window}; the checkpoint has no place for it")
-    static = arguments.act == "per-tensor" or arguments.modelopt
+    static = arguments.act == "per-tensor" or arguments.no_plugins
     ruined = ruined_linears(model, source.input_absmax, source.settings) if static and source.input_absmax else ()
     if ruined:
         ui.warn(
