@@ -6,6 +6,7 @@ others), `config` (config.json), `ranks` and `sharding`, `tensors` and `quantiti
 
 from exporters.trtllm.modes import MODES, Mode, choose
 from exporters.trtllm.ranks import Ranks
-from exporters.trtllm.writer import TrtllmWriter
+from exporters.trtllm.suitable import check_model
+from exporters.trtllm.writer import TrtllmWriter, dtype_of
 
-__all__ = ["MODES", "Mode", "Ranks", "TrtllmWriter", "choose"]
+__all__ = ["MODES", "Mode", "Ranks", "TrtllmWriter", "check_model", "choose", "dtype_of"]

@@ -41,6 +41,11 @@ def decoder_of(model: Model, mode: Mode) -> Decoder:
     return decoder
 
 
+def check_model(model: Model, mode: Mode, ranks: Ranks = Ranks()) -> None:  # noqa: B008 (frozen)
+    """Raise UserError unless TensorRT-LLM runs this model, in this mode and divided like this."""
+    check_ranks(model, decoder_of(model, mode), mode, ranks)
+
+
 def check_ranks(model: Model, decoder: Decoder, mode: Mode, ranks: Ranks) -> None:
     """Raise UserError unless the model can be divided like this."""
     geometry, tp, pp = model.geometry, ranks.tp, ranks.pp

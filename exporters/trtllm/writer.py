@@ -23,7 +23,7 @@ from exporters.trtllm.config import config
 from exporters.trtllm.modes import MODES, Mode
 from exporters.trtllm.outer import Outer, outer_tensors
 from exporters.trtllm.ranks import Ranks
-from exporters.trtllm.suitable import check_ranks, decoder_of
+from exporters.trtllm.suitable import check_model, decoder_of
 from exporters.trtllm.tensors import LayerTensors
 from exporters.trtllm.versions import STABLE, check_version
 from smoothquant.errors import ContractError, UserError
@@ -34,6 +34,11 @@ from smoothquant.stream import QuantizedLayer, QuantizedLinear, SmoothedLayer
 from smoothquant.workspace import Workspace, write_json
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def dtype_of(model: Model) -> str:
+    """The dtype that an engine of this model has unless it is told: the model's, float16 for float32."""
+    return "bfloat16" if model.checkpoint.dtype == torch.bfloat16 else "float16"
 
 
 class TrtllmWriter:
@@ -73,7 +78,7 @@ class TrtllmWriter:
         }
 
     def check(self, source: Source) -> None:
-        check_ranks(source.model, decoder_of(source.model, self.mode), self.mode, self.ranks)
+        check_model(source.model, self.mode, self.ranks)
         self._check_smoothing(source.settings)
         if self.mode.static:
             check_static(source, self.out)

@@ -115,5 +115,6 @@ def _settings(arguments: argparse.Namespace, model: Model) -> SmoothingSettings:
 
 
 def _dtype(arguments: argparse.Namespace, model: Model) -> str:
-    stored = str(model.checkpoint.dtype).removeprefix("torch.")
-    return arguments.dtype or ("bfloat16" if stored == "bfloat16" else "float16")
+    from exporters.trtllm import dtype_of
+
+    return arguments.dtype or dtype_of(model)
