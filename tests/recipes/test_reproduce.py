@@ -80,7 +80,7 @@ def test_interrupted_goes_on(case: Case, rows_file: Path, tmp_path: Path, monkey
     scales, text = case.root / "act_scales.safetensors", whole_blocks(str(rows_file), model, 99, LENGTH)
     assert case.act_scales
     whole = reproduce(recipe, model, scales, text, tmp_path / "whole")
-    monkeypatch.setattr("builders.validate.perplexity.KEEP_EVERY", -1.0)
+    monkeypatch.setattr("smoothquant.sweep.KEEP_EVERY", -1.0)
 
     def interrupt(done: int, total: int) -> None:
         if done == 1:
@@ -102,6 +102,7 @@ def test_what_cannot_be_reproduced(case: Case, rows_file: Path, tmp_path: Path) 
     with pytest.raises(UserError, match="at most 512, this model's positions"):
         whole_blocks(str(rows_file), model, 9, 1024)
     (tmp_path / "out").mkdir()
+    assert case.act_scales
     text = whole_blocks(str(rows_file), model, 9, LENGTH)
     with pytest.raises(OutputError, match="exists"):
         reproduce(find("llama", RECIPES), model, case.root / "act_scales.safetensors", text, tmp_path / "out")
