@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from exporters.trtllm.decoders import DECODERS, REFUSED, Decoder, rope
 from exporters.trtllm.modes import Mode
-from exporters.trtllm.ranks import Ranks
+from exporters.trtllm.sharding import Ranks
 from smoothquant.errors import UserError
 from smoothquant.family import Geometry
 from smoothquant.model import Model
