@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import torch
 
+from exporters.onnx.contents import of_cache_scale
 from exporters.onnx.graph import Graph
 from smoothquant.family import Geometry
 from smoothquant.settings import CACHE_SCALE, CACHED
@@ -37,7 +38,9 @@ class Cache:
         under way; flipped: with the last two dimensions exchanged."""
         graph, steps = self.graph, []
         if self.dtype == torch.int8:
-            scale = graph.weight(f"{self.names[layer]}.{part}{CACHE_SCALE}", (), torch.float32)
+            scale = graph.weight(
+                f"{self.names[layer]}.{part}{CACHE_SCALE}", (), torch.float32, of_cache_scale(layer, part)
+            )
             steps = [scale, graph.constant(0, torch.int8)]
             new = graph.op("QuantizeLinear", graph.wide(new), *steps)
         held = graph.op("Concat", f"past_key_values.{layer}.{part}", new, axis=2)
