@@ -42,8 +42,8 @@ def quantized_names(model: Model, kept: Collection[str] = ()) -> list[str]:
 
 
 class Products:
-    """The matrix products of a graph. quantized, plain: how they are spelled; kept: module names of the linears that
-    are left plain."""
+    """The matrix products of a graph. quantized, plain: the two ways to spell one. kept: module names of the linears
+    that are spelled plain."""
 
     def __init__(
         self, graph: Graph, model: Model, quantized: Linears, plain: Linears, kept: Collection[str] = ()

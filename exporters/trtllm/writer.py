@@ -43,8 +43,9 @@ def dtype_of(model: Model) -> str:
 class TrtllmWriter:
     """Writes the checkpoint to the folder `out`.
 
-    mode: quant_algo. ranks: tensor and pipeline parallelism. dtype: "float16" or "bfloat16", of everything that is
-    neither INT8 nor a scale. kv: "float" or "int8", the KV cache. version: of TensorRT-LLM, that will build the engine.
+    mode: the quant_algo. ranks: tensor and pipeline parallelism. dtype: "float16" or "bfloat16", the dtype of
+    everything that is neither INT8 nor a scale. kv: "float" or "int8", the KV cache. version: the TensorRT-LLM
+    that will build the engine.
     """
 
     step = "export trtllm"
@@ -119,7 +120,7 @@ class TrtllmWriter:
         copy_tokenizer(self.model, self.work.folder)
 
     def _check_smoothing(self, settings: SmoothingSettings) -> None:
-        """That whatever is left for run time is what this form has a place for, in its dtype."""
+        """Raise UserError for run-time scales or cache scales that this form has no place for."""
         possible = ("unfolded", "none") if not self.mode.plugin else ("default", "paper", "none", "run-time")
         if settings.groups not in possible:
             raise UserError(
