@@ -9,24 +9,25 @@ and dynamic per-token activations.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from act_scales.collect import collect
 from act_scales.text import load_text
 from builders import onnxruntime, speed
 from builders.report import write_report
 from builders.validate import Thresholds, Validation
-from exporters.export import Source, Writer, export
-from exporters.huggingface import W8A8Writer
+from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
 from recipes import pipeline, tiny_llama
 from recipes.families import open_model
 from recipes.models import RECIPES
-from recipes.recipe import find
+from recipes.recipe import Recipe, find
 from recipes.synthetic import save_random_llama
+from recipes.targets import TARGETS
 from smoothquant.checkpoint import Checkpoint
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
@@ -47,12 +48,13 @@ LIMITS = Thresholds(kl_mean=0.005, top1=0.95, perplexity_ratio=1.005)  # back to
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What the demonstration found. speeds: by label, of the bundled model; real: of layers of a real model's size."""
+    """What the demonstration found. speeds: by label, of the bundled model; real: of layers of a real model's size.
+    folders: of all that was made, by label."""
 
     validations: list[Validation]
     speeds: dict[str, speed.Speed]
     real: dict[str, speed.Speed]
-    engine: Path
+    folders: Mapping[str, Path]
     report: Path
 
     def speeds_as_dict(self) -> dict:
@@ -63,37 +65,40 @@ class Demonstration:
 
 
 def demonstrate(out: Path, step: pipeline.Step, *, overwrite: bool = False) -> Demonstration:
-    """Run everything; finished steps are not done again, except the measuring of speed."""
+    """Run the pipeline, then measure speed; finished steps are not done again, except the measuring."""
     recipe, model = find(RECIPE, RECIPES), open_model(tiny_llama.PATH)
     text = load_text(tiny_llama.CALIBRATION_TEXT, tiny_llama.PATH, recipe.samples, recipe.length)
     heldout = load_text(tiny_llama.EVALUATION_TEXT, tiny_llama.PATH, HELDOUT, recipe.length)
-    with step("calibrate") as progress:
-        scales = out / "act_scales.safetensors"
-        collect(model, text, scales, overwrite=overwrite, progress=progress)
-    with step("smooth, quantize, export") as progress:
-        naive = pipeline.source_of(model, scales, SmoothingSettings(groups="none"))
-        smooth = pipeline.source_of(model, scales, recipe.settings())
-        plain = pipeline.source_of(model, None, SmoothingSettings(groups="none"))
-        export(plain, [OnnxWriter(out / "onnx/float", "float")], overwrite=overwrite, progress=progress)
-        export(naive, _writers(out, "none"), overwrite=overwrite, progress=progress)
-        writers = [*_writers(out, "default"), W8A8Writer(out / "w8a8")]
-        export(smooth, writers, overwrite=overwrite, progress=progress)
-    folders = ["float", *(folder for folder, _, _ in FORMS.values())]
-    with step("build engines") as progress:
-        for count, folder in enumerate(folders):
-            onnxruntime.build(out / "onnx" / folder, out / "engine" / folder, overwrite=overwrite)
-            progress(count + 1, len(folders))
-    with step("validate on held-out text") as progress:
-        engines = {label: out / "engine" / folder for label, (folder, _, _) in FORMS.items()}
-        validations = pipeline.validated(engines, model, heldout, {BEST: LIMITS}, out, progress)
+    made = pipeline.run(pipeline.Job(model, text, heldout, out, _outputs(recipe)), step, overwrite=overwrite)
     with step("measure speed") as progress:
-        everyone = {FLOAT: out / "engine/float", **engines}
-        speeds = speed.measure({label: onnxruntime.OnnxRuntimeEngine(folder) for label, folder in everyone.items()})
+        engines = {label: made.folders[label] for label in (FLOAT, *FORMS)}
+        speeds = speed.measure({label: onnxruntime.OnnxRuntimeEngine(folder) for label, folder in engines.items()})
         progress(1, 2)
         real = _real_size()
         progress(2, 2)
-    write_report(out / pipeline.REPORT, validations, _speed_rows(validations, speeds))
-    return Demonstration(validations, speeds, real, engines[BEST], out / pipeline.REPORT)
+    write_report(out / pipeline.REPORT, made.validations, _speed_rows(made.validations, speeds))
+    return Demonstration(made.validations, speeds, real, made.folders, out / pipeline.REPORT)
+
+
+def _outputs(recipe: Recipe) -> tuple[pipeline.Output, ...]:
+    """The engines, and the W8A8 checkpoint of the best one. No linear stays in float: naive means naive."""
+    engine = partial(pipeline.Output, target=TARGETS["onnxruntime"], keep_float="none")
+    naive = SmoothingSettings(groups="none")
+    settings = {"none": naive, "default": recipe.settings()}
+    return (
+        engine(FLOAT, settings=naive, activations="float", form="float", thresholds=None),
+        *(
+            engine(
+                label,
+                settings=settings[groups],
+                activations=activations,
+                form=form,
+                thresholds=LIMITS if label == BEST else Thresholds(),
+            )
+            for label, (form, groups, activations) in FORMS.items()
+        ),
+        pipeline.Output("W8A8 checkpoint", TARGETS["w8a8"], recipe.settings(), thresholds=None),
+    )
 
 
 def _speed_rows(validations: list[Validation], speeds: dict[str, speed.Speed]) -> dict[str, list[str]]:
@@ -103,14 +108,6 @@ def _speed_rows(validations: list[Validation], speeds: dict[str, speed.Speed]) -
         f"Prefill, times the {FLOAT} engine's speed": [f"{prefill:.2f}" for prefill, _ in ratios],
         f"Decode, times the {FLOAT} engine's speed": [f"{decode:.2f}" for _, decode in ratios],
     }
-
-
-def _writers(out: Path, groups: str) -> list[Writer]:
-    return [
-        OnnxWriter(out / "onnx" / folder, activations)
-        for folder, smoothing, activations in FORMS.values()
-        if smoothing == groups
-    ]
 
 
 def _real_size() -> dict[str, speed.Speed]:

@@ -1,9 +1,9 @@
-"""All of it: from a float checkpoint to a validated engine, in one folder, resumable.
+"""All of it: from a float checkpoint to validated engines, in one folder, resumable.
 
-    OUT/act_scales.safetensors     calibrate
-    OUT/w8a8/, OUT/onnx/           one pass over the layers
-    OUT/engine/                    build
-    OUT/validation.json, report.html
+    OUT/act_scales.safetensors           calibrate
+    OUT/onnx/, OUT/w8a8/, OUT/trtllm/    one pass over the layers writes all that the targets need
+    OUT/engine/TARGET/                   build
+    OUT/validation.json, report.html     every engine against one pass of the float model
 
 Every step leaves its output whole or not at all, with the inputs that made it; a finished step with unchanged
 inputs is not done again.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,15 +21,14 @@ from pathlib import Path
 from act_scales.collect import collect
 from act_scales.store import load_act_scales
 from act_scales.text import Text, load_text
-from builders import onnxruntime
 from builders.report import write_json, write_report
 from builders.validate import Thresholds, Validation, validate_engines
 from exporters.export import Source, Writer, export
-from exporters.huggingface import W8A8Writer
-from exporters.onnx import OnnxWriter
 from recipes.recipe import Recipe
+from recipes.targets import Target
 from smoothquant.errors import UserError
 from smoothquant.model import Model
+from smoothquant.packages import require
 from smoothquant.settings import SmoothingSettings
 from smoothquant.static import linears_to_keep
 from smoothquant.workspace import forget, load_manifest, read_json
@@ -40,16 +39,62 @@ ACT_SCALES, VALIDATION, REPORT = "act_scales.safetensors", "validation.json", "r
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What `run` does. text: to calibrate on; heldout: to validate on."""
+class Output:
+    """One engine or checkpoint to make.
 
-    recipe: Recipe
-    model: Model
+    label: its name in tables, and in OUT/engine. activations: "per-token", "per-tensor", or "float" for the
+    unquantized model. form: the name of its folder where a target has several outputs. keep_float: linears to leave in
+    float where activations are static, as in `linears_to_keep`. thresholds: what validation must reach; None for an
+    output that is not validated.
+    """
+
+    label: str
+    target: Target
     settings: SmoothingSettings
+    activations: str = "per-token"
+    form: str = ""
+    keep_float: str = "auto"
+    thresholds: Thresholds | None = Thresholds()  # noqa: RUF009 (frozen)
+
+    def check(self, model: Model) -> None:
+        """Raise UserError or MissingPackageError for what cannot be made or validated here."""
+        self.target.check(model, self.activations)
+        for package in self.target.readers if self.thresholds else ():
+            require(package, package=package.replace("_", "-"))
+
+    def export(self, out: Path) -> Path:
+        """The folder of its export."""
+        return out / self.target.export / self.form
+
+    def engine(self, out: Path) -> Path:
+        """The folder of its engine, if it has one of its own."""
+        return out / "engine" / (self.form or self.target.name)
+
+    def writer(self, out: Path, source: Source) -> Writer:
+        """The writer of its export."""
+        static = self.activations == "per-tensor"
+        keep = self.keep_float if static else "none"
+        kept = linears_to_keep(keep, source.model, source.input_absmax, source.settings)
+        return self.target.writer(self.export(out), source.model, self.activations, kept)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `run` does. text: to calibrate on; heldout: to validate on; out: the folder for everything."""
+
+    model: Model
     text: Text
     heldout: Text
     out: Path
-    activations: str = "per-token"
+    outputs: tuple[Output, ...]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What `run` made. folders: what runs, by label; validations: of those that have thresholds."""
+
+    folders: Mapping[str, Path]
+    validations: list[Validation]
 
 
 def source_of(model: Model, act_scales: str | Path | None, settings: SmoothingSettings) -> Source:
@@ -78,28 +123,36 @@ def split_text(source: str, model: Model, recipe: Recipe, heldout: int) -> tuple
     )
 
 
-def run(plan: Plan, step: Step, *, overwrite: bool = False) -> Validation:
-    """Calibrate, export, build, validate. Raises UserError at the first step that cannot be done."""
-    out = plan.out
+def run(job: Job, step: Step, *, overwrite: bool = False) -> Made:
+    """Calibrate, export, build, validate. Raises UserError before any work for what cannot be made here, else at the
+    first step that fails."""
+    out = job.out
+    for output in job.outputs:
+        output.check(job.model)
     with step("calibrate") as progress:
-        scales = out / ACT_SCALES
-        collect(plan.model, plan.text, scales, overwrite=overwrite, progress=progress)
+        collect(job.model, job.text, out / ACT_SCALES, overwrite=overwrite, progress=progress)
     with step("smooth, quantize, export") as progress:
-        source = source_of(plan.model, scales, plan.settings)
-        static = plan.activations == "per-tensor"
-        kept = linears_to_keep("auto" if static else "none", plan.model, source.input_absmax, plan.settings)
-        writers: list[Writer] = [
-            W8A8Writer(out / "w8a8", plan.activations, kept=kept),
-            OnnxWriter(out / "onnx", plan.activations, kept=kept),
-        ]
-        export(source, writers, overwrite=overwrite, progress=progress)
-    with step("build the engine") as progress:
-        onnxruntime.build(out / "onnx", out / "engine", overwrite=overwrite)
-        progress(1, 1)
+        for source, outputs in _passes(job):
+            writers = {output.export(out): output.writer(out, source) for output in outputs}
+            export(source, list(writers.values()), overwrite=overwrite, progress=progress)
+    folders: dict[str, Path] = {}
+    with step("build engines") as progress:
+        for output in job.outputs:
+            folders[output.label] = output.target.finish(output.export(out), output.engine(out), overwrite)
+            progress(len(folders), len(job.outputs))
+    thresholds = {output.label: output.thresholds for output in job.outputs if output.thresholds is not None}
     with step("validate") as progress:
-        return validated(
-            {"engine": out / "engine"}, plan.model, plan.heldout, {"engine": plan.recipe.thresholds}, out, progress
-        )[0]
+        engines = {label: folders[label] for label in thresholds}
+        return Made(folders, validated(engines, job.model, job.heldout, thresholds, out, progress))
+
+
+def _passes(job: Job) -> Iterator[tuple[Source, list[Output]]]:
+    """Outputs that are smoothed alike share a pass over the layers; float ones start from no act scales."""
+    together: dict[tuple[SmoothingSettings, bool], list[Output]] = {}
+    for output in job.outputs:
+        together.setdefault((output.settings, output.activations == "float"), []).append(output)
+    for (settings, plain), outputs in together.items():
+        yield source_of(job.model, None if plain else job.out / ACT_SCALES, settings), outputs
 
 
 def validated(

@@ -33,6 +33,7 @@ class Recipe:
     alpha: migration strength; alpha_by: who says so, if not those who published the results.
     thresholds: what validation must reach.
     samples, length: sequences of calibration and tokens in each.
+    targets: what `smoothquant run` makes unless it is told (`recipes.targets`).
     """
 
     name: str
@@ -44,6 +45,7 @@ class Recipe:
     alpha_by: str = ""
     samples: int = 128
     length: int = 512
+    targets: tuple[str, ...] = ("onnxruntime",)
 
     @property
     def alpha_from(self) -> str:

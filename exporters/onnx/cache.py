@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import torch
 
+from exporters.onnx.contents import of_cache_scale
 from exporters.onnx.graph import Graph
 from smoothquant.artifacts import ports
 from smoothquant.artifacts.ports import CACHED
@@ -23,8 +24,11 @@ from smoothquant.family import Geometry
 
 
 class Cache:
-    """The caches of all layers, keys and values each (batch, kv_heads, past, head_dim). kind: of `KV_CACHES`; names: of
-    the layers, which their scales are stored under."""
+    """The caches of all layers: keys and values, (batch, kv_heads, past, head_dim) each.
+
+    kind: a word of `KV_CACHES`, float or int8. names: the module names of the layers; a scale is stored under its
+    layer's name.
+    """
 
     def __init__(self, graph: Graph, geometry: Geometry, kind: str, names: list[str]) -> None:
         self.graph, self.geometry, self.names = graph, geometry, names
@@ -35,11 +39,16 @@ class Cache:
                 graph.input(ports.past(layer, part), self.dtype, self._shape("past"))
 
     def extended(self, layer: int, part: str, new: str, flipped: bool = False) -> str:
-        """All keys or values of a layer up to now, in the body's dtype. part: of `CACHED`; new: those of the tokens
-        under way; flipped: with the last two dimensions exchanged."""
+        """All keys or all values of a layer up to now, in the body's dtype.
+
+        part: "key" or "value". new: the keys or values of the tokens under way. flipped: whether the last two
+        dimensions are exchanged.
+        """
         graph, steps = self.graph, []
         if self.dtype == torch.int8:
-            scale = graph.weight(f"{self.names[layer]}.{part}{CACHE_SCALE}", (), torch.float32)
+            scale = graph.weight(
+                f"{self.names[layer]}.{part}{CACHE_SCALE}", (), torch.float32, of_cache_scale(layer, part)
+            )
             steps = [scale, graph.constant(0, torch.int8)]
             new = graph.op("QuantizeLinear", graph.wide(new), *steps)
         held = graph.op("Concat", ports.past(layer, part), new, axis=2)

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import torch
 
 from exporters.onnx.cache import Cache
+from exporters.onnx.contents import of_outer_linear, of_table
 from exporters.onnx.experts import Experts
 from exporters.onnx.external_data import ExternalData
 from exporters.onnx.form import LM_HEADS, Form
 from exporters.onnx.graph import OPSET, Graph
-from exporters.onnx.linears import FORMS, FloatLinears, Input, Linears
+from exporters.onnx.linears import FORMS, FloatLinears, Input, Linears, Stored
 from exporters.onnx.mlp import Mlp
 from exporters.onnx.norms import Norms
 from exporters.onnx.positions import Positions
@@ -97,7 +98,7 @@ class DecoderGraph:
         stored = self.model.info(name).dtype
         half = stored.itemsize == 2 and graph.opset >= OPSET  # TensorRT 8.6 has no bfloat16
         dtype = stored if half and not multiplied and graph.body == torch.float32 else graph.body
-        return Table(graph.weight(name, shape, dtype), dtype)
+        return Table(graph.weight(name, shape, dtype, of_table(self.model, name)), dtype)
 
     def _rows(self, table: Table, index: str) -> str:
         return self.graph.cast(self.graph.op("Gather", table.value, index), table.dtype, self.graph.body)
@@ -190,13 +191,15 @@ class DecoderGraph:
             logits = graph.op("MatMul", hidden, graph.op("Transpose", table.value, perm=[1, 0]))
         else:
             shape = (geometry.vocab_size, geometry.embedded_size)
-            logits = self.head.linear(self.head.normalize(hidden), name, shape, bias=False)
+            stored = Stored(name, shape, of_outer_linear(self.model, self.model.lm_head))
+            logits = self.head.linear(self.head.normalize(hidden), stored)
         return graph.wide(self._capped(graph.scaled(logits, geometry.logits_scale), geometry.logits_softcap))
 
     def _project(self, name: str, x: str, shape: tuple[int, int]) -> str:
         """A linear that stays float. shape: (out, in)."""
         with self.graph.within(name):
-            return FloatLinears(self.graph).linear(Input(x), name, shape, bias=False)
+            stored = Stored(name, shape, of_outer_linear(self.model, f"{name}.weight"))
+            return FloatLinears(self.graph).linear(Input(x), stored)
 
     def _capped(self, x: str, softcap: float) -> str:
         """softcap * tanh(x / softcap); x itself where there is no cap (0)."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 
+from exporters.onnx.contents import of_router
 from exporters.onnx.graph import Graph
 from exporters.onnx.mlp import Mlp
 from smoothquant.family import ROUTER
@@ -51,7 +52,8 @@ class Experts:
     def _route(self, layer: int, rows: str) -> tuple[str, str]:
         """Shares in the body's dtype, and the chosen experts, int64."""
         graph, hidden = self.graph, self.model.geometry.hidden_size
-        weight = graph.weight(f"{self.model.linear(layer, ROUTER)}.weight", (hidden, self.experts), torch.float32)
+        name, content = f"{self.model.linear(layer, ROUTER)}.weight", of_router(layer)
+        weight = graph.weight(name, (hidden, self.experts), torch.float32, content)
         scores = graph.op("MatMul", graph.wide(rows), weight)
         likeliest, chosen = graph.op(
             "TopK", graph.op("Softmax", scores, axis=-1), graph.constant([self.chosen]), outputs=2, axis=-1

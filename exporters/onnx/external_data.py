@@ -10,7 +10,7 @@ Format: https://onnx.ai/onnx/repo-docs/ExternalData.html
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +22,25 @@ PAGE, SMALL = 4096, 64  # alignment of large tensors and of those below 16 pages
 
 
 @dataclass(frozen=True)
+class Content:
+    """What a tensor holds.
+
+    parts: gives it some rows at a time; called with a layer, smoothed and quantized (None in a float graph), or with
+    nothing outside the layers. layer: the layer's index. transposed: the parts are rows of the tensor's transpose.
+    """
+
+    parts: Callable[..., Iterable[Tensor]]
+    layer: int | None = None
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: shape, dtype, offset and length in bytes."""
+    """A planned tensor: shape, dtype, content, and where it lies, offset and length in bytes."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    content: Content
     offset: int
 
     @property
@@ -41,13 +55,13 @@ class ExternalData:
         self.places: dict[str, Place] = {}
         self.nbytes = 0
 
-    def plan(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    def plan(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, content: Content) -> None:
         """Reserve the next place. Names are unique."""
         if name in self.places:
             raise ValueError(f"{name} is planned twice")
         nbytes = torch.Size(shape).numel() * dtype.itemsize
         alignment = PAGE if nbytes >= 16 * PAGE else SMALL
-        place = Place(shape, dtype, offset=-(-self.nbytes // alignment) * alignment)
+        place = Place(shape, dtype, content, offset=-(-self.nbytes // alignment) * alignment)
         self.places[name] = place
         self.nbytes = place.offset + nbytes
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from exporters.onnx.external_data import FILE, ExternalData
+from exporters.onnx.external_data import FILE, Content, ExternalData
 from smoothquant.packages import require
 
 if TYPE_CHECKING:
@@ -72,13 +72,13 @@ class Graph:
         """A constant in the body's dtype."""
         return self.constant(value, self.body)
 
-    def weight(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> str:
-        """A tensor in external data; its content is written later, with `data`."""
+    def weight(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, content: Content) -> str:
+        """A tensor in external data, whose content is written later."""
         if name in self._weights:
             raise ValueError(f"{name} is there already")
         self._weights.add(name)
         if name not in self.data.places:
-            self.data.plan(name, shape, dtype)
+            self.data.plan(name, shape, dtype, content)
         tensor = self.onnx.TensorProto(name=name, dims=shape, data_type=self.element(dtype))
         tensor.data_location = self.onnx.TensorProto.EXTERNAL
         place = self.data.places[name]

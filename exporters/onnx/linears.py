@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
+from exporters.onnx.contents import Contents
 from exporters.onnx.graph import Graph
 from smoothquant.quantization import EPS, QMAX
 
@@ -37,6 +38,19 @@ class Input:
         return Input(graph.op("Gather", self.value, indices, axis=0), amax)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A linear's tensors. name: of its module; shape: (out, in); contents: with a bias if the linear has one."""
+
+    name: str
+    shape: tuple[int, int]
+    contents: Contents
+
+    def tensor(self, graph: Graph, kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> str:
+        """One of them, in external data."""
+        return graph.weight(f"{self.name}.{kind}", shape, dtype, self.contents[kind])
+
+
 class FloatLinears:
     """Weights and arithmetic in the body's dtype."""
 
@@ -47,11 +61,11 @@ class FloatLinears:
         """x: (..., tokens, in) in the body's dtype."""
         return Input(x)
 
-    def linear(self, x: Input, name: str, shape: tuple[int, int], bias: bool) -> str:
-        """name: of the linear's module; shape: (out, in). Returns (..., tokens, out) in the body's dtype."""
-        out, columns = shape
-        y = self.graph.op("MatMul", x.value, self.graph.weight(f"{name}.weight", (columns, out), self.graph.body))
-        return _add_bias(self.graph, y, name, out) if bias else y
+    def linear(self, x: Input, stored: Stored) -> str:
+        """Returns (..., tokens, out) in the body's dtype."""
+        out, columns = stored.shape
+        weight = stored.tensor(self.graph, "weight", (columns, out), self.graph.body)
+        return _add_bias(self.graph, self.graph.op("MatMul", x.value, weight), stored)
 
 
 class PerTokenLinears:
@@ -67,13 +81,12 @@ class PerTokenLinears:
         amax = graph.op("Max", largest, graph.constant(EPS, torch.float32))
         return Input(graph.op("Div", x, amax), amax)
 
-    def linear(self, x: Input, name: str, shape: tuple[int, int], bias: bool) -> str:
+    def linear(self, x: Input, stored: Stored) -> str:
         assert x.token_amax is not None
         graph = self.graph
         integers = _quantize_dequantize(graph, x.value, graph.constant(1 / QMAX, torch.float32))
-        y = graph.op("Mul", graph.op("MatMul", integers, _int8_weight(graph, name, shape)), x.token_amax)
-        y = graph.narrow(y)
-        return _add_bias(graph, y, name, shape[0]) if bias else y
+        y = graph.op("Mul", graph.op("MatMul", integers, _int8_weight(graph, stored)), x.token_amax)
+        return _add_bias(graph, graph.narrow(y), stored)
 
 
 class PerTensorLinears:
@@ -85,12 +98,11 @@ class PerTensorLinears:
     def normalize(self, x: str) -> Input:
         return Input(self.graph.wide(x))
 
-    def linear(self, x: Input, name: str, shape: tuple[int, int], bias: bool) -> str:
+    def linear(self, x: Input, stored: Stored) -> str:
         graph = self.graph
-        scale = graph.weight(f"{name}.input_scale", (), torch.float32)
-        y = graph.op("MatMul", _quantize_dequantize(graph, x.value, scale), _int8_weight(graph, name, shape))
-        y = graph.narrow(y)
-        return _add_bias(graph, y, name, shape[0]) if bias else y
+        scale = stored.tensor(graph, "input_scale", (), torch.float32)
+        y = graph.op("MatMul", _quantize_dequantize(graph, x.value, scale), _int8_weight(graph, stored))
+        return _add_bias(graph, graph.narrow(y), stored)
 
 
 Linears = FloatLinears | PerTokenLinears | PerTensorLinears
@@ -106,12 +118,14 @@ def _quantize_dequantize(graph: Graph, x: str, scale: str) -> str:
     return graph.op("DequantizeLinear", graph.op("QuantizeLinear", x, scale, zero), scale, zero)
 
 
-def _int8_weight(graph: Graph, name: str, shape: tuple[int, int]) -> str:
-    out, columns = shape
-    weight = graph.weight(f"{name}.weight_int8", (columns, out), torch.int8)
-    scale = graph.weight(f"{name}.weight_scale", (out,), torch.float32)
+def _int8_weight(graph: Graph, stored: Stored) -> str:
+    out, columns = stored.shape
+    weight = stored.tensor(graph, "weight_int8", (columns, out), torch.int8)
+    scale = stored.tensor(graph, "weight_scale", (out,), torch.float32)
     return graph.op("DequantizeLinear", weight, scale, axis=1)
 
 
-def _add_bias(graph: Graph, y: str, name: str, out: int) -> str:
-    return graph.op("Add", y, graph.weight(f"{name}.bias", (out,), graph.body))
+def _add_bias(graph: Graph, y: str, stored: Stored) -> str:
+    if "bias" not in stored.contents:
+        return y
+    return graph.op("Add", y, stored.tensor(graph, "bias", stored.shape[:1], graph.body))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
+from exporters.onnx.contents import of_linears
 from exporters.onnx.graph import Graph
-from exporters.onnx.linears import Input, Linears
+from exporters.onnx.linears import Input, Linears, Stored
 from smoothquant.family import ROUTER
 from smoothquant.model import Model
 from smoothquant.roles import parsed
@@ -18,16 +18,6 @@ MERGED = {  # the names that serving engines use, and theirs put together
     (*QKV, "up"): "qkv_up_proj",
     (*QKV, "gate", "up"): "qkv_gate_up_proj",
 }
-
-
-@dataclass(frozen=True)
-class Merged:
-    """Linears that read one input, side by side in one matrix. name: of the matrix; roles: in order; quantized: or kept
-    in float."""
-
-    name: str
-    roles: tuple[str, ...]
-    quantized: bool
 
 
 def merged_name(model: Model, layer: int, roles: tuple[str, ...]) -> str:
@@ -53,14 +43,13 @@ def quantized_names(model: Model, kept: Collection[str] = ()) -> list[str]:
 
 
 class Products:
-    """The matrix products of a graph. quantized, plain: how they are spelled; kept: module names of the linears that
-    are left plain. merged: what lies in the matrices, by layer."""
+    """The matrix products of a graph. quantized, plain: the two ways to spell one. kept: module names of the linears
+    that are spelled plain."""
 
     def __init__(
         self, graph: Graph, model: Model, quantized: Linears, plain: Linears, kept: Collection[str] = ()
     ) -> None:
         self.graph, self.model, self.quantized, self.plain, self.kept = graph, model, quantized, plain, kept
-        self.merged: dict[int, list[Merged]] = {}
 
     def form(self, layer: int, *roles: str) -> Linears:
         """How the product of these linears is spelled."""
@@ -75,12 +64,10 @@ class Products:
     def linear(self, layer: int, x: Input, *roles: str) -> str:
         """The same, for an input that is normalized already."""
         model, geometry = self.model, self.model.geometry
-        merged = Merged(merged_name(model, layer, roles), roles, self.form(layer, *roles) is not self.plain)
-        self.merged.setdefault(layer, []).append(merged)
         shape = (self.width(roles), model.family.shape(roles[0], geometry)[1])
-        biased = any(model.family.has_bias(role, geometry) for role in roles)
-        with self.graph.within(merged.name):
-            return self.form(layer, *roles).linear(x, merged.name, shape, biased)
+        stored = Stored(merged_name(model, layer, roles), shape, of_linears(model, layer, roles))
+        with self.graph.within(stored.name):
+            return self.form(layer, *roles).linear(x, stored)
 
     def width(self, roles: tuple[str, ...]) -> int:
         """Output channels of these linears."""

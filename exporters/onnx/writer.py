@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,17 +20,11 @@ from exporters.onnx.decoder import DecoderGraph
 from exporters.onnx.external_data import FILE, ExternalData
 from exporters.onnx.form import Form
 from exporters.onnx.graph import OPSET
-from exporters.onnx.products import Merged
 from exporters.sidecars import copy_tokenizer
 from smoothquant.artifacts.manifest import OnnxOptions
-from smoothquant.artifacts.ports import CACHED
-from smoothquant.artifacts.smoothing_file import CACHE_SCALE
 from smoothquant.errors import ContractError, UserError
-from smoothquant.family import ROUTER
 from smoothquant.model import Model
-from smoothquant.norms import Norm
 from smoothquant.packages import require
-from smoothquant.quantization import quantize_weight
 from smoothquant.settings import GRAPH_FACTS
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace
@@ -98,48 +92,25 @@ class OnnxWriter:
         self.decoders = self._decoders(model)
         self.data = next(iter(self.decoders.values())).graph.data
         self.data.open(work.path(FILE))
+        self.names: dict[int | None, list[str]] = {}  # tensors of each layer, and outside the layers
+        for name, place in self.data.places.items():
+            self.names.setdefault(place.content.layer, []).append(name)
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
-        for role, norm in layer.norms.items():
-            self._write_norm(self.model.norm(layer.index, role), norm)
-        if ROUTER in layer.source.weights:
-            name = f"{self.model.linear(layer.index, ROUTER)}.weight"
-            self.data.write_transposed(name, [self._to_planned(name, layer.weight(ROUTER))])
-        if self.int8_cache:
-            self._write_cache_scales(layer)
-        graphs = (decoder.products.merged[layer.index] for decoder in self.decoders.values())
-        for merged in dict.fromkeys(merged for graph in graphs for merged in graph):
-            if quantized is None or not merged.quantized:
-                weight = f"{merged.name}.weight"
-                parts = (self._to_planned(weight, layer.weight(role)) for role in merged.roles)
-                self.data.write_transposed(weight, parts)
-            else:
-                linears = [quantized.linears[role] for role in merged.roles]
-                self.data.write_transposed(f"{merged.name}.weight_int8", (linear.weight for linear in linears))
-                self.data.write_rows(f"{merged.name}.weight_scale", (linear.weight_scale for linear in linears))
-                if f"{merged.name}.input_scale" in self.data.places:
-                    assert linears[0].input_scale is not None  # `export` has seen to it
-                    self.data.write(f"{merged.name}.input_scale", linears[0].input_scale)  # one input, one scale
-            if f"{merged.name}.bias" in self.data.places:
-                self.data.write_rows(f"{merged.name}.bias", self._biases(layer, merged))
+        self._write(layer.index, layer, quantized)
 
     def end(self) -> None:
-        model, family = self.model, self.model.family
-        for name in filter(None, (family.embedding, family.positions)):
-            table = f"{name}.weight"
-            self.data.write_rows(table, (self._to_planned(table, rows) for rows in model.rows(table)))
-        for name in filter(None, (family.embedding_norm, family.final_norm)):
-            self._write_norm(name, model.norm_at(name))
-        for name in filter(None, (family.project_in, family.project_out)):
-            self._write_transposed(f"{name}.weight", f"{name}.weight")
-        head = f"{family.lm_head}.weight"
-        if f"{head}_int8" in self.data.places:
-            self._write_int8_head()
-        elif head in self.data.places:
-            self._write_transposed(head, model.lm_head)
+        self._write(None)
         self._save_graphs()
-        shutil.copyfile(model.checkpoint.folder / "config.json", self.work.path("config.json"))
-        copy_tokenizer(model, self.work.folder)
+        shutil.copyfile(self.model.checkpoint.folder / "config.json", self.work.path("config.json"))
+        copy_tokenizer(self.model, self.work.folder)
+
+    def _write(self, index: int | None, *layer: SmoothedLayer | QuantizedLayer | None) -> None:
+        """Write the planned tensors of a layer, or of what lies outside of all."""
+        for name in self.names.get(index, ()):
+            place = self.data.places[name]
+            write = self.data.write_transposed if place.content.transposed else self.data.write_rows
+            write(name, (_rounded(name, part, place.dtype) for part in place.content.parts(*layer)))
 
     def _decoders(self, model: Model) -> dict[str, DecoderGraph]:
         """file -> its graph; they share one file of weights."""
@@ -152,41 +123,12 @@ class OnnxWriter:
             proto = decoder.graph.model({GRAPH_FACTS: json.dumps(facts)})
             self.work.path(file).write_bytes(proto.SerializeToString())
 
-    def _write_cache_scales(self, layer: SmoothedLayer) -> None:
-        assert layer.cache_scales is not None  # `check` has seen to it
-        for part, scale in zip(CACHED, layer.cache_scales, strict=True):
-            self.data.write(self.model.family.module(layer.index, part) + CACHE_SCALE, scale)
 
-    def _write_int8_head(self) -> None:
-        scales: list[Tensor] = []
-
-        def quantized() -> Iterator[Tensor]:
-            for rows in self.model.rows(self.model.lm_head):
-                weight, scale = quantize_weight(rows)
-                scales.append(scale)
-                yield weight
-
-        name = self.model.family.lm_head
-        self.data.write_transposed(f"{name}.weight_int8", quantized())
-        self.data.write(f"{name}.weight_scale", torch.cat(scales))
-
-    def _write_norm(self, name: str, norm: Norm) -> None:
-        for part, tensor in (("weight", norm.gain), ("bias", norm.bias)):
-            if tensor is not None:
-                self.data.write(f"{name}.{part}", self._to_planned(f"{name}.{part}", tensor))
-
-    def _write_transposed(self, name: str, source: str) -> None:
-        """name: of the planned matrix (in, out); source: of the tensor (out, in) in the checkpoint."""
-        self.data.write_transposed(name, (self._to_planned(name, rows) for rows in self.model.rows(source)))
-
-    def _biases(self, layer: SmoothedLayer, merged: Merged) -> Iterator[Tensor]:
-        for role in merged.roles:
-            bias = layer.bias(role)
-            zeros = torch.zeros(self.model.family.shape(role, self.model.geometry)[0])
-            yield self._to_planned(f"{merged.name}.bias", zeros if bias is None else bias)
-
-    def _to_planned(self, name: str, tensor: Tensor) -> Tensor:
-        rounded = tensor.to(self.data.places[name].dtype)
-        if not rounded.isfinite().all():
-            raise ContractError(f"{name} overflows {rounded.dtype}", do="export with --dtype fp32, or lower alpha")
-        return rounded
+def _rounded(name: str, part: Tensor, dtype: torch.dtype) -> Tensor:
+    """Some rows of a float tensor in the planned dtype; those of an int8 one as they are."""
+    if not dtype.is_floating_point:
+        return part
+    rounded = part.to(dtype)
+    if not rounded.isfinite().all():
+        raise ContractError(f"{name} overflows {rounded.dtype}", do="export with --dtype fp32, or lower alpha")
+    return rounded

@@ -1,11 +1,12 @@
 """TensorRT-LLM checkpoints, by the format's public description; nothing of TensorRT-LLM is needed to write them.
 
-`TrtllmWriter` writes one. Its parts: `modes` (quant_algo), `decoders` and `suitable` (which models, and why not
-others), `config` (config.json), `ranks` and `sharding`, `tensors` and `quantities` (a layer), `outer` (the rest).
+Read in this order: `modes` (quant_algo), `decoders` (families and config.json), `suitable` (why a model is refused),
+`sharding` (who holds what), `tensors` (every tensor: name, shape, dtype, content), `writer`; and `versions`.
 """
 
 from exporters.trtllm.modes import MODES, Mode, choose
-from exporters.trtllm.ranks import Ranks
-from exporters.trtllm.writer import TrtllmWriter
+from exporters.trtllm.sharding import Ranks
+from exporters.trtllm.suitable import check_model
+from exporters.trtllm.writer import TrtllmWriter, dtype_of
 
-__all__ = ["MODES", "Mode", "Ranks", "TrtllmWriter", "choose"]
+__all__ = ["MODES", "Mode", "Ranks", "TrtllmWriter", "check_model", "choose", "dtype_of"]

@@ -1,4 +1,4 @@
-"""What TensorRT-LLM knows of each family: its decoder's name, the keys of its config.json, what it cannot do.
+"""What TensorRT-LLM knows of each family: its decoder's name, its config.json, what it cannot do.
 
 A family that is not in `DECODERS` is refused, for the reason in `REFUSED` if there is one. What its decoders are, by
 its sources (models/*/model.py and config.py, quantization/quantize.py and layers.py):
@@ -12,6 +12,17 @@ its sources (models/*/model.py and config.py, quantization/quantize.py and layer
                                           pair); always biased, norm epsilon 1e-5, no pipeline parallelism
 
 GELU is its tanh approximation there, under every name.
+
+config.json holds what its loader asks for, and nothing that it does not know:
+
+    architecture, dtype, logits_dtype       the decoder and its dtypes
+    vocab_size, hidden_size, ...            numbers; vocab_size is that of the model, before padding
+    keys of the family                      `Decoder.keys`
+    mapping                                 how the ranks are made up, without a rank
+    quantization                            quant_algo, kv_cache_quant_algo, ...: an unknown key in it fails at load
+
+Format: TensorRT-LLM's PretrainedConfig, QuantConfig and Mapping; the keys are those that NVIDIA's converters write,
+except `moe` (its fields differ between versions, and it is nothing for dense models) and where and how it converted.
 """
 
 from __future__ import annotations
@@ -19,12 +30,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from exporters.trtllm.modes import Mode
+from exporters.trtllm.sharding import Ranks
 from smoothquant.model import Model
 
 QKV = frozenset("qkv")
 ATTENTION = QKV | {"o"}
 GATED, PLAIN = frozenset(("gate", "up", "down")), frozenset(("up", "down"))
 NONE: frozenset[str] = frozenset()
+GPUS_PER_NODE = 8
 GELU = {"gelu": "gelu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}
 
 
@@ -173,3 +187,50 @@ REFUSED: Mapping[str, str] = {
     "olmo2": "its SmoothQuant layers quantize what a norm puts out, and here no norm is before q, k, v, gate and up",
     "qwen3-moe": "its SmoothQuant layers have no experts",
 }
+
+
+def config(model: Model, decoder: Decoder, mode: Mode, ranks: Ranks, dtype: str, kv: str, alpha: float) -> dict:
+    """The content of config.json. dtype: "float16" or "bfloat16"; kv: "float" or "int8"."""
+    geometry = model.geometry
+    return {
+        "architecture": decoder.architecture,
+        "dtype": dtype,
+        "logits_dtype": "float32",
+        "vocab_size": geometry.vocab_size,
+        "max_position_embeddings": geometry.max_positions,
+        "hidden_size": geometry.hidden_size,
+        "num_hidden_layers": geometry.layers,
+        "num_attention_heads": geometry.heads,
+        "num_key_value_heads": geometry.kv_heads,
+        "head_size": geometry.head_dim,
+        "qk_layernorm": False,
+        "hidden_act": decoder.activations[geometry.activation],
+        "intermediate_size": geometry.intermediate_size,
+        "norm_epsilon": geometry.norm_epsilon,
+        "position_embedding_type": decoder.position_embedding,
+        "rotary_embedding_dim": geometry.head_dim,
+        "runtime_defaults": None,
+        "use_parallel_embedding": False,
+        "embedding_sharding_dim": 0,
+        **decoder.keys(model),
+        "mapping": {
+            "world_size": ranks.world_size,
+            "gpus_per_node": GPUS_PER_NODE,
+            "cp_size": 1,
+            "tp_size": ranks.tp,
+            "pp_size": ranks.pp,
+            "moe_tp_size": ranks.tp,
+            "moe_ep_size": 1,
+        },
+        "quantization": {
+            "quant_algo": mode.algo,
+            "kv_cache_quant_algo": "INT8" if kv == "int8" else None,
+            "group_size": 128,
+            "smoothquant_val": alpha,
+            "clamp_val": None,
+            "use_meta_recipe": False,
+            "has_zero_point": False,
+            "pre_quant_scale": False,
+            "exclude_modules": None if mode.plugin else ["lm_head"],
+        },
+    }

@@ -47,6 +47,6 @@ def choose(weights: str = "per-channel", activations: str = "per-token", *, plug
     for mode in MODES:
         if (mode.weights, mode.activations, mode.plugin) == (weights, activations, plugin):
             return mode
-    by = "SmoothQuant's plugins" if plugin else "ModelOpt's form"
+    by = "with plugins" if plugin else "without plugins"
     known = (f"{mode.weights} weights with {mode.activations} activations" for mode in MODES if mode.plugin == plugin)
     raise UserError(f"{by}: {weights} weights with {activations} activations", expected=" or ".join(known))

@@ -26,8 +26,8 @@ Cast = Callable[[str, Tensor], Tensor]  # (name, tensor) -> in the dtype of the 
 
 @dataclass(frozen=True)
 class Outer:
-    """One such tensor. source: its name in the checkpoint; skipped: rows of that which are left out; divided: its rows
-    are, among the ranks."""
+    """One such tensor. source: its name in the checkpoint. skipped: the number of first rows that are left out.
+    divided: whether its rows are divided among the ranks."""
 
     name: str
     source: str

@@ -1,4 +1,6 @@
-"""How a tensor is divided among the ranks of tensor parallelism.
+"""Which rank holds what: tensor parallelism within a stage, pipeline parallelism between stages.
+
+rank = stage * tp + tp_rank          stage s holds layers s * n, ..., (s + 1) * n - 1 with n = layers / pp
 
     column   linears that produce what is shared: rows of the weight, its scales, its bias       qkv, fc, gate, lm_head
     row      linears that consume it: columns of the weight, the smoother                        dense, proj
@@ -14,6 +16,30 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """tp: ranks that share every matrix; pp: stages that share the layers."""
+
+    tp: int = 1
+    pp: int = 1
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.pp
+
+    def ranks(self, stage: int) -> range:
+        """Ranks of a stage, in the order of their parts."""
+        return range(stage * self.tp, (stage + 1) * self.tp)
+
+    def stage(self, layer: int, layers: int) -> int:
+        """The stage that holds a layer."""
+        return layer // (layers // self.pp)
+
+    def local(self, layer: int, layers: int) -> int:
+        """The layer's index within its stage."""
+        return layer % (layers // self.pp)
 
 
 @dataclass(frozen=True)

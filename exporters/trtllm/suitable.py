@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from exporters.trtllm.decoders import DECODERS, REFUSED, Decoder, rope
 from exporters.trtllm.modes import Mode
-from exporters.trtllm.ranks import Ranks
+from exporters.trtllm.sharding import Ranks
 from smoothquant.errors import UserError
 from smoothquant.family import Geometry
 from smoothquant.model import Model
@@ -35,10 +35,15 @@ def decoder_of(model: Model, mode: Mode) -> Decoder:
     if mode.plugin and not mode.static and not decoder.per_token:
         raise UserError(
             f"{name} in TensorRT-LLM: its decoder does not take per-token activations",
-            expected="static ones: --act per-tensor, or --modelopt",
+            expected="static ones: --act per-tensor, or --no-plugins",
             do=f"choose those; or {INSTEAD}",
         )
     return decoder
+
+
+def check_model(model: Model, mode: Mode, ranks: Ranks = Ranks()) -> None:  # noqa: B008 (frozen)
+    """Raise UserError unless TensorRT-LLM runs this model, in this mode and divided like this."""
+    check_ranks(model, decoder_of(model, mode), mode, ranks)
 
 
 def check_ranks(model: Model, decoder: Decoder, mode: Mode, ranks: Ranks) -> None:
@@ -127,13 +132,13 @@ def _aligned(geometry: Geometry, tp: int) -> bool:
 
 
 def _undivided(what: str, geometry: Geometry, mode: Mode) -> UserError:
-    """The error of a --tp, with those that are possible: in this mode, and beyond them with --modelopt, which asks for
-    no alignment."""
+    """The error of a --tp, which names those that are possible: in this mode, and with --no-plugins, where nothing need
+    be aligned."""
     divisors = _divisors(geometry)
     possible = [tp for tp in divisors if not mode.plugin or _aligned(geometry, tp)]
     others = [tp for tp in divisors if tp not in possible]
-    modelopt = f"export with --modelopt, which TensorRT computes itself, to have --tp {' or '.join(map(str, others))}"
-    advice = ([modelopt] if others else []) + ([] if possible else [INSTEAD])
+    without = f"export with --no-plugins, which TensorRT computes itself, to have --tp {' or '.join(map(str, others))}"
+    advice = ([without] if others else []) + ([] if possible else [INSTEAD])
     return UserError(
         what,
         expected=f"one of {', '.join(map(str, possible))}" if possible else "",

@@ -1,6 +1,6 @@
 """A TensorRT-LLM checkpoint, from which `trtllm-build` makes engines: all ranks in one pass over the layers.
 
-    config.json                the decoder, its numbers, mapping and quantization        (`config`)
+    config.json                the decoder, its numbers, mapping and quantization        (`decoders`)
     rank0.safetensors, ...     the tensors of each rank                                  (`tensors`, `outer`)
     tokenizer files; smoothquant/smoothing.safetensors, smoothquant/manifest.json
 
@@ -17,31 +17,36 @@ from torch import Tensor
 
 from exporters.export import Source, check_outputs, check_static
 from exporters.sidecars import copy_tokenizer
-from exporters.trtllm.config import config
+from exporters.trtllm.decoders import config
 from exporters.trtllm.modes import MODES, Mode
-from exporters.trtllm.outer import Outer, outer_tensors
-from exporters.trtllm.ranks import Ranks
-from exporters.trtllm.suitable import check_ranks, decoder_of
-from exporters.trtllm.tensors import LayerTensors
+from exporters.trtllm.outer import outer_tensors
+from exporters.trtllm.sharding import Ranks
+from exporters.trtllm.suitable import check_model, decoder_of
+from exporters.trtllm.tensors import Content, LayerTensor, LayerTensors
 from exporters.trtllm.versions import STABLE, check_version
 from smoothquant.artifacts.manifest import TrtllmOptions
 from smoothquant.artifacts.safetensors_files import Planned, SafetensorsFile
 from smoothquant.errors import ContractError, UserError
 from smoothquant.model import Model
-from smoothquant.norms import Norm
 from smoothquant.scheme import scheme_of
 from smoothquant.settings import KV_CACHES, SmoothingSettings
-from smoothquant.stream import QuantizedLayer, QuantizedLinear, SmoothedLayer
+from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace, write_json
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+def dtype_of(model: Model) -> str:
+    """The dtype that an engine of this model has unless it is told: the model's, float16 for float32."""
+    return "bfloat16" if model.checkpoint.dtype == torch.bfloat16 else "float16"
+
+
 class TrtllmWriter:
     """Writes the checkpoint to the folder `out`.
 
-    mode: quant_algo. ranks: tensor and pipeline parallelism. dtype: "float16" or "bfloat16", of everything that is
-    neither INT8 nor a scale. kv: "float" or "int8", the KV cache. version: of TensorRT-LLM, that will build the engine.
+    mode: the quant_algo. ranks: tensor and pipeline parallelism. dtype: "float16" or "bfloat16", the dtype of
+    everything that is neither INT8 nor a scale. kv: "float" or "int8", the KV cache. version: the TensorRT-LLM
+    that will build the engine.
     """
 
     step = "export trtllm"
@@ -67,7 +72,7 @@ class TrtllmWriter:
         self.options = {"trtllm": TrtllmOptions(mode.algo, dtype, ranks.tp, ranks.pp, version)}
 
     def check(self, source: Source) -> None:
-        check_ranks(source.model, decoder_of(source.model, self.mode), self.mode, self.ranks)
+        check_model(source.model, self.mode, self.ranks)
         self._check_smoothing(source.settings)
         if self.mode.static:
             check_static(source, self.out)
@@ -82,7 +87,7 @@ class TrtllmWriter:
 
     def begin(self, model: Model, work: Workspace) -> None:
         self.model, self.work = model, work
-        self.tensors = self._tensors(model)
+        self.tensors = self._layer_tensors(model)
         self.files = [
             SafetensorsFile(work.path(f"rank{rank}.safetensors"), plan)
             for stage in range(self.ranks.pp)
@@ -94,8 +99,9 @@ class TrtllmWriter:
         assert quantized is not None  # promised by the attribute `weights`
         layers = self.model.geometry.layers
         stage, local = self.ranks.stage(layer.index, layers), self.ranks.local(layer.index, layers)
-        for name, sharded in self.tensors.of(quantized, layer.output_absmax, self._cache_scale(layer)):
-            full = f"transformer.layers.{local}.{name}"
+        content = Content(quantized, layer.output_absmax, layer.cache_scales[0] if layer.cache_scales else None)
+        for tensor in self.tensors:
+            full, sharded = _full(local, tensor), tensor.content(content)
             for rank, file in enumerate(self._files(stage)):
                 file.write(full, self._finite(full, sharded.of(rank, self.ranks.tp)))
 
@@ -107,14 +113,8 @@ class TrtllmWriter:
         write_json(self.work.path("config.json"), content)
         copy_tokenizer(self.model, self.work.folder)
 
-    def _cache_scale(self, layer: SmoothedLayer) -> Tensor | None:
-        if self.kv == "float":
-            return None
-        assert layer.cache_scales is not None  # `check` has seen to it
-        return layer.cache_scales[0]  # keys' and values': with this kind of cache they share it
-
     def _check_smoothing(self, settings: SmoothingSettings) -> None:
-        """That whatever is left for run time is what this form has a place for, in its dtype."""
+        """Raise UserError for run-time scales or cache scales that this form has no place for."""
         possible = ("unfolded", "none") if not self.mode.plugin else ("default", "paper", "none", "run-time")
         if settings.groups not in possible:
             raise UserError(
@@ -131,25 +131,23 @@ class TrtllmWriter:
     def _files(self, stage: int) -> list[SafetensorsFile]:
         return [self.files[rank] for rank in self.ranks.ranks(stage)]
 
-    def _tensors(self, model: Model) -> LayerTensors:
-        return LayerTensors(model, self.mode, DTYPES[self.dtype], self.ranks.tp)
-
     def _plan_stage(self, model: Model, stage: int) -> dict[str, Planned]:
-        """The tensors of each rank of a stage: what the layers come to, tried on tensors without content."""
+        """The tensors of each rank of a stage, in the order on disk."""
         dtype, tp, layers = DTYPES[self.dtype], self.ranks.tp, model.geometry.layers
-        layer, output_absmax, number = _example(model)
-        example = list(self._tensors(model).of(layer, output_absmax, number if self.kv == "int8" else None))
-        parts = {name: sharded.of(0, tp) for name, sharded in example}
 
         def outside(first: bool) -> dict[str, Planned]:
-            mine: list[Outer] = [outer for outer in outer_tensors(model) if outer.first == first]
+            mine = [outer for outer in outer_tensors(model) if outer.first == first]
             return {outer.name: outer.plan(model, dtype, tp) for outer in mine}
 
         plan = outside(first=True) if stage == 0 else {}
+        tensors = self._layer_tensors(model)
         for local in range(layers // self.ranks.pp):
-            for name, part in parts.items():
-                plan[f"transformer.layers.{local}.{name}"] = Planned(tuple(part.shape), part.dtype)
+            plan |= {_full(local, tensor): Planned(tensor.shape, tensor.dtype) for tensor in tensors}
         return plan | (outside(first=False) if stage == self.ranks.pp - 1 else {})
+
+    def _layer_tensors(self, model: Model) -> tuple[LayerTensor, ...]:
+        dtype, int8_cache = DTYPES[self.dtype], self.kv == "int8"
+        return tuple(LayerTensors(model, self.mode, dtype, self.ranks.tp, int8_cache).planned())
 
     def _cast(self, name: str, tensor: Tensor) -> Tensor:
         return self._finite(name, tensor.to(DTYPES[self.dtype]))
@@ -160,18 +158,6 @@ class TrtllmWriter:
         return tensor
 
 
-def _example(model: Model) -> tuple[QuantizedLayer, dict[str, Tensor], Tensor]:
-    """A layer, its output ranges and its cache's scale, of the model's shapes: one number each, seen everywhere.
-    (Tensors on the meta device would do, but the first of them makes PyTorch import 80 MB.)"""
-    family, geometry = model.family, model.geometry
-    number = torch.ones(())
-    linears, outputs = {}, {}
-    for role in model.quantized_roles:
-        rows, columns = family.shape(role, geometry)
-        outputs[role] = number.expand(rows)
-        bias = outputs[role] if family.has_bias(role, geometry) else None
-        weight = number.to(torch.int8).expand(rows, columns)
-        linears[role] = QuantizedLinear(role, weight, outputs[role], number, bias)
-    channels = number.expand(geometry.hidden_size)
-    norm = Norm(family.norm, channels, channels if family.norm == "layer" else None)
-    return QuantizedLayer(0, linears, {}, dict.fromkeys(family.norms, norm)), outputs, number
+def _full(local: int, tensor: LayerTensor) -> str:
+    """Name of a layer's tensor in its stage's files. local: the layer's index in its stage."""
+    return f"transformer.layers.{local}.{tensor.name}"

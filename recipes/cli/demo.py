@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from recipes.cli import options, validate
@@ -36,21 +34,16 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
 
     from recipes import demo
 
-    @contextmanager
-    def step(name: str) -> Iterator[Callable[[int, int], None]]:
-        with ui.progress(name) as progress:
-            yield progress
-
-    found = demo.demonstrate(Path(arguments.out), step, overwrite=arguments.overwrite)
+    found = demo.demonstrate(Path(arguments.out), ui.progress, overwrite=arguments.overwrite)
     header = ("W8A8 engines", "perplexity", "to FP16", "KL to FP16", "top-1", "MB", "prefill", "decode")
     base = found.speeds[demo.FLOAT]
     reference = found.validations[0].metrics.reference_perplexity
     model_size = _megabytes(demo.tiny_llama.PATH / "model.safetensors")
     rows = [("FP16, the model", f"{reference:.2f}", "", "0", "100 %", model_size, "", "")]
-    float_size = _megabytes(Path(arguments.out) / "engine/float/model.onnx.data")
+    float_size = _megabytes(found.folders[demo.FLOAT] / "model.onnx.data")
     rows.append((demo.FLOAT, "", "", "", "", float_size, "1.00x", "1.00x"))
     for validation in found.validations:
-        metrics, folder = validation.metrics, demo.FORMS[validation.label][0]
+        metrics, folder = validation.metrics, found.folders[validation.label]
         rows.append(
             (
                 validation.label,
@@ -58,7 +51,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
                 f"{metrics.perplexity_ratio - 1:+.2%}",
                 f"{metrics.kl_mean:.4f}",
                 f"{metrics.top1:.1%}",
-                _megabytes(Path(arguments.out) / "engine" / folder / "model.onnx.data"),
+                _megabytes(folder / "model.onnx.data"),
                 *_ratios(base, found.speeds[validation.label]),
             )
         )
@@ -73,12 +66,12 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     for check in best.checks:
         ui.say(f"{best.label}: {check.sentence}")
     ui.say(f"report  {found.report.resolve()}")
-    ui.say(f'next    smoothquant generate {found.engine} "def main():"')
+    ui.say(f'next    smoothquant generate {found.folders[demo.BEST]} "def main():"')
     ui.result(
         {
             "validations": [validate.summary(validation) for validation in found.validations],
             "seconds": found.speeds_as_dict(),
-            "engine": str(found.engine),
+            "engine": str(found.folders[demo.BEST]),
             "report": str(found.report),
         }
     )

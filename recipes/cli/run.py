@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from recipes.cli import calibrate, options, validate
 from recipes.cli.ui import Ui
+from recipes.targets import TARGETS
 
 HELDOUT = 32  # sequences
 
@@ -17,9 +16,9 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "run",
         parents=[common],
         help="all of it by a recipe, resumable",
-        description="Calibrate, smooth, quantize, export (W8A8 checkpoint and ONNX), build the engine, validate it. "
-        "Run again with the same inputs, a finished step is not done again and an interrupted one goes on. "
-        "Recipes: smoothquant recipes.",
+        description="Calibrate, smooth, quantize, export, build and validate. All targets share one calibration, one "
+        "pass over the layers and one pass of the float model. Run again with the same inputs, a finished step is not "
+        "done again and an interrupted one goes on. Recipes: smoothquant recipes.",
     )
     command.add_argument("recipe", metavar="RECIPE", help="as llama-2-7b, or llama for any model of the family")
     command.add_argument("--model", required=True, metavar="MODEL", help="Hugging Face model folder")
@@ -28,6 +27,15 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "--heldout",
         metavar="TEXT",
         help=f"text to validate on (default: the last {HELDOUT} sequences of --text, which are not calibrated on)",
+    )
+    command.add_argument(
+        "--target",
+        choices=tuple(TARGETS),
+        action="append",
+        help="what to make; may be given several times (default: the recipe's, onnxruntime). onnxruntime, tensorrt: an "
+        "engine, tensorrt for the GPU of this machine; tensorrt-llm: a checkpoint, checked and validated, of which "
+        "build tensorrt-llm makes the engine; w8a8: a compressed-tensors checkpoint, which transformers validates with "
+        "the whole model in memory",
     )
     command.add_argument("--out", required=True, metavar="DIR", help="folder for everything that is made")
     options.add_smoothing(command, alpha_default=None)
@@ -58,18 +66,27 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         heldout = load_text(arguments.heldout, model.checkpoint.folder, HELDOUT, recipe.length)
     else:
         text, heldout = pipeline.split_text(arguments.text, model, recipe, HELDOUT)
-    plan = pipeline.Plan(recipe, model, settings, text, heldout, Path(arguments.out), arguments.act)
+    outputs = tuple(
+        pipeline.Output(name, TARGETS[name], settings, arguments.act, thresholds=recipe.thresholds)
+        for name in dict.fromkeys(arguments.target or recipe.targets)
+    )
+    job = pipeline.Job(model, text, heldout, Path(arguments.out), outputs)
     ui.note(f"recipe {recipe.name}: alpha {settings.alpha}, {len(text.sequences)} x {recipe.length} tokens")
-
-    @contextmanager
-    def step(name: str) -> Iterator[Callable[[int, int], None]]:
-        with ui.progress(name) as progress:
-            yield progress
-
-    found = pipeline.run(plan, step, overwrite=arguments.overwrite)
-    calibrate.warn_of_silence(ui, load_act_scales(plan.out / pipeline.ACT_SCALES))
-    validate.show(ui, [found])
-    engine, report = plan.out / "engine", plan.out / pipeline.REPORT
-    ui.result({"engine": str(engine), "report": str(report), "validation": validate.summary(found)})
-    ui.say(f"engine  {engine}\nreport  {report}")
-    validate.raise_if_missed([found])
+    made = pipeline.run(job, ui.progress, overwrite=arguments.overwrite)
+    calibrate.warn_of_silence(ui, load_act_scales(job.out / pipeline.ACT_SCALES))
+    validate.show(ui, made.validations)
+    report = job.out / pipeline.REPORT
+    ui.result(
+        {
+            "engines": {label: str(folder) for label, folder in made.folders.items()},
+            "report": str(report),
+            "validations": [validate.summary(validation) for validation in made.validations],
+        }
+    )
+    for output in outputs:
+        folder = made.folders[output.label]
+        ui.say(f"{output.label}  {folder}")
+        if output.target.then:
+            ui.say(f"next  {output.target.then.format(folder=folder)}")
+    ui.say(f"report  {report}")
+    validate.raise_if_missed(made.validations)

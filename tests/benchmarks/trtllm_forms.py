@@ -31,7 +31,7 @@ FORMS: dict[str, dict] = {  # options of `export trtllm`
     "--act per-tensor": {"activations": "per-tensor"},
     "--act per-tensor --weights per-tensor": {"activations": "per-tensor", "weights": "per-tensor"},
     "--act per-tensor --kv int8": {"activations": "per-tensor", "kv": "int8"},
-    "--modelopt": {"activations": "per-tensor", "plugin": False, "groups": "unfolded"},
+    "--no-plugins": {"activations": "per-tensor", "plugin": False, "groups": "unfolded"},
 }
 
 

@@ -22,7 +22,7 @@ from tests.benchmarks.export_memory import LIMIT, measured
 from tests.benchmarks.results import Row, publish
 
 ONE, FOUR = "export trtllm", "export trtllm --tp 4"
-TARGETS = (ONE, FOUR, f"{ONE} --tp 2 --pp 2 --act per-tensor --kv int8", f"{ONE} --tp 4 --modelopt")
+TARGETS = (ONE, FOUR, f"{ONE} --tp 2 --pp 2 --act per-tensor --kv int8", f"{ONE} --tp 4 --no-plugins")
 RATIO = 1.5
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from recipes import tiny_llama
 from recipes.models import RECIPES
-from tests.recipes.test_bad_input import smoothquant
+from recipes.recipe import find
+from tests import zoo
+from tests.recipes.test_bad_input import assert_one_line, smoothquant
 
+RECIPE = find("tiny-llama", RECIPES)
 SMALL = ("--samples", 8, "--length", 128)
 
 
@@ -82,14 +86,48 @@ def test_scales(folder: Path, tmp_path: Path) -> None:
 def test_run_resumes(tmp_path: Path) -> None:
     arguments = ("run", "tiny-llama", "--model", tiny_llama.PATH, "--text", tiny_llama.CALIBRATION_TEXT, *SMALL)
     first = result(*arguments, "--out", tmp_path)
-    assert first["validation"]["passed"]
+    assert [validation["passed"] for validation in first["validations"]] == [True]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert result(*arguments, "--out", tmp_path) == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     changed = smoothquant(*arguments, "--out", tmp_path, "--alpha", "0.6")  # other inputs: not silently replaced
     assert changed.returncode == 2
     assert "pass --overwrite" in changed.stderr
-    assert result(*arguments, "--out", tmp_path, "--alpha", "0.6", "--overwrite")["validation"]["passed"]
+    assert result(*arguments, "--out", tmp_path, "--alpha", "0.6", "--overwrite")["validations"][0]["passed"]
+
+
+def test_run_makes_every_target(tmp_path: Path) -> None:
+    """Several targets share calibration, export and reference; one that cannot be made here is told before any work."""
+    arguments = ("run", "tiny-llama", "--model", tiny_llama.PATH, "--text", tiny_llama.CALIBRATION_TEXT, *SMALL)
+    targets = ("--target", "w8a8", "--target", "tensorrt-llm", "--target", "onnxruntime")
+    found = result(*arguments, *targets, "--out", tmp_path / "out")
+    names = ["w8a8", "tensorrt-llm", "onnxruntime"]
+    folders = {label: Path(folder).relative_to(tmp_path / "out") for label, folder in found["engines"].items()}
+    assert folders == dict(zip(names, map(Path, ("w8a8", "trtllm", "engine/onnxruntime")), strict=True))
+    assert [validation["label"] for validation in found["validations"]] == names
+    assert {validation["passed"] for validation in found["validations"]} == {True}
+    scales = tmp_path / "out/act_scales.safetensors"
+    for target in ("w8a8", "trtllm", "onnx"):
+        alone = tmp_path / target
+        result("export", target, tiny_llama.PATH, scales, "--alpha", RECIPE.alpha, "--out", alone)
+        for path in filter(Path.is_file, alone.iterdir()):
+            assert path.read_bytes() == (tmp_path / "out" / target / path.name).read_bytes(), path
+
+
+@pytest.mark.parametrize(
+    ("layout", "target", "status", "said"),
+    [
+        ("llama", "tensorrt", 3, "tensorrt"),
+        ("mixtral", "tensorrt-llm", 2, "mixtral in TensorRT-LLM: its SmoothQuant layers have no experts"),
+    ],
+)
+def test_run_refuses_before_any_work(layout: str, target: str, status: int, said: str, tmp_path: Path) -> None:
+    if target == "tensorrt" and find_spec("tensorrt"):
+        pytest.skip("TensorRT is here")
+    model, out = zoo.save(layout, tmp_path / "model"), tmp_path / "out"
+    arguments = ("run", layout, "--model", model, "--text", tiny_llama.CALIBRATION_TEXT, *SMALL, "--quiet")
+    assert_one_line(smoothquant(*arguments, "--target", "onnxruntime", "--target", target, "--out", out), status, said)
+    assert not out.exists()
 
 
 def test_a_family_file(tmp_path: Path, folder: Path) -> None:

@@ -15,13 +15,15 @@ import torch
 
 from exporters.export import export
 from exporters.onnx import OnnxWriter
-from exporters.onnx.external_data import FILE, ExternalData
+from exporters.onnx.external_data import FILE, Content, ExternalData
 from exporters.onnx.graph import Graph
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import load_manifest
 from tests.exporters.onnx.graphs import FORMS, export_onnx, load_graph, source_of
 
 PAGE = 4096
+
+ELSEWHERE = Content(lambda: ())  # the tests write it themselves
 
 
 @pytest.mark.parametrize("form", ["float", "per tensor, int8 head"])
@@ -46,9 +48,9 @@ def test_tensors_are_aligned_and_apart(form: str, make_llama: Callable[..., Path
 def test_a_tensor_behind_three_gigabytes(tmp_path: Path) -> None:
     """The file is sparse: only what is written takes room. onnx and onnxruntime find the tensors again."""
     graph, wide = Graph(), 3 << 30
-    graph.weight("before", (wide,), torch.int8)
-    graph.weight("matrix", (5, 4), torch.float32)
-    graph.weight("vector", (4,), torch.float32)
+    graph.weight("before", (wide,), torch.int8, ELSEWHERE)
+    graph.weight("matrix", (5, 4), torch.float32, ELSEWHERE)
+    graph.weight("vector", (4,), torch.float32, ELSEWHERE)
     graph.data.open(tmp_path / FILE)
     matrix, vector = torch.randn(5, 4), torch.randn(4)
     graph.data.write_transposed("matrix", [matrix.t()[:3], matrix.t()[3:]])
@@ -98,7 +100,7 @@ def test_resumed_export_is_the_same(form: str, make_llama: Callable[..., Path], 
 
 def planned(tmp_path: Path) -> ExternalData:
     data = ExternalData()
-    data.plan("weight", (4, 6), torch.float32)
+    data.plan("weight", (4, 6), torch.float32, ELSEWHERE)
     data.open(tmp_path / FILE)
     return data
 
@@ -122,7 +124,7 @@ def test_only_what_was_planned_is_written(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"weight: .*float16.*planned torch.float32"):
             write("weight", torch.zeros(4, 6).half())
     with pytest.raises(ValueError, match="planned twice"):
-        data.plan("weight", (1,), torch.int8)
+        data.plan("weight", (1,), torch.int8, ELSEWHERE)
     with pytest.raises(KeyError):
         data.write("bias", torch.zeros(4))
 

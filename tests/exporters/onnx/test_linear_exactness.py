@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from exporters.export import Source
-from exporters.onnx.decoder import DecoderGraph
-from exporters.onnx.form import Form
+from exporters.onnx.products import merged_name
 from smoothquant.contract import relative_error
 from smoothquant.quantization import quantize_tensor, quantize_tokens, quantize_weight, w8a8_linear
 from smoothquant.stream import QuantizedLinear, quantize_layer, smoothed_layers
@@ -40,12 +39,11 @@ SMALLEST = 2.0**-25  # and its largest error below the normal numbers
 
 def quantized_linears(source: Source) -> dict[str, list[QuantizedLinear]]:
     """By the name of a product: the linears side by side in it; the head's has one dynamic scale per token."""
-    merged = DecoderGraph(source.model, Form()).products.merged
-    found = {}
-    for layer in map(quantize_layer, smoothed_layers(source.model, source.input_absmax, SETTINGS)):
-        for product in merged[layer.index]:
-            found[product.name] = [layer.linears[role] for role in product.roles]
-    weight, scale = quantize_weight(source.model.read(source.model.lm_head))
+    model, found = source.model, {}
+    for layer in map(quantize_layer, smoothed_layers(model, source.input_absmax, SETTINGS)):
+        for roles in model.inputs:
+            found[merged_name(model, layer.index, roles)] = [layer.linears[role] for role in roles]
+    weight, scale = quantize_weight(model.read(model.lm_head))
     return found | {"lm_head": [QuantizedLinear("lm_head", weight, scale, None)]}
 
 

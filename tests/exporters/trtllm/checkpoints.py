@@ -22,7 +22,7 @@ from tests import zoo
 from tests.models import sample_ids
 
 PER_TOKEN, STATIC = MODES[0], MODES[2]
-MODELOPT = MODES[4]
+NO_PLUGINS = MODES[4]
 
 
 def make(name: str, root: Path, dtype: torch.dtype = torch.float16, **config_changes: object) -> Source:

@@ -22,7 +22,7 @@ from recipes.families import open_model
 from smoothquant.errors import ActScalesError, UserError
 from smoothquant.settings import SmoothingSettings
 from smoothquant.workspace import MANIFEST
-from tests.exporters.trtllm.checkpoints import MODELOPT, PER_TOKEN, STATIC, make, write
+from tests.exporters.trtllm.checkpoints import NO_PLUGINS, PER_TOKEN, STATIC, make, write
 from tests.recipes.test_bad_input import assert_one_line, smoothquant
 
 REFUSED = {  # layout -> config changes, mode, what is said
@@ -63,9 +63,9 @@ def test_models(name: str, tmp_path: Path) -> None:
 
 def test_opt_is_told_what_it_may(tmp_path: Path) -> None:
     source = make("opt", tmp_path)
-    with pytest.raises(UserError, match="expected static ones: --act per-tensor, or --modelopt"):
+    with pytest.raises(UserError, match="expected static ones: --act per-tensor, or --no-plugins"):
         write(source, tmp_path / "out")
-    for mode in (STATIC, MODELOPT):
+    for mode in (STATIC, NO_PLUGINS):
         write(source, tmp_path / mode.algo, mode)
     with pytest.raises(
         UserError, match="--pp 2: TensorRT-LLM's OPTForCausalLM has no pipeline stages; expected --pp 1"
@@ -104,22 +104,22 @@ def test_ranks(tp: int, pp: int, said: str, llama: Source, tmp_path: Path) -> No
             {},
             4,
             "--tp 4: a rank's part of a linear's input is no multiple of 16 channels, or of its output of 8, which "
-            "SmoothQuant's INT8 kernels demand; expected one of 1, 2; export with --modelopt, which TensorRT computes "
-            "itself, to have --tp 4",
+            "SmoothQuant's INT8 kernels demand; expected one of 1, 2; export with --no-plugins, which TensorRT "
+            "computes itself, to have --tp 4",
         ),
         (
             "llama",
             {"intermediate_size": 344},
             1,
-            "or of its output of 8, which SmoothQuant's INT8 kernels demand; export with --modelopt, which TensorRT "
+            "or of its output of 8, which SmoothQuant's INT8 kernels demand; export with --no-plugins, which TensorRT "
             "computes itself, to have --tp 1 or 2 or 4; or serve smoothquant export w8a8 with vLLM",
         ),
         (
             "llama",
             {"hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 5, "intermediate_size": 80},
             2,
-            "--tp 2 does not divide the 5 attention heads; export with --modelopt, which TensorRT computes itself, to "
-            "have --tp 1 or 5; or serve",
+            "--tp 2 does not divide the 5 attention heads; export with --no-plugins, which TensorRT computes itself, "
+            "to have --tp 1 or 5; or serve",
         ),
         ("llama", {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 2}, 1, "which SmoothQuant's INT8"),
         ("falcon-7b", {"bias": True}, 2, "parallel branches with biases, which TensorRT-LLM adds once per rank"),
@@ -134,15 +134,15 @@ def test_ranks_of_other_models(name: str, changes: dict, tp: int, said: str, tmp
 def test_ranks_of_the_bundled_model() -> None:
     """688 channels of the MLP are divided by 2, but not into parts that the plugins take."""
     model = open_model(tiny_llama.PATH)
-    with pytest.raises(UserError, match=r"expected one of 1; export with --modelopt, .* to have --tp 2 or 4 or 8$"):
+    with pytest.raises(UserError, match=r"expected one of 1; export with --no-plugins, .* to have --tp 2 or 4 or 8$"):
         check_ranks(model, decoder_of(model, PER_TOKEN), PER_TOKEN, Ranks(2, 1))
-    check_ranks(model, decoder_of(model, MODELOPT), MODELOPT, Ranks(2, 1))
+    check_ranks(model, decoder_of(model, NO_PLUGINS), NO_PLUGINS, Ranks(2, 1))
 
 
 def test_only_the_plugins_ask_for_alignment(tmp_path: Path) -> None:
     source = make("llama", tmp_path, intermediate_size=344)
     for tp in (1, 2):
-        write(source, tmp_path / f"{tp}", MODELOPT, tp=tp)
+        write(source, tmp_path / f"{tp}", NO_PLUGINS, tp=tp)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_ranges_that_are_missing(llama: Source, tmp_path: Path) -> None:
         with pytest.raises(ActScalesError, match=first):
             write(published, tmp_path / "out", mode, kv=kv)
     write(published, tmp_path / "per-token")
-    write(published, tmp_path / "modelopt", MODELOPT)  # its form has no place for them
+    write(published, tmp_path / "no-plugins", NO_PLUGINS)  # its form has no place for them
     with pytest.raises(ActScalesError, match="static activations, and no activation scales"):
         write(replace(llama, input_absmax=None), tmp_path / "out", STATIC)
 
@@ -201,12 +201,12 @@ def test_smoothing_that_a_form_has_no_place_for(llama: Source, tmp_path: Path) -
     run_time = SmoothingSettings(0.5, "run-time", smoother_dtype="float16")
     for writer in (SmoothedWriter, W8A8Writer, OnnxWriter):
         refused(writer(tmp_path / "out"), run_time, "no place for run-time smoothing scales; expected groups default")
-    plugin, modelopt = TrtllmWriter(tmp_path / "out"), TrtllmWriter(tmp_path / "out", MODELOPT)
-    refused(modelopt, SmoothingSettings(), "W8A8_SQ_PER_CHANNEL with smoothing groups 'default'")
-    refused(plugin, SmoothingSettings(groups="unfolded", smoother_dtype="float16"), "groups 'unfolded'")
-    refused(plugin, replace(run_time, smoother_dtype="bfloat16"), "run-time scales in bfloat16; expected the engine's")
+    plugins, no_plugins = TrtllmWriter(tmp_path / "out"), TrtllmWriter(tmp_path / "out", NO_PLUGINS)
+    refused(no_plugins, SmoothingSettings(), "W8A8_SQ_PER_CHANNEL with smoothing groups 'default'")
+    refused(plugins, SmoothingSettings(groups="unfolded", smoother_dtype="float16"), "groups 'unfolded'")
+    refused(plugins, replace(run_time, smoother_dtype="bfloat16"), "run-time scales in bfloat16; expected the engine's")
     refused(
-        plugin,
+        plugins,
         SmoothingSettings(shared_cache_scale=True),
         "shared_cache_scale=True for a KV cache in float; expected True for",
     )
@@ -245,8 +245,8 @@ def test_command_line(folder: Path, scales: Path, tmp_path: Path) -> None:
     ("options", "algo", "groups", "dtype"),
     [
         (("--runtime-smoother", "--dtype", "bfloat16"), "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "run-time", "bfloat16"),
-        (("--modelopt",), "W8A8_SQ_PER_CHANNEL", "unfolded", "float16"),
-        (("--modelopt", "--groups", "none"), "W8A8_SQ_PER_CHANNEL", "none", "float16"),
+        (("--no-plugins",), "W8A8_SQ_PER_CHANNEL", "unfolded", "float16"),
+        (("--no-plugins", "--groups", "none"), "W8A8_SQ_PER_CHANNEL", "none", "float16"),
         (("--groups", "paper"), "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "paper", "float16"),
     ],
 )
@@ -263,10 +263,10 @@ def test_options(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--modelopt", "--runtime-smoother"), "--modelopt and --runtime-smoother; expected one of them"),
+        (("--no-plugins", "--runtime-smoother"), "--no-plugins and --runtime-smoother; expected one of them"),
         (
-            ("--modelopt", "--act", "per-token"),
-            "ModelOpt's form: per-channel weights with per-token activations; expec",
+            ("--no-plugins", "--act", "per-token"),
+            "without plugins: per-channel weights with per-token activations; expec",
         ),
         (("--runtime-smoother", "--groups", "paper"), "--runtime-smoother with --groups paper; expected no --groups"),
         (("--trtllm-version", "1.3.0"), "TensorRT-LLM 1.3.0 builds no TensorRT engines"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from exporters.trtllm import quantities
+from exporters.trtllm import tensors as quantities
 from exporters.trtllm.modes import MODES, Mode, choose
 from smoothquant import kv_cache
 from smoothquant.errors import UserError

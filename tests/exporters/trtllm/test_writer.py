@@ -22,7 +22,7 @@ from smoothquant.scheme import scheme_of
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import quantize_layer, smoothed_layers
 from smoothquant.workspace import load_manifest
-from tests.exporters.trtllm.checkpoints import MODELOPT, PER_TOKEN, STATIC, make, ranks, settings, write
+from tests.exporters.trtllm.checkpoints import NO_PLUGINS, PER_TOKEN, STATIC, make, ranks, settings, write
 from tests.models import sample_ids
 
 # The keys that the loader asks for, by the format's description (docs of config.json, not our code).
@@ -241,7 +241,7 @@ def test_interrupted_export_goes_on_and_is_the_same(source: Source, tmp_path: Pa
 
 
 def test_manifest_explains(source: Source, tmp_path: Path) -> None:
-    manifest = load_manifest(write(source, tmp_path / "out", MODELOPT, tp=2))
+    manifest = load_manifest(write(source, tmp_path / "out", NO_PLUGINS, tp=2))
     assert manifest.step == "export trtllm"
     origin = manifest.origin
     assert (origin.model, origin.act_scales, origin.family) == ("m", None, "llama")

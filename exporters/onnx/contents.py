@@ -1,0 +1,111 @@
+"""Where the numbers of every planned tensor come from: layers as they are smoothed and quantized, or the checkpoint.
+
+a linear's tensors     weight (float), or weight_int8 and weight_scale, input_scale if static; bias
+a norm's               weight, and bias of layer norms
+outside the layers     tables, projections and the output head, read some rows at a time
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from exporters.onnx.external_data import Content
+from smoothquant.artifacts.ports import CACHED
+from smoothquant.family import ROUTER
+from smoothquant.model import Model
+from smoothquant.norms import Norm
+from smoothquant.quantization import quantize_weight
+from smoothquant.stream import QuantizedLayer, SmoothedLayer
+
+Contents = Mapping[str, Content]  # kind of tensor, the end of its name -> content
+
+
+def of_linears(model: Model, layer: int, roles: tuple[str, ...]) -> Contents:
+    """Of linears side by side in one matrix (in, out); without a bias if none of them has one."""
+    family, geometry = model.family, model.geometry
+
+    def weight(smoothed: SmoothedLayer, _: QuantizedLayer | None) -> Iterator[Tensor]:
+        return (smoothed.weight(role) for role in roles)
+
+    def weight_int8(_: SmoothedLayer, quantized: QuantizedLayer) -> Iterator[Tensor]:
+        return (quantized.linears[role].weight for role in roles)
+
+    def weight_scale(_: SmoothedLayer, quantized: QuantizedLayer) -> Iterator[Tensor]:
+        return (quantized.linears[role].weight_scale for role in roles)
+
+    def input_scale(_: SmoothedLayer, quantized: QuantizedLayer) -> Iterator[Tensor]:
+        scale = quantized.linears[roles[0]].input_scale  # one input, one scale
+        assert scale is not None  # the writer's `check` has seen to it
+        yield scale
+
+    def bias(smoothed: SmoothedLayer, _: QuantizedLayer | None) -> Iterator[Tensor]:
+        for role in roles:
+            found = smoothed.bias(role)
+            yield torch.zeros(family.shape(role, geometry)[0]) if found is None else found
+
+    contents = {
+        "weight": Content(weight, layer, transposed=True),
+        "weight_int8": Content(weight_int8, layer, transposed=True),
+        "weight_scale": Content(weight_scale, layer),
+        "input_scale": Content(input_scale, layer),
+    }
+    if any(family.has_bias(role, geometry) for role in roles):
+        contents["bias"] = Content(bias, layer)
+    return contents
+
+
+def of_router(layer: int) -> Content:
+    """Of the linear that chooses a layer's experts, (in, out)."""
+    return Content(lambda smoothed, _: [smoothed.weight(ROUTER)], layer, transposed=True)
+
+
+def of_cache_scale(layer: int, part: str) -> Content:
+    """Of the scale of an INT8 cache. part: of `CACHED`."""
+    return Content(lambda smoothed, _: [smoothed.cache_scales[CACHED.index(part)]], layer)
+
+
+def of_norm(layer: int, role: str) -> Contents:
+    """Of a layer's norm."""
+    return {
+        "weight": Content(lambda smoothed, _: [smoothed.norms[role].gain], layer),
+        "bias": Content(lambda smoothed, _: [_bias(smoothed.norms[role])], layer),
+    }
+
+
+def of_outer_norm(model: Model, name: str) -> Contents:
+    """Of a norm outside the layers. name: of its module."""
+    return {
+        "weight": Content(lambda: [model.norm_at(name).gain]),
+        "bias": Content(lambda: [_bias(model.norm_at(name))]),
+    }
+
+
+def of_table(model: Model, name: str) -> Content:
+    """Of a tensor of the checkpoint, as it lies there."""
+    return Content(lambda: model.rows(name))
+
+
+def of_outer_linear(model: Model, name: str) -> Contents:
+    """Of a linear outside the layers, without a bias. name: of its weight in the checkpoint."""
+    scales: list[Tensor] = []
+
+    def weight_int8() -> Iterator[Tensor]:
+        scales.clear()
+        for rows in model.rows(name):
+            weight, scale = quantize_weight(rows)
+            scales.append(scale)
+            yield weight
+
+    return {
+        "weight": Content(lambda: model.rows(name), transposed=True),
+        "weight_int8": Content(weight_int8, transposed=True),
+        "weight_scale": Content(lambda: scales),  # planned, and so written, behind the weight: read once
+    }
+
+
+def _bias(norm: Norm) -> Tensor:
+    assert norm.bias is not None  # a layer norm has one
+    return norm.bias

@@ -1,0 +1,59 @@
+"""smoothquant export TARGET: smooth and quantize into others' formats. A target is a file in this folder."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+from recipes.cli import options
+from recipes.cli.export.hf import HuggingFace
+from recipes.cli.export.onnx import Onnx
+from recipes.cli.export.target import Target
+from recipes.cli.export.trtllm import TensorRTLLM
+from recipes.cli.export.w8a8 import W8A8
+from recipes.cli.ui import Ui
+
+TARGETS: tuple[Target, ...] = (HuggingFace(), W8A8(), Onnx(), TensorRTLLM())
+
+
+def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+    export = commands.add_parser(
+        "export",
+        help="smooth and quantize a model into a format",
+        description="Smooth and quantize a model, layer by layer, into a format. Memory is a layer, not a model; an "
+        "interrupted export goes on at the layer where it stopped.",
+    )
+    names = ",".join(target.name for target in TARGETS)
+    targets = export.add_subparsers(dest="target", metavar=f"{{{names}}}", required=True)
+    for target in TARGETS:
+        command = targets.add_parser(target.name, parents=[common], help=target.summary, description=target.description)
+        command.add_argument("model", metavar="MODEL", help="Hugging Face model folder")
+        command.add_argument(
+            "act_scales",
+            metavar="ACT_SCALES",
+            nargs="?",
+            help="from smoothquant calibrate, or the published .pt form; not needed for --groups none with per-token "
+            "activations, nor for a float graph",
+        )
+        command.add_argument("--out", required=True, metavar="DIR", help="folder to make")
+        options.add_smoothing(command, alpha_default=0.5)
+        target.add_options(command)
+        options.add_family(command)
+        options.add_overwrite(command)
+        command.set_defaults(run=partial(run, target))
+
+
+def run(target: Target, arguments: argparse.Namespace, ui: Ui) -> None:
+    from exporters.export import export
+    from smoothquant.workspace import load_manifest
+
+    model = options.open_model(arguments, arguments.model, ui)
+    source = target.source(arguments, model)
+    writer = target.writer(arguments, source, ui)
+    with ui.progress(f"export {target.name}") as progress:
+        export(source, [writer], overwrite=arguments.overwrite, progress=progress)
+    target.notes(arguments, source, ui)
+    manifest = load_manifest(arguments.out)
+    size = manifest.nbytes
+    ui.result({"out": arguments.out, "bytes": size, "manifest": manifest.as_dict()})
+    ui.say(f"{arguments.out}: {size / 1e6:,.1f} MB, from {model.checkpoint.nbytes / 1e6:,.1f} MB")

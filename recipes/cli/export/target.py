@@ -1,0 +1,81 @@
+"""What every target of `smoothquant export` is: a name, options, and what they come to."""
+
+from __future__ import annotations
+
+import argparse
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from recipes.cli.ui import Ui, listed
+from smoothquant.errors import UserError
+from smoothquant.settings import SmoothingSettings
+
+if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
+    from exporters.export import Source, Writer
+    from smoothquant.model import Model
+
+
+class Target(ABC):
+    """One format. name: on the command line; summary, description: for --help."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    description: ClassVar[str]
+
+    @abstractmethod
+    def add_options(self, command: argparse.ArgumentParser) -> None:
+        """Add the options that this format alone has."""
+
+    def source(self, arguments: argparse.Namespace, model: Model) -> Source:
+        """The model with its act scales and smoothing settings. Raises UserError for options that contradict each
+        other."""
+        from recipes.pipeline import source_of
+
+        return source_of(model, arguments.act_scales, SmoothingSettings(arguments.alpha, arguments.groups))
+
+    @abstractmethod
+    def writer(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> Writer:
+        """The writer that these options ask for. Raises UserError for options that contradict each other."""
+
+    def notes(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> None:  # noqa: B027 (most have none)
+        """Say what the reader of the output must know."""
+
+
+def add_activations(command: argparse.ArgumentParser, *more: str, help: str = "") -> None:
+    """Add --act. more: choices beyond the two; help: on them."""
+    command.add_argument(
+        "--act",
+        choices=("per-token", "per-tensor", *more),
+        help="activations: one dynamic scale per token (accurate, default) or one static scale per tensor" + help,
+    )
+
+
+def add_keep_float(command: argparse.ArgumentParser) -> None:
+    """Add --keep-float, which `kept_linears` reads."""
+    command.add_argument(
+        "--keep-float",
+        metavar="auto|none|ROLES",
+        default="auto",
+        help="with static scales: linears to leave in float. auto (default): those whose input one static scale would "
+        "ruin, by the act scales; none; or roles, as in o,down",
+    )
+
+
+def kept_linears(arguments: argparse.Namespace, source: Source, ui: Ui) -> tuple[str, ...]:
+    """Module names of the linears that stay in float, by --act and --keep-float; a note says how many."""
+    from smoothquant.static import linears_to_keep
+
+    asked = arguments.keep_float
+    if arguments.act in (None, "per-token"):
+        if asked not in ("auto", "none"):
+            raise UserError(
+                f"--keep-float {asked} without static activations",
+                expected="--act per-tensor",
+                do="drop --keep-float: one scale per token needs no linear in float",
+            )
+        return ()
+    kept = linears_to_keep(asked, source.model, source.input_absmax, source.settings)
+    if kept:
+        why = ", since one static scale would ruin them (--keep-float)" if asked == "auto" else ""
+        ui.note(f"{len(kept)} linears stay in float{why}: {listed(kept)}")
+    return kept

@@ -1,0 +1,120 @@
+"""smoothquant export trtllm."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from recipes.cli.export.target import Target, add_activations
+from recipes.cli.ui import Ui
+from smoothquant.errors import UserError
+from smoothquant.settings import SmoothingSettings
+
+if TYPE_CHECKING:
+    from exporters.export import Source, Writer
+    from smoothquant.model import Model
+
+
+class TensorRTLLM(Target):
+    name = "trtllm"
+    summary = "the TensorRT-LLM checkpoint (SmoothQuant)"
+    description = (
+        "config.json and one file per rank, from which trtllm-build makes engines: smoothquant build tensorrt-llm DIR "
+        "--out ENGINE. Llama, Mistral, Qwen2, Phi-3, BLOOM, Falcon (7B, 11B, 40B, 180B), and OPT with --act per-tensor."
+    )
+
+    def add_options(self, command: argparse.ArgumentParser) -> None:
+        command.add_argument("--tp", type=int, default=1, metavar="N", help="ranks that share every matrix (default 1)")
+        command.add_argument("--pp", type=int, default=1, metavar="N", help="stages that share the layers (default 1)")
+        add_activations(command)
+        command.add_argument(
+            "--weights",
+            choices=("per-channel", "per-tensor"),
+            default="per-channel",
+            help="weights: one scale per output channel (accurate, default) or per matrix",
+        )
+        command.add_argument("--kv", choices=("float", "int8"), default="float", help="KV cache (default float)")
+        command.add_argument(
+            "--dtype",
+            choices=("float16", "bfloat16"),
+            help="of everything that is not INT8 (default: MODEL's; float16 if that is float32)",
+        )
+        command.add_argument(
+            "--runtime-smoother",
+            action="store_true",
+            help="let the engine divide the inputs of o_proj and down_proj by scales of their own, as NVIDIA's "
+            "converter does: smooths them behind GELU, too, and costs a division. Default: folded where that is exact",
+        )
+        command.add_argument(
+            "--no-plugins",
+            action="store_true",
+            help="W8A8_SQ_PER_CHANNEL, which TensorRT computes itself, without SmoothQuant's plugins: norms as in "
+            "MODEL, every input is scaled at run time, activations are static",
+        )
+        command.add_argument(
+            "--trtllm-version",
+            metavar="VERSION",
+            help="of TensorRT-LLM that will build the engine, 0.20.0 to 1.2.1 (default 1.2.1, the last stable one "
+            "to build any): whether it can is checked, and it is recorded; the files are the same for all of them",
+        )
+
+    def source(self, arguments: argparse.Namespace, model: Model) -> Source:
+        from recipes.pipeline import source_of
+
+        return source_of(model, arguments.act_scales, _settings(arguments, model))
+
+    def writer(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> Writer:
+        from exporters.trtllm import Ranks, TrtllmWriter, choose
+        from exporters.trtllm.versions import STABLE
+
+        activations = arguments.act or ("per-tensor" if arguments.no_plugins else "per-token")
+        return TrtllmWriter(
+            arguments.out,
+            choose(arguments.weights, activations, plugin=not arguments.no_plugins),
+            Ranks(arguments.tp, arguments.pp),
+            _dtype(arguments, source.model),
+            arguments.kv,
+            arguments.trtllm_version or STABLE,
+        )
+
+    def notes(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> None:
+        from smoothquant.static import ruined_linears
+
+        model = source.model
+        window = model.geometry.attention[0].window
+        if window is not None and window < model.geometry.max_positions:
+            ui.note(
+                f"sliding window: give the runtime max_attention_window {window}; the checkpoint has no place for it"
+            )
+        static = arguments.act == "per-tensor" or arguments.no_plugins
+        ruined = ruined_linears(model, source.input_absmax, source.settings) if static and source.input_absmax else ()
+        if ruined:
+            ui.warn(
+                f"one static scale ruins the inputs of {len(ruined)} linears, as of {ruined[0]}, and TensorRT-LLM "
+                "leaves none in float: --act per-token is more accurate"
+            )
+
+
+def _settings(arguments: argparse.Namespace, model: Model) -> SmoothingSettings:
+    """How to smooth for this form. Raises UserError for options that contradict each other."""
+    at_run_time = {"--no-plugins": arguments.no_plugins, "--runtime-smoother": arguments.runtime_smoother}
+    asked = [option for option, given in at_run_time.items() if given]
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(asked)}", expected="one of them: the former does what the latter asks for")
+    groups = arguments.groups
+    if asked and groups != "default" and (groups, asked[0]) != ("none", "--no-plugins"):
+        raise UserError(f"{asked[0]} with --groups {groups}", expected="no --groups: it smooths whatever it can")
+    if asked and groups == "default":
+        groups = "unfolded" if arguments.no_plugins else "run-time"
+    return SmoothingSettings(
+        arguments.alpha,
+        groups,
+        smoother_dtype=_dtype(arguments, model) if asked else "float32",
+        shared_cache_scale=arguments.kv == "int8",
+    )
+
+
+def _dtype(arguments: argparse.Namespace, model: Model) -> str:
+    from exporters.trtllm import dtype_of
+
+    return arguments.dtype or dtype_of(model)

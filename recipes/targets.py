@@ -1,0 +1,133 @@
+"""What the pipeline makes of a model: one row per target. Packages are imported when a row is used.
+
+    target          export     engine                            validated by
+    w8a8            w8a8/      the checkpoint itself             transformers with compressed-tensors
+    onnxruntime     onnx/      engine/onnxruntime/               ONNX Runtime
+    tensorrt        onnx/      engine/tensorrt/                  TensorRT, on the GPU of this machine
+    tensorrt-llm    trtllm/    the checkpoint itself, checked    the interpreter of its format
+
+NVIDIA's trtllm-build makes the engine of the last one, in its container: the pipeline ends with a checkpoint that the
+loader takes and whose logits are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smoothquant.errors import CheckpointError
+from smoothquant.packages import require
+
+if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
+    from exporters.export import Writer
+    from smoothquant.model import Model
+
+
+@dataclass(frozen=True)
+class Target:
+    """One target.
+
+    name: on the command line. export: the folder of its export.
+    check: called with the model and the form of its activations, before any work; raises UserError for a model that
+        the target cannot hold, MissingPackageError for a package or a GPU that is not here.
+    writer: the export's, for the folder, the model, the form of the activations and the linears to leave in float.
+    finish: called with the folders of export and engine and with whether to overwrite; makes what runs, and returns
+        its folder.
+    readers: packages that validation needs beyond what `check` asks for. then: what to do with the folder elsewhere.
+    """
+
+    name: str
+    export: str
+    check: Callable[[Model, str], None]
+    writer: Callable[[Path, Model, str, tuple[str, ...]], Writer]
+    finish: Callable[[Path, Path, bool], Path]
+    readers: tuple[str, ...] = ()
+    then: str = ""
+
+
+def _needs_nothing(model: Model, activations: str) -> None:
+    """Every model has this form, and nothing is needed to write it."""
+
+
+def _w8a8(out: Path, model: Model, activations: str, kept: tuple[str, ...]) -> Writer:
+    from exporters.huggingface import W8A8Writer
+
+    return W8A8Writer(out, activations, kept=kept)
+
+
+def _as_it_is(export: Path, engine: Path, overwrite: bool) -> Path:
+    return export
+
+
+def _onnx(out: Path, model: Model, activations: str, kept: tuple[str, ...]) -> Writer:
+    from exporters.onnx import OnnxWriter
+
+    return OnnxWriter(out, activations, kept=kept)
+
+
+def _needs_onnxruntime(model: Model, activations: str) -> None:
+    require("onnx")
+    require("onnxruntime")
+
+
+def _onnxruntime(export: Path, engine: Path, overwrite: bool) -> Path:
+    from builders import onnxruntime
+
+    onnxruntime.build(export, engine, overwrite=overwrite)
+    return engine
+
+
+def _needs_tensorrt(model: Model, activations: str) -> None:
+    from builders.tensorrt import machine
+
+    require("onnx")
+    machine.require_tensorrt()
+    machine.find_gpu()
+
+
+def _tensorrt(export: Path, engine: Path, overwrite: bool) -> Path:
+    from builders import tensorrt
+
+    tensorrt.build(export, engine, overwrite=overwrite)
+    return engine
+
+
+def _needs_decoder(model: Model, activations: str) -> None:
+    from exporters.trtllm import check_model, choose
+
+    check_model(model, choose(activations=activations))
+
+
+def _trtllm(out: Path, model: Model, activations: str, kept: tuple[str, ...]) -> Writer:
+    from exporters.trtllm import TrtllmWriter, choose, dtype_of
+
+    return TrtllmWriter(out, choose(activations=activations), dtype=dtype_of(model))
+
+
+def _checked(export: Path, engine: Path, overwrite: bool) -> Path:
+    from builders.tensorrt_llm import check
+    from builders.tensorrt_llm.findings import errors
+
+    for finding in errors(check(export)):
+        raise CheckpointError(f"{export}: {finding.sentence}", do=f"see smoothquant check {export}")
+    return export
+
+
+TARGETS: Mapping[str, Target] = {
+    target.name: target
+    for target in (
+        Target("onnxruntime", "onnx", _needs_onnxruntime, _onnx, _onnxruntime),
+        Target("tensorrt", "onnx", _needs_tensorrt, _onnx, _tensorrt),
+        Target(
+            "tensorrt-llm",
+            "trtllm",
+            _needs_decoder,
+            _trtllm,
+            _checked,
+            then="smoothquant build tensorrt-llm {folder} --out ENGINE",
+        ),
+        Target("w8a8", "w8a8", _needs_nothing, _w8a8, _as_it_is, readers=("transformers", "compressed_tensors")),
+    )
+}
