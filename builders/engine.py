@@ -14,7 +14,7 @@ from typing import Protocol
 from torch import Tensor
 
 from smoothquant.errors import UserError
-from smoothquant.workspace import MANIFEST, load_manifest
+from smoothquant.workspace import is_output, load_manifest
 
 FOREIGN = "another TensorRT-LLM converter"
 ENGINES: Mapping[str, tuple[str, str]] = {  # step -> module and class; imported when a folder asks for it
@@ -59,7 +59,7 @@ def engine_manifest(folder: str | Path) -> dict:
     checkpoint with a broken config.json.
     """
     folder = Path(folder)
-    if not (folder / MANIFEST).exists() and import_module("builders.tensorrt_llm").is_checkpoint(folder):
+    if not is_output(folder) and import_module("builders.tensorrt_llm").is_checkpoint(folder):
         checkpoint = import_module("builders.tensorrt_llm.checkpoint")
         checkpoint.load_config(folder)  # or why not
         config = checkpoint.read_config(folder)

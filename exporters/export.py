@@ -85,9 +85,9 @@ def export(
 ) -> None:
     """Write every format in one pass over the layers; finished outputs with the same inputs are left alone.
 
-    Each output also holds `smoothing.safetensors`: `<linear>.smoothing_scale` and `<linear>.input_absmax`, float32
-    (in,), and where they are known `<layer>.key.cache_scale` and `<layer>.value.cache_scale`, so that an artifact
-    explains itself and can be compared with its float original.
+    Each output also holds `smoothquant/smoothing.safetensors`: `<linear>.smoothing_scale` and `<linear>.input_absmax`,
+    float32 (in,), and where they are known `<layer>.key.cache_scale` and `<layer>.value.cache_scale`, so that an
+    artifact explains itself and can be compared with its float original.
     """
     for writer in writers:
         writer.check(source)

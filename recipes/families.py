@@ -43,7 +43,7 @@ def open_model(folder: str | Path, family_file: str | Path | None = None, *, tru
 
 
 def family_of(checkpoint: Checkpoint) -> Family:
-    """The built-in family of a checkpoint, by config.json's `model_type`, or by `architectures` where there is none.
+    """The built-in family of a checkpoint, by config.json's `model_type`, or where nobody knows that `architectures`.
 
     transformers goes by the model type: an architecture that nobody knows beside a known one is passed over. Raises
     CheckpointError where both are known and mean different models.
@@ -58,7 +58,10 @@ def family_of(checkpoint: Checkpoint) -> Family:
                 do="restore the config.json that came with the weights",
             )
     for family in FAMILIES:
-        if kind in family.model_types or (not kind and set(family.architectures) & set(named)):
+        if kind in family.model_types:
+            return family
+    for family in FAMILIES:
+        if set(family.architectures) & set(named) and not (kind and _is_known(kind)):
             return family
     known = ", ".join(name for family in FAMILIES for name in family.architectures)
     found = ", ".join(named) or "without a name"

@@ -32,7 +32,7 @@ from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
 from smoothquant.static import linears_to_keep
-from smoothquant.workspace import load_manifest, read_json
+from smoothquant.workspace import forget, load_manifest, read_json
 
 Step = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]  # name -> progress of a step
 
@@ -124,9 +124,10 @@ def validated(
     if done.get("inputs") == key and (out / REPORT).exists():
         progress(1, 1)
         return [Validation.from_dict(content) for content in done["validations"]]
-    found = validate_engines(engines, model, text, thresholds, exact=exact, progress=progress)
+    found = validate_engines(engines, model, text, thresholds, exact=exact, work=out / VALIDATION, progress=progress)
     write_report(out / REPORT, found)
     write_json(out / VALIDATION, found, inputs=key)
+    forget(out / VALIDATION)
     return found
 
 

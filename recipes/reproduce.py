@@ -15,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from act_scales.machine import choose_device
 from act_scales.store import load_act_scales
 from act_scales.text import Text, load_document
 from builders.validate.perplexity import Perplexities, perplexities
 from recipes.recipe import Recipe
+from smoothquant.device import choose_device
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings

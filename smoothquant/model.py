@@ -38,7 +38,7 @@ class Model:
         try:
             self.family = family.variant(self.config) if family.variant else family
             self.geometry: Geometry = self.family.geometry(self.config)
-        except (KeyError, TypeError, ZeroDivisionError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{checkpoint.folder}/config.json: cannot read the numbers of a {family.name} ({error!r})",
                 expected=f"the keys of a {family.architectures[0]}",

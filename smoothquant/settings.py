@@ -10,9 +10,9 @@ from smoothquant.errors import UserError
 if TYPE_CHECKING:  # the command line reads this module before it needs torch
     from smoothquant.family import SmoothingGroup
 
-# The file beside every export that records its smoothing, and the ends of its keys: <linear>.smoothing_scale,
+# The file in every export that records its smoothing, and the ends of its keys: <linear>.smoothing_scale,
 # <linear>.input_absmax (of the smoothed input), <layer>.key.cache_scale and <layer>.value.cache_scale (8-bit KV cache).
-SMOOTHING = "smoothing.safetensors"
+SMOOTHING = "smoothquant/smoothing.safetensors"
 SCALE, ABSMAX, CACHE_SCALE = ".smoothing_scale", ".input_absmax", ".cache_scale"
 CACHED = ("key", "value")
 GRAPH_FACTS = "smoothquant"  # key of an ONNX graph's metadata: what was exported, as JSON

@@ -159,9 +159,10 @@ def smooth_layer(
     input_absmax: Mapping[str, Tensor],
     settings: SmoothingSettings,
     output_absmax: Mapping[str, Tensor] = MappingProxyType({}),
+    source: FloatLayer | None = None,
 ) -> SmoothedLayer:
-    """Load one layer and fold the chosen smoothing groups into it."""
-    source = float_layer(model, index)
+    """Load one layer, unless `source` is it, and fold the chosen smoothing groups into it."""
+    source = source or float_layer(model, index)
     act, output = input_ranges(model, index, input_absmax), output_ranges(model, index, output_absmax)
     layer = SmoothedLayer(model, index, source, norms=dict(source.norms), input_absmax=dict(act))
     for group in settings.chosen(model.groups, model.quantized_roles):

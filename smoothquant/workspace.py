@@ -2,7 +2,11 @@
 
     OUT.partial/journal.json         inputs of the step, next layer to do
     OUT.partial/state.N.safetensors  tensors that the next layer, N, starts from (optional)
-    OUT/manifest.json                step, inputs, files and their sizes, versions, results
+    OUT/smoothquant/manifest.json    step, inputs, files and their sizes, versions, results
+
+What is ours lies in the subfolder `smoothquant`: others' programs read the folder, and some read all that they find.
+(vLLM takes every *.safetensors of a folder for weights.) A model repository of Triton's is the exception: it holds its
+manifest at the top, since every subfolder there is a model.
 
 The same command run again goes on at the layer where it stopped. A finished output with the same inputs is left
 alone; any other existing output is refused unless it may be overwritten, and stays until its successor is complete.
@@ -28,8 +32,10 @@ from torch import Tensor
 from smoothquant import __version__
 from smoothquant.errors import OutputError, UserError
 
-MANIFEST = "manifest.json"
-FORMAT = 2
+OURS = "smoothquant"  # the subfolder of an output that holds what only this tool reads
+MANIFEST = f"{OURS}/manifest.json"
+TOP_MANIFEST = "manifest.json"  # where earlier versions had it, and where model repositories have it
+FORMAT = 3
 SLACK = 64 << 20  # bytes left free beside a step's own
 
 
@@ -41,6 +47,7 @@ class Workspace:
         step: what makes it, as in "export onnx".
         inputs: JSON values that determine the result: fingerprints and settings.
         overwrite: replace an existing output made from other inputs.
+        manifest: where in the output its manifest lies.
 
     Attributes:
         finished: `out` is there, whole, and made from the same inputs; nothing is to be done.
@@ -50,8 +57,11 @@ class Workspace:
     Raises OutputError: `out` exists with other content, cannot be written, or another process is writing it.
     """
 
-    def __init__(self, out: str | Path, step: str, inputs: Mapping, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, out: str | Path, step: str, inputs: Mapping, *, overwrite: bool = False, manifest: str = MANIFEST
+    ) -> None:
         self.out, self.step, self.inputs = Path(out), step, json.loads(json.dumps(inputs))
+        self.manifest = manifest
         self.folder = self.out.with_name(self.out.name + ".partial")
         self.finished = self._is_finished()
         self.next_layer = 0
@@ -73,8 +83,10 @@ class Workspace:
             self._lock.close()
 
     def path(self, name: str) -> Path:
-        """A file in the folder being made."""
-        return self.folder / name
+        """A file in the folder being made. The folders on the way to it are made."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
     def require(self, nbytes: int) -> None:
         """Raise OutputError now if the disk cannot hold `nbytes` more than what is already written."""
@@ -87,12 +99,10 @@ class Workspace:
                 do="free some space, or choose an --out on another disk",
             )
 
-    def adopt(self, source: Path, name: str = "") -> None:
-        """Put a finished file of another output into the folder: linked where the disk allows, else copied.
-
-        name: what it is called there, if not as it is called now.
-        """
-        target = self.path(name or source.name)
+    def adopt(self, source: Path, name: str) -> None:
+        """Put a finished file of another output into the folder, as `name`: linked where the disk allows, else
+        copied."""
+        target = self.path(name)
         target.unlink(missing_ok=True)
         try:
             os.link(source, target)
@@ -141,7 +151,7 @@ class Workspace:
         }
         for name in files:
             _sync(self.path(name))
-        write_json(self.path(MANIFEST), manifest)
+        write_json(self.path(self.manifest), manifest)
         self.path(".lock").unlink()
         if self.out.exists():  # overwrite: the old output goes when the new one is complete
             old = self.out.with_name(self.out.name + ".old")
@@ -161,7 +171,7 @@ class Workspace:
 
     def _is_finished(self) -> bool:
         try:
-            manifest = load_manifest(self.out)
+            manifest = load_manifest(self.out, self.manifest)
         except UserError:
             return False
         return manifest["step"] == self.step and manifest["inputs"] == self.inputs
@@ -202,23 +212,48 @@ class Workspace:
         return self.path(f"state.{layer}.safetensors")
 
 
-def load_manifest(folder: str | Path) -> dict:
-    """The manifest of a finished output. Raises UserError if the folder is none, is half-copied or was changed."""
+def is_output(folder: Path) -> bool:
+    """Whether a folder says that this tool made it, in this version or an earlier one."""
+    return (folder / MANIFEST).exists() or _is_manifest(read_json(folder / TOP_MANIFEST))
+
+
+def load_manifest(folder: str | Path, place: str = MANIFEST) -> dict:
+    """The manifest of a finished output. place: where in the folder it lies.
+
+    Raises UserError if the folder is no output, was made by another version, is half-copied or was changed.
+    """
     folder = Path(folder)
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_json(folder / place)
     if manifest.get("format") != FORMAT:
-        other = f"made by another version of this tool (format {manifest['format']})" if "format" in manifest else ""
-        raise UserError(
-            f"{folder}: {other or f'not an output of this tool (no readable {MANIFEST})'}",
-            expected="a folder made by smoothquant export or build",
-            do="check the path, or make it again",
-        )
+        raise _unreadable(folder, manifest or read_json(folder / TOP_MANIFEST))
     for name, size in manifest["files"].items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             found = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
-            raise UserError(f"{path} {found}", expected=f"{size} bytes by {MANIFEST}", do="copy or make it again")
+            raise UserError(f"{path} {found}", expected=f"{size} bytes by {place}", do="copy or make it again")
     return manifest
+
+
+def _is_manifest(content: Mapping) -> bool:
+    return {"format", "step", "inputs"} <= content.keys()
+
+
+def _unreadable(folder: Path, found: Mapping) -> UserError:
+    """Why a folder's manifest is not one of this version's. found: what it has instead."""
+    if not _is_manifest(found) or found["format"] == FORMAT:
+        return UserError(
+            f"{folder}: not an output of this tool (no readable {MANIFEST})",
+            expected="a folder made by smoothquant export or build",
+            do="check the path, or make it again",
+        )
+    age = "an earlier" if found["format"] in range(FORMAT) else "a later"
+    kind = str(found["step"]).partition(" ")[0]
+    arguments = {"export": "MODEL ACT_SCALES ", "build": "EXPORT "}.get(kind, "... ")
+    return UserError(
+        f"{folder}: made by {age} version of this tool (format {found['format']})",
+        expected=f"format {FORMAT}",
+        do=f"make it again: smoothquant {found['step']} {arguments}--out {folder} --overwrite",
+    )
 
 
 def versions() -> dict[str, str]:
@@ -276,6 +311,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             f"{path}: cannot write ({error})", do="free some space and run the same command again"
         ) from error
     os.replace(new, path)
+
+
+def forget(out: str | Path) -> None:
+    """Remove what a step that makes `out` has kept in `OUT.partial/`, if anything."""
+    remove(Path(out).with_name(Path(out).name + ".partial"))
 
 
 def remove(path: Path) -> None:

@@ -3,8 +3,8 @@
     model.onnx, model.onnx.data     linked from the export where the disk allows, else copied
     config.json, tokenizer files    for `smoothquant generate`, onnxruntime-genai, optimum
     genai_config.json               for onnxruntime-genai
-    smoothing.safetensors           for validation
-    manifest.json                   the export's inputs, threads, and how many linears became integer kernels
+    smoothquant/smoothing.safetensors   for validation
+    smoothquant/manifest.json       the export's inputs, threads, and how many linears became integer kernels
 
 Before the folder gets its name, the graph is loaded and run once: the logits must be finite and every quantized
 matrix product must have become an integer kernel.
@@ -61,7 +61,7 @@ def build(
     with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
         if not work.finished:
             for name in found.files:
-                work.adopt(found.folder / name)
+                work.adopt(found.folder / name, name)
             work.adopt(found.graph, MODEL)
             write_genai_config(work.folder, made["geometry"], threads, provider)
             running = found.folder if found.graph.name == MODEL else work.folder  # errors name the user's own folder

@@ -1,10 +1,10 @@
 """A TensorRT engine folder out of an ONNX export.
 
     model.plan                      TensorRT's engine, for this GPU and this version
-    layers.json                     the engine inspector on every layer: kernels, data types, ONNX nodes
+    smoothquant/layers.json         the engine inspector on every layer: kernels, data types, ONNX nodes
     config.json, tokenizer files    for `smoothquant generate`
-    smoothing.safetensors           for validation
-    manifest.json                   the export's inputs, limits, options, GPU, version; which products are INT8 kernels
+    smoothquant/smoothing.safetensors   for validation
+    smoothquant/manifest.json       the export's inputs, limits, options, GPU, version; which products are INT8
 
 A float export gives a float engine: what an INT8 engine is timed against.
 
@@ -29,10 +29,10 @@ from builders.tensorrt.limits import Limits, limits_for
 from builders.tensorrt.runtime import LoadedPlan
 from builders.tensorrt.session import Session
 from smoothquant.errors import UserError
-from smoothquant.workspace import Workspace, load_manifest
+from smoothquant.workspace import OURS, Workspace, load_manifest
 
 STEP = "build tensorrt"
-LAYERS = "layers.json"
+LAYERS = f"{OURS}/layers.json"
 
 
 def build(
@@ -79,7 +79,7 @@ def build(
             work.require(sum(made["files"].values()))
             for name in found.files:
                 if not name.startswith(MODEL):  # the plan holds the graph and the weights
-                    work.adopt(found.folder / name)
+                    work.adopt(found.folder / name, name)
             compiled = compile_graph(
                 found.graph,
                 held.profiles,

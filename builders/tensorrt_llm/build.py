@@ -3,8 +3,8 @@
     rank0.engine, rank1.engine, ...    one for each GPU that serves; they run on the kind of GPU they were built on
     config.json                        TensorRT-LLM's own, of model and build
     tokenizer files                    those of the checkpoint, for serving
-    trtllm-build.log                   everything that the tool said
-    manifest.json                      the checkpoint's inputs, limits, version, GPU, command
+    smoothquant/trtllm-build.log       everything that the tool said
+    smoothquant/manifest.json          the checkpoint's inputs, limits, version, GPU, command
 
 The checkpoint is checked first. An interrupted build is ended with all its processes, and starts anew: the tool keeps
 no half-built engine.
@@ -32,10 +32,10 @@ from builders.tensorrt_llm.process import run_logged
 from builders.tensorrt_llm.releases import is_listed
 from smoothquant.checkpoint import SIDECARS
 from smoothquant.errors import CheckpointError, UserError
-from smoothquant.workspace import MANIFEST, Workspace, load_manifest, remove
+from smoothquant.workspace import OURS, Workspace, is_output, load_manifest, remove
 
 STEP = "build tensorrt-llm"
-LOG = "trtllm-build.log"
+LOG = f"{OURS}/trtllm-build.log"
 Progress = Callable[[int, int], None]  # (done, total)
 FAULT = re.compile(r"error|exception|assert|\[E\]|out of memory", re.IGNORECASE)
 
@@ -153,7 +153,7 @@ def _engines(ranks: int) -> list[str]:
 
 def _origin(checkpoint: Path) -> dict[str, Any]:
     """What the checkpoint was made from; of another tool's, what its files look like."""
-    if (checkpoint / MANIFEST).is_file():
+    if is_output(checkpoint):
         return load_manifest(checkpoint)["inputs"]
     digest = hashlib.sha256((checkpoint / CONFIG).read_bytes())
     for path in sorted(checkpoint.glob("rank*.safetensors")):

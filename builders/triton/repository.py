@@ -2,7 +2,7 @@
 
     DIR/NAME/config.pbtxt        `builders.triton.config`
     DIR/NAME/1/model.plan        or model.onnx and model.onnx.data: linked where the disk allows, else copied
-    DIR/NAME/manifest.json       the engine's inputs; Triton does not look at it
+    DIR/NAME/smoothquant/manifest.json   the engine's inputs; Triton looks only at folders that are numbers
 
 NAME is the engine folder's. The tokenizer stays with the client, in the engine folder.
 """
@@ -18,7 +18,7 @@ from builders.lint import OnnxGraph
 from builders.triton import accelerator
 from builders.triton.config import Serving, Tensor, config
 from smoothquant.errors import OutputError, UserError
-from smoothquant.workspace import MANIFEST, Workspace, check_place, load_manifest
+from smoothquant.workspace import MANIFEST, Workspace, check_place, is_output, load_manifest
 
 STEP = "triton"
 CONFIG, VERSION = "config.pbtxt", "1"
@@ -41,7 +41,7 @@ def check_repository(engine: str | Path, repository: str | Path, *, overwrite: b
     out = Path(repository) / model_name(engine)
     if out.resolve() == Path(engine).resolve():
         raise OutputError(f"--triton {repository}: the model would be the engine's own folder", do="choose another")
-    if out.exists() and not (out / MANIFEST).exists() and not overwrite:
+    if out.exists() and not is_output(out) and not overwrite:
         raise OutputError(
             f"--triton {repository}: {out} exists, and is no model made by this tool",
             do="choose another --triton, or pass --overwrite",
@@ -65,7 +65,6 @@ def write_model(engine: str | Path, repository: str | Path, *, overwrite: bool =
     text = config(describe(engine, manifest))
     with Workspace(out, STEP, {"engine": manifest["inputs"], "config": text}, overwrite=overwrite) as work:
         if not work.finished:
-            work.path(VERSION).mkdir(exist_ok=True)
             for name in names:
                 work.adopt(engine / name, f"{VERSION}/{name}")
             work.path(CONFIG).write_text(text, encoding="utf-8")

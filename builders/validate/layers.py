@@ -12,7 +12,7 @@ A batch's power is a float32 norm, squared; batches are summed in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,11 +20,12 @@ from torch import Tensor
 
 from builders.validate.scheme import Scheme
 from smoothquant import decoder
-from smoothquant.attention import Patterns, capped
-from smoothquant.layers import FloatLayer, W8A8Layer
+from smoothquant.attention import capped
+from smoothquant.layers import FloatLayer, Layer
 from smoothquant.model import Model
 from smoothquant.quantization import quantize_weight, w8a8_linear
 from smoothquant.stream import SmoothedLayer, quantize_layer
+from smoothquant.sweep import FLOAT, Listener
 
 NO_ERROR = 200.0  # dB: what no error at all is shown as; float32 cannot tell more than 150 apart
 
@@ -39,71 +40,101 @@ class LinearError:
     sqnr: float
 
 
-class W8A8Stream:
-    """A text on its way through the W8A8 layers of one scheme, in float32 and, if `exact`, in float64.
+class W8A8Stream(Listener):
+    """The W8A8 layers of one scheme beside the float ones, in float32 and, if `exact`, in float64.
 
-    Per layer, in this order: `enter`, then for every batch of sequences `compare` (by way of the float layer's
-    listener) and `advance`, then `leave`. hidden: dtype -> hidden states (batch, tokens, hidden) of every batch.
+    device: that of the sweep.
     """
 
-    def __init__(self, model: Model, scheme: Scheme, embedded: Sequence[Tensor], exact: bool) -> None:
-        self.model, self.scheme = model, scheme
-        dtypes = (torch.float32, torch.float64) if exact else (torch.float32,)
-        self.hidden = {dtype: [batch.to(dtype) for batch in embedded] for dtype in dtypes}
-        self.linears: list[LinearError] = []
-        self.hidden_errors: list[float] = []
+    def __init__(self, model: Model, scheme: Scheme, exact: bool = False, device: str = "cpu") -> None:
+        self.model, self.scheme, self.exact, self.device = model, scheme, exact, device
+        self.forms = {self.form(dtype): dtype for dtype in (torch.float32, torch.float64)[: 1 + exact]}
+        self._sqnr = torch.full((model.geometry.layers, len(model.roles)), math.nan, dtype=torch.float64)
+        self._errors = torch.full((model.geometry.layers,), math.nan, dtype=torch.float64)
 
-    def enter(self, index: int, source: FloatLayer) -> None:
-        """Quantize a layer."""
-        self._smoothed: SmoothedLayer = self.scheme.layer(self.model, index, source)
+    def form(self, dtype: torch.dtype) -> str:
+        """Name of the form that is computed in a dtype."""
+        return f"w8a8.{self.scheme.key}.{str(dtype).removeprefix('torch.')}"
+
+    @property
+    def linears(self) -> tuple[LinearError, ...]:
+        """Errors of all linears so far; experts that no token reached have none."""
+        return tuple(
+            LinearError(index, role, self.model.linear(index, role), found)
+            for index, row in enumerate(self._sqnr.tolist())
+            for role, found in zip(self.model.roles, row, strict=True)
+            if not math.isnan(found)
+        )
+
+    @property
+    def hidden_errors(self) -> tuple[float, ...]:
+        """Errors of the hidden states after each layer so far."""
+        return tuple(found for found in self._errors.tolist() if not math.isnan(found))
+
+    def enter(self, source: FloatLayer) -> dict[str, Layer]:
+        smoothed: SmoothedLayer = self.scheme.layer(self.model, source.index, source)
         kept = {
-            role: self._smoothed.weight(role)
+            role: smoothed.weight(role)
             for role in self.model.quantized_roles
-            if self.model.linear(index, role) in self.scheme.float_linears
+            if self.model.linear(source.index, role) in self.scheme.float_linears
         }
-        quantized = quantize_layer(self._smoothed, self.scheme.weights).runnable(self.scheme.activations, kept)
-        cache_scales = self.scheme.cache_scales(self.model, index)
-        self._layer: W8A8Layer = replace(quantized, cache_scales=cache_scales, ranks=self.scheme.ranks)
-        self._powers: dict[str, Tensor] = {}  # by role; experts that no token reaches have none
+        quantized = quantize_layer(smoothed, self.scheme.weights).runnable(self.scheme.activations, kept)
+        cache_scales = self.scheme.cache_scales(self.model, source.index)
+        self._layer = replace(quantized, cache_scales=cache_scales, ranks=self.scheme.ranks).to(self.device)
+        # what the input of a linear was divided by before it; one with a smoother divides its input itself
+        divided = {role: scale for role, scale in smoothed.column.items() if role not in smoothed.smoother}
+        self._column = {role: scale.to(self.device) for role, scale in divided.items()}
+        self._row = {role: scale.to(self.device) for role, scale in smoothed.row.items()}
+        self._powers: dict[str, Tensor] = {}  # by role
         self._squares, self._tokens = 0.0, 0
+        return dict.fromkeys(self.forms, self._layer)
 
-    def compare(self, role: str, x: Tensor, y: Tensor) -> None:
-        """x: (..., in), y: (..., out): input and output of a linear in the original float model."""
+    def listen(self, role: str, x: Tensor, y: Tensor) -> None:
         if role in self._layer.float_weights:
             return
-        column, row = self._smoothed.column.get(role), self._smoothed.row.get(role)
-        if role in self._smoothed.smoother:
-            column = None  # the layer divides its input itself
-        smoothed = y if row is None else y / row
-        found = self._layer.linear(role, x if column is None else x / column)
+        smoothed = y / self._row[role] if role in self._row else y
+        found = self._layer.linear(role, x / self._column[role] if role in self._column else x)
         powers = torch.stack((_power(smoothed), _power(found.sub_(smoothed))))
         self._powers[role] = self._powers.get(role, 0) + powers
 
-    def advance(self, batch: int, reference: Tensor, patterns: Mapping[torch.dtype, Patterns]) -> None:
-        """Take one batch through the layer. reference: (batch, tokens, hidden) that the float model makes of it;
-        patterns: of so many tokens, for each dtype."""
-        for dtype, hidden in self.hidden.items():
-            hidden[batch] = decoder.forward(self.model, self._layer, hidden[batch], patterns[dtype])
-        error = (self.hidden[torch.float32][batch] - reference).norm(dim=-1) / reference.norm(dim=-1).clamp_min(1e-30)
+    def advance(self, hidden: Mapping[str, Tensor]) -> None:
+        reference, found = hidden[FLOAT], hidden[self.form(torch.float32)]
+        error = (found - reference).norm(dim=-1) / reference.norm(dim=-1).clamp_min(1e-30)
         self._squares += error.double().square().sum().item()
         self._tokens += error.numel()
 
     def leave(self) -> None:
         """Note the layer's errors."""
-        index = self._smoothed.index
-        for role, (signal, noise) in self._powers.items():
-            self.linears.append(LinearError(index, role, self.model.linear(index, role), sqnr(signal, noise)))
-        self.hidden_errors.append(math.sqrt(self._squares / self._tokens))
-        del self._smoothed, self._layer
+        index = self._layer.index
+        for place, role in enumerate(self.model.roles):
+            if role in self._powers:
+                signal, noise = self._powers.pop(role).tolist()
+                self._sqnr[index, place] = sqnr(signal, noise)
+        self._errors[index] = math.sqrt(self._squares / self._tokens)
+        del self._layer, self._column, self._row
+
+    @property
+    def leftover(self) -> Collection[str]:
+        return self._powers.keys()
+
+    def state(self) -> dict[str, Tensor]:
+        return {"sqnr": self._sqnr, "hidden_errors": self._errors}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self._sqnr, self._errors = state.pop("sqnr"), state.pop("hidden_errors")
 
     @torch.no_grad()
-    def logits(self, batch: int, row: int, dtype: torch.dtype) -> Tensor:
-        """Logits (tokens, vocab) of one sequence after the last layer, in float32, or float64 of an exact stream."""
-        model, hidden = self.model, self.hidden[dtype][batch][row : row + 1]
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (tokens, vocab) of the scheme's head, in the dtype of its input. hidden: (tokens, hidden) after the
+        last layer."""
+        model, hidden = self.model, hidden[None].to(self.device)
         if self.scheme.lm_head == "float":
             return decoder.logits(model, hidden)[0]
         x = decoder.head_input(model, hidden)
-        parts = [w8a8_linear(x, *quantize_weight(rows)) for rows in model.rows(model.lm_head)]
+        parts = []
+        for rows in model.rows(model.lm_head):
+            weight, scale = quantize_weight(rows)
+            parts.append(w8a8_linear(x, weight.to(self.device), scale.to(self.device)))
         return capped(torch.cat(parts, dim=-1), model.geometry.logits_softcap)[0]
 
 

@@ -7,13 +7,17 @@ INT8 spends its 127 steps on the largest channel: what the others get is the rat
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from builders.validate.reference import Reference
 from builders.validate.scheme import Scheme
+from smoothquant.layers import FloatLayer, Layer
+from smoothquant.model import Model
+from smoothquant.quantization import absmax
+from smoothquant.sweep import Listener
 
 BARS = 256  # a channel plot shows at most so many values, each the maximum of its neighbours
 
@@ -41,15 +45,46 @@ class Channels:
     after: tuple[float, ...]
 
 
-def activation_ranges(reference: Reference, scheme: Scheme) -> tuple[tuple[Range, ...], Channels]:
-    """Ranges of every input of every layer, and the channels of the input whose outliers stood out furthest."""
+class InputMaxima(Listener):
+    """Maxima of |input| over all tokens.
+
+    found: linear -> float32 (in,); linears with a common input hold it once, under the first of them. An expert that
+    no token reached has none.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.found: dict[str, Tensor] = {}
+        self._first_of_input = {roles[0] for roles in model.inputs}
+
+    def enter(self, source: FloatLayer) -> dict[str, Layer]:
+        self._index = source.index
+        return {}
+
+    def listen(self, role: str, x: Tensor, y: Tensor) -> None:
+        if role in self._first_of_input:
+            name, seen = self.model.linear(self._index, role), absmax(x.flatten(0, -2), dim=0).cpu()
+            self.found[name] = torch.maximum(seen, self.found.get(name, seen))
+
+    def state(self) -> dict[str, Tensor]:
+        return self.found
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.found = {name: state.pop(name) for name in list(state)}
+
+
+def activation_ranges(
+    model: Model, act_absmax: Mapping[str, Tensor], scheme: Scheme
+) -> tuple[tuple[Range, ...], Channels]:
+    """Ranges of every input of every layer, and the channels of the input whose outliers stood out furthest.
+    act_absmax: what `InputMaxima` found."""
     ranges, worst, channels = [], -1.0, None
-    for layer in range(reference.model.geometry.layers):
-        for roles in reference.model.inputs:
-            before = reference.act_absmax.get(reference.model.linear(layer, roles[0]))
+    for layer in range(model.geometry.layers):
+        for roles in model.inputs:
+            before = act_absmax.get(model.linear(layer, roles[0]))
             if before is None:  # an expert that no token reached
                 continue
-            scale = scheme.column(reference.model, layer, roles[0])
+            scale = scheme.column(model, layer, roles[0])
             after = before if scale is None else before / scale
             found = Range(layer, roles, *_largest_and_median(before), *_largest_and_median(after))
             ranges.append(found)

@@ -1,9 +1,9 @@
 """How an engine was smoothed and quantized, by what its folder says: enough to compute it again, layer by layer.
 
-    manifest.json          what the export was made from: model, smoothing settings, form of activations and weights
-    smoothing.safetensors  <linear>.smoothing_scale float32 (in,), where the input is smoothed
-                           <linear>.input_absmax    float32 (in,), calibrated maxima of the smoothed input
-                           <layer>.key.cache_scale, <layer>.value.cache_scale   float32, of an 8-bit KV cache
+    smoothquant/manifest.json          what it was made from: model, smoothing settings, form of activations and weights
+    smoothquant/smoothing.safetensors  <linear>.smoothing_scale float32 (in,), where the input is smoothed
+                                       <linear>.input_absmax    float32 (in,), calibrated maxima of the smoothed input
+                                       <layer>.key.cache_scale, <layer>.value.cache_scale  float32, of an INT8 cache
 
 The layers are rebuilt from the recorded scales, not from the equation that once gave them: int8 weights and static
 input scales come out bit for bit as the engine holds them. (A norm's folded gain is gain / s once more. In 16 bits

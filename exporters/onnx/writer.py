@@ -2,7 +2,7 @@
 
 model.onnx         graph and small constants (and model.per-tensor.onnx, where both forms were asked for)
 model.onnx.data    weights: linears [in, out], int8 + float32 scales, or float
-config.json, tokenizer files, smoothing.safetensors, manifest.json
+config.json, tokenizer files; smoothquant/smoothing.safetensors, smoothquant/manifest.json
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     config.json                the decoder, its numbers, mapping and quantization        (`config`)
     rank0.safetensors, ...     the tensors of each rank                                  (`tensors`, `outer`)
-    tokenizer files, smoothing.safetensors, manifest.json
+    tokenizer files; smoothquant/smoothing.safetensors, smoothquant/manifest.json
 
 Every tensor lands at its place in its rank's file as soon as its layer is quantized: memory is a layer, not a model,
 however many ranks there are.

@@ -129,8 +129,10 @@ def show(ui: Ui, manifest: dict) -> None:
 
 def warn_of_floats(ui: Ui, manifest: dict, out: str) -> None:
     """A line for each product that is no INT8 kernel. It is no error: TensorRT's timing may prefer a float one."""
+    from smoothquant.workspace import MANIFEST
+
     floats = [product for product in manifest["kernels"]["products"] if not product["int8"]]
     for product in floats[:SHOWN]:
         ui.warn(f"not INT8: {product['module']}: {product['why']}")
     if len(floats) > SHOWN:
-        ui.warn(f"not INT8: {len(floats) - SHOWN} more, in {out}/manifest.json")
+        ui.warn(f"not INT8: {len(floats) - SHOWN} more, in {out}/{MANIFEST}")

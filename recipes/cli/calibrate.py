@@ -32,7 +32,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         default="auto",
         help="arithmetic (default auto: 16 bits where the checkpoint has them and the machine is quick at them)",
     )
-    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default auto)")
+    options.add_device(command)
     options.add_family(command)
     options.add_overwrite(command)
     command.set_defaults(run=run)

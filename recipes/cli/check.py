@@ -82,11 +82,11 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
 def checker(path: Path) -> Checker:
     """What checks this file or folder. Raises UserError for what nothing checks."""
     from builders.tensorrt_llm import is_checkpoint
-    from smoothquant.workspace import MANIFEST, load_manifest
+    from smoothquant.workspace import is_output, load_manifest
 
     if path.is_dir() and is_checkpoint(path):
         return check_trtllm
-    if not (path / MANIFEST).exists():
+    if not is_output(path):
         return check_onnx
     step = load_manifest(path)["step"]
     if step not in CHECKERS:

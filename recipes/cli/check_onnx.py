@@ -50,9 +50,9 @@ def check_onnx(arguments: argparse.Namespace, ui: Ui) -> None:
 
 def _graphs(path: Path) -> list[Path]:
     """The ONNX files of a folder of ours, which may be two; any other path itself."""
-    from smoothquant.workspace import MANIFEST, load_manifest
+    from smoothquant.workspace import is_output, load_manifest
 
-    if not (path / MANIFEST).exists():
+    if not is_output(path):
         return [path]
     return [path / name for name in load_manifest(path)["files"] if name.endswith(".onnx")]
 

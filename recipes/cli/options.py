@@ -46,6 +46,14 @@ def add_overwrite(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--device",
+        default="auto",
+        help="where PyTorch computes: cpu, cuda, cuda:1, ... (default auto: a GPU if there is one)",
+    )
+
+
 def add_engine(command: argparse.ArgumentParser) -> None:
     """What every engine is built from and to."""
     command.add_argument("export", metavar="EXPORT", help="folder made by smoothquant export onnx")

@@ -33,7 +33,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
     )
     command.add_argument("--samples", type=int, metavar="N", help="only the first N sequences (default: all)")
     command.add_argument("--length", type=int, default=2048, help="tokens in a sequence (default 2048, as published)")
-    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default auto)")
+    options.add_device(command)
     options.add_family(command)
     options.add_overwrite(command)
     command.set_defaults(run=run)

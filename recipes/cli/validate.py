@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from recipes.cli.ui import Ui
 from smoothquant.errors import ThresholdError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from builders.validate import Thresholds, Validation
 
 LIMITS = {  # field of Thresholds -> what its option's help says
@@ -30,7 +33,8 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         help="compare an engine with the float model on held-out text",
         description="Run engines and the float model on a text that was not calibrated on, and compare their logits. "
         "The float model runs layer by layer: one layer in memory. Exit status 1 if a threshold is missed; the "
-        "smallest one that would have passed is told.",
+        "smallest one that would have passed is told. An interrupted run goes on near where it stopped: what it has "
+        "found lies in FILE.partial beside --out, or else --report, or else the first engine.",
     )
     command.add_argument(
         "engines",
@@ -45,6 +49,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
     for name, meaning in LIMITS.items():
         command.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=f"threshold: {meaning}")
     command.add_argument("--exact", action="store_true", help="measure the distance to the exact (float64) W8A8 logits")
+    options.add_device(command)
     command.add_argument("--report", metavar="FILE.html", help="write a report with plots")
     command.add_argument("--out", metavar="FILE.json", help="write the results, with everything that the plots show")
     options.add_family(command)
@@ -58,7 +63,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from builders.engine import FOREIGN
     from builders.report import write_json, write_report
     from builders.validate import validate_engines
-    from smoothquant.workspace import check_place
+    from smoothquant.workspace import check_place, forget
 
     limits = _limits(arguments)
     for option, path in (("--report", arguments.report), ("--out", arguments.out)):
@@ -69,9 +74,17 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     names = [Path(folder).resolve().name for folder in arguments.engines]
     labels = names if len(set(names)) == len(names) else arguments.engines
     folders = dict(zip(labels, arguments.engines, strict=True))
+    work = _work(arguments)
     with ui.progress("validate") as progress:
         found = validate_engines(
-            folders, model, text, dict.fromkeys(folders, limits), exact=arguments.exact, progress=progress
+            folders,
+            model,
+            text,
+            dict.fromkeys(folders, limits),
+            exact=arguments.exact,
+            device=arguments.device,
+            work=work,
+            progress=progress,
         )
     show(ui, found)
     if arguments.exact:
@@ -82,7 +95,19 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         write_report(arguments.report, found)
     if arguments.out:
         write_json(arguments.out, found)
+    if work:
+        forget(work)
     raise_if_missed(found)
+
+
+def _work(arguments: argparse.Namespace) -> Path | None:
+    """What an interrupted validation is kept beside; None where that is an engine in a place that is read-only."""
+    from pathlib import Path
+
+    if arguments.out or arguments.report:
+        return Path(arguments.out or arguments.report)
+    engine = Path(arguments.engines[0]).resolve()
+    return engine.with_name(f"{engine.name}.validation") if os.access(engine.parent, os.W_OK) else None
 
 
 def show(ui: Ui, found: list[Validation]) -> None:

@@ -45,17 +45,17 @@ def check_agreement(model: Model, family: Family, theirs: TransformersClass) -> 
     cut = cut_down(content, model.geometry, known)
     name = theirs.model.__name__
     correct = "correct the record (recipes/README.md says what its fields mean)"
-    try:
-        with tempfile.TemporaryDirectory(prefix="smoothquant-") as folder:
-            expected = save_theirs(cut, theirs, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="smoothquant-") as folder:
+        expected = save_theirs(cut, theirs, Path(folder))
+        try:
             found = our_logits(Path(folder), cut, family)
-    except UserError as error:
-        raise CheckpointError(
-            f"{where}: the family {family.name} does not fit what transformers' {name} saves with this config: "
-            f"{error.what}",
-            expected=error.expected,
-            do=correct,
-        ) from error
+        except (UserError, RuntimeError) as error:  # a RuntimeError is torch's, for shapes that do not fit
+            told, expectation = (error.what, error.expected) if isinstance(error, UserError) else (str(error), "")
+            raise CheckpointError(
+                f"{where}: the family {family.name} does not fit what transformers' {name} saves: {told}",
+                expected=expectation,
+                do=correct,
+            ) from error
     off = disagreement(found, expected)
     if not off <= TOLERANCE:
         raise CheckpointError(
@@ -67,16 +67,27 @@ def check_agreement(model: Model, family: Family, theirs: TransformersClass) -> 
 
 
 def save_theirs(cut: Mapping[str, Any], theirs: TransformersClass, folder: Path) -> Tensor:
-    """Logits (tokens, vocab) float32 by transformers, in two chunks; the weights are saved in `folder`."""
+    """Logits (tokens, vocab) float32 by transformers, in two chunks; the weights are saved in `folder`.
+
+    Raises CheckpointError for a config that transformers cannot run.
+    """
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = theirs.read(cut)
-        model = theirs.model._from_config(config, dtype=torch.float32).eval()
-        randomize(model)
-        with torch.no_grad():
-            first = model(sample()[:, :CHUNK], use_cache=True)
-            second = model(sample()[:, CHUNK:], past_key_values=first.past_key_values, use_cache=True)
-        model.save_pretrained(folder)
+        try:
+            model = theirs.model._from_config(config, dtype=torch.float32).eval()
+            randomize(model)
+            with torch.no_grad():
+                first = model(sample()[:, :CHUNK], use_cache=True)
+                second = model(sample()[:, CHUNK:], past_key_values=first.past_key_values, use_cache=True)
+            model.save_pretrained(folder)
+        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
+            told = " ".join(str(error).split())
+            raise CheckpointError(
+                f"transformers' {theirs.model.__name__} cannot run with this config.json ({told})",
+                expected="a config that transformers runs",
+                do="restore the config.json that came with the weights",
+            ) from error
     write_json(folder / "config.json", dict(cut))
     return torch.cat((first.logits, second.logits), dim=1)[0].float()
 

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from act_scales import collect as module
 from act_scales.collect import collect
 from act_scales.store import ActScales, load_act_scales
 from act_scales.text import Text
+from smoothquant import decoder, sweep
 from smoothquant.errors import ActScalesError, MissingPackageError, OutputError, UserError
 from smoothquant.model import Model
 from tests.models import open_llama, sample_ids
@@ -86,7 +86,7 @@ def test_maxima_are_those_of_transformers(variant: str, make_llama: Callable[...
 def test_batches_do_not_matter(
     batch_tokens: int, llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BATCH_TOKENS", batch_tokens)
+    monkeypatch.setattr(sweep, "BATCH_TOKENS", batch_tokens)
     text = text_of(40, 40, 40, 40, 40, 11)
     found = collect(llama, text, tmp_path / "a.safetensors", device="cpu")
     assert_close(found, hooked(llama.checkpoint.folder, text), 5e-6)  # as above
@@ -144,7 +144,7 @@ class Interrupt(KeyboardInterrupt):
 def test_an_interrupted_run_goes_on_to_the_same_bytes(
     stop: int, make_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "KEEP_EVERY", -1.0)  # keep the state after every layer
+    monkeypatch.setattr(sweep, "KEEP_EVERY", -1.0)  # keep the state after every layer
     model, text, out = open_llama(make_llama(num_hidden_layers=4)), text_of(32, 32, 9), tmp_path / "a.safetensors"
 
     def interrupt(done: int, _total: int) -> None:
@@ -165,7 +165,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
 def test_a_broken_state_is_one_line(
     make_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "KEEP_EVERY", -1.0)
+    monkeypatch.setattr(sweep, "KEEP_EVERY", -1.0)
     model, text, out = open_llama(make_llama()), text_of(32), tmp_path / "a.safetensors"
 
     def interrupt(done: int, _total: int) -> None:
@@ -183,7 +183,7 @@ def test_a_broken_state_is_one_line(
 def test_a_finished_file_is_reused(llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text, out = text_of(32, 32), tmp_path / "a.safetensors"
     made = collect(llama, text, out, device="cpu")
-    monkeypatch.setattr(module.decoder, "forward", None)  # nothing is computed again
+    monkeypatch.setattr(decoder, "forward", None)  # nothing is computed again
     seen: list[tuple[int, int]] = []
     again = collect(llama, text, out, device="cpu", progress=lambda done, total: seen.append((done, total)))
     assert again.fingerprint == made.fingerprint

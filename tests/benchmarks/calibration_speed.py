@@ -114,8 +114,8 @@ def bound(folder: Path) -> dict:
     """The matrix products of calibration and nothing else, in bfloat16, in the batches of calibration."""
     import torch
 
-    from act_scales.collect import BATCH_TOKENS
     from recipes.families import open_model
+    from smoothquant.sweep import BATCH_TOKENS
 
     model = open_model(folder / "model")
     weights = [torch.randn(model.family.shape(role, model.geometry)).bfloat16() for role in model.family.linears]

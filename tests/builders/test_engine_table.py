@@ -23,6 +23,7 @@ from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
 from smoothquant.workspace import MANIFEST
 from tests.models import hooked_absmax, open_llama, sample_ids
+from tests.outputs import write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +41,13 @@ def test_every_known_step_names_a_class_that_is_there(monkeypatch: pytest.Monkey
         fake = ModuleType(module)
         setattr(fake, name, lambda folder, opened=opened: opened.append(folder))
         monkeypatch.setitem(sys.modules, module, fake)
-        (tmp_path / MANIFEST).write_text(json.dumps({"format": 2, "step": step, "inputs": {}, "files": {}}))
+        write_manifest(tmp_path, step)
         open_engine(tmp_path)
         assert opened == [tmp_path]
 
 
 def test_a_step_that_gives_nothing_to_run(tmp_path: Path) -> None:
-    (tmp_path / MANIFEST).write_text(json.dumps({"format": 2, "step": "calibrate", "inputs": {}, "files": {}}))
+    write_manifest(tmp_path, "calibrate")
     with pytest.raises(UserError, match=r"made by 'calibrate'.*expected .*build onnxruntime, .*export w8a8"):
         open_engine(tmp_path)
 

@@ -177,7 +177,7 @@ def test_triton_repositories(onnx_export: Path, tmp_path: Path) -> None:
     assert smoothquant(*build).returncode == 0
     assert (repository / "engine/1/model.onnx").exists()
     assert smoothquant(*build).returncode == 0  # finished already
-    (repository / "engine/manifest.json").unlink()
+    (repository / "engine/smoothquant/manifest.json").unlink()
     assert_one_line(smoothquant(*build, "--quiet"), 2, "repository/engine exists", "pass --overwrite")
     assert_one_line(smoothquant("generate", engine, "x", "--triton", "127.0.0.1:1"), 2, "no Triton server answers")
     other = ("build", "onnxruntime", onnx_export, "--out", tmp_path / "new/engine", "--triton", repository)

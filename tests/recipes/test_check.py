@@ -15,9 +15,11 @@ from builders.tensorrt_rtx import available, packages
 from builders.tensorrt_rtx.packages import bindings
 from recipes.cli import main
 from recipes.machine import TARGETS
+from smoothquant.workspace import MANIFEST
 from tests.builders.lint.graphs import LINEAR, PRODUCT, W, X, graph, saved
 from tests.exporters.onnx.graphs import FLOAT, export_onnx, source_of
 from tests.lacking import with_compiler
+from tests.outputs import write_manifest
 
 COMPILER = ("--compiler", "tensorrt-rtx")
 
@@ -138,7 +140,7 @@ def test_missing_data(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     shutil.copytree(exported, tmp_path / "copy")
     (tmp_path / "copy/model.onnx.data").unlink()
     assert refused(capsys, tmp_path / "copy", *COMPILER)[0] == 2
-    (tmp_path / "copy/manifest.json").unlink()
+    (tmp_path / "copy" / MANIFEST).unlink()
     if available():
         status, line = refused(capsys, tmp_path / "copy", *COMPILER)
         assert status == 1
@@ -170,7 +172,7 @@ def test_bad_input(tmp_path: Path, llama_folder: Path, capsys: pytest.CaptureFix
     assert "no such file" in refused(capsys, llama_folder)[1]
     (tmp_path / "text.onnx").write_text("import this")
     assert "text.onnx: not an ONNX model" in refused(capsys, tmp_path / "text.onnx")[1]
-    (tmp_path / "manifest.json").write_text(json.dumps({"format": 2, "step": "calibrate", "inputs": {}, "files": {}}))
+    write_manifest(tmp_path, "calibrate")
     status, line = refused(capsys, tmp_path)
     assert status == 2
     assert "made by 'calibrate', which there is no check for; expected an ONNX file, a TensorRT-LLM checkpoint" in line

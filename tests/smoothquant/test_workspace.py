@@ -25,7 +25,7 @@ def test_whole(tmp_path: Path) -> None:
     manifest = load_manifest(tmp_path / "out")
     assert manifest["files"] == {"data.txt": 5}
     assert manifest["note"] == 1
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["data.txt", "manifest.json", "out"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["data.txt", "manifest.json", "out", "smoothquant"]
 
 
 def test_finished_is_left_alone(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_unwritable(tmp_path: Path) -> None:
 def test_half_copied(tmp_path: Path) -> None:
     make(tmp_path / "out")
     os.truncate(tmp_path / "out/data.txt", 2)
-    with pytest.raises(UserError, match=r"data\.txt has 2 bytes; expected 5 bytes by manifest\.json"):
+    with pytest.raises(UserError, match=r"data\.txt has 2 bytes; expected 5 bytes by smoothquant/manifest\.json"):
         load_manifest(tmp_path / "out")
     (tmp_path / "out/data.txt").unlink()
     with pytest.raises(UserError, match=r"data\.txt is missing"):

@@ -22,7 +22,7 @@ from builders.tensorrt_llm.triton import models, pbtxt
 from builders.tensorrt_llm.triton.models import Message, Serving
 from exporters.trtllm.versions import FIRST, LAST, builds_engines
 from smoothquant.errors import UserError
-from smoothquant.workspace import Workspace, read_json
+from smoothquant.workspace import TOP_MANIFEST, Workspace, read_json
 
 STEP = "serve-config"
 API_OPTIONS = "llm_api_options.yaml"
@@ -129,10 +129,9 @@ def write_repository(
         "files": {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()},
         "version": engine.version,
     }
-    with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
+    with Workspace(out, STEP, inputs, overwrite=overwrite, manifest=TOP_MANIFEST) as work:
         if not work.finished:
             for name, text in texts.items():
-                work.path(name).parent.mkdir(parents=True, exist_ok=True)
                 work.path(name).write_text(text, encoding="utf-8")
             work.commit()
     return _handoff(engine, serving, repository_at or str(out), {folder, words, out})

@@ -23,9 +23,10 @@ from exporters.huggingface import W8A8Writer
 from smoothquant.errors import MissingPackageError, OutputError, UserError
 from smoothquant.machine import physical_cores
 from smoothquant.model import Model
-from smoothquant.settings import SmoothingSettings
-from smoothquant.workspace import load_manifest
+from smoothquant.settings import SMOOTHING, SmoothingSettings
+from smoothquant.workspace import MANIFEST, OURS, load_manifest
 from tests.models import sample_ids
+from tests.outputs import top
 
 on_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the fused kernel is x86's")
 
@@ -43,9 +44,9 @@ def refused(export_folder: Path, out: Path) -> str:
 
 def remember_size(folder: Path, name: str) -> None:
     """Make the manifest agree with a file that a test has changed."""
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / MANIFEST).read_text())
     manifest["files"][name] = (folder / name).stat().st_size
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
 # -- what is in them -----------------------------------------------------------------------------------------------
@@ -54,9 +55,10 @@ def remember_size(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(("form", "kernels"), [("float", 0), ("per-token", 8), ("per-tensor", 9)])
 @on_x86
 def test_engine_folder(form: str, kernels: int, exports: dict[str, Path], engines: dict[str, Path]) -> None:
-    exported = {path.name for path in exports[form].iterdir()}
-    assert {path.name for path in engines[form].iterdir()} == exported | {"genai_config.json"}
-    for name in exported - {"manifest.json"}:
+    exported = top(exports[form])
+    assert top(engines[form]) == exported | {"genai_config.json"}
+    assert {path.name for path in (engines[form] / OURS).iterdir()} == {"manifest.json", "smoothing.safetensors"}
+    for name in exported | {SMOOTHING}:
         assert (engines[form] / name).samefile(exports[form] / name)  # a hard link: no second copy of the weights
     manifest, made = load_manifest(engines[form]), load_manifest(exports[form])
     assert manifest["step"] == "build onnxruntime"
@@ -103,9 +105,9 @@ def test_logits_do_not_depend_on_the_batch(threads: int, engines: dict[str, Path
 
 def test_finished_engine_is_left_alone(exports: dict[str, Path], tmp_path: Path) -> None:
     first = build(exports["float"], tmp_path / "engine")
-    written = (tmp_path / "engine/manifest.json").stat().st_mtime_ns
+    written = (tmp_path / "engine" / MANIFEST).stat().st_mtime_ns
     assert build(exports["float"], tmp_path / "engine") == first
-    assert (tmp_path / "engine/manifest.json").stat().st_mtime_ns == written
+    assert (tmp_path / "engine" / MANIFEST).stat().st_mtime_ns == written
 
 
 def test_other_folder_is_refused_and_may_be_overwritten(exports: dict[str, Path], tmp_path: Path) -> None:
@@ -164,7 +166,7 @@ def test_garbage_graph(copy_of: Callable[[str], Path], tmp_path: Path, capfd: py
 
 def test_no_manifest(copy_of: Callable[[str], Path], tmp_path: Path) -> None:
     folder = copy_of("per-token")
-    (folder / "manifest.json").unlink()
+    (folder / MANIFEST).unlink()
     assert "not an output of this tool" in refused(folder, tmp_path / "engine")
     assert "not an output of this tool" in refused(tmp_path / "nowhere", tmp_path / "engine")
 

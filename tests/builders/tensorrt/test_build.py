@@ -12,9 +12,11 @@ import torch
 
 from builders.tensorrt import Options, TensorRTEngine, build, compiler
 from smoothquant.errors import OutputError
-from smoothquant.workspace import load_manifest
+from smoothquant.settings import SMOOTHING
+from smoothquant.workspace import OURS, load_manifest
 from tests.builders.tensorrt import fake
 from tests.builders.tensorrt.conftest import LIMITS
+from tests.outputs import top
 
 
 def configuration(trt: Any) -> Any:
@@ -26,9 +28,14 @@ def configuration(trt: Any) -> Any:
 
 def test_engine_folder(make: Callable[..., Path], exports: dict[str, Path], gpu: fake.FakeGpu) -> None:
     folder, made = make("per-token"), exports["per-token"]
-    exported = {path.name for path in made.iterdir()} - {"model.onnx", "model.onnx.data"}
-    assert {path.name for path in folder.iterdir()} == exported | {"model.plan", "layers.json"}
-    for name in exported - {"manifest.json"}:
+    exported = top(made) - {"model.onnx", "model.onnx.data"}
+    assert top(folder) == exported | {"model.plan"}
+    assert {path.name for path in (folder / OURS).iterdir()} == {
+        "layers.json",
+        "manifest.json",
+        "smoothing.safetensors",
+    }
+    for name in exported | {SMOOTHING}:
         assert (folder / name).samefile(made / name)
     manifest, source = load_manifest(folder), load_manifest(made)
     assert manifest["step"] == "build tensorrt"

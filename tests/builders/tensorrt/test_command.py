@@ -61,7 +61,7 @@ def test_many_float_products(
     status, _, errors = run("--quiet", "--overwrite")
     assert status == 0
     assert [line.split(": ")[2] for line in errors[:-1]] == modules[:3]
-    assert errors[-1] == f"warning: not INT8: 5 more, in {tmp_path / 'engine'}/manifest.json"
+    assert errors[-1] == f"warning: not INT8: 5 more, in {tmp_path / 'engine'}/smoothquant/manifest.json"
 
 
 def test_a_timing_cache_that_was_not_written(

@@ -19,7 +19,7 @@ from exporters.huggingface import W8A8Writer
 from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
-from smoothquant.workspace import load_manifest
+from smoothquant.workspace import MANIFEST, load_manifest
 from tests.builders.tensorrt import fake
 from tests.builders.tensorrt.conftest import LIMITS
 
@@ -73,18 +73,18 @@ def change(folder: Path, edit: Callable[[onnx.ModelProto], None]) -> None:
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     edit(model)
     onnx.save(model, folder / "model.onnx")
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / MANIFEST).read_text())
     for name in ("model.onnx", "model.onnx.data"):
         manifest["files"][name] = (folder / name).stat().st_size if (folder / name).exists() else 0
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
 def test_graph_without_quantize(copy_of: Callable[[str], Path], tmp_path: Path, trt: Any) -> None:
     """A graph of floats whose manifest promises INT8. (One that promises float becomes a float engine.)"""
     folder = copy_of("float")
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / MANIFEST).read_text())
     manifest["inputs"]["activations"] = "per-token"
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / MANIFEST).write_text(json.dumps(manifest))
     assert "model.onnx: no matrix product is quantized" in refused(folder, tmp_path / "engine")
 
 
@@ -262,9 +262,9 @@ def test_plan_that_tensorrt_refuses(make: Callable[..., Path]) -> None:
 def test_a_plan_without_content(make: Callable[..., Path]) -> None:
     folder = make("float")
     (folder / "model.plan").write_bytes(b"")
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / MANIFEST).read_text())
     manifest["files"]["model.plan"] = 0
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"model\.plan: empty; expected TensorRT's plan; copy it again, or build"):
         TensorRTEngine(folder)
 

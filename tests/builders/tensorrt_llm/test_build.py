@@ -19,10 +19,11 @@ from builders.tensorrt_llm.environment import find_environment
 from builders.tensorrt_llm.releases import TRITON, has_kernels, triton_image
 from exporters.trtllm.versions import FIRST, RELEASES, STABLE, builds_engines
 from smoothquant.errors import MissingPackageError, UserError
-from smoothquant.workspace import Workspace
+from smoothquant.workspace import MANIFEST, OURS, Workspace
 from tests.builders.tensorrt_llm.checkpoints import PER_TOKEN, write
 from tests.builders.tensorrt_llm.fake_tools import install
 from tests.models import save_tokenizer
+from tests.outputs import top
 from tests.recipes.test_bad_input import assert_one_line, smoothquant
 from tests.zoo import build
 
@@ -47,11 +48,9 @@ def test_an_engine(checkpoint: Path, tmp_path: Path) -> None:
     assert found.returncode == 0, found.stderr
     assert "Set smooth_quant_gemm_plugin to float16" in found.stderr  # its log, on either stream
     manifest = json.loads(found.stdout)["manifest"]
-    assert manifest == json.loads((out / "manifest.json").read_text())
-    assert {"rank0.engine", "rank1.engine", "config.json", "trtllm-build.log", "tokenizer.json"} <= set(
-        manifest["files"]
-    )
-    assert "rank0.safetensors" not in manifest["files"]
+    assert manifest == json.loads((out / MANIFEST).read_text())
+    assert top(out) == {"rank0.engine", "rank1.engine", "config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in (out / OURS).iterdir()} == {"manifest.json", "trtllm-build.log"}
     assert manifest["inputs"]["limits"] == {
         "max_batch_size": 4,
         "max_input_len": 256,
@@ -60,7 +59,7 @@ def test_an_engine(checkpoint: Path, tmp_path: Path) -> None:
         "workers": 2,
     }
     assert (manifest["inputs"]["tensorrt_llm"], manifest["inputs"]["gpu"]) == ("1.2.1", ["NVIDIA H100"])
-    assert "Serializing engine" in (out / "trtllm-build.log").read_text()
+    assert "Serializing engine" in (out / "smoothquant/trtllm-build.log").read_text()
     dry = smoothquant(*arguments, "--workers", 2, "--dry-run")
     assert shlex.split(dry.stdout) == manifest["command"]
     before = (out / "rank0.engine").stat().st_mtime_ns
@@ -74,7 +73,7 @@ def test_a_failed_build(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "engine"
     arguments = ("build", "tensorrt-llm", checkpoint, "--out", out, "--quiet")
     found = smoothquant(*arguments, env=install(tmp_path / "broken", mode="fail"))
-    log = f"{out}.partial/trtllm-build.log"
+    log = f"{out}.partial/smoothquant/trtllm-build.log"
     assert_one_line(found, 2, "failed with status 3", "could not find any implementation for node", f"see {log}")
     assert "could not find any implementation" in Path(log).read_text()
     assert not out.exists()

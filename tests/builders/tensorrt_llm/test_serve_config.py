@@ -22,6 +22,7 @@ from builders.tensorrt_llm.triton import pbtxt
 from builders.tensorrt_llm.triton.models import REQUEST, TOKENS
 from builders.tensorrt_llm.triton.repository import MODELS, request_example, write_repository
 from smoothquant.errors import OutputError, UserError
+from smoothquant.workspace import TOP_MANIFEST
 from tests.models import save_tokenizer
 from tests.recipes.test_bad_input import assert_one_line, smoothquant
 
@@ -63,6 +64,12 @@ def engine(folder: Path, *, version: str = "1.1.0", tp: int = 1, paged: bool = T
 def repository(tmp_path: Path) -> Path:
     write_repository(engine(tmp_path / "engine"), tmp_path / "repository")
     return tmp_path / "repository"
+
+
+def test_every_folder_of_the_repository_is_a_model(repository: Path) -> None:
+    """Triton would take one of ours for a model, too."""
+    assert {path.name for path in repository.iterdir() if path.is_dir()} == set(MODELS)
+    assert {path.name for path in repository.iterdir() if path.is_file()} == {"llm_api_options.yaml", TOP_MANIFEST}
 
 
 def configs(repository: Path, model_config: Callable[[], Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from smoothquant.settings import SmoothingSettings
 from tests.builders.tensorrt import fake
 from tests.builders.triton.server import Server, parse
 from tests.models import open_llama, sample_ids
+from tests.outputs import top
 
 PROMPT = [256, 5, 6, 7, 40, 41]
 TYPES = model_config_pb2.DataType
@@ -50,6 +51,7 @@ def plan(exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_onnxruntime_model(cpu_engine: Path, tmp_path: Path) -> None:
     model = write_model(cpu_engine, tmp_path / "repository")
     assert model == tmp_path / "repository/int8-engine"
+    assert top(model) == {"1", "config.pbtxt"}
     assert {path.name for path in (model / "1").iterdir()} == {"model.onnx", "model.onnx.data"}
     for path in (model / "1").iterdir():
         assert path.samefile(cpu_engine / path.name)  # linked: no second copy of the weights

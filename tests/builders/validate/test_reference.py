@@ -10,7 +10,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from act_scales.text import Text
-from builders.validate import Reference, read_scheme, reference
+from builders.validate import Reference, read_scheme
+from smoothquant import sweep
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 from tests.models import hooked_absmax, open_llama, sample_ids
@@ -22,7 +23,7 @@ from tests.models import hooked_absmax, open_llama, sample_ids
 def test_logits_are_those_of_transformers(
     dtype: torch.dtype, batch: int, make_llama: Callable[..., Path], text: Text, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference, "BATCH", batch)
+    monkeypatch.setattr(sweep, "BATCH_TOKENS", batch)
     folder = make_llama(dtype=dtype)
     found = Reference(open_llama(folder), text)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from smoothquant.errors import UserError
 from smoothquant.layers import float_layer
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import quantize_layer, smoothed_layers
-from smoothquant.workspace import MANIFEST
 from tests.models import hooked_absmax, open_llama, sample_ids
+from tests.outputs import write_manifest
 
 BIASED = {"attention_bias": True, "mlp_bias": True}
 
@@ -61,13 +60,12 @@ def test_same_scheme_same_key(folders: Path) -> None:
 
 
 def test_a_folder_that_records_no_smoothing(folders: Path, tmp_path: Path) -> None:
-    (tmp_path / MANIFEST).write_text(json.dumps({"format": 2, "step": "export hf", "inputs": {}, "files": {}}))
+    write_manifest(tmp_path, "export hf")
     with pytest.raises(UserError, match=r"smoothing\.safetensors: cannot be read"):
         read_scheme(tmp_path)
 
 
 def test_a_folder_from_another_version(tmp_path: Path) -> None:
-    manifest = {"format": 2, "step": "x", "inputs": {"activations": "per-moon"}, "files": {}}
-    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    write_manifest(tmp_path, "x", {"activations": "per-moon"})
     with pytest.raises(UserError, match="activations 'per-moon'; expected one of per-token, per-tensor, float"):
         read_scheme(tmp_path)

@@ -168,8 +168,7 @@ def test_int8_head_is_part_of_the_exact_model(llama: Model, text: Text, folders:
     scheme = replace(read_scheme(folders / "w8a8"), lm_head="int8")
     reference = Reference(llama, text, [scheme], exact=True)
     found = reference.w8a8_logits(scheme, 2, torch.float64)
-    hidden = reference.streams[scheme.key].hidden[torch.float64]
-    (state,) = [batch[0] for batch in hidden if batch.shape[1] == len(text.sequences[2])]
+    state = reference.hidden(2, reference.streams[scheme.key].form(torch.float64))
     normed = state / (state.square().mean(-1, keepdim=True) + llama.geometry.norm_epsilon).sqrt()
     normed = normed * llama.read("model.norm.weight").double()
     integers, token_scale = quantize_tokens(normed)

@@ -19,7 +19,7 @@ from smoothquant import decoder
 from smoothquant.attention import patterns
 from smoothquant.contract import TOLERANCE, relative_error
 from smoothquant.model import Model
-from smoothquant.settings import SmoothingSettings
+from smoothquant.settings import SMOOTHING, SmoothingSettings
 from smoothquant.stream import quantize_layer, smoothed_layers
 from smoothquant.workspace import load_manifest
 from tests.models import hooked_absmax, open_llama, sample_ids
@@ -163,7 +163,7 @@ def test_manifest_explains(make_llama: Callable[..., Path], tmp_path: Path) -> N
         "activations": "per-token",
     }
     assert manifest["contract"]["logits_relative_error"] <= TOLERANCE
-    with safe_open(tmp_path / "out/smoothing.safetensors", "pt") as file:
+    with safe_open(tmp_path / "out" / SMOOTHING, "pt") as file:
         name = "model.layers.1.mlp.down_proj"
         before = file.get_tensor(f"{name}.smoothing_scale") * file.get_tensor(f"{name}.input_absmax")
     torch.testing.assert_close(before, source.input_absmax[name], rtol=1e-6, atol=0)

@@ -120,10 +120,9 @@ def test_graph_says_what_it_is(make_llama: Callable[..., Path], tmp_path: Path) 
     assert {path.name for path in out.iterdir()} == {
         "config.json",
         "generation_config.json",
-        "manifest.json",
         "model.onnx",
         "model.onnx.data",
-        "smoothing.safetensors",
+        "smoothquant",
         "tokenizer.json",
         "tokenizer_config.json",
     }

@@ -21,6 +21,7 @@ from recipes.cli import main
 from recipes.families import open_model
 from smoothquant.errors import ActScalesError, UserError
 from smoothquant.settings import SmoothingSettings
+from smoothquant.workspace import MANIFEST
 from tests.exporters.trtllm.checkpoints import MODELOPT, PER_TOKEN, STATIC, make, write
 from tests.recipes.test_bad_input import assert_one_line, smoothquant
 
@@ -252,7 +253,7 @@ def test_options(
 ) -> None:
     out = tmp_path / "out"
     assert main(["export", "trtllm", str(folder), str(scales), "--out", str(out), "--quiet", *options]) == 0
-    inputs = json.loads((out / "manifest.json").read_text())["inputs"]
+    inputs = json.loads((out / MANIFEST).read_text())["inputs"]
     assert (inputs["quant_algo"], inputs["smoothing"]["groups"], inputs["dtype"]) == (algo, groups, dtype)
 
 
@@ -298,4 +299,4 @@ def test_a_window_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     arguments = [str(source.model.checkpoint.folder), str(tmp_path / "act_scales.safetensors")]
     assert main(["export", "trtllm", *arguments, "--out", str(tmp_path / "out")]) == 0
     assert "max_attention_window 6" in capsys.readouterr().err
-    assert json.loads((tmp_path / "out/manifest.json").read_text())["geometry"]["cache_window"] == 6
+    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["geometry"]["cache_window"] == 6

@@ -1,4 +1,4 @@
-"""Where and in which arithmetic to calibrate."""
+"""Where and in which arithmetic to compute."""
 
 from __future__ import annotations
 

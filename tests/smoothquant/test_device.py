@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from act_scales import machine
-from act_scales.machine import choose_device, choose_dtype
+from smoothquant import device as module
+from smoothquant.device import choose_device, choose_dtype
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -28,7 +28,7 @@ BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 def test_auto(
     stored: torch.dtype, device: str, flags: set[str], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(module, "cpu_flags", lambda: flags)
     assert choose_dtype("auto", stored, device) == expected
     assert choose_dtype("float32", stored, device) == F32
 

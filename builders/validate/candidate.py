@@ -1,0 +1,135 @@
+"""An engine under comparison with the reference, sequence after sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from builders.engine import FOREIGN, SHAPE, Engine, export_inputs
+from builders.validate.metrics import Comparison, check_logits
+from builders.validate.ranges import activation_ranges
+from builders.validate.reference import Reference
+from builders.validate.scheme import Scheme
+from builders.validate.thresholds import Thresholds
+from builders.validate.validation import Exactness, Validation
+from smoothquant.errors import UserError
+from smoothquant.model import Model
+from smoothquant.workspace import versions
+
+
+class Candidate:
+    """What is known of one engine so far. `add` every sequence in order, then ask for the `result`.
+
+    manifest: of the engine's folder. compared: the number of sequences so far.
+    Raises UserError for an engine of another model.
+    """
+
+    def __init__(
+        self, label: str, manifest: Mapping, scheme: Scheme, thresholds: Thresholds, reference: Reference
+    ) -> None:
+        check_model(manifest, reference.model, label)
+        if scheme.activations != "float" and scheme.key not in reference.streams:
+            raise ValueError("the reference was run without this engine's scheme")
+        self.label, self.manifest, self.scheme, self.thresholds = label, manifest, scheme, thresholds
+        self.reference, self.compared = reference, 0
+        self._stream = reference.streams.get(scheme.key)
+        self._comparison = Comparison(reference.tokens)
+        self._squares = torch.zeros(3, dtype=torch.float64)  # to the exact logits: engine's, PyTorch's; of these
+
+    @property
+    def exact(self) -> bool:
+        """Whether the distance to the exact W8A8 logits is measured."""
+        return self._stream is not None and self._stream.exact
+
+    def add(self, engine: Engine, reference_logits: Tensor) -> None:
+        """Compare one more sequence. reference_logits: (tokens, vocab), the reference's.
+
+        Raises UserError for an engine with another vocabulary, ThresholdError for logits that are not finite.
+        """
+        reference, sequence = self.reference, self.compared
+        ids = reference.text.sequences[sequence]
+        logits = engine.logits(ids[None])
+        check_logits(logits, len(ids), reference.model.geometry.vocab_size, sequence)
+        found = logits[0].to(reference_logits.device)
+        self._comparison.add(reference_logits, found, ids)
+        if self.exact:
+            true, pytorch = (
+                reference.w8a8_logits(self.scheme, sequence, dtype) for dtype in (torch.float64, torch.float32)
+            )
+            parts = (found - true, pytorch - true, true)
+            self._squares += torch.stack([part.double().square().sum() for part in parts]).cpu()
+        self.compared += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """What all sequences so far have given."""
+        compared = torch.tensor([self.compared])
+        return {**self._comparison.state(), "compared": compared, "squares": self._squares}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self._comparison.restore(state)
+        self.compared, self._squares = int(state["compared"]), state["squares"]
+
+    def result(self) -> Validation:
+        """The validation. Raises UserError for a threshold on what was not measured."""
+        metrics = self._comparison.metrics()
+        engine, pytorch = (self._squares[:2] / self._squares[2].clamp_min(1e-300)).sqrt().tolist()
+        exactness = Exactness(engine, pytorch) if self.exact else None
+        names = ("kl_mean", "kl_p99", "top1", "perplexity_ratio", "relative_error")
+        measured = {name: getattr(metrics, name) for name in names}
+        if exactness:
+            measured["exactness_ratio"] = exactness.ratio
+        ranges, channels = activation_ranges(self.reference.model, self.reference.act_absmax, self.scheme)
+        return Validation(
+            label=self.label,
+            subject=self._subject(),
+            metrics=metrics,
+            checks=self.thresholds.check(measured),
+            exactness=exactness,
+            linears=self._stream.linears if self._stream else (),
+            hidden_errors=self._stream.hidden_errors if self._stream else (),
+            ranges=ranges,
+            channels=channels,
+            samples=self._comparison.samples(),
+        )
+
+    def _subject(self) -> dict:
+        inputs, reference, text = export_inputs(self.manifest), self.reference, self.reference.text
+        return {
+            "engine": self.manifest["step"],
+            "bytes": sum(self.manifest.get("files", {}).values()),
+            "inputs": dict(inputs),
+            "engine_versions": self.manifest.get("versions", {}),
+            "checkpoint": reference.model.checkpoint.folder.resolve().name,
+            "model": reference.fingerprint,
+            "stored": reference.name,
+            "reference": reference.description,
+            "text": text.source,
+            "text_fingerprint": text.fingerprint,
+            "sequences": len(text.sequences),
+            "tokens": reference.tokens,
+            "versions": versions(),
+        }
+
+
+def check_model(manifest: Mapping, model: Model, name: str) -> None:
+    """Raise UserError unless an engine was made from the reference's checkpoint; one by another tool, unless it has its
+    shape. name: what errors call it."""
+    inputs, geometry = export_inputs(manifest), model.geometry
+    if manifest["step"] == FOREIGN:
+        expected = (geometry.vocab_size, geometry.hidden_size, geometry.layers)
+        for key, number in zip(SHAPE, expected, strict=True):
+            if inputs[key] != number:
+                raise UserError(
+                    f"{name}: this checkpoint has {key} {inputs[key]}",
+                    expected=f"{number}, the reference's",
+                    do="give the model that it was converted from",
+                )
+    elif inputs.get("model") != model.checkpoint.fingerprint:
+        raise UserError(
+            f"{name}: this engine was made from model {inputs.get('model')}",
+            expected=f"{model.checkpoint.fingerprint}, the reference",
+            do="give the checkpoint that the engine was made from",
+        )

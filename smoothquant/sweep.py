@@ -1,0 +1,241 @@
+"""The one loop over the layers of a model.
+
+    hidden states <- embedding of all tokens
+    for each layer:  read it -> run all sequences through it, while listeners hear its linears -> forget it
+
+In memory: one layer and the hidden states of all sequences (`hidden.Hidden`; mapped files hold many). Sequences of
+one length go through a layer together, `BATCH_TOKENS` tokens at a time. A workspace keeps the hidden states and what
+the listeners know: an interrupted run goes on at the layer where they were kept, and ends as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from smoothquant import decoder
+from smoothquant.attention import patterns
+from smoothquant.errors import CheckpointError, OutputError
+from smoothquant.hidden import Forms, Hidden
+from smoothquant.layers import FloatLayer, Layer, float_layer
+from smoothquant.model import Model
+from smoothquant.workspace import Workspace
+
+BATCH_TOKENS = 1024  # tokens in one matrix product: enough to be efficient, few enough to be small beside a layer
+KEEP_EVERY = 20.0  # seconds of work that an interruption may cost, beside the layer under way
+EMBEDDED = 256 << 20  # bytes of embeddings made at a time: each time the whole table is read
+FLOAT = "float"  # the form of the layers as the checkpoint has them
+
+Progress = Callable[[int, int], None]  # (done, total) layers
+
+
+class Listener:
+    """What learns from a sweep. This one learns nothing; others say what they want to hear.
+
+    For every layer: `enter`; then for every batch of sequences `listen` for each linear, and `advance`; then `leave`.
+
+    forms: other forms of the layers that run beside the checkpoint's own, each with hidden states of its own.
+    """
+
+    forms: Forms = MappingProxyType({})
+
+    def enter(self, source: FloatLayer) -> Mapping[str, Layer]:
+        """Begin a layer. Returns its other forms, by name, on the device of the sweep."""
+        return {}
+
+    def listen(self, role: str, x: Tensor, y: Tensor) -> None:
+        """x: (..., in), y: (..., out): input and output of a linear of the checkpoint's own layer."""
+
+    def advance(self, hidden: Mapping[str, Tensor]) -> None:
+        """hidden: what one batch has become, by form, (sequences, tokens, hidden)."""
+
+    def leave(self) -> None:
+        """End the layer: take stock of what was heard."""
+
+    @property
+    def leftover(self) -> Collection[str]:
+        """Names of what was heard in this layer, and what `leave` did not know what to do with."""
+        return ()
+
+    def state(self) -> dict[str, Tensor]:
+        """What all layers so far have taught."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take what `state` gave out of `state`."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences of one length that run together. rows: their tokens among all."""
+
+    rows: slice
+    length: int
+
+
+class Sweep:
+    """Sequences under way through the layers of a model, which are given to it one after another.
+
+    dtype: of the arithmetic. device: where layers run. index: of the layer that is next.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        sequences: Sequence[Tensor],
+        listeners: Sequence[Listener],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        work: Workspace | None = None,
+    ) -> None:
+        self.model, self.listeners, self.device = model, listeners, device
+        self.batches = list(_batches(sequences))
+        forms = {FLOAT: dtype}
+        for listener in listeners:
+            forms |= listener.forms
+        self.index = 0
+        self.hidden = Hidden(sum(map(len, sequences)), model.geometry.hidden_size, forms, work)
+        longest = max(batch.length for batch in self.batches)
+        self._patterns = {kind: patterns(model, longest, kind, device) for kind in dict.fromkeys(forms.values())}
+        self._sequences = sequences
+
+    def embed(self) -> None:
+        """Fill in what the first layer reads."""
+        ids = torch.cat(list(self._sequences))
+        positions = torch.cat([torch.arange(len(sequence)) for sequence in self._sequences])
+        into = {form: self.hidden.before(0, form) for form in self.hidden.forms}
+        plain = into[FLOAT]
+        step = max(1, EMBEDDED // (plain.shape[1] * plain.dtype.itemsize))
+        for start in range(0, len(ids), step):
+            part = slice(start, start + step)
+            found = decoder.embed(self.model, ids[part][None], plain.dtype, positions[part][None])[0]
+            for states in into.values():
+                states[part] = found
+
+    def states(self, sequence: int, form: str = FLOAT) -> Tensor:
+        """Hidden states (tokens, hidden) of one sequence before layer `index`."""
+        start = sum(map(len, self._sequences[:sequence]))
+        return self.hidden.before(self.index, form)[start : start + len(self._sequences[sequence])]
+
+    @torch.no_grad()
+    def layer(self, source: FloatLayer) -> None:
+        """Take all sequences through one layer."""
+        running: dict[str, Layer] = {FLOAT: replace(source.to(self.device), listen=self._listen)}
+        for listener in self.listeners:
+            running |= listener.enter(source)
+        for batch in self.batches:
+            made = {form: self._run(layer, form, batch) for form, layer in running.items()}
+            for listener in self.listeners:
+                listener.advance(made)
+        for listener in self.listeners:
+            listener.leave()
+            if listener.leftover:
+                raise CheckpointError(
+                    f"layer {source.index}: statistics of {', '.join(listener.leftover)} that belong to no matrix",
+                    expected="linears that the checkpoint holds",
+                    do="correct the family record",
+                )
+        self.index = source.index + 1
+
+    def state(self) -> dict[str, Tensor]:
+        """What the next layer starts from, and what the listeners know."""
+        kept = self.hidden.state(self.index)
+        for number, listener in enumerate(self.listeners):
+            kept |= {f"{number}.{name}": values for name, values in listener.state().items()}
+        return kept
+
+    def restore(self, index: int, state: Mapping[str, Tensor]) -> None:
+        """Go on before layer `index` from what `state` gave there. KeyError if something is missing or left over."""
+        left = dict(state)
+        self.hidden.restore(left)
+        for number, listener in enumerate(self.listeners):
+            theirs = {name: left.pop(name) for name in list(left) if name.startswith(f"{number}.")}
+            taken = {name.partition(".")[2]: values for name, values in theirs.items()}
+            listener.restore(taken)
+            left |= taken
+        if left:
+            raise KeyError(*left)
+        self.index = index
+
+    def _run(self, layer: Layer, form: str, batch: Batch) -> Tensor:
+        before = self.hidden.before(layer.index, form)[batch.rows]
+        positions = self._patterns[self.hidden.forms[form]].upto(batch.length)
+        states = before.view(-1, batch.length, before.shape[-1]).to(self.device)
+        after = decoder.forward(self.model, layer, states, positions)
+        self.hidden.before(layer.index + 1, form)[batch.rows] = after.flatten(0, 1)
+        return after
+
+    def _listen(self, role: str, x: Tensor, y: Tensor) -> None:
+        for listener in self.listeners:
+            listener.listen(role, x, y)
+
+
+@torch.no_grad()
+def sweep(
+    model: Model,
+    sequences: Sequence[Tensor],
+    listeners: Sequence[Listener] = (),
+    *,
+    dtype: torch.dtype = torch.float32,
+    weights: torch.dtype | None = None,
+    device: str = "cpu",
+    work: Workspace | None = None,
+    keep_last: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> Sweep:
+    """Take sequences of token ids through all layers of a model. Returns them as they are after the last one.
+
+    weights: the dtype that layers are read in; None keeps the one on disk, and widens weights as they are used.
+    work: keeps the state at most every `KEEP_EVERY` seconds, and after the last layer if `keep_last`; an interrupted
+    sweep goes on from there. Mapped files need no copy: after each layer it is noted that it is done.
+
+    Raises OutputError for a disk without room for the hidden states, or an unusable state of an interrupted run;
+    CheckpointError for statistics that no listener knows what to do with.
+    """
+    layers, start = model.geometry.layers, work.next_layer if work else 0
+    under_way = Sweep(model, sequences, listeners, dtype=dtype, device=device, work=work)
+    if work and start:
+        _restore(under_way, work)
+    else:
+        under_way.embed()
+    # other forms are made from the layer on the CPU; where there are none, it need not pass through there as a whole
+    place = "cpu" if any(listener.forms for listener in listeners) else device
+    progress(start, layers)
+    kept = time.monotonic()
+    for index in range(start, layers):
+        under_way.layer(float_layer(model, index, weights, place))
+        late = under_way.hidden.mapped or time.monotonic() - kept > KEEP_EVERY
+        if work and (keep_last if index + 1 == layers else late):
+            work.mark(index + 1, under_way.state())
+            kept = time.monotonic()
+        progress(index + 1, layers)
+    return under_way
+
+
+def _restore(under_way: Sweep, work: Workspace) -> None:
+    try:
+        under_way.restore(work.next_layer, work.state())
+    except KeyError as error:
+        raise OutputError(
+            f"{work.folder}: the state of an interrupted run has not, or has too much, {error}",
+            expected=f"what layer {work.next_layer} starts from",
+            do=f"remove {work.folder} and start again",
+        ) from error
+
+
+def _batches(sequences: Sequence[Tensor]) -> Iterator[Batch]:
+    """Consecutive sequences of one length, together."""
+    start = 0
+    for length, group in groupby(sequences, key=len):
+        end = start + length * len(list(group))
+        step = max(length, BATCH_TOKENS - BATCH_TOKENS % max(1, length))
+        for begin in range(start, end, step):
+            yield Batch(slice(begin, min(begin + step, end)), length)
+        start = end

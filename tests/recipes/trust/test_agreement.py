@@ -1,0 +1,331 @@
+"""A family is compared with transformers: what agrees, what does not, and that every key that a record reads counts."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GraniteConfig, GraniteForCausalLM
+
+from recipes import falcon, llama, qwen
+from recipes.families import FAMILIES, open_model
+from recipes.trust import agreement, keys
+from recipes.trust.known import transformers_class
+from smoothquant.config import Config
+from smoothquant.errors import CheckpointError, UserError
+from smoothquant.family import Family, Geometry
+from tests import zoo
+from tests.models import save_llama, save_tokenizer
+from tests.zoo import COMMON, ZOO
+from tests.zoo.hub_configs import CONFIGS
+
+BY_TYPE = {kind: family for family in FAMILIES for kind in family.model_types}
+BOUNDS = {"max_position_embeddings", "seq_length", "original_max_position_embeddings"}  # lengths, not arithmetic
+OTHER = {
+    "silu": "relu",
+    "gelu": "relu",
+    "gelu_pytorch_tanh": "relu",
+    "relu": "gelu",
+    "full_attention": "sliding_attention",
+    "sliding_attention": "full_attention",
+    "linear": "default",
+    "llama3": "default",
+    "default": "linear",
+}
+
+
+def layout_config(name: str) -> dict[str, Any]:
+    layout = ZOO[name]
+    config = layout.model.config_class(**(COMMON | dict(layout.numbers)), architectures=[layout.model.__name__])
+    return json.loads(config.to_json_string(use_diff=False))
+
+
+ALL = {**CONFIGS, **{f"layout {name}": layout_config(name) for name in ZOO}}
+
+
+def read_by(content: Mapping, family: Family) -> tuple[Config, Geometry]:
+    config = Config(content)
+    record = family.variant(config) if family.variant else family
+    return config, record.geometry(config)
+
+
+def cut(content: Mapping, family: Family) -> dict[str, Any]:
+    config, geometry = read_by(content, family)
+    theirs = transformers_class(content)
+    assert theirs is not None
+    keys.check_keys(config, family, theirs)
+    return agreement.cut_down(content, geometry, theirs.read(content))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_key_that_is_read_counts(name: str, tmp_path: Path) -> None:
+    """transformers agrees on this config; with another value of a key, ours differ, or else theirs do not either."""
+    content = ALL[name]
+    family = BY_TYPE[content["model_type"]]
+    small, theirs = cut(content, family), transformers_class(content)
+    assert theirs is not None
+    expected = agreement.save_theirs(small, theirs, tmp_path)
+    assert agreement.disagreement(agreement.our_logits(tmp_path, small, family), expected) <= agreement.TOLERANCE / 5
+
+    def differs(changed: Mapping) -> bool:
+        try:
+            found = agreement.our_logits(tmp_path, changed, family)
+        except (UserError, RuntimeError):  # the weights have another shape then
+            return True
+        return not agreement.disagreement(found, expected) <= agreement.TOLERANCE
+
+    changes = list(other_values(small, read_by(small, family)[0]))
+    assert len(changes) >= 5
+    for path, changed in changes:
+        if path[-1] in BOUNDS or differs(changed):
+            continue
+        try:
+            their_own = agreement.save_theirs(changed, theirs, tmp_path / "changed")
+        except CheckpointError:  # transformers refuses it, and so do we
+            continue
+        assert agreement.disagreement(their_own, expected) <= agreement.TOLERANCE, path
+
+
+def other_values(content: Mapping, config: Config):
+    """The config with another value of each key that was read."""
+    for path in sorted(config.read):
+        changed = copy.deepcopy(dict(content))
+        place: Any = changed
+        for key in path[:-1]:
+            place = place.get(key) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or place.get(path[-1]) is None or isinstance(place[path[-1]], dict):
+            continue
+        place[path[-1]] = other_value(place[path[-1]])
+        yield path, changed
+
+
+def other_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value * 2
+    if isinstance(value, list):
+        return [other_value(one) for one in value]
+    return OTHER[value]
+
+
+# -- wrong records -----------------------------------------------------------------------------------------------------
+
+MULTIPLIERS = {
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.0625,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+}
+
+
+@pytest.fixture(scope="module")
+def granite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("granite")
+    numbers = COMMON | {"intermediate_size": 128, "num_key_value_heads": 2, "tie_word_embeddings": False}
+    torch.manual_seed(0)
+    GraniteForCausalLM(GraniteConfig(**numbers, **MULTIPLIERS)).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def record(tmp_path: Path, change: str) -> Path:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import replace\nfrom recipes.llama import FAMILY as LLAMA\n"
+        f"FAMILY = replace(LLAMA, name='mine', {change})\n"
+    )
+    return file
+
+
+def test_a_granite_is_no_llama(granite: Path, tmp_path: Path) -> None:
+    """Its multipliers are named one by one; a record that waves them through computes something else."""
+    architecture = "architectures=('GraniteForCausalLM',)"
+    with pytest.raises(CheckpointError, match=r"(multiplier|scaling) is [0-9.]+, and the family mine does not read it"):
+        open_model(granite, record(tmp_path, architecture))
+    waved = record(tmp_path, f"{architecture}, ignored_keys={tuple(MULTIPLIERS)}")
+    with pytest.raises(CheckpointError, match=r"something else than transformers' GraniteForCausalLM.*of their spread"):
+        open_model(granite, waved)
+    with pytest.raises(CheckpointError, match="something else"):  # trust is for what nobody can check
+        open_model(granite, waved, trust_family=True)
+
+
+UNREAD = r"rope_parameters is \{.*does not read it"
+
+
+@pytest.mark.parametrize(
+    ("layout", "change", "message"),
+    [
+        ("qwen3", "", "does not fit what transformers' Qwen3ForCausalLM saves|is not part of|does not read it"),
+        ("llama", "geometry=lambda config: replace(LLAMA.geometry(config), norm_epsilon=1e-5)", "something else"),
+        ("llama", "geometry=lambda config: replace(LLAMA.geometry(config), activation='gelu')", "something else"),
+        ("llama-scaled", "geometry=lambda config: LLAMA.geometry(config.replacing({'rope_parameters': None}))", UNREAD),
+        ("llama", "geometry=lambda config: LLAMA.geometry({**config})", "reads all keys of config.json at once"),
+        ("llama-scaled", "parallel=True", "something else"),
+    ],
+)
+def test_a_wrong_record_is_refused(layout: str, change: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        open_model(zoo.save(layout, tmp_path / "model"), record(tmp_path, change))
+
+
+def test_a_window_that_is_not_read_shows() -> None:
+    """A record that reads the key and forgets the window."""
+    content = ALL["layout mistral"]
+
+    def forgetful(config: Config) -> Geometry:
+        config.get("sliding_window")
+        return llama.geometry(config)
+
+    family = replace(BY_TYPE["mistral"], geometry=forgetful)
+    with pytest.raises(AssertionError):
+        assert_agrees(content, family)
+
+
+def assert_agrees(content: Mapping, family: Family) -> None:
+    import tempfile
+
+    small, theirs = cut(content, family), transformers_class(content)
+    assert theirs is not None
+    with tempfile.TemporaryDirectory() as folder:
+        expected = agreement.save_theirs(small, theirs, Path(folder))
+        assert agreement.disagreement(agreement.our_logits(Path(folder), small, family), expected) <= 1e-4
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def configured(folder: Path, **changes: object) -> Path:
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value != "absent"}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "architectures", "message"),
+    [
+        ("llama", ["MistralForCausalLM"], "MistralForCausalLM is of model type mistral, and model_type is llama"),
+        ("mistral", ["LlamaForCausalLM"], "LlamaForCausalLM is of model type llama, and model_type is mistral"),
+        ("granite", ["LlamaForCausalLM"], "of model type llama, and model_type is granite"),
+        ("llama", ["StableLmForCausalLM"], "of model type stablelm, and model_type is llama"),
+        ("llama", "LlamaForCausalLM", "expected a name, and a list of names"),
+        (7, ["LlamaForCausalLM"], "expected a name, and a list of names"),
+    ],
+)
+def test_names_that_contradict(kind: object, architectures: object, message: str, tmp_path: Path) -> None:
+    configured(save_llama(tmp_path), model_type=kind, architectures=architectures)
+    with pytest.raises(CheckpointError, match=message):
+        open_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "architectures"),
+    [("llama", ["LLaMAForCausalLM"]), ("llama", ["LlamaModel"]), ("llama", "absent"), ("absent", ["LlamaForCausalLM"])],
+)
+def test_an_unknown_name_beside_a_known_one(kind: str, architectures: object, tmp_path: Path) -> None:
+    configured(save_llama(tmp_path), model_type=kind, architectures=architectures)
+    assert open_model(tmp_path).family.name == "llama"
+
+
+def test_code_beside_the_weights_is_not_run(tmp_path: Path) -> None:
+    folder = configured(save_llama(tmp_path), model_type="mine", auto_map={"AutoConfig": "code.MineConfig"})
+    (folder / "code.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(UserError, match=r"transformers knows neither .* pass --trust-family"):
+        open_model(folder)
+    assert open_model(folder, trust_family=True).family.name == "llama"
+
+
+# -- keys --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes"),
+    [
+        ("llama", {"unsloth_version": "2024.9", "transformers.js_config": {"dtype": "q4"}, "is_llama_config": True}),
+        ("llama", {"rope_interleaved": False, "sliding_window_size": 4096, "eos_token_id": [1, 2], "max_length": 9}),
+        ("llama", {"partial_rotary_factor": 1.0, "sliding_window": None, "alibi": False, "residual_multiplier": 1}),
+        ("bloom", {"offset_alibi": 100, "n_inner": None, "bias_dropout_fusion": True, "slow_but_exact": False}),
+        ("gemma2", {"hidden_act": "silu", "sliding_window_size": 4096, "cache_implementation": "hybrid"}),
+    ],
+)
+def test_keys_that_change_nothing_are_passed_over(layout: str, changes: dict, tmp_path: Path) -> None:
+    open_model(configured(zoo.save(layout, tmp_path), **changes))
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "message"),
+    [
+        ("llama", {"partial_rotary_factor": 0.5}, "something else|does not read"),
+        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, r"rope_scaling is \{.*does not read it"),
+        ("llama", {"rope_theta": 500000.0}, r"rope_theta is 10000\.0 and 500000\.0"),
+        ("llama", {"sliding_window": 4096}, "sliding_window is 4096"),
+        ("llama", {"residual_multiplier": 0.22}, r"residual_multiplier is 0\.22"),
+        ("llama", {"alibi": True}, "alibi is True"),
+        (
+            "llama-scaled",
+            {"rope_parameters": ZOO["llama-scaled"].numbers["rope_parameters"] | {"extra": 3}},
+            "extra is 3",
+        ),
+        ("phi3", {"sliding_window": 0}, "Phi3ForCausalLM cannot run with this config"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ],
+)
+def test_keys_that_may_change_something_are_named(layout: str, changes: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_model(configured(zoo.save(layout, tmp_path), **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_both_spellings_of_a_falcon_are_one(tmp_path: Path) -> None:
+    """A config of the first releases is compared under today's names."""
+    old = {"model_type": "RefinedWeb", "n_head": 8, "n_layer": 2, "n_head_kv": 2, "n_embed": 64, "vocab_size": 288}
+    new = falcon.modern(old)
+    assert new["model_type"] == "falcon"
+    assert new["new_decoder_architecture"] is True
+    assert_agrees(new | {"bias": False, "alibi": False}, falcon.FAMILY)
+
+
+# -- verdicts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_verdict_is_remembered_by_all_that_it_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    ask = agreement.check_agreement
+    monkeypatch.setattr(agreement, "check_agreement", lambda *given: (asked.append("asked"), ask(*given)))
+    monkeypatch.setenv("SMOOTHQUANT_CACHE", str(tmp_path / "cache"))
+    folder = save_llama(tmp_path / "model")
+    open_model(folder)
+    open_model(folder)
+    assert len(asked) == 1
+    (kept,) = (tmp_path / "cache" / "families").iterdir()
+    assert json.loads(kept.read_text())["family"] == "llama"
+    configured(folder, rms_norm_eps=1e-5)  # another config
+    open_model(folder)
+    assert len(asked) == 2
+    file = record(tmp_path, "")  # another record of the same function
+    open_model(folder, file)
+    open_model(folder, file)
+    assert len(asked) == 3
+    kept.write_text("{")  # a spoiled one is none
+    configured(folder, rms_norm_eps=1e-6)
+    open_model(folder)
+    assert len(asked) == 4
+
+
+def test_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SMOOTHQUANT_CACHE", str(tmp_path / "file"))  # no folder can be made there
+    folder = save_llama(tmp_path / "model")
+    assert open_model(folder).family.name == open_model(folder).family.name == "llama"
+
+
+def test_qwen_reads_both_of_its_spellings_of_windows() -> None:
+    content = ALL["layout qwen2-sliding"]
+    config, _ = read_by(content, qwen.QWEN2)
+    assert {("layer_types",), ("max_window_layers",)} <= config.read
