@@ -4,9 +4,9 @@
     <file>.pt                         dict of HF module name -> max |input| (in,) float32, of every nn.Linear (lm_head
                                       and routers too), over 512 samples of the Pile's validation split
 
-The catalogue lists what the repository held at its last known commit, 5a18a87 of February 2024. Files are downloaded
-into Hugging Face's own cache; HF_HUB_OFFLINE, HF_ENDPOINT, HF_HOME and tokens are huggingface_hub's. No network is an
-error only for a file that is not in that cache.
+The catalogue lists what the repository held at its last known commit, 5a18a87 of February 2024. huggingface_hub
+downloads the files into its own cache, and reads HF_HUB_OFFLINE, HF_ENDPOINT, HF_HOME and the user's token. Without a
+network, only a file that the cache lacks is an error.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ TIMEOUT = 10.0  # seconds for the Hub's first answer
 
 
 class HubError(UserError):
-    """The Hub cannot be asked, or does not have the file any more."""
+    """The Hub cannot be reached, or it no longer holds the file."""
 
     exit_code = 4
 
 
 @dataclass(frozen=True)
 class Published:
-    """Published scales of one model. model: its name on the Hub, None where its weights are not there."""
+    """The published scales of one model. model: the model's name on the Hub, or None if the Hub lacks its weights."""
 
     name: str
     family: str
@@ -59,19 +59,19 @@ CATALOGUE = (
 
 
 def find(name: str) -> Published:
-    """Published scales by their name, their file, or their model's name on the Hub. UserError lists the names."""
+    """The published scales with this name, file or model. Raises UserError, which lists the names."""
     for published in CATALOGUE:
         if name in (published.name, published.file, published.model):
             return published
     raise UserError(
         f"no published act scales {name!r}",
         expected=f"one of {', '.join(published.name for published in CATALOGUE)}",
-        do="for another model: smoothquant calibrate",
+        do="measure those of another model with smoothquant calibrate",
     )
 
 
 def files_on_hub() -> list[str]:
-    """The .pt files that the repository holds now. Raises HubError, after one request: no network, or offline mode."""
+    """The .pt files that the repository holds now. Raises HubError in offline mode, or after one request that fails."""
     hub = _hub()
     if hub.constants.HF_HUB_OFFLINE:
         raise HubError("HF_HUB_OFFLINE is set", do="unset it")
@@ -84,9 +84,9 @@ def files_on_hub() -> list[str]:
 
 
 def pull(published: Published) -> ActScales:
-    """Download published scales, or take them from the cache, and say in the metadata where they come from.
+    """The published scales, downloaded or from the cache. Their metadata names the source.
 
-    Raises HubError, ActScalesError for a file that holds something else, OSError for a cache that cannot be written.
+    Raises HubError; ActScalesError if the file holds something else; OSError if the cache cannot be written.
     """
     path = fetch(published)
     told = {
@@ -103,20 +103,20 @@ def pull(published: Published) -> ActScales:
 def fetch(published: Published) -> Path:
     """The published file in Hugging Face's cache, downloaded if need be. Raises HubError, OSError.
 
-    The Hub is asked by one request first: huggingface_hub's own download would try again for half a minute.
+    One request asks the Hub for its list first, since a download by huggingface_hub would retry for half a minute.
     """
     hub = _hub()
     try:
         if published.file not in files_on_hub():
-            raise HubError(f"{REPOSITORY} does not hold it any more", do="see smoothquant scales list")
+            raise HubError(f"{REPOSITORY} no longer holds it", do="see smoothquant scales list")
     except HubError as error:
         cached = hub.try_to_load_from_cache(REPOSITORY, published.file)
         if isinstance(cached, str):
             return Path(cached)
         raise HubError(
             f"{published.file}: not in the cache, and {error.what}",
-            expected="the one or the other",
-            do=f"{error.do}, or bring the file here and use smoothquant scales import",
+            expected="the file in the cache or on the Hub",
+            do=f"{error.do}, or copy the file to this machine and run smoothquant scales import",
         ) from error
     try:
         return Path(hub.hf_hub_download(REPOSITORY, published.file))
@@ -133,7 +133,7 @@ def fetch(published: Published) -> Path:
 
 def _hub() -> ModuleType:
     hub = require("huggingface_hub", "published act scales are fetched with huggingface_hub")
-    require("huggingface_hub.utils").logging.set_verbosity_error()  # what it would say of retries, we say in one line
+    require("huggingface_hub.utils").logging.set_verbosity_error()  # it would report every retry; our error is one line
     return hub
 
 

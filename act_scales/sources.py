@@ -1,10 +1,10 @@
-"""Documents out of a text file, JSON lines or a Hugging Face dataset, read only as far as they are used.
+"""Documents of a text file, of JSON lines or of a Hugging Face dataset, read only as far as they are used.
 
     FILE.txt                        one document: the whole file, UTF-8
     FILE.jsonl, FILE.jsonl.zst      one document per line: its field "text", or its first field that is a string
-    hf:ORG/NAME[/CONFIG][:SPLIT]    one document per row of a dataset, same fields; split "train" unless named
+    hf:ORG/NAME[/CONFIG][:SPLIT]    one document per row of a dataset, from the same fields; "train" is the default
 
-`hf:` is spelled out so that a mistyped path never becomes a download. Rows without text are passed over.
+A dataset needs its `hf:`, so that a mistyped path never becomes a download. Rows without text are skipped.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SPELLINGS = "a .txt, .jsonl or .jsonl.zst file, or hf:ORG/NAME[/CONFIG][:SPLIT]"
 
 
 def documents(source: str | Path, *, blank: bool = False) -> Iterator[Document]:
-    """The documents of a source, in order. blank: those without text, too.
+    """The documents of a source, in order. blank: also those without text.
 
-    Raises UserError, naming the file and line, here or while a document is read: no such file, unknown kind, not
-    UTF-8, malformed, corrupt or truncated, a row without a string, a dataset that cannot be loaded;
-    MissingPackageError without zstandard or datasets.
+    Raises UserError, which names the file and line, here or while a document is read: the file is missing, of an
+    unknown kind, not UTF-8, malformed, corrupt or truncated; a row has no string; a dataset cannot be loaded.
+    Raises MissingPackageError without zstandard or datasets.
     """
     path = Path(source)
     name = path.name.lower()
@@ -83,7 +83,7 @@ def _row(row: Any, where: str, blank: bool) -> Iterator[Document]:
         text = row["text"] if isinstance(row.get("text"), str) else next(strings, None)
     if text is None:
         raise UserError(
-            f"{where}: no text in it", expected='an object with a field "text", or another that is a string'
+            f"{where}: no text in it", expected='an object whose field "text", or any other field, is a string'
         )
     if blank or text.strip():
         yield (text,)
@@ -98,7 +98,7 @@ def _lines(chunks: Iterable[str]) -> Iterator[str]:
 
 
 def _decompressed(path: Path) -> Iterator[bytes]:
-    """The frames of a .zst file, one after another. zstandard's own reader takes a truncated frame for a whole one."""
+    """The content of a .zst file, frame by frame. (zstandard's own reader accepts a truncated frame as a whole one.)"""
     zstandard = require("zstandard", f"{path}: reading .zst needs zstandard")
     again = "download or compress it again"
     frame = zstandard.ZstdDecompressor().decompressobj()
@@ -126,7 +126,7 @@ def _rows(source: str) -> Iterator[Any]:
     if not match:
         raise UserError(f"{source}: not the name of a dataset", expected="hf:ORG/NAME[/CONFIG][:SPLIT]")
     datasets = require("datasets", f"{source} needs the package datasets")
-    streaming = not datasets.config.HF_HUB_OFFLINE  # a stream takes what is used; offline there is the cache alone
+    streaming = not datasets.config.HF_HUB_OFFLINE  # a stream downloads what is used; offline, only the cache exists
     try:
         yield from datasets.load_dataset(
             match["name"], match["config"], split=match["split"] or "train", streaming=streaming

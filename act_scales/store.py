@@ -6,7 +6,7 @@ safetensors; keys are Hugging Face module names:
     <linear>.output_absmax    float32 (out,)   max |output| per channel
     metadata (strings)        format_version, model_fingerprint, text_fingerprint, text_source, samples,
                               sequence_length, tokens, dtype, device, versions (JSON);
-                              of published scales: source, source_file, source_commit
+                              published scales also have: source, source_file, source_commit
 
 The same content gives the same bytes. The form published with SmoothQuant is read and written too: a `.pt` file
 holding a dict of module name -> max |input| (in,). It is loaded as data; a pickle that wants to run code is refused.
@@ -42,8 +42,8 @@ class ActScales:
     """Per-channel maxima of one model's linears, by module name.
 
     input_absmax: float32 (in,), max |input|; output_absmax: float32 (out,), max |output|, empty for the published form.
-    metadata: what they were made from; empty for the published form.
-    Raises ActScalesError for anything but finite, non-negative vectors of float32.
+    metadata: what the scales were made from; empty for the published form.
+    Raises ActScalesError unless every entry is a vector of finite, non-negative float32 numbers.
     """
 
     input_absmax: Mapping[str, Tensor]
@@ -74,7 +74,7 @@ class ActScales:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over names and values, 16 hex digits; metadata does not enter."""
+        """SHA-256 over names and values, 16 hex digits. It does not depend on the metadata."""
         digest = hashlib.sha256()
         for name, values in self.tensors().items():
             digest.update(f"{name} {len(values)} ".encode() + _bytes(values))
@@ -83,10 +83,10 @@ class ActScales:
     def for_model(self, model: Model) -> ActScales:
         """The part of these scales that belongs to the linears of `model` that get quantized.
 
-        Scales of linears that stay in float (lm_head, routers) are dropped. Names that have the base model's prefix
-        where this model has none ("model.decoder.layers..." for "decoder.layers..."), or lack it, become this
-        model's. Raises ActScalesError: made from a model with another fingerprint; a linear without scales, with
-        scales of another shape, or that this model does not have.
+        Scales of linears that stay in float (lm_head, routers) are dropped. Names become this model's: they may have
+        one prefix more or less than its own ("model.decoder.layers..." and "decoder.layers..."). Raises ActScalesError
+        if the scales were made from a model with another fingerprint, if a linear has no scales or scales of another
+        length, or if this model lacks a linear that has scales.
         """
         theirs = self.metadata.get("model_fingerprint")
         if theirs and theirs != (ours := model.checkpoint.fingerprint):
@@ -109,7 +109,7 @@ class ActScales:
         return replace(self, input_absmax=inputs, output_absmax=outputs)
 
     def stamped(self, model: Model) -> ActScales:
-        """`for_model`, with the model's fingerprint in the metadata: from here on they are this model's alone."""
+        """`for_model`, with the model's fingerprint in the metadata, so that every other model refuses these scales."""
         stamp = {"format_version": FORMAT_VERSION, "model_fingerprint": model.checkpoint.fingerprint}
         return replace(self.for_model(model), metadata={**self.metadata, **stamp})
 
@@ -121,21 +121,21 @@ class ActScales:
             end = start + 4 * len(values)
             header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [start, end]}
             start = end
-        # written here, because safetensors' own writer puts the metadata in another order at every run
+        # safetensors' own writer is not used: it puts the metadata in another order at every run
         head = json.dumps(header, separators=(",", ":")).encode()
         head += b" " * (-len(head) % 8)
         body = [_bytes(values) for values in self.tensors().values()]
         _write(Path(path), b"".join([struct.pack("<Q", len(head)), head, *body]))
 
     def save_pt(self, path: str | Path) -> None:
-        """Write the published form, input maxima only, whole or not at all. Raises as `save` does."""
+        """Write the published form, which has input maxima only, whole or not at all. Raises what `save` raises."""
         buffer = io.BytesIO()
         torch.save({name: values.clone() for name, values in self.input_absmax.items()}, buffer)
         _write(Path(path), buffer.getvalue())
 
 
 def load_act_scales(path: str | Path) -> ActScales:
-    """Read act scales: `.safetensors`, or the published `.pt`. Raises ActScalesError, naming the file and the fault."""
+    """Act scales of a `.safetensors` file or a published `.pt`. Raises ActScalesError, which names file and fault."""
     path = Path(path)
     if not path.is_file():
         raise ActScalesError(f"{path}: no such file", expected="act scales made by smoothquant calibrate, or a .pt")
@@ -165,7 +165,7 @@ def _load_safetensors(path: Path) -> ActScales:
                     outputs[key.removesuffix(OUTPUT)] = file.get_tensor(key).clone()
                 else:
                     raise ActScalesError(
-                        f"tensor {key} in it", expected=f"act scales: only <linear>{INPUT} and <linear>{OUTPUT}"
+                        f"unknown tensor {key}", expected=f"only act scales: <linear>{INPUT} and <linear>{OUTPUT}"
                     )
     except (SafetensorError, OSError) as error:
         raise ActScalesError(f"truncated or corrupt ({error})", do="copy it again, or calibrate again") from error
@@ -177,7 +177,7 @@ def _load_pt(path: Path) -> ActScales:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here, and advises to run the file's code
-        raise ActScalesError("corrupt, or wants to run code; it was not run", expected=expected) from error
+        raise ActScalesError("corrupt, or it holds code, which was not run", expected=expected) from error
     if not isinstance(loaded, dict):
         raise ActScalesError(f"holds a {type(loaded).__name__}", expected=expected)
     for name, values in loaded.items():
@@ -190,7 +190,7 @@ def _load_pt(path: Path) -> ActScales:
 
 
 def _named_like(linears: Mapping[str, object], maxima: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`maxima`, with the prefix taken off or put on that makes its names those of `linears`, if there is one."""
+    """`maxima` by the names in `linears`, if removing or adding one prefix makes them so; else `maxima` as it is."""
     first = next(iter(linears))
     longer = [name.removesuffix(first) for name in maxima if name.endswith(f".{first}")]
     shorter = [first.removesuffix(name) for name in maxima if first.endswith(f".{name}")]

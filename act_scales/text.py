@@ -3,9 +3,9 @@
     document -> special tokens before, tokens of the text, special tokens after   (as the tokenizer itself adds them)
     all documents one after another -> cut every `length` tokens -> the first `samples` sequences
 
-There is no padding: where the text ends early, the last sequence is shorter. A long document is tokenized piece
-by piece; pieces end where tokens of byte-level tokenizers end too (after a line, else before a space). A tokenizer
-that puts a space in front of every text changes one token there, in 65,536 characters.
+There is no padding: where the text ends early, the last sequence is shorter. A long document is tokenized in pieces
+of at most 65,536 characters. A piece ends where a token of a byte-level tokenizer ends: after a line, else before a
+space. A tokenizer that puts a space in front of every text changes one token per piece.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from act_scales.sources import documents
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 
-MINIMUM = 32  # tokens; less says nothing about a model's activations
+MINIMUM = 32  # tokens; fewer say nothing about a model's activations
 PIECE = 1 << 16  # characters tokenized at a time
 LINE_END = re.compile(r"\S\n(?=\S)")
 WORD_END = re.compile(r"\S(?=\s\S)")
@@ -37,7 +37,7 @@ Encode = Callable[[str, bool], list[int]]  # (text, with special tokens) -> ids
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """Token sequences and where they come from. sequences: each (tokens,) int64; all but the last of one length."""
+    """Token sequences and their source. sequences: each (tokens,) int64; all but the last have one length."""
 
     sequences: tuple[Tensor, ...]
     source: str
@@ -62,7 +62,7 @@ class Text:
         return digest.hexdigest()[:16]
 
     def for_model(self, model: Model) -> Text:
-        """This text, if the model can read it. Raises UserError: a token it lacks, more tokens than positions."""
+        """This text. Raises UserError if the model lacks one of its tokens, or has fewer positions than a sequence."""
         largest = max(int(sequence.max()) for sequence in self.sequences)
         if largest >= model.geometry.vocab_size:
             raise UserError(
@@ -80,27 +80,32 @@ class Text:
 
 
 def load_text(source: str | Path, tokenizer_folder: str | Path, samples: int, length: int) -> Text:
-    """The first `samples` sequences of `length` tokens; fewer and a shorter last one where the text ends before.
+    """The first `samples` sequences of `length` tokens. A short text gives fewer, and the last one is shorter.
 
     source: as in `act_scales.sources`; it is read no further than needed. tokenizer_folder: a Hugging Face model
-    folder. Raises UserError: a source that cannot be read, no usable tokenizer, fewer than 32 tokens of text.
+    folder. Raises UserError if the source cannot be read, if the folder has no usable tokenizer, or if the text has
+    fewer than 32 tokens.
     """
     if samples < 1 or length < 1:
         raise UserError(f"{samples} samples of {length} tokens", expected="at least 1 of at least 1")
     sequences = pack(token_stream(documents(source), _encoder(Path(tokenizer_folder))), samples, length)
     text = Text(sequences, source=_name(source))
-    if text.tokens < min(MINIMUM, samples * length):
+    needed = min(MINIMUM, samples * length)
+    if text.tokens < needed:
         raise UserError(
             f"{source}: {text.tokens} tokens of text",
-            expected=f"{samples} x {length}, and not less than {MINIMUM}",
+            expected=f"at least {needed} of the {samples} x {length} asked for",
             do="give a longer text",
         )
     return text
 
 
 def load_document(source: str | Path, tokenizer_folder: str | Path, samples: int, length: int) -> Text:
-    """The same of a source taken as one document: its rows, blank ones too, joined by blank lines and tokenized as a
-    whole. That is how WikiText's perplexities are measured."""
+    """The sequences of a source that is tokenized as one document: its rows, joined by blank lines.
+
+    Blank rows are joined too. WikiText's perplexities are measured in this way. Raises UserError if the source cannot
+    be read or has no text, or if the folder has no usable tokenizer.
+    """
     if samples < 1 or length < 2:
         raise UserError(f"{samples} samples of {length} tokens", expected="at least 1 of at least 2")
     encode = _encoder(Path(tokenizer_folder))
@@ -112,7 +117,7 @@ def load_document(source: str | Path, tokenizer_folder: str | Path, samples: int
 
 
 def token_stream(documents: Iterable[Iterable[str]], encode: Encode) -> Iterator[Sequence[int]]:
-    """Token ids of all documents, in order, in parts; each document between its special tokens."""
+    """Token ids of all documents, in order and in parts. Each document stands between its special tokens."""
     before, after = _special_tokens(encode)
     for document in documents:
         yield before
@@ -122,7 +127,7 @@ def token_stream(documents: Iterable[Iterable[str]], encode: Encode) -> Iterator
 
 
 def pack(stream: Iterable[Sequence[int]], samples: int, length: int) -> tuple[Tensor, ...]:
-    """Cut a stream of token ids into at most `samples` sequences of `length`, int64, and ask for no more of it."""
+    """At most `samples` int64 sequences of `length` tokens. The stream is read no further than they need."""
     ids: list[int] = []
     for part in stream:
         ids += part
@@ -132,7 +137,7 @@ def pack(stream: Iterable[Sequence[int]], samples: int, length: int) -> tuple[Te
 
 
 def pieces(chunks: Iterable[str], limit: int = PIECE) -> Iterator[str]:
-    """The same text in pieces of at most `limit` characters, cut where tokens end."""
+    """The text in pieces of at most `limit` characters, cut where tokens end."""
     rest = ""
     for chunk in chunks:
         rest += chunk
@@ -169,7 +174,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise UserError(f"{folder}: no such folder", expected="a model folder with its tokenizer")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # every kind of tokenizer fails in its own way
+    except Exception as error:  # every kind of tokenizer raises its own errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{folder}: no usable tokenizer in it ({reason})", do=RESTORE) from error
 
@@ -181,5 +186,5 @@ def _encoder(folder: Path) -> Encode:
         return tokenizer(text, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
 
     if not encode("a", False):
-        raise UserError(f"{folder}: its tokenizer makes nothing of text", do=RESTORE)
+        raise UserError(f"{folder}: its tokenizer gives no tokens for a text", do=RESTORE)
     return encode

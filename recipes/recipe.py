@@ -45,7 +45,7 @@ class Recipe:
     alpha_by: str = ""
     samples: int = 128
     length: int = 512
-    targets: tuple[str, ...] = ("onnxruntime",)
+    targets: tuple[str, ...] = ("onnxruntime", "w8a8")
 
     @property
     def alpha_from(self) -> str:

@@ -43,7 +43,7 @@ SAMPLE = 2048  # elements of each tensor that enter the fingerprint
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a larger tensor on disk. name: of that; index: along its first dimension, where it has three."""
+    """Some rows of a larger tensor on disk. name: the larger tensor's; index: which matrix, if it holds several."""
 
     name: str
     index: int | None
@@ -52,7 +52,7 @@ class Part:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies and what it is. part: of another tensor, for a view into that."""
+    """File, shape and dtype of a tensor. part: where it lies in a larger tensor, if it is a view into one."""
 
     file: Path
     shape: tuple[int, ...]
@@ -61,11 +61,12 @@ class TensorInfo:
 
 
 class Checkpoint:
-    """A checkpoint folder. `tensors` maps every name to its `TensorInfo`; `config` is config.json as read, without a
-    `quantization_config`: that of quantized weights is refused, and float weights have no use for it (`notes`).
+    """A checkpoint folder. `tensors` maps every name to its `TensorInfo`; `config` is config.json as read.
 
-    Raises CheckpointError, naming the file: no such folder, no or broken config.json, missing, truncated or
-    unreadable shard, a tensor that the index promises and no shard holds, a dtype other than F16, BF16 and F32.
+    `config` lacks `quantization_config`: quantized weights are refused, and for float weights it says nothing (`notes`
+    tells the user). Raises CheckpointError, which names the file: the folder or config.json is missing or broken, a
+    shard is missing, truncated or unreadable, no shard holds a tensor that the index promises, or a dtype is not F16,
+    BF16 or F32.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -94,7 +95,7 @@ class Checkpoint:
 
     @property
     def _quantizer(self) -> str:
-        """Who quantized the weights, by the config."""
+        """How the weights were quantized, as the config says."""
         found = self._quantization.get("quant_method") if isinstance(self._quantization, dict) else None
         return f"quant_method {found}"
 
@@ -131,7 +132,7 @@ class Checkpoint:
             raise _broken(info.file, f"cannot read {name} ({error})") from error
 
     def view(self, name: str, parts: Mapping[str, Part]) -> None:
-        """Let parts of a tensor stand in its place. parts: their names, with rows that follow one another."""
+        """Replace a tensor by parts of it. parts: name -> rows, each beginning where the last ended."""
         whole = self.tensors.pop(name)
         for part_name, part in parts.items():
             shape = (part.rows.stop - part.rows.start, whole.shape[-1])
@@ -141,7 +142,7 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """Identity of the model: SHA-256 over the name, dtype, shape and a sample of every tensor, 16 hex digits.
 
-        Independent of how the tensors are split into files, and quick: a 70B model is not read as a whole.
+        It does not depend on how the tensors are split into files. It is quick: a 70B model is not read as a whole.
         """
         digest = hashlib.sha256()
         for name in sorted(self.tensors):
@@ -159,7 +160,7 @@ class Checkpoint:
             if index.exists():
                 promised = _read_json(index, "").get("weight_map")
                 if not isinstance(promised, dict):
-                    raise _broken(index, "no weight_map in it")
+                    raise _broken(index, "it has no weight_map")
                 files = sorted(set(promised.values()))
             elif single.exists():
                 promised, files = {}, [single.name]
@@ -169,7 +170,7 @@ class Checkpoint:
                 self._index_shard(self.folder / file)
             for name, file in promised.items():
                 if name not in self.tensors:
-                    raise _broken(self.folder / file, f"tensor {name}, which {index.name} promises, is not in it")
+                    raise _broken(self.folder / file, f"tensor {name} is missing, though {index.name} promises it")
             return
         raise CheckpointError(
             f"{self.folder}: no weights",
@@ -212,9 +213,9 @@ class Checkpoint:
         if self._bin_shard is None or self._bin_shard[0] != file:
             self._bin_shard = None
             try:
-                mappable = zipfile.is_zipfile(file)  # files of torch < 1.6 are not, and are read whole
+                mappable = zipfile.is_zipfile(file)  # torch < 1.6 wrote other files, which are read whole
                 loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mappable)
-            except Exception as error:  # torch raises many kinds here, each for a file that it cannot take
+            except Exception as error:  # torch raises many kinds of errors here
                 raise _broken(file, f"cannot be loaded safely ({str(error).splitlines()[0]})") from error
             if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
                 raise _broken(file, "is not a dict of tensors")

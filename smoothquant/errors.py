@@ -34,11 +34,11 @@ class CheckpointError(UserError):
 
 
 class ActScalesError(UserError):
-    """Activation scales that are broken, or belong to another model."""
+    """Activation scales are broken, or they belong to another model."""
 
 
 class ContractError(UserError):
-    """A transformation that must leave the logits equal did not."""
+    """A transformation changed the logits, although it must not."""
 
 
 class OutputError(UserError):
@@ -52,12 +52,12 @@ class MissingPackageError(UserError):
 
 
 class CheckError(UserError):
-    """An engine would refuse what was checked, or run it in floating point where it should be INT8."""
+    """An engine would refuse the checked model, or run a part of it in floating point that should run in INT8."""
 
     exit_code = 1
 
 
 class ThresholdError(UserError):
-    """The engine ran, and is less accurate than its recipe demands."""
+    """The engine runs, but it is less accurate than its recipe demands."""
 
     exit_code = 1

@@ -1,4 +1,4 @@
-"""What the processor is and can do. Linux tells; elsewhere nothing is known and nothing is assumed."""
+"""What the processor is and can do, as Linux says. On other systems nothing is known and nothing is assumed."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def physical_cores() -> int:
 
 
 def return_freed_tensors() -> None:
-    """Have the C library give freed blocks of 4 MB and more back to the system at once, from now on.
+    """Make the C library return freed blocks of 4 MB and more to the system at once, from now on.
 
-    glibc raises that limit to 32 MB by itself as such blocks come and go, and keeps what lies below: matrices of a
-    layer, read and freed one after another, leave a heap full of holes, 50 to 250 MB in an export of a 1 GB model.
+    By itself, glibc raises this limit to 32 MB as such blocks come and go, and keeps smaller ones. The matrices of a
+    layer, read and freed one after another, then leave holes in the heap: 50 to 250 MB in an export of a 1 GB model.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; others have no such limit
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have no such limit
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 4 << 20)

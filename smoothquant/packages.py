@@ -1,4 +1,4 @@
-"""Packages that only some commands need: imported when they are, and named when they are missing."""
+"""Packages that only some commands need. They are imported on use; the error about a missing one names it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from smoothquant.errors import MissingPackageError
 
 
 def require(module: str, why: str = "", package: str = "") -> ModuleType:
-    """Import a module. Raises MissingPackageError, with what to install, if it is not there.
+    """The imported module. Raises MissingPackageError, which says what to install, if it is missing.
 
-    why: what needs it, instead of the plain statement; package: its name to pip, where that is another one.
+    why: begins the message instead of "the package ... is not installed". package: the module's name to pip, if that
+    is another one.
     """
     package = package or module
     try:

@@ -33,9 +33,9 @@ def weight_scale(weight_absmax: Tensor) -> Tensor:
 
 
 def quantize_weight(weight: Tensor, granularity: str = "per-channel") -> tuple[Tensor, Tensor]:
-    """weight: (out, in) float. Returns int8 (out, in) in [-127, 127] and weight_scale float32 (out,).
+    """The weight as int8 (out, in) in [-127, 127], and its weight_scale float32 (out,). weight: (out, in) float.
 
-    granularity: "per-channel", or "per-tensor": all channels have the scale of the largest.
+    granularity: "per-channel", or "per-tensor", which gives every channel the scale of the largest one.
     """
     weight = weight.float()
     scale = weight_scale(absmax(weight, dim=1))
@@ -47,8 +47,8 @@ def quantize_weight(weight: Tensor, granularity: str = "per-channel") -> tuple[T
 def absmax(x: Tensor, dim: int) -> Tensor:
     """Largest magnitude along a dimension, in x's dtype. NaN and Inf show.
 
-    Along the last one, by its maximum and minimum. Along others, by bits: without its sign a float's bits order as an
-    integer's do, NaN above all, and integers compare ten times faster there.
+    Along the last dimension, it comes from the maximum and the minimum. Along any other, the bits are compared as
+    integers, which is ten times faster: without the sign they have the order of the floats, and NaN is above all.
     """
     if dim in (-1, x.dim() - 1):
         return torch.maximum(x.amax(dim), -x.amin(dim))
@@ -56,7 +56,7 @@ def absmax(x: Tensor, dim: int) -> Tensor:
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Dynamic, per token. x: (..., in) float32 or float64.
+    """Quantize dynamically, per token. x: (..., in) float32 or float64.
 
     Returns integer values (..., in) in x's dtype and token_scale (..., 1) = token_amax / 127.
     """
@@ -65,7 +65,7 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize_tensor(x: Tensor, input_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Static, per tensor. x: (..., in) float32 or float64; input_scale: scalar > 0.
+    """Quantize statically, per tensor. x: (..., in) float32 or float64; input_scale: scalar > 0.
 
     Returns integer values (..., in) in x's dtype and the scale.
     """

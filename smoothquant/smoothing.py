@@ -3,9 +3,12 @@
     s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)          per input channel j, floor 1e-5
     Y   = (X / s) (s * W)
 
-`1 / s` goes into whatever produces X, exactly: a norm's gain (`norms.Norm.fold`); the rows of the linear before it,
-when only positively homogeneous, channel-wise functions lie between (up -> down through a gate, fc1 -> fc2 through
-ReLU); for v -> o, through attention, where the query heads of one kv head share that head's channels.
+`1 / s` is folded, without error, into what produces X:
+
+    a norm      into its gain (`norms.Norm.fold`)
+    a linear    into its rows, if only positively homogeneous, channel-wise functions follow it
+                (up -> down through a gate, fc1 -> fc2 through ReLU)
+    v -> o      into the rows of v, through attention: the query heads of one kv head share that head's channels
 """
 
 from __future__ import annotations
@@ -27,9 +30,9 @@ def smoothing_scale(act_absmax: Tensor, weight_absmax: Tensor, alpha: float) -> 
 
 
 def skip_dead_channels(scale: Tensor, act_absmax: Tensor) -> Tensor:
-    """scale, act_absmax: (in,). A channel that calibration never saw move keeps s = 1.
+    """The scale, with s = 1 for channels that were always 0 in calibration. scale, act_absmax: (in,).
 
-    The equation would give it the floor, 1e-5: should it move after all, it would be enlarged 100,000 times.
+    The equation gives such a channel the floor, 1e-5. Any later value in it would be enlarged 100,000 times.
     """
     return torch.where(act_absmax > 0, scale, torch.ones_like(scale))
 
@@ -37,7 +40,7 @@ def skip_dead_channels(scale: Tensor, act_absmax: Tensor) -> Tensor:
 def as_divisor(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """The nearest scale that an engine holds exactly in `dtype` and divides by. scale: (in,); returns (in,) float32.
 
-    Weights that are multiplied by it undo the division, without the error of a scale that was rounded afterwards.
+    Multiply the weights by this scale: they then undo the division that the engine really does.
     """
     limits = torch.finfo(dtype)
     return scale.clamp(limits.tiny, limits.max).to(dtype).float()

@@ -1,4 +1,4 @@
-"""smoothquant generate: talk to an engine."""
+"""smoothquant generate: continue a prompt with an engine."""
 
 from __future__ import annotations
 
@@ -14,19 +14,25 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
     command = commands.add_parser(
         "generate",
         parents=[common],
-        help="talk to an engine",
-        description="Continue a prompt with an engine, token by token: greedily, unless --temperature is given.",
+        help="continue a prompt with an engine",
+        description="Continue a prompt with an engine, token by token. Every token is the likeliest one, unless "
+        "--temperature is given.",
     )
     command.add_argument("engine", metavar="ENGINE", help="folder made by smoothquant build")
     command.add_argument("prompt", help="text to continue; - reads it from standard input")
-    command.add_argument("--max-new-tokens", type=int, default=64, help="stop after this many (default 64)")
+    command.add_argument("--max-new-tokens", type=int, default=64, help="stop after this many tokens (default 64)")
     command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     command.add_argument(
-        "--top-p", type=float, default=1.0, help="nucleus of this mass, with a temperature (default 1)"
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample from the likeliest tokens of this total probability; needs --temperature (default 1)",
     )
-    command.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the sampling (default 0)")
     command.add_argument(
-        "--triton", metavar="HOST:PORT", help="run it on a Triton server that serves this engine, by its gRPC port"
+        "--triton",
+        metavar="HOST:PORT",
+        help="generate on a Triton server that serves this engine; PORT is its gRPC port",
     )
     command.set_defaults(run=run)
 
@@ -43,8 +49,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     engine = TritonEngine(arguments.engine, arguments.triton) if arguments.triton else open_engine(arguments.engine)
     if not isinstance(engine, GeneratingEngine):
         raise UserError(
-            f"{arguments.engine}: made by {engine.manifest.step!r}, which keeps no KV cache to generate with",
-            expected="an engine",
+            f"{arguments.engine}: {engine.manifest.step!r} made it without a KV cache, so it cannot generate",
+            expected="an engine with a KV cache",
             do="smoothquant export onnx MODEL ..., then smoothquant build --help",
         )
     tokenizer = load_tokenizer(arguments.engine)

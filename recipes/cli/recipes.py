@@ -8,7 +8,7 @@ from dataclasses import asdict
 from recipes.cli.ui import Ui
 
 CAPTION = (
-    "FP16, W8A8: WikiText-2 perplexities that the SmoothQuant authors published, not measured here; on the weights:\n"
+    "FP16 and W8A8 are the WikiText-2 perplexities that the SmoothQuant authors published. Measure them yourself by\n"
     "smoothquant reproduce RECIPE --model MODEL --scales ACT_SCALES --out DIR"
 )
 

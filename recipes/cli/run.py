@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from recipes.cli import calibrate, options, validate
 from recipes.cli.ui import Ui
@@ -32,10 +33,10 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "--target",
         choices=tuple(TARGETS),
         action="append",
-        help="what to make; may be given several times (default: the recipe's, onnxruntime). onnxruntime, tensorrt: an "
-        "engine, tensorrt for the GPU of this machine; tensorrt-llm: a checkpoint, checked and validated, of which "
-        "build tensorrt-llm makes the engine; w8a8: a compressed-tensors checkpoint, which transformers validates with "
-        "the whole model in memory",
+        help="what to make and validate; may be given several times (default: onnxruntime, and a w8a8 checkpoint that "
+        "is not validated). onnxruntime, tensorrt: an engine, tensorrt for the GPU of this machine; tensorrt-llm: a "
+        "checkpoint, checked and validated, of which build tensorrt-llm makes the engine; w8a8: a compressed-tensors "
+        "checkpoint, which transformers validates with the whole model in memory",
     )
     command.add_argument("--out", required=True, metavar="DIR", help="folder for everything that is made")
     options.add_smoothing(command, alpha_default=None)
@@ -45,6 +46,12 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
     options.add_family(command)
     options.add_overwrite(command)
     command.set_defaults(run=run)
+
+
+def _wanted(asked: Sequence[str] | None, usual: Sequence[str]) -> dict[str, bool]:
+    """Targets, and whether each is validated: all that a user asked for; of a recipe's own, those whose validation does
+    not hold the whole model in memory."""
+    return dict.fromkeys(asked, True) if asked else {name: not TARGETS[name].readers for name in usual}
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
@@ -67,8 +74,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     else:
         text, heldout = pipeline.split_text(arguments.text, model, recipe, HELDOUT)
     outputs = tuple(
-        pipeline.Output(name, TARGETS[name], settings, arguments.act, thresholds=recipe.thresholds)
-        for name in dict.fromkeys(arguments.target or recipe.targets)
+        pipeline.Output(name, TARGETS[name], settings, arguments.act, thresholds=recipe.thresholds if validated else None)
+        for name, validated in _wanted(arguments.target, recipe.targets).items()
     )
     job = pipeline.Job(model, text, heldout, Path(arguments.out), outputs)
     ui.note(f"recipe {recipe.name}: alpha {settings.alpha}, {len(text.sequences)} x {recipe.length} tokens")

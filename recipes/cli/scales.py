@@ -1,4 +1,4 @@
-"""smoothquant scales {list,pull,import,show,convert}: published act scales, one's own, and what is in them."""
+"""smoothquant scales {list,pull,import,show,convert}: fetch, check, show and convert act scales."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOT_PUBLISHED = "Not published: Llama 1 and 3, OPT below 1.3B, BLOOM below 176B.
 def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
     scales = commands.add_parser(
         "scales",
-        help="published act scales; look into them, check and convert one's own",
+        help="fetch published act scales; check, show and convert any",
         description="Act scales are a safetensors file of this tool's, or the .pt form published with SmoothQuant. "
         "Every command takes either.",
     )
@@ -45,7 +45,7 @@ def _add_list(kinds: argparse._SubParsersAction, common: argparse.ArgumentParser
         parents=[common],
         help="the scales published with SmoothQuant",
         description="The act scales that the SmoothQuant authors published on the Hugging Face Hub. With a network, "
-        f"the Hub is asked what it holds now. {NOT_PUBLISHED}",
+        f"the command asks the Hub which of them it still holds. {NOT_PUBLISHED}",
     )
     command.set_defaults(run=run_list)
 
@@ -60,7 +60,7 @@ def _add_pull(kinds: argparse._SubParsersAction, common: argparse.ArgumentParser
     )
     command.add_argument("name", metavar="NAME", help="one of smoothquant scales list")
     command.add_argument(
-        "--model", metavar="MODEL", help="model folder to check them against; they are then marked as that model's"
+        "--model", metavar="MODEL", help="check the scales against this model folder, and mark them as its own"
     )
     _add_out(command)
     command.set_defaults(run=run_pull)
@@ -70,13 +70,16 @@ def _add_import(kinds: argparse._SubParsersAction, common: argparse.ArgumentPars
     command = kinds.add_parser(
         "import",
         parents=[common],
-        help="check scales of one's own against a model",
-        description="Check act scales from elsewhere against a model (one finite vector of the right length for every "
-        "linear, and no other) and write them in this tool's form, marked as that model's: every later command "
-        "refuses them for another. Scales of lm_head and of routers, which stay in float, are dropped.",
+        help="check your own scales against a model",
+        description="Check act scales from elsewhere against a model, and write them in this tool's form. Every linear "
+        "must have one finite vector of the right length, and no other vector may be there. The file is marked as that "
+        "model's: every later command refuses it for another model. Scales of lm_head and of routers are dropped, "
+        "since these stay in float.",
     )
     command.add_argument("file", metavar="FILE", help=FORMS)
-    command.add_argument("--model", required=True, metavar="MODEL", help="model folder that they belong to")
+    command.add_argument(
+        "--model", required=True, metavar="MODEL", help="folder of the model that the scales belong to"
+    )
     _add_out(command)
     command.set_defaults(run=run_import)
 
@@ -85,7 +88,7 @@ def _add_convert(kinds: argparse._SubParsersAction, common: argparse.ArgumentPar
     command = kinds.add_parser(
         "convert",
         parents=[common],
-        help="to the published .pt form, for other tools",
+        help="write the published .pt form for other tools",
         description="Write act scales in the published .pt form, which SmoothQuant's own code and other tools read. "
         "It holds input maxima only. The other way is smoothquant scales import.",
     )
@@ -108,7 +111,7 @@ def run_list(arguments: argparse.Namespace, ui: Ui) -> None:
     try:
         held = catalogue.files_on_hub()
     except catalogue.HubError as error:
-        ui.note(f"not asked whether the Hub still holds them: {error.what}")
+        ui.note(f"the Hub was not asked what it still holds: {error.what}")
     rows, content = [], []
     for published in catalogue.CATALOGUE:
         there = None if held is None else published.file in held
@@ -126,7 +129,7 @@ def run_list(arguments: argparse.Namespace, ui: Ui) -> None:
     header = ("name", "model", "family", "file", "on the Hub")
     ui.table(f"Act scales in {catalogue.REPOSITORY}", header, rows, NOT_PUBLISHED)
     for file in others:
-        ui.say(f"also there: {file} (hf download {catalogue.REPOSITORY} {file}, then smoothquant scales import)")
+        ui.say(f"the Hub also holds {file} (hf download {catalogue.REPOSITORY} {file}, then smoothquant scales import)")
     ui.result({"repository": catalogue.REPOSITORY, "scales": content, "other_files": others})
 
 
@@ -144,7 +147,7 @@ def run_pull(arguments: argparse.Namespace, ui: Ui) -> None:
         with _naming(f"{published.file} (scales of {published.model or published.name})"):
             scales = scales.stamped(model)
     scales.save(out)
-    _report(ui, out, scales, f"checked against {arguments.model}" if model else "not checked: give --model to do so")
+    _report(ui, out, scales, f"checked against {arguments.model}" if model else "not checked (--model does that)")
 
 
 def run_import(arguments: argparse.Namespace, ui: Ui) -> None:
@@ -184,7 +187,7 @@ def run_convert(arguments: argparse.Namespace, ui: Ui) -> None:
 
 
 def _free(out: str, suffix: str, overwrite: bool) -> Path:
-    """`out` as a path that may be written: found out before anything is read or downloaded."""
+    """`out` as a path that may be written. It is checked before anything is read or downloaded."""
     path = Path(out)
     if path.suffix != suffix:
         raise UserError(
@@ -201,7 +204,7 @@ def _free(out: str, suffix: str, overwrite: bool) -> Path:
 
 @contextmanager
 def _naming(file: str) -> Iterator[None]:
-    """Errors about act scales, with the file that they are about."""
+    """Let every error about act scales begin with the name of their file."""
     try:
         yield
     except ActScalesError as error:

@@ -19,7 +19,7 @@ EVERY = 30  # seconds between lines of progress in a log
 
 
 class Ui:
-    """json: results as JSON. quiet: no progress."""
+    """Where a command writes. json: print results as JSON. quiet: show no progress."""
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self.json, self.quiet = json, quiet
@@ -28,7 +28,7 @@ class Ui:
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A progress bar on a terminal, lines in a log: yields update(done, total). An error takes the bar away."""
+        """A progress bar on a terminal, lines in a log. Yields update(done, total). An error removes the bar."""
         if self.quiet:
             yield lambda done, total: None
             return
@@ -47,11 +47,11 @@ class Ui:
             try:
                 yield lambda done, total: bar.update(task, completed=done, total=total)
             except BaseException:
-                bar.live.transient = True  # what is left to say is the error
+                bar.live.transient = True  # the error alone stays on the screen
                 raise
 
     def _lines(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A line now and then, and one at the end."""
+        """A line every `EVERY` seconds, and one at the end."""
         start = said = time.monotonic()
         reached = (0, 0)
 
@@ -106,6 +106,6 @@ class Ui:
 
 
 def listed(names: Sequence[str], most: int = 16) -> str:
-    """Names in a line: "a, b, c", and how many more there are."""
+    """At most `most` names in a line, "a, b, c", and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -114,7 +114,7 @@ class Attack:
 def test_code_in_a_pickle_is_not_run(legacy: bool, tmp_path: Path) -> None:
     path, trace = tmp_path / "evil.pt", tmp_path / "trace"
     torch.save({Q: torch.ones(64), "x": Attack(trace)}, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(ActScalesError, match=r"evil\.pt: corrupt, or wants to run code; it was not run") as caught:
+    with pytest.raises(ActScalesError, match=r"evil\.pt: .* code, .*not run") as caught:
         load_act_scales(path)
     assert "\n" not in str(caught.value)
     assert not trace.exists()
@@ -150,7 +150,7 @@ def test_a_wrong_pt_is_one_line(content: object, fault: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        ({"model.norm.weight": torch.ones(3)}, r"tensor model.norm.weight in it; expected act scales"),
+        ({"model.norm.weight": torch.ones(3)}, r"tensor model.norm.weight; expected only act scales"),
         ({Q + INPUT: torch.ones(3, dtype=torch.float16)}, "is float16"),
         ({Q + INPUT: torch.ones(())}, r"is float32 \[\]"),
         ({Q + INPUT: torch.ones(3), Q + OUTPUT: torch.tensor([float("nan")])}, "q_proj.output_absmax holds NaN"),

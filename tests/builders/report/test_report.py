@@ -12,12 +12,14 @@ from xml.etree import ElementTree
 
 import pytest
 
+import builders.report
 from builders.report import write_json, write_report
 from builders.validate import Validation
 from smoothquant.errors import OutputError
 
 Make = Callable[..., Validation]
-EVIL = '<img src=x onerror="alert(1)">&amp;\'"'
+ROOT = Path(__file__).parents[3]
+EVIL = '<img src=x onerror="alert(1)">&amp;\'"</style></title><script>alert(2)</script>{{ 7 * 7 }}'
 VOID = {"meta", "br", "img", "link", "input"}
 
 
@@ -96,27 +98,50 @@ def test_both_colour_schemes(make: Make, tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in content
 
 
-def test_names_are_escaped(make: Make, tmp_path: Path) -> None:
-    plain = make()
-    subject = {key: EVIL if isinstance(value, str) else value for key, value in plain.subject.items()}
-    subject |= {"inputs": {EVIL: EVIL, "smoothing": {EVIL: EVIL}}, "versions": {EVIL: EVIL}}
-    linears = tuple(replace(linear, name=EVIL, role=EVIL) for linear in plain.linears)
-    ranges = tuple(replace(found, roles=(EVIL,)) for found in plain.ranges)
-    evil = replace(
+def named(plain: Validation, name: str) -> Validation:
+    """A validation whose every text is `name`."""
+    subject = {key: name if isinstance(value, str) else value for key, value in plain.subject.items()}
+    subject |= {"inputs": {name: name, "smoothing": {name: name}, "lists": [name]}, "versions": {name: name}}
+    return replace(
         plain,
-        label=EVIL,
+        label=name,
         subject=subject,
-        linears=linears,
-        ranges=ranges,
-        channels=replace(plain.channels, roles=(EVIL,)),
+        checks=tuple(replace(check, name=name) for check in plain.checks),
+        linears=tuple(replace(linear, name=name, role=name) for linear in plain.linears),
+        ranges=tuple(replace(found, roles=(name,)) for found in plain.ranges),
+        channels=replace(plain.channels, roles=(name,)),
     )
-    content = written(tmp_path, [evil, replace(evil, label=EVIL + "2")], **{EVIL: [EVIL, EVIL]})
-    page = Page(content)
-    assert "img" not in page.tags
-    assert "onerror" not in dict(page.attributes)
-    assert EVIL in page.text
+
+
+def test_names_are_escaped(make: Make, tmp_path: Path) -> None:
+    """A page of hostile texts has the tags and attributes of a page of harmless ones, and shows as many texts."""
+    pages = []
+    for name in ("harmless", EVIL):
+        shown = [named(make(), name), named(make(), name + "2")]
+        content = written(tmp_path, shown, **{name: [name, name]})
+        page = Page(content)
+        labels = [value for key, value in page.attributes if key == "aria-label"]
+        assert f"SQNR of every linear, {name}" in labels
+        pages.append(([key for key, _ in page.attributes], page.tags, page.text.count(name)))
+        for picture in re.findall(r"<svg .*?</svg>", content, re.S):
+            ElementTree.fromstring(picture)
+    assert pages[0] == pages[1]
+    assert pages[1][2] > 40
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\x1b[31mb", "a\x08b", "a\x85b", "a\udcffb", "a\uffffb"])
+def test_what_is_no_character_is_replaced(name: str, make: Make, tmp_path: Path) -> None:
+    """Terminal escapes, and the lone surrogates of file names that are not UTF-8: no page and no SVG may hold them."""
+    content = written(tmp_path, [named(make(), name)], **{name: [name]})
+    assert name.replace(name[1], "\ufffd") in Page(content).text
+    assert name[1] not in content
     for picture in re.findall(r"<svg .*?</svg>", content, re.S):
         ElementTree.fromstring(picture)
+
+
+def test_other_languages_stay(make: Make, tmp_path: Path) -> None:
+    name = "größer 日本語 \U0001f600 नमस्ते\tไทย"
+    assert name in Page(written(tmp_path, [named(make(), name)])).text
 
 
 @pytest.mark.parametrize(("top1", "verdict"), [(0.99, "Missed: SmoothQuant"), (0.98, "Passed: all 2 thresholds hold")])
@@ -192,6 +217,23 @@ def test_json_reads_back(make: Make, tmp_path: Path) -> None:
     content = json.loads((tmp_path / "new/report.json").read_text(encoding="utf-8"))
     assert content["inputs"] == "key"
     assert [Validation.from_dict(found) for found in content["validations"]] == validations
+
+
+def test_files_of_the_page_are_packaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What setuptools puts into a wheel beside the Python files."""
+    setuptools = pytest.importorskip("setuptools")
+    monkeypatch.chdir(ROOT)
+    distribution = setuptools.Distribution()
+    distribution.parse_config_files(["pyproject.toml"])
+    command = distribution.get_command_obj("build_py")
+    command.ensure_finalized()
+    command.manifest_files = {}
+    folder = Path(builders.report.__file__).parent
+    package = builders.report.__name__
+    packaged = command.find_data_files(package, package.replace(".", "/"))
+    assert package in distribution.packages
+    wanted = {file.name for file in folder.iterdir() if file.is_file() and file.suffix != ".py"}
+    assert {Path(file).name for file in packaged} == wanted >= {"report.html.jinja"}
 
 
 def test_whole_or_not_at_all(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
