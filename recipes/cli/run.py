@@ -74,7 +74,9 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     else:
         text, heldout = pipeline.split_text(arguments.text, model, recipe, HELDOUT)
     outputs = tuple(
-        pipeline.Output(name, TARGETS[name], settings, arguments.act, thresholds=recipe.thresholds if validated else None)
+        pipeline.Output(
+            name, TARGETS[name], settings, arguments.act, thresholds=recipe.thresholds if validated else None
+        )
         for name, validated in _wanted(arguments.target, recipe.targets).items()
     )
     job = pipeline.Job(model, text, heldout, Path(arguments.out), outputs)
