@@ -16,9 +16,10 @@ import torch
 
 from act_scales.collect import collect
 from act_scales.text import load_text
-from builders import onnxruntime, speed
-from builders.report import write_report
+from builders import onnxruntime
+from builders.engine import speed
 from builders.validate import Thresholds, Validation
+from builders.validate.report import write_report
 from exporters.export import Source, Writer, export
 from exporters.huggingface import W8A8Writer
 from exporters.onnx import OnnxWriter

@@ -22,8 +22,8 @@ from act_scales.collect import collect
 from act_scales.store import load_act_scales
 from act_scales.text import Text, load_text
 from builders import onnxruntime
-from builders.report import write_json, write_report
 from builders.validate import Thresholds, Validation, validate_engines
+from builders.validate.report import write_json, write_report
 from exporters.export import Source, Writer, export
 from exporters.huggingface import W8A8Writer
 from exporters.onnx import OnnxWriter

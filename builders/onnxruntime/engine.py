@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from builders.engine import export_inputs
-from builders.generation import Decoding, GeneratingEngine, tokens_to_keep
+from builders.engine.generation import Decoding, GeneratingEngine, tokens_to_keep
 from builders.onnxruntime.providers import find_provider
 from builders.onnxruntime.session import PAST, PRESENT, check_body, first_feed, open_session, subnormals_as_zero
 from smoothquant.packages import require

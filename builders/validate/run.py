@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from builders.engine import FOREIGN, SHAPE, Engine, engine_manifest, export_inputs, open_engine
-from builders.generation import GeneratingEngine
+from builders.engine.generation import GeneratingEngine
 from builders.validate.metrics import Comparison, check_logits
 from builders.validate.ranges import activation_ranges
 from builders.validate.reference import Progress, Reference, Text, check_text
