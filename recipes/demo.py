@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from act_scales.text import load_text
-from builders import onnxruntime, speed
-from builders.report import write_report
+from builders import onnxruntime
+from builders.engine import speed
 from builders.validate import Thresholds, Validation
+from builders.validate.report import write_report
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
 from recipes import pipeline, tiny_llama

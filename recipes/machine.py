@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from builders.tensorrt_rtx.packages import VERSIONS
+from builders.check.tensorrt_rtx.packages import VERSIONS
 from smoothquant.machine import cpu_flags, cpuinfo, physical_cores
 
 INT8_KERNELS = (  # /proc/cpuinfo flag, what it means for integer matrix products; best first

@@ -21,8 +21,8 @@ from pathlib import Path
 from act_scales.collect import collect
 from act_scales.store import load_act_scales
 from act_scales.text import Text, load_text
-from builders.report import write_json, write_report
 from builders.validate import Thresholds, Validation, validate_engines
+from builders.validate.report import write_json, write_report
 from exporters.export import Source, Writer, export
 from recipes.recipe import Recipe
 from recipes.targets import Target

@@ -108,7 +108,7 @@ def _trtllm(out: Path, model: Model, activations: str, kept: tuple[str, ...]) ->
 
 def _checked(export: Path, engine: Path, overwrite: bool) -> Path:
     from builders.tensorrt_llm import check
-    from builders.tensorrt_llm.findings import errors
+    from builders.tensorrt_llm.format.findings import errors
 
     for finding in errors(check(export)):
         raise CheckpointError(f"{export}: {finding.sentence}", do=f"see smoothquant check {export}")

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import pytest
 
-from builders.tensorrt_rtx import available
+from builders.check.tensorrt_rtx import available
 
 NO_COMPILER = "no TensorRT-RTX: pip install -e .[tensorrt-rtx]"
 ON_CI = "CI" in os.environ

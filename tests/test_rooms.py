@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("smoothquant", "act_scales", "exporters", "builders", "recipes")
-INTERPRETER = "builders/tensorrt_llm/interpreter.py"
+INTERPRETER = "builders/tensorrt_llm/interpreter/interpreter.py"
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -71,4 +71,4 @@ def test_the_interpreter_shares_no_code_with_the_exporter() -> None:
         names = set(imported(path))
         assert not [name for name in names if name.partition(".")[0] == "exporters"], path
         waiting += [file for file in map(file_of, names) if file is not None and file not in seen]
-    assert ROOT / "builders/tensorrt_llm/arithmetic.py" in seen
+    assert ROOT / "builders/tensorrt_llm/interpreter/arithmetic.py" in seen

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy
 
-from builders.exports import MODEL, open_export
-from builders.lint import OnnxGraph, missing_products, quantized_products
+from builders.check.lint import missing_products, quantized_products
+from builders.engine.exports import MODEL, open_export
+from builders.onnx_graph import OnnxGraph
 from builders.onnxruntime.genai import write_genai_config
 from builders.onnxruntime.providers import check_available, find_provider
 from builders.onnxruntime.session import check_body, operators_run

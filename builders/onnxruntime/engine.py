@@ -9,7 +9,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from builders.generation import Decoding, GeneratingEngine, tokens_to_keep
+from builders.engine.generation import Decoding, GeneratingEngine, tokens_to_keep
 from builders.onnxruntime.providers import find_provider
 from builders.onnxruntime.session import check_body, first_feed, open_session, subnormals_as_zero
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, POSITION_IDS, PRESENT, past_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from builders.exports import MODEL
+from builders.engine.exports import MODEL
 from builders.onnxruntime.session import SETTINGS
 from smoothquant.artifacts.manifest import ModelFacts
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, POSITION_IDS, past, present

@@ -22,8 +22,8 @@ from typing import Any
 import numpy
 import torch
 
-from builders.exports import MODEL
-from builders.lint import OnnxGraph
+from builders.engine.exports import MODEL
+from builders.onnx_graph import OnnxGraph
 from builders.onnxruntime.providers import (
     Provider,
     check_available,

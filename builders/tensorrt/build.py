@@ -19,8 +19,9 @@ from pathlib import Path
 
 import torch
 
-from builders.exports import MODEL, open_export
-from builders.lint import OnnxGraph, Product, lint, quantized_products
+from builders.check.lint import Product, lint, quantized_products
+from builders.engine.exports import MODEL, open_export
+from builders.onnx_graph import OnnxGraph
 from builders.tensorrt import machine, timing
 from builders.tensorrt.compiler import Options, compile_graph
 from builders.tensorrt.engine import PLAN

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from builders.generation import tokens_to_keep
+from builders.engine.generation import tokens_to_keep
 from builders.tensorrt.limits import PAST
 from builders.tensorrt.runtime import Binding, Port
 

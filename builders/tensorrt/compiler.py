@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from builders import garbage
+from builders.engine import garbage
 from builders.tensorrt import timing
 from builders.tensorrt.limits import Profile
 from builders.tensorrt.progress import Phases

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from builders.generation import GeneratingEngine
+from builders.engine.generation import GeneratingEngine
 from builders.tensorrt import machine
 from builders.tensorrt.limits import Limits
 from builders.tensorrt.runtime import LoadedPlan

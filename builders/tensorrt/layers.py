@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from builders.lint import module_of
+from builders.onnx_graph import module_of
 
 MATRIX = re.compile(r"gemm|matrix|matmul|gemv|fully|conv|fc", re.IGNORECASE)  # LayerType of matrix kernels
 TACTIC = re.compile(r"gemm|xmma|imma", re.IGNORECASE)  # TacticName of matrix kernels

@@ -7,8 +7,8 @@ decode     1 .. batch    1               0 .. length - 1                  past +
 sequence: tokens of a run; past: tokens in the cache before it; total: columns of the attention mask. A prompt runs in
 chunks, so that neither its activations nor its logits (chunk x vocabulary, float32) grow with it. The first chunk is
 the short one: what is in the cache before a full chunk is then at most length - chunk. (One more, for servers whose
-cache begins with a hidden position: `builders.triton.config`.) Where every layer looks back a
-window at most, the cache holds twice that (`builders.generation.tokens_to_keep`), and past is bounded by it.
+cache begins with a hidden position: `builders.serving.triton.config`.) Where every layer looks back a
+window at most, the cache holds twice that (`builders.engine.generation.tokens_to_keep`), and past is bounded by it.
 
 A profile names three shapes, and TensorRT checks the graph at each: total is past + sequence at all three.
 """

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from builders import garbage
+from builders.engine import garbage
 from builders.tensorrt.compiler import logger
 from builders.tensorrt.limits import Shape
 from builders.tensorrt.machine import Gpu

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from builders.generation import Decoding
+from builders.engine.generation import Decoding
 from builders.tensorrt.cache import Cache
 from builders.tensorrt.limits import DECODE, PAST, PREFILL, Limits
 from builders.tensorrt.runtime import Binding, LoadedPlan

@@ -4,10 +4,10 @@
 for `smoothquant validate`.
 """
 
-from builders.tensorrt_llm.arithmetic import Precision
-from builders.tensorrt_llm.check import check
-from builders.tensorrt_llm.checkpoint import is_checkpoint
-from builders.tensorrt_llm.engine import CheckpointEngine
-from builders.tensorrt_llm.interpreter import Interpreter
+from builders.tensorrt_llm.format.check import check
+from builders.tensorrt_llm.format.checkpoint import is_checkpoint
+from builders.tensorrt_llm.interpreter.arithmetic import Precision
+from builders.tensorrt_llm.interpreter.engine import CheckpointEngine
+from builders.tensorrt_llm.interpreter.interpreter import Interpreter
 
 __all__ = ["CheckpointEngine", "Interpreter", "Precision", "check", "is_checkpoint"]

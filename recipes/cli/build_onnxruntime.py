@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     provider = find_provider(arguments.provider)
     options.check_triton(arguments)
     if arguments.triton is not None:
-        from builders.triton import check_provider
+        from builders.serving.triton import check_provider
 
         check_provider(arguments.export, arguments.act, provider.name)
     with ui.progress("build onnxruntime") as progress:

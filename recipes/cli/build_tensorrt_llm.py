@@ -40,8 +40,8 @@ def add(targets: argparse._SubParsersAction, common: argparse.ArgumentParser) ->
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
-    from builders.tensorrt_llm.build import build, plan
-    from builders.tensorrt_llm.command import Limits
+    from builders.tensorrt_llm.build.build import build, plan
+    from builders.tensorrt_llm.build.command import Limits
 
     given = {name: getattr(arguments, name) for name in LIMITS if getattr(arguments, name) is not None}
     what = plan(arguments.export, arguments.out, Limits(**given))

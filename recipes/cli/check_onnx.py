@@ -12,8 +12,8 @@ from smoothquant.errors import CheckError, UserError
 
 if TYPE_CHECKING:  # onnx and torch are imported when the command runs, not for --help
     from builders.check import Check, Compile
-    from builders.lint import OnnxGraph
-    from builders.tensorrt_rtx import Compilation
+    from builders.check.tensorrt_rtx import Compilation
+    from builders.onnx_graph import OnnxGraph
 
 COMPILED_FOR = {  # option -> default, what it is
     "--max-batch": (4, "so many sequences"),
@@ -33,7 +33,7 @@ KINDS = {
 def check_onnx(arguments: argparse.Namespace, ui: Ui) -> None:
     """Raises CheckError if TensorRT would refuse the graph, or run a quantized product in floating point."""
     from builders.check import check
-    from builders.lint import NEWEST
+    from builders.check.lint import NEWEST
 
     tensorrt = _version(arguments.tensorrt) if arguments.tensorrt else NEWEST
     compile_ = _compile(arguments, ui) if arguments.compiler else None
@@ -59,7 +59,7 @@ def _graphs(path: Path) -> list[Path]:
 
 def show_rules(ui: Ui) -> None:
     """All rules of the linter."""
-    from builders.lint import RULES
+    from builders.check.lint import RULES
 
     for rule in RULES:
         ui.say(f"{rule.id}: {rule.demands}\n    else {rule.effect.value}: {rule.because}")
@@ -69,7 +69,7 @@ def show_rules(ui: Ui) -> None:
 
 
 def _compile(arguments: argparse.Namespace, ui: Ui) -> Compile:
-    from builders.tensorrt_rtx import DecoderProfile, compile_apart
+    from builders.check.tensorrt_rtx import DecoderProfile, compile_apart
 
     sizes = []
     for option, (default, _) in COMPILED_FOR.items():

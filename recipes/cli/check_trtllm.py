@@ -15,7 +15,7 @@ KIND = "TensorRT-LLM checkpoint"
 def check_trtllm(arguments: argparse.Namespace, ui: Ui) -> None:
     """Raises CheckError if the loader would refuse the folder."""
     from builders.tensorrt_llm import check
-    from builders.tensorrt_llm.findings import errors
+    from builders.tensorrt_llm.format.findings import errors
 
     path = Path(arguments.path)
     with ui.progress("check") as progress:

@@ -11,7 +11,7 @@ from recipes.cli.ui import Ui
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from builders.speed import Speed
+    from builders.engine.speed import Speed
 
 
 def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:

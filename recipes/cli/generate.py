@@ -43,8 +43,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         raise UserError("the prompt is empty", expected="some text to continue")
     from act_scales.text import load_tokenizer
     from builders.engine import open_engine
-    from builders.generation import GeneratingEngine
-    from builders.triton import TritonEngine
+    from builders.engine.generation import GeneratingEngine
+    from builders.serving.triton import TritonEngine
 
     engine = TritonEngine(arguments.engine, arguments.triton) if arguments.triton else open_engine(arguments.engine)
     if not isinstance(engine, GeneratingEngine):

@@ -83,7 +83,7 @@ def add_engine(command: argparse.ArgumentParser) -> None:
 def check_triton(arguments: argparse.Namespace) -> None:
     """Find out before a build whether --triton can be written after it."""
     if arguments.triton is not None:
-        from builders.triton import check_repository
+        from builders.serving.triton import check_repository
 
         check_repository(arguments.out, arguments.triton, overwrite=arguments.overwrite)
 
@@ -92,7 +92,7 @@ def write_triton(arguments: argparse.Namespace) -> dict[str, str]:
     """Put the engine where --triton says. Returns what to add to the command's result."""
     if arguments.triton is None:
         return {}
-    from builders.triton import write_model
+    from builders.serving.triton import write_model
 
     return {"triton": str(write_model(arguments.out, arguments.triton, overwrite=arguments.overwrite))}
 

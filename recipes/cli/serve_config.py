@@ -31,8 +31,8 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
-    from builders.tensorrt_llm.releases import TRITON
-    from builders.tensorrt_llm.triton.repository import request_example, write_repository
+    from builders.serving.tensorrt_llm.repository import request_example, write_repository
+    from builders.tensorrt_llm.format.releases import TRITON
 
     found = write_repository(
         arguments.engine,

@@ -61,8 +61,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
 
     from act_scales.text import load_text
     from builders.engine import FOREIGN
-    from builders.report import write_json, write_report
     from builders.validate import validate_engines
+    from builders.validate.report import write_json, write_report
     from smoothquant.workspace import check_place, forget
 
     limits = _limits(arguments)

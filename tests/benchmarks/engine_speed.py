@@ -23,9 +23,9 @@ from statistics import median
 
 import numpy
 
+from builders.engine.speed import measure
 from builders.onnxruntime import OnnxRuntimeEngine
 from builders.onnxruntime.session import PAST, first_feed, open_session, subnormals_as_zero
-from builders.speed import measure
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
 from recipes.families import open_model

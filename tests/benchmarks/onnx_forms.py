@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from act_scales.collect import collect
 from act_scales.text import load_text
+from builders.engine.speed import measure
 from builders.onnxruntime import OnnxRuntimeEngine
-from builders.speed import measure
 from builders.validate import Validation, validate_engines
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter

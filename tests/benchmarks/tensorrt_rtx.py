@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 
 from builders.check import Check, check
-from builders.lint import OnnxGraph
-from builders.tensorrt_rtx import Compilation, DecoderProfile, compile_apart
+from builders.check.tensorrt_rtx import Compilation, DecoderProfile, compile_apart
+from builders.onnx_graph import OnnxGraph
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
 from recipes.families import open_model
 from recipes.synthetic import save_random_llama
 from smoothquant.settings import SmoothingSettings
 from tests.benchmarks.results import Row, publish
-from tests.builders.lint.graphs import graph, saved
+from tests.builders.check.lint.graphs import graph, saved
 
 PROFILE = DecoderProfile(batch=4, tokens=512, past=1536)
 BLOCK = {"hidden": 4096, "intermediate": 14336, "heads": 32, "kv_heads": 8}

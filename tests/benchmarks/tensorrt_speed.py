@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 from builders import tensorrt
-from builders.speed import measure
+from builders.engine.speed import measure
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
 from recipes.families import open_model

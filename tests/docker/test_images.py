@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from builders.tensorrt_llm.command import CONTAINER
-from builders.tensorrt_llm.releases import IMAGE
+from builders.tensorrt_llm.build.command import CONTAINER
+from builders.tensorrt_llm.format.releases import IMAGE
 from exporters.trtllm.versions import STABLE, builds_engines
 from tests.builders.tensorrt_llm.fake_tools import script
 from tests.lacking import lacking

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from act_scales.text import Text
 from builders.check import check
+from builders.check.tensorrt_rtx import DecoderProfile, compile_onnx
 from builders.onnxruntime import OnnxRuntimeEngine, build
 from builders.tensorrt_llm import CheckpointEngine
 from builders.tensorrt_llm import check as check_checkpoint
-from builders.tensorrt_llm.findings import errors
-from builders.tensorrt_rtx import DecoderProfile, compile_onnx
+from builders.tensorrt_llm.format.findings import errors
 from builders.transformers import TransformersEngine
 from builders.validate import Thresholds, validate_engines
 from exporters.export import export

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from builders.lint import RULES
+from builders.check.lint import RULES
+from builders.check.tensorrt_rtx import available, packages
+from builders.check.tensorrt_rtx.packages import bindings
 from builders.onnxruntime import build
-from builders.tensorrt_rtx import available, packages
-from builders.tensorrt_rtx.packages import bindings
 from recipes.cli import main
 from recipes.machine import TARGETS
 from smoothquant.workspace import MANIFEST
-from tests.builders.lint.graphs import LINEAR, PRODUCT, W, X, graph, saved
+from tests.builders.check.lint.graphs import LINEAR, PRODUCT, W, X, graph, saved
 from tests.exporters.onnx.graphs import FLOAT, export_onnx, source_of
 from tests.lacking import with_compiler
 from tests.outputs import write_manifest

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from act_scales.store import ActScales
-from builders.exports import open_export
+from builders.engine.exports import open_export
 from recipes.cli import main
 from smoothquant.artifacts.manifest import OnnxOptions
 from smoothquant.scheme import scheme_of

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders.generation import tokens_to_keep
+from builders.engine.generation import tokens_to_keep
 from builders.tensorrt.limits import DECODE, PREFILL, Limits, limits_for
 from smoothquant.errors import UserError
 from tests.outputs import facts

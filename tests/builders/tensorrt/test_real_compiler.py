@@ -1,6 +1,6 @@
 """The builder against a real compiler: TensorRT-RTX, which has nearly TensorRT 11's API and builds without a GPU.
 
-Its packages are optional (`builders.tensorrt_rtx.packages`).
+Its packages are optional (`builders.check.tensorrt_rtx.packages`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from types import ModuleType
 import onnx
 import pytest
 
+from builders.check.tensorrt_rtx.packages import bindings
 from builders.tensorrt import Options
 from builders.tensorrt.compiler import compile_graph
 from builders.tensorrt.limits import limits_for
-from builders.tensorrt_rtx.packages import bindings
 from smoothquant.errors import UserError
 from tests.gpu import overflow
 from tests.lacking import require_compiler

@@ -12,8 +12,8 @@ import torch
 
 from act_scales.text import Text
 from builders.check import check
+from builders.check.tensorrt_rtx import DecoderProfile, available, compile_onnx
 from builders.onnxruntime import OnnxRuntimeEngine, build
-from builders.tensorrt_rtx import DecoderProfile, available, compile_onnx
 from builders.validate import read_scheme, validate_engines
 from exporters.export import export
 from exporters.onnx import OnnxWriter

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from builders.lint import OnnxGraph
-from builders.tensorrt_rtx import Compilation, DecoderProfile, compile_onnx
+from builders.check.tensorrt_rtx import Compilation, DecoderProfile, compile_onnx
+from builders.onnx_graph import OnnxGraph
 from tests.exporters.onnx.graphs import export_onnx, source_of
 from tests.lacking import with_compiler
 

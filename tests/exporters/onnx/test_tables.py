@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from builders.check import check
-from builders.tensorrt_rtx import DecoderProfile, available, compile_onnx
+from builders.check.tensorrt_rtx import DecoderProfile, available, compile_onnx
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
 from recipes.families import open_model

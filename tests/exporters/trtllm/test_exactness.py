@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from builders.tensorrt_llm import Interpreter, Precision, arithmetic
-from builders.tensorrt_llm.interpreter import _Part
+from builders.tensorrt_llm import Interpreter, Precision
+from builders.tensorrt_llm.interpreter.interpreter import _Part, arithmetic
 from exporters.export import Source
 from exporters.trtllm import Mode
 from exporters.trtllm.tensors import matrices

@@ -1,0 +1,97 @@
+"""Rules about the file: its data, its validity, its opset, and that it is quantized, as much as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from builders.check.lint.products import DEQUANTIZE, missing_products, quantized_products
+from builders.check.lint.rule import Book, Effect, Version
+from builders.onnx_graph import OnnxGraph, name_of
+
+BOOK = Book()
+OPSETS: tuple[tuple[Version, int], ...] = (  # from this TensorRT on: the newest opset that it knows
+    ((8, 6), 17),
+    ((10, 0), 20),
+    ((10, 13), 24),
+    ((11, 0), 25),
+)
+PER_CHANNEL = 13  # the first opset with an axis for scales
+
+
+@BOOK.rule("valid-onnx", "the graph is valid ONNX", "every version, and every other engine", Effect.REFUSED)
+def valid_onnx(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    for reason in _invalid(graph):
+        yield graph.path.name, f"it is not valid ONNX ({reason})", "mend the tool that wrote it, or export again"
+
+
+def _invalid(graph: OnnxGraph) -> Iterator[str]:
+    """What onnx's checker says, and what it forgets."""
+    kinds = graph.onnx.TensorProto.DataType.values()
+    for tensor in graph.stored.values():
+        if tensor.data_type not in kinds:
+            yield f"tensor {tensor.name} is of the type {tensor.data_type}, which there is not"
+            return
+    for node in graph.nodes:
+        if any(isinstance(name, bytes) for name in (node.name, node.op_type, node.domain, *node.input, *node.output)):
+            yield "names that are not UTF-8"
+            return
+    for node in graph.standard("Constant"):
+        if not node.attribute:
+            yield f"Constant {name_of(node)} without a value"
+            return
+    try:
+        graph.onnx.checker.check_model(graph.without_data())
+    except (graph.onnx.checker.ValidationError, UnicodeDecodeError) as error:
+        yield " ".join(str(error).split("\n")[0].split())
+
+
+@BOOK.rule(
+    "external-data",
+    "the weights' files lie beside the graph, whole",
+    "every version: the parser opens them by the names in the graph",
+    Effect.REFUSED,
+)
+def external_data(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    for location, fault in graph.external_faults():
+        yield location, f"the file of weights {location} {fault}", f"put it, whole, into {graph.path.parent}"
+
+
+@BOOK.rule(
+    "opset",
+    "the opset is one that this TensorRT knows: at most 17 for 8.6, 20 for 10.0, 24 for 10.13, 25 for 11",
+    "TensorRT's release notes; newer opsets are read as the newest known one, with a warning",
+    Effect.WORSE,
+)
+def opset(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    newest = max((limit for since, limit in OPSETS if since <= tensorrt), default=OPSETS[0][1])
+    if graph.opset > newest:
+        version = ".".join(map(str, tensorrt))
+        what = f"opset {graph.opset} is newer than TensorRT {version} knows ({newest})"
+        yield graph.path.name, what, f"export with opset {newest} or lower, or use a newer TensorRT"
+    if graph.opset < PER_CHANNEL and any(True for _ in graph.standard(DEQUANTIZE)):
+        what = f"opset {graph.opset} has no scales per channel"
+        yield graph.path.name, what, "export with opset 17 or 21", {"effect": Effect.REFUSED}
+
+
+@BOOK.rule(
+    "no-quantization",
+    "some matrix product has an INT8 weight",
+    "a graph without QuantizeLinear and DequantizeLinear runs in floating point: TensorRT 11 has no other way to INT8",
+    Effect.LOST,
+)
+def no_quantization(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    if not quantized_products(graph):
+        what = "no matrix product is quantized (no int8 weight behind DequantizeLinear)"
+        yield graph.path.name, what, "make it with smoothquant export onnx, without --float"
+
+
+@BOOK.rule(
+    "missing-product",
+    "every linear that the exporter quantized is a quantized product",
+    "the file lists them; one that lost its Q or DQ on the way runs in floating point, and no count of INT8 kernels "
+    "shows it",
+    Effect.LOST,
+)
+def missing_product(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    for module in missing_products(graph):
+        yield f"{module}/MatMul", "it was quantized, and is not any more", "export again, and change nothing afterwards"

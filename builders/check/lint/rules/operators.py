@@ -1,0 +1,167 @@
+"""Rules about operators: which TensorRT lacks, which it has with limits, and since when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from builders.check.lint.rule import Book, Effect, Version
+from builders.onnx_graph import STANDARD, OnnxGraph, attribute, name_of, subgraphs
+
+BOOK = Book()
+NAMES = """
+    AffineGrid Bernoulli BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im Compress
+    ConcatFromSequence ConvInteger CumProd DFT DeformConv Det DynamicQuantizeLinear ImageDecoder MatMulInteger
+    MaxRoiPool MaxUnpool MelWeightMatrix Multinomial NegativeLogLikelihoodLoss Optional OptionalGetElement
+    OptionalHasElement QLinearConv QLinearMatMul RegexFullMatch SequenceAt SequenceConstruct SequenceEmpty
+    SequenceErase SequenceInsert SequenceLength SequenceMap SoftmaxCrossEntropyLoss SplitToSequence StringConcat
+    StringNormalizer StringSplit SwiGLU TfIdfVectorizer Unique
+"""
+ABSENT = frozenset(NAMES.split())  # what OnnxParser.supports_operator denies; the tests ask it again
+INSTEAD = {
+    "DynamicQuantizeLinear": "divide each token by its largest magnitude and quantize with the constant scale 1/127",
+    "MatMulInteger": "write QuantizeLinear, DequantizeLinear and MatMul; TensorRT fuses them",
+    "QLinearMatMul": "write QuantizeLinear, DequantizeLinear and MatMul; TensorRT fuses them",
+    "Compress": "gather by indices whose number is known from the input's shape",
+    "NonZero": "gather by indices whose number is known from the input's shape",
+}
+SINCE: dict[str, Version] = {
+    "Attention": (10, 14),
+    "RMSNormalization": (10, 15),
+    "RotaryEmbedding": (10, 15),
+    "TensorScatter": (10, 15),
+    "LayerNormalization": (8, 6),
+}
+BFLOAT16_SINCE: Version = (9, 0)
+SCATTERS = ("ScatterND", "ScatterElements")
+PAST, NONPAD = slice(4, 6), 6  # inputs of Attention: past_key and past_value, nonpad_kv_seqlen
+
+
+@BOOK.rule(
+    "contrib-operator",
+    "every operator is a standard one",
+    "the parser knows no other domain, ONNX Runtime's com.microsoft included: what it does not know is a plugin to it",
+    Effect.REFUSED,
+)
+def contrib_operator(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    """A node of another domain, unless the file defines it as a function."""
+    for node in graph.nodes:
+        if node.domain not in STANDARD and (node.domain, node.op_type) not in graph.functions:
+            what = f"the operator {node.domain}.{node.op_type} is not standard ONNX; TensorRT takes it for a plugin"
+            yield name_of(node), what, "export the graph in standard operators (smoothquant export onnx does)"
+
+
+@BOOK.rule(
+    "absent-operator",
+    "TensorRT has every operator",
+    "the parser of no version imports these; NonZero is a plugin, which TensorRT-RTX lacks",
+    Effect.REFUSED,
+)
+def absent_operator(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    for node in graph.standard(*ABSENT, "NonZero"):
+        do = INSTEAD.get(node.op_type, "write it in other operators")
+        yield name_of(node), f"TensorRT has no {node.op_type}", do
+
+
+@BOOK.rule(
+    "new-operator",
+    "the operator was there in this TensorRT",
+    "release notes: Attention came with 10.14, RMSNormalization and RotaryEmbedding with 10.15",
+    Effect.REFUSED,
+)
+def new_operator(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    for node in graph.standard(*SINCE):
+        since = SINCE[node.op_type]
+        if tensorrt < since:
+            have, need = (".".join(map(str, version)) for version in (tensorrt, since))
+            what = f"TensorRT {have} has no {node.op_type}, which came with {need}"
+            yield name_of(node), what, f"export in basic operators (opset 17), or use TensorRT {need}"
+
+
+@BOOK.rule(
+    "bfloat16",
+    "no tensor is BFLOAT16 before TensorRT 9",
+    "release notes: BF16 came with 9.0",
+    Effect.REFUSED,
+)
+def bfloat16(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    if tensorrt < BFLOAT16_SINCE and (node := next(graph.of_type(graph.onnx.TensorProto.BFLOAT16), None)) is not None:
+        version = ".".join(map(str, tensorrt))
+        yield name_of(node), f"TensorRT {version} has no BFLOAT16", "export with --dtype fp16 or fp32"
+
+
+@BOOK.rule(
+    "scatter-reduction",
+    "ScatterND and ScatterElements have no reduction",
+    "the parser refuses ScatterND's in every version; TensorRT-RTX refuses both",
+    Effect.REFUSED,
+)
+def scatter_reduction(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    for node in graph.standard(*SCATTERS):
+        reduction = attribute(node, "reduction", "none")
+        if reduction != "none":
+            what = f"{node.op_type} with reduction={reduction} is not in TensorRT"
+            yield name_of(node), what, "scatter without reduction, or sum in other operators (Gather, ReduceSum)"
+
+
+@BOOK.rule(
+    "if-shapes",
+    "both branches of If give tensors of one shape",
+    "the compiler fails on most such graphs: it sets one shape for the result",
+    Effect.REFUSED,
+)
+def if_shapes(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    """If whose branches end in values with different, known dimensions."""
+    for node in graph.standard("If"):
+        shapes = [[_shape(graph, value.name) for value in branch.output] for branch in subgraphs(node)]
+        if any(a and b and a != b for a, b in zip(*shapes, strict=False)):
+            what = f"the branches of If give tensors of different shapes ({shapes[0]} and {shapes[1]})"
+            yield name_of(node), what, "compute both and choose with Where, or make them of one shape"
+
+
+def _shape(graph: OnnxGraph, name: str) -> list[int | str]:
+    found = graph.inferred.get(name)
+    dimensions = [size.dim_param or size.dim_value for size in found.shape.dim] if found else []
+    return [] if any(size in ("", 0) or str(size).startswith("unk__") for size in dimensions) else dimensions
+
+
+@BOOK.rule(
+    "attention-cache",
+    "Attention has one output, and neither past nor present",
+    "the parser asserts it (10.14 ... 11.4), and that softcap is 0",
+    Effect.REFUSED,
+)
+def attention_cache(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    for node in graph.standard("Attention"):
+        if any(node.input[PAST]) or sum(map(bool, node.output)) > 1:
+            what = "Attention with past and present, or with more outputs than one, is not in TensorRT"
+            yield name_of(node), what, "concatenate the cache outside: Concat(past, key), one-output Attention"
+        if attribute(node, "softcap", 0.0):
+            what = "Attention with a softcap is not in TensorRT"
+            yield name_of(node), what, "write the attention in basic operators, with Tanh"
+
+
+@BOOK.rule(
+    "attention-padding",
+    "Attention's padding is in its mask",
+    "nonpad_kv_seqlen is parsed and ignored: padding is attended to",
+    Effect.WRONG,
+)
+def attention_padding(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    for node in graph.standard("Attention"):
+        if len(node.input) > NONPAD and node.input[NONPAD]:
+            what = "Attention's nonpad_kv_seqlen is ignored: TensorRT attends to the padding"
+            yield name_of(node), what, "give an explicit mask"
+
+
+@BOOK.rule(
+    "attention-dtype",
+    "Attention reads FLOAT16 or BFLOAT16",
+    "there are dedicated kernels for halves alone, and the parser does not let it be decomposed",
+    Effect.REFUSED,
+)
+def attention_dtype(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    for node in graph.standard("Attention"):
+        found = graph.inferred.get(node.input[0])
+        if found is not None and found.elem_type == graph.onnx.TensorProto.FLOAT:
+            what = "Attention in FLOAT has no kernel in TensorRT"
+            yield name_of(node), what, "export with --dtype fp16, or write the attention in basic operators"

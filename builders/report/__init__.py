@@ -1,5 +1,0 @@
-"""Validations as one self-contained HTML page, and as JSON."""
-
-from builders.report.files import write_json, write_report
-
-__all__ = ["write_json", "write_report"]

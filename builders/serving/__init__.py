@@ -1,0 +1,1 @@
+"""Engines handed over to servers: Triton, and TensorRT-LLM behind Triton."""

@@ -1,0 +1,173 @@
+"""Write the repository, and say how to start the two servers that an engine has.
+
+    ensemble/config.pbtxt  preprocessing/{config.pbtxt,1/model.py}  tensorrt_llm/config.pbtxt
+    postprocessing/{config.pbtxt,1/model.py}  llm_api_options.yaml  manifest.json
+
+`tritonserver` reads the repository; `trtllm-serve`, with OpenAI's protocol and streaming, reads the engine itself. The
+container must have the version of TensorRT-LLM that built the engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from builders.serving.tensorrt_llm import models, pbtxt
+from builders.serving.tensorrt_llm.models import Message, Serving
+from builders.tensorrt_llm.format.releases import IMAGE, serve_backend, triton_image
+from exporters.trtllm.versions import FIRST, LAST, builds_engines
+from smoothquant.errors import UserError
+from smoothquant.workspace import TOP_MANIFEST, Workspace, read_json
+
+STEP = "serve-config"
+API_OPTIONS = "llm_api_options.yaml"
+LAUNCHER = "/app/scripts/launch_triton_server.py"  # in Triton's trtllm containers
+MODELS: dict[str, tuple[Callable[[Serving], Message], str | None]] = {  # folder -> its config, and its model.py
+    "ensemble": (models.ensemble, None),
+    "preprocessing": (models.preprocessing, "preprocessing.py"),
+    "tensorrt_llm": (models.tensorrt_llm, None),
+    "postprocessing": (models.postprocessing, "postprocessing.py"),
+}
+REUSE = "enable_chunked_prefill: true  # prompts of more tokens than a step of the engine takes\n"
+NO_REUSE = """\
+# An engine with an INT8 KV cache: no kernel computes prompts out of it, so they are neither reused nor cut.
+kv_cache_config:  # takes the place of what the options say of the cache
+  free_gpu_memory_fraction: {memory:g}
+  enable_block_reuse: false
+enable_chunked_prefill: false
+"""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What TensorRT-LLM's own config.json says of an engine folder."""
+
+    version: str
+    tp: int
+    pp: int
+    batch: int
+    paged_context: bool
+
+    @property
+    def ranks(self) -> int:
+        return self.tp * self.pp
+
+
+@dataclass(frozen=True)
+class Handoff:
+    """How to serve. triton: None where no Triton container has this version of TensorRT-LLM, by NVIDIA's list."""
+
+    engine: Engine
+    triton: str | None
+    trtllm_serve: str
+
+
+def read_engine(folder: Path) -> Engine:
+    """Raises UserError for a folder that is no engine of a version that can be served."""
+    content = read_json(folder / "config.json")
+    model, build = content.get("pretrained_config"), content.get("build_config")
+    if not isinstance(model, dict) or not isinstance(build, dict):
+        raise UserError(
+            f"{folder}: no TensorRT-LLM engine (its config.json has no pretrained_config and build_config)",
+            expected="a folder made by smoothquant build tensorrt-llm",
+            do="check the path, or build it",
+        )
+    version = str(content.get("version"))
+    if not builds_engines(version):
+        known = f"{FIRST} to {LAST}"
+        raise UserError(f"{folder}: built by TensorRT-LLM {version}", expected=known, do="build it again")
+    mapping = model.get("mapping") or {}
+    return Engine(
+        version=version,
+        tp=mapping.get("tp_size", 1),
+        pp=mapping.get("pp_size", 1),
+        batch=build.get("max_batch_size") or 1,
+        paged_context=bool((build.get("plugin_config") or {}).get("use_paged_context_fmha")),
+    )
+
+
+def write_repository(
+    engine_folder: str | Path,
+    out: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    engine_at: str | None = None,
+    repository_at: str | None = None,
+    memory: float = 0.9,
+    instances: int = 1,
+    overwrite: bool = False,
+) -> Handoff:
+    """Write a model repository for Triton and say how to start it.
+
+    tokenizer: folder with the tokenizer, if the engine's has none. engine_at, repository_at: where a server finds the
+    two folders, if not where they are here. memory: share of the free GPU memory for the KV cache. instances: of pre-
+    and postprocessing. Raises UserError for a folder that is no engine, or has no tokenizer.
+    """
+    folder, out = Path(engine_folder).absolute(), Path(out).absolute()
+    engine = read_engine(folder)
+    if not 0 < memory < 1 or instances < 1:
+        raise UserError(f"--memory {memory:g}, --instances {instances}", expected="a share in (0, 1), and at least 1")
+    words = folder if tokenizer is None else Path(tokenizer).absolute()
+    if not any((words / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise UserError(f"{words}: no tokenizer", expected="tokenizer.json", do="give --tokenizer, the model's folder")
+    there = engine_at or str(folder)
+    serving = Serving(
+        engine=there,
+        tokenizer=there if words == folder else str(words),
+        batch=engine.batch,
+        paged_context=engine.paged_context,
+        memory=memory,
+        instances=instances,
+    )
+    texts = _texts(serving)
+    inputs = {
+        "files": {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()},
+        "version": engine.version,
+    }
+    with Workspace(out, STEP, inputs, overwrite=overwrite, manifest=TOP_MANIFEST) as work:
+        if not work.finished:
+            for name, text in texts.items():
+                work.path(name).write_text(text, encoding="utf-8")
+            work.commit()
+    return _handoff(engine, serving, repository_at or str(out), {folder, words, out})
+
+
+def _texts(serving: Serving) -> dict[str, str]:
+    """File of the repository -> what is in it."""
+    found = {API_OPTIONS: REUSE if serving.paged_context else NO_REUSE.format(memory=serving.memory)}
+    for name, (message, program) in MODELS.items():
+        found[f"{name}/config.pbtxt"] = pbtxt.dumps(message(serving))
+        if program:
+            source = resources.files("builders.serving.tensorrt_llm").joinpath(program)
+            found[f"{name}/1/model.py"] = source.read_text(encoding="utf-8")
+        else:
+            found[f"{name}/1/.keep"] = ""  # Triton wants the folder, even of a model without files
+    return found
+
+
+def _handoff(engine: Engine, serving: Serving, repository: str, folders: set[Path]) -> Handoff:
+    image = triton_image(engine.version)
+    volumes = shlex.join(word for path in sorted(folders) for word in ("-v", f"{path}:{path}"))
+    container = f"docker run --rm --gpus all --net host --shm-size 2g {volumes}"
+    launch = shlex.join(["python3", LAUNCHER, f"--world_size={engine.ranks}", f"--model_repo={repository}"])
+    serve = ["trtllm-serve", serving.engine, "--tokenizer", serving.tokenizer, *serve_backend(engine.version)]
+    serve += ["--tp_size", str(engine.tp), "--pp_size", str(engine.pp)] if engine.ranks > 1 else []
+    serve += ["--extra_llm_api_options", f"{repository}/{API_OPTIONS}"]
+    serve += ["--kv_cache_free_gpu_memory_fraction", f"{serving.memory:g}"]
+    serve += ["--host", "0.0.0.0", "--port", "8000"]
+    return Handoff(
+        engine,
+        f"{container} {image} {launch}" if image else None,
+        f"{container} {IMAGE}:{engine.version} {shlex.join(serve)}",
+    )
+
+
+def request_example(text: str = "Once upon a time") -> str:
+    """A request to Triton's generate endpoint."""
+    body = json.dumps({"text_input": text, "max_tokens": 64, "temperature": 0.7, "top_p": 0.9})
+    return f"curl localhost:8000/v2/models/ensemble/generate -d {shlex.quote(body)}"

@@ -1,0 +1,135 @@
+"""A model of a Triton repository out of an engine folder.
+
+    DIR/NAME/config.pbtxt        `builders.serving.triton.config`
+    DIR/NAME/1/model.plan        or model.onnx and model.onnx.data: linked where the disk allows, else copied
+    DIR/NAME/smoothquant/manifest.json   the engine's inputs; Triton looks only at folders that are numbers
+
+NAME is the engine folder's. The tokenizer stays with the client, in the engine folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from builders.engine.exports import MODEL
+from builders.onnx_graph import OnnxGraph
+from builders.serving.triton import accelerator
+from builders.serving.triton.config import Serving, Tensor, config
+from smoothquant.artifacts.manifest import Manifest
+from smoothquant.errors import OutputError, UserError
+from smoothquant.workspace import MANIFEST, Workspace, check_place, is_output, load_manifest
+
+STEP = "triton"
+CONFIG, VERSION = "config.pbtxt", "1"
+ELEMENTS = {1: "float32", 10: "float16", 16: "bfloat16", 3: "int8", 7: "int64"}  # ONNX's codes
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+PROTOCOL = (
+    "The server keeps the KV cache of every sequence. A request: input_ids [1, n]; position_ids [1, n], the numbers of",
+    "these tokens from 0; attention_mask [1, 1 + tokens so far], ones after a single 0, which hides the position that",
+    "the cache begins with. sequence_id, and sequence_start and sequence_end at the first and last request of one.",
+)
+
+
+def model_name(engine: str | Path) -> str:
+    """The name that Triton serves an engine folder under."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", Path(engine).resolve().name)
+
+
+def check_repository(engine: str | Path, repository: str | Path, *, overwrite: bool = False) -> None:
+    """Raise OutputError where `write_model` could not write. engine: its folder, which need not be there yet."""
+    out = Path(repository) / model_name(engine)
+    if out.resolve() == Path(engine).resolve():
+        raise OutputError(f"--triton {repository}: the model would be the engine's own folder", do="choose another")
+    if out.exists() and not is_output(out) and not overwrite:
+        raise OutputError(
+            f"--triton {repository}: {out} exists, and is no model made by this tool",
+            do="choose another --triton, or pass --overwrite",
+        )
+    check_place(out / MANIFEST, "--triton", repository)
+
+
+def write_model(engine: str | Path, repository: str | Path, *, overwrite: bool = False) -> Path:
+    """Put an engine into a model repository. Returns the model's folder.
+
+    Raises UserError if the engine is none that Triton's backends run, OutputError if another model has its name.
+    """
+    engine, out = Path(engine), Path(repository) / model_name(engine)
+    manifest = load_manifest(engine)
+    if manifest.step not in SERVINGS:
+        raise UserError(
+            f"{engine}: made by {manifest.step!r}, which Triton's backends do not run",
+            expected=f"made by {' or '.join(SERVINGS)}",
+        )
+    describe, names = SERVINGS[manifest.step]
+    text = config(describe(engine, manifest))
+    with Workspace(out, STEP, {"engine": manifest.inputs, "config": text}, overwrite=overwrite) as work:
+        if not work.finished:
+            for name in names:
+                work.adopt(engine / name, f"{VERSION}/{name}")
+            work.path(CONFIG).write_text(text, encoding="utf-8")
+            work.commit()
+    return out
+
+
+def _tensorrt(engine: Path, manifest: Manifest) -> Serving:
+    options = manifest.inputs["options"]
+    ports = [Tensor(port["name"], port["dtype"], tuple(port["shape"])) for port in manifest.results["ports"]]
+    inputs = [tensor for tensor, port in zip(ports, manifest.results["ports"], strict=True) if port["input"]]
+    outputs = [tensor for tensor in ports if tensor not in inputs]
+    built, limits = manifest.inputs["tensorrt"], manifest.inputs["limits"]
+    notes = [
+        *PROTOCOL,
+        f"Built by TensorRT {built['version']} on {built['gpu']}: needs the Triton release with this TensorRT.",
+        f"A prompt goes in requests of at most {limits['chunk']} tokens, the short one first.",
+        "tritonserver --cuda-memory-pool-byte-size=0:BYTES holds the caches on the GPU, per sequence "
+        f"{_state_bytes(inputs, limits['length'])} bytes.",
+    ]
+    if options["version_compatible"]:
+        notes.append("tritonserver --backend-config=tensorrt,version-compatible=true")
+    return Serving("tensorrt", inputs, outputs, gpu=True, profiles=2, notes=notes)
+
+
+def _onnxruntime(engine: Path, manifest: Manifest) -> Serving:
+    graph = OnnxGraph(engine)
+
+    def tensors(values: object) -> list[Tensor]:
+        found = []
+        for value in values:  # type: ignore[attr-defined]
+            kind = value.type.tensor_type
+            shape = tuple(-1 if dim.dim_param else dim.dim_value for dim in kind.shape.dim)
+            found.append(Tensor(value.name, ELEMENTS[kind.elem_type], shape))
+        return found
+
+    inputs, outputs = tensors(graph.proto.graph.input), tensors(graph.proto.graph.output)
+    provider = manifest.inputs.get("provider", "cpu")
+    told = accelerator.parameters(engine, model_name(engine), graph, manifest)
+    notes = [*PROTOCOL]
+    if told:
+        notes.append(
+            f"TensorRT compiles it at its first request, and keeps that in {told['trt_engine_cache_path']}: a folder "
+            "mounted there outlives the container."
+        )
+    parameters = {"intra_op_thread_count": str(manifest.inputs["threads"])} if provider == "cpu" else {}
+    return Serving(
+        "onnxruntime",
+        inputs,
+        outputs,
+        gpu=provider != "cpu",
+        accelerator=("tensorrt", told) if told else None,
+        parameters=parameters,
+        notes=notes,
+    )
+
+
+def _state_bytes(inputs: list[Tensor], length: int) -> int:
+    """Of one sequence at its longest: Triton holds what a run reads and what it writes."""
+    states = [tensor for tensor in inputs if tensor.dtype in BYTES and len(tensor.shape) == 4]
+    return sum(2 * BYTES[dtype] * shape[1] * shape[3] * length for _, dtype, shape in states)
+
+
+SERVINGS: Mapping[str, tuple[Callable[[Path, Manifest], Serving], tuple[str, ...]]] = {
+    "build tensorrt": (_tensorrt, ("model.plan",)),
+    "build onnxruntime": (_onnxruntime, (MODEL, f"{MODEL}.data")),
+}

@@ -1,0 +1,1 @@
+"""TensorRT-LLM engines: the command that builds one, where it runs, and the folder that it leaves."""

@@ -1,0 +1,131 @@
+"""The `trtllm-build` command of a checkpoint, and the container that has the tool.
+
+gemm_plugin auto                cuBLASLt for what is not INT8: lm_head
+context_fmha, paged cache       what in-flight batching serves from
+use_paged_context_fmha          KV cache reuse and chunked prompts; no kernel of it reads an INT8 cache
+reduce_fusion, use_fused_mlp,   fusions that no SmoothQuant layer has: off, whatever a version's default
+norm_quant_fusion
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from builders.tensorrt_llm.format.architectures import LEARNED, ROPE
+from builders.tensorrt_llm.format.config import Config
+from smoothquant.errors import UserError
+
+TOOL = "trtllm-build"
+CONTAINER = "smoothquant-tensorrt-llm"  # docker/tensorrt-llm
+MOST_TOKENS = 8192  # of all prompts that are computed in one go
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an engine can do at most. None: found from the model.
+
+    max_batch_size: sequences at once. max_input_len: tokens of a prompt. max_seq_len: of prompt and answer.
+    max_num_tokens: of all sequences in one step. workers: ranks built at once, a GPU each.
+    """
+
+    max_batch_size: int = 32
+    max_input_len: int | None = None
+    max_seq_len: int | None = None
+    max_num_tokens: int | None = None
+    workers: int = 1
+
+    def resolved(self, config: Config) -> Limits:
+        """With every number known. Raises UserError for numbers that contradict each other or the model."""
+        for name, value in asdict(self).items():
+            if value is not None and value < 1:
+                raise UserError(f"{_option(name)} {value}", expected="a positive number")
+        longest = self.max_seq_len or config.max_positions
+        if longest is None:
+            raise UserError("the checkpoint does not say how long its context is", do="give --max-seq-len")
+        if config.positions == LEARNED and config.max_positions and longest > config.max_positions:
+            raise UserError(
+                f"--max-seq-len {longest}", expected=f"at most {config.max_positions}, the model's learned positions"
+            )
+        prompt = self.max_input_len or longest
+        if prompt > longest:
+            raise UserError(f"--max-input-len {prompt}", expected=f"at most --max-seq-len, {longest}")
+        whole = 0 if paged_context(config) else prompt  # a prompt that must be computed in one piece
+        tokens = self.max_num_tokens or max(MOST_TOKENS, self.max_batch_size, whole)
+        if tokens < self.max_batch_size:
+            raise UserError(
+                f"--max-num-tokens {tokens}",
+                expected=f"at least --max-batch-size, {self.max_batch_size}: each sequence's next token",
+            )
+        if tokens < whole:
+            raise UserError(
+                f"--max-num-tokens {tokens}",
+                expected=f"at least --max-input-len, {prompt}: with an INT8 KV cache prompts are computed in one piece",
+            )
+        return replace(self, max_input_len=prompt, max_seq_len=longest, max_num_tokens=tokens)
+
+
+def doubts(limits: Limits, config: Config) -> list[str]:
+    """What is likely to be no good idea. limits: resolved."""
+    found, longest, tokens = [], limits.max_seq_len or 0, limits.max_num_tokens or 0
+    if config.positions == ROPE and config.max_positions and longest > config.max_positions:
+        found.append(f"--max-seq-len {longest} is beyond the {config.max_positions} positions that the model knows")
+    if not paged_context(config) and tokens > MOST_TOKENS:
+        found.append(
+            f"--max-num-tokens {tokens}: with an INT8 KV cache prompts are computed in one piece, and an engine keeps "
+            "memory for activations of so many tokens; a smaller --max-input-len takes less"
+        )
+    return found
+
+
+def paged_context(config: Config) -> bool:
+    """Whether prompts may be computed out of the paged cache: no kernel does so from an INT8 one."""
+    return config.kv_cache != "INT8"
+
+
+def options(config: Config) -> dict[str, str]:
+    """The options of `trtllm-build` that follow from the checkpoint."""
+    return {
+        "max_beam_width": "1",
+        "gemm_plugin": "auto",
+        "gpt_attention_plugin": "auto",
+        "kv_cache_type": "paged",
+        "remove_input_padding": "enable",
+        "context_fmha": "enable",
+        "use_paged_context_fmha": "enable" if paged_context(config) else "disable",
+        "reduce_fusion": "disable",
+        "use_fused_mlp": "disable",
+        "norm_quant_fusion": "disable",
+    }
+
+
+def build_command(checkpoint: Path, out: Path, limits: Limits, config: Config) -> list[str]:
+    """The whole command. limits: resolved."""
+    numbers = {name: str(value) for name, value in asdict(limits).items()}
+    given = {"checkpoint_dir": str(checkpoint), "output_dir": str(out), **numbers, **options(config)}
+    return [TOOL, *(word for name, value in given.items() for word in (f"--{name}", value))]
+
+
+def container_command(checkpoint: Path, out: Path, limits: Limits) -> str:
+    """The same build by the image of docker/tensorrt-llm, with the folders at the places they have here."""
+    checkpoint, out = checkpoint.absolute(), out.absolute()
+    common = os.path.commonpath([checkpoint.parent, out.parent])
+    mounts = [common] if common != "/" else sorted({str(checkpoint.parent), str(out.parent)})
+    numbers: list[str] = []
+    for name, value in asdict(limits).items():
+        if value != getattr(Limits(), name):
+            numbers += [_option(name), str(value)]
+    inner = ["build", "tensorrt-llm", str(checkpoint), "--out", str(out), *numbers]
+    volumes = [word for mount in mounts for word in ("-v", f"{mount}:{mount}")]
+    return _joined("docker run --rm --gpus all --user $(id -u):$(id -g)", [*volumes, CONTAINER, *inner])
+
+
+def _joined(start: str, words: Sequence[str]) -> str:
+    return f"{start} {shlex.join(words)}"
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,99 @@
+"""A TensorRT-LLM checkpoint folder on disk: config.json and rank0.safetensors, rank1.safetensors, ..."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from builders.tensorrt_llm.format.config import Config, parse
+from builders.tensorrt_llm.format.findings import CONFIG, errors
+from builders.tensorrt_llm.format.rules import config_findings
+from smoothquant.errors import CheckpointError
+from smoothquant.workspace import read_json
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "I8": torch.int8,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a rank file says of a tensor. dtype: torch's, or safetensors' name for others."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | str
+
+
+def rank_file(folder: Path, rank: int) -> Path:
+    return folder / f"rank{rank}.safetensors"
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder looks like a TensorRT-LLM checkpoint, whole or not."""
+    return any(folder.glob("rank*.safetensors")) or {"architecture", "mapping"} <= read_json(folder / CONFIG).keys()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as an object. Raises CheckpointError."""
+    path = folder / CONFIG
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: no such file", expected="a TensorRT-LLM checkpoint folder", do="check the path"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error})", do="make the checkpoint again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not a JSON object", do="make the checkpoint again")
+    return content
+
+
+def load_config(folder: Path) -> Config:
+    """The checkpoint's numbers. Raises CheckpointError with the first error that `config_findings` has."""
+    content = read_config(folder)
+    found = errors(config_findings(content))
+    if found:
+        raise CheckpointError(
+            f"{folder}: {found[0].where} {found[0].what}",
+            expected=found[0].expected,
+            do="see all with smoothquant check",
+        )
+    return parse(content)
+
+
+class RankFile:
+    """One rank's tensors, mapped and not read until they are asked for. Raises CheckpointError for a broken file."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.path = rank_file(folder, rank)
+        try:
+            self._file = safe_open(str(self.path), framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{self.path}: " + ("no such file" if not self.path.exists() else f"truncated or corrupt ({error})"),
+                expected="one whole safetensors file for each rank",
+                do="make the checkpoint again",
+            ) from error
+
+    @property
+    def headers(self) -> dict[str, Header]:
+        """name -> shape and dtype."""
+        found = {}
+        for name in self._file.keys():  # noqa: SIM118 (no mapping)
+            part = self._file.get_slice(name)
+            found[name] = Header(tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype()))
+        return found
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file.get_tensor(name)

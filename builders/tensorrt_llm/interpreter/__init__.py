@@ -1,0 +1,1 @@
+"""A TensorRT-LLM checkpoint run in PyTorch, without the exporter's code."""

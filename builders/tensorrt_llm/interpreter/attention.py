@@ -1,0 +1,112 @@
+"""Attention and positions as TensorRT-LLM's attention plugin computes them, for whole sequences.
+
+    rope_gpt_neox      halves of the first rotary_dim channels are rotated by position * inv_freq (float32)
+    alibi              scores + slope * (key - query)
+    alibi_with_scale   the same, scaled as the scores are
+
+    INT8 KV cache      k, v = scale * sat(rint(x / scale)), behind the rotation
+
+With an INT8 cache every query reads quantized keys and values, as generation does. (The context phase reads those of
+its own prompt before they are quantized: an engine's logits of a prompt are a little better than these.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from builders.tensorrt_llm.format.architectures import ALIBI, ROPE, SCALED_ALIBI
+from builders.tensorrt_llm.format.config import Config
+from smoothquant.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What depends on positions alone. rotary: cos and sin, (tokens, rotary_dim / 2) each; slopes: (heads,), of all
+    ranks, already scaled as the scores are."""
+
+    rotary: tuple[Tensor, Tensor] | None
+    slopes: Tensor | None
+
+
+def positions(config: Config, tokens: int, dtype: torch.dtype) -> Positions:
+    """For positions 0 .. tokens - 1. Raises CheckpointError for a rotary_scaling that is not known."""
+    if config.positions == ROPE:
+        inv_freq = inverse_frequencies(config.rotary_dim, config.rotary_base, config.rotary_scaling)
+        angle = torch.arange(tokens, dtype=torch.float32)[:, None] * inv_freq
+        return Positions((angle.cos().to(dtype), angle.sin().to(dtype)), None)
+    if config.positions in (ALIBI, SCALED_ALIBI):
+        slopes = alibi_slopes(config.heads).to(dtype)
+        return Positions(None, slopes * score_scale(config) if config.positions == SCALED_ALIBI else slopes)
+    return Positions(None, None)
+
+
+def score_scale(config: Config) -> float:
+    """What q . k is multiplied by."""
+    return 1 / (math.sqrt(config.head_size) * config.score_divisor)
+
+
+def inverse_frequencies(rotary_dim: int, base: float, scaling: Mapping | None) -> Tensor:
+    """(rotary_dim / 2,) float32. scaling: Hugging Face's rope_scaling, of type linear or llama3."""
+    inv_freq = 1 / base ** (torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim)
+    kind = (scaling or {}).get("rope_type") or (scaling or {}).get("type") or "default"
+    if scaling is None or kind == "default":
+        return inv_freq
+    if kind == "linear":
+        return inv_freq / scaling["factor"]
+    if kind != "llama3":
+        raise CheckpointError(
+            f"rotary_scaling of type {kind!r} cannot be run here",
+            expected="linear or llama3",
+            do="validate the checkpoint's engine on a GPU",
+        )
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * inv_freq / (2 * math.pi)  # within the original context
+    smooth = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slow waves, all scaled; 1: quick ones, kept
+    return inv_freq * ((1 - smooth) / scaling["factor"] + smooth)
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """(heads,) float32: 2^(-8 k / n) for the largest power of two n <= heads, then every second one for 2 n."""
+    n = 2 ** math.floor(math.log2(heads))
+    exponents = [-8 * k / n for k in range(1, n + 1)] + [-4 * k / n for k in range(1, 2 * (heads - n), 2)]
+    return torch.tensor([2.0**exponent for exponent in exponents], dtype=torch.float32)
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """x: (batch, heads, tokens, head_size)."""
+    cos, sin = rotary
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
+
+
+def cached(x: Tensor, scale: Tensor | None) -> Tensor:
+    """Keys or values as the cache gives them back. scale: of an INT8 cache, one number; None for a float one."""
+    if scale is None:
+        return x
+    scale = scale.flatten().to(x.dtype)
+    return (x * (1 / scale)).round().clamp(-128, 127) * scale
+
+
+def attend(config: Config, qkv: Tensor, places: Positions, first_head: int, kv_scale: Tensor | None) -> Tensor:
+    """One rank's heads. qkv: (batch, tokens, rank_qkv), queries, keys, values one behind the other; first_head: of this
+    rank. Returns (batch, tokens, heads of the rank x head_size)."""
+    heads, kv_heads, size = config.rank_heads, config.rank_kv_heads, config.head_size
+    parts = qkv.split((heads * size, kv_heads * size, kv_heads * size), dim=-1)
+    q, k, v = (part.unflatten(-1, (-1, size)).transpose(1, 2) for part in parts)  # (batch, heads, tokens, size)
+    if places.rotary:
+        q, k = rotate(q, places.rotary), rotate(k, places.rotary)
+    k, v = (cached(x, kv_scale).repeat_interleave(heads // kv_heads, dim=1) for x in (k, v))
+    scores = q @ k.transpose(-1, -2) * score_scale(config)  # (batch, heads, tokens, tokens)
+    tokens = torch.arange(qkv.shape[1])
+    distance = tokens - tokens[:, None]  # of the key from the query
+    if places.slopes is not None:
+        slopes = places.slopes[first_head : first_head + heads]
+        scores = scores + slopes[:, None, None] * distance.to(scores.dtype)
+    scores = scores.masked_fill(distance > 0, -math.inf)
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(-2)

@@ -1,0 +1,22 @@
+"""A checkpoint folder, ours or another tool's, as an engine for `smoothquant validate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from builders.engine import engine_manifest
+from builders.tensorrt_llm.interpreter.interpreter import Interpreter
+
+
+class CheckpointEngine:
+    """Runs the interpreter in float32. Raises UserError if the folder is no checkpoint or breaks the format."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.manifest = engine_manifest(folder)
+        self.interpreter = Interpreter(folder)
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """ids: (batch, tokens) int64; returns float32 (batch, tokens, vocab)."""
+        return self.interpreter.logits(ids).float()

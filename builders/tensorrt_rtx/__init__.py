@@ -1,8 +1,0 @@
-"""A TensorRT compiler that needs no GPU: TensorRT-RTX, a sibling of TensorRT 11 with the same parser and compiler."""
-
-from builders.tensorrt_rtx.compiler import Compilation, compile_apart, compile_onnx
-from builders.tensorrt_rtx.layers import Layer
-from builders.tensorrt_rtx.packages import available
-from builders.tensorrt_rtx.profiles import DecoderProfile
-
-__all__ = ["Compilation", "DecoderProfile", "Layer", "available", "compile_apart", "compile_onnx"]

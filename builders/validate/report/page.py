@@ -1,0 +1,77 @@
+"""The report: one self-contained HTML page. It loads nothing: style and plots are in it, and there are no scripts.
+
+report.html.jinja   the page
+style.css           its colours and sizes, for light and for dark
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from builders.validate.report import plots, tables
+from builders.validate.validation import Validation
+
+SERIES = 8  # colours of engines: s0 .. s7, then again
+NO_CHARACTER = re.compile(r"[^\t\n\r -~\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # controls, lone surrogates
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+def page(validations: Sequence[Validation], extra_rows: tables.ExtraRows) -> str:
+    """The whole document."""
+    colours = {found.label: f"s{number % SERIES}" for number, found in enumerate(validations)}
+    quantized = [found for found in validations if found.linears]
+    verdict, css = tables.verdict(validations)
+    main = tables.primary(validations)
+    content = TEMPLATES.get_template("report.html.jinja").render(
+        validations=validations,
+        quantized=quantized,
+        main=main,
+        colours=colours,
+        verdict=verdict,
+        css=css,
+        tiles=tables.tiles(main),
+        measures=tables.measures(validations, extra_rows),
+        activations=[
+            (labels, plots.channels(shown), plots.activation_ranges(shown))
+            for shown, labels in _alike(_smoothed(validations), lambda found: found.ranges)
+        ],
+        bounds=[f"< {plots.BINS[0]}", *(f"{edge}+" for edge in plots.BINS)],
+        maps=[
+            (labels, min(shown.linears, key=lambda linear: linear.sqnr), plots.sqnr_map(shown))
+            for shown, labels in _alike(quantized, lambda found: found.linears)
+        ],
+        hidden_errors=[plots.hidden_errors(quantized, colours)] if quantized else [],
+        logits=[
+            plots.kl_histogram(validations, colours),
+            *(plots.scatter(found, colours[found.label]) for found in validations),
+        ],
+        provenance=tables.provenance(validations),
+    )
+    return NO_CHARACTER.sub("\N{REPLACEMENT CHARACTER}", content)
+
+
+def _smoothed(validations: Sequence[Validation]) -> Sequence[Validation]:
+    """The engines whose activations smoothing has changed, or the first where there is none."""
+    changed = [v for v in validations if any(found.before_max != found.after_max for found in v.ranges)]
+    return changed or validations[:1]
+
+
+def _alike(
+    validations: Sequence[Validation], trait: Callable[[Validation], Hashable]
+) -> Iterator[tuple[Validation, str]]:
+    """One validation of each group with an equal trait, and the labels of the whole group."""
+    groups: dict[Hashable, list[Validation]] = {}
+    for found in validations:
+        groups.setdefault(trait(found), []).append(found)
+    for group in groups.values():
+        yield group[0], ", ".join(found.label for found in group)

@@ -1,0 +1,126 @@
+"""The plots of a report, each made from validations.
+
+activation_ranges   per input of a layer: largest and median channel before and after smoothing, by layer
+channels            every channel of the input whose outliers stood out furthest, before and after
+sqnr_map            SQNR of every linear: a row per role, a column per layer
+hidden_errors       error of the hidden state along the layers, a line per engine
+kl_histogram        tokens by KL to the reference, a line per engine
+scatter             engine logit over reference logit
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from builders.validate.report.svg import LEFT, RIGHT, Axis, Panel, element, layer_axis, linear_axis, log_axis
+from builders.validate.validation import Validation
+
+BINS = (5, 10, 15, 20, 25, 30, 35)  # dB: edges of the map's colours h0 .. h7, shared by all maps
+WIDE, ROW = 800, 24
+NUMBERED = 20  # up to so many layers, the cells carry their values
+
+
+def activation_ranges(validation: Validation) -> list[str]:
+    """One panel per input ("q, k, v", "o", ...), all with the same y axis."""
+    values = [
+        value
+        for found in validation.ranges
+        for value in (found.before_max, found.before_median, found.after_max, found.after_median)
+    ]
+    y = log_axis("max |activation| of a channel", values, floor=1e-4)
+    inputs = dict.fromkeys(found.roles for found in validation.ranges)
+    layers = max(found.layer for found in validation.ranges) + 1
+    panels = []
+    for roles in inputs:
+        panel = Panel(f"input of {', '.join(roles)}", layer_axis(layers), y)
+        mine = [found for found in validation.ranges if found.roles == roles]
+        for css in ("before", "after"):
+            largest = [(found.layer, getattr(found, f"{css}_max")) for found in mine]
+            median = [(found.layer, getattr(found, f"{css}_median")) for found in mine]
+            panel.band(median, largest, css)
+            panel.line(median, f"{css} thin", f"median channel, {css} smoothing")
+            panel.line(largest, css, f"largest channel, {css} smoothing", dots=layers <= 40)
+        panels.append(panel.svg())
+    return panels
+
+
+def channels(validation: Validation) -> list[str]:
+    """Two panels with the same y axis: before and after."""
+    found = validation.channels
+    y = log_axis("max |activation|", [value for value in (*found.before, *found.after) if value > 0], floor=1e-4)
+    where = f"layer {found.layer}, input of {', '.join(found.roles)}"
+    panels = []
+    for css, heights in (("before", found.before), ("after", found.after)):
+        label = "channel" if found.count == len(heights) else f"{found.count} channels in {len(heights)} bins"
+        x = Axis(label, -0.5, len(heights) - 0.5, whole=True)
+        panel = Panel(f"{css} smoothing: {where}", x, y)
+        panel.bars(heights, css)
+        panels.append(panel.svg())
+    return panels
+
+
+def sqnr_map(validation: Validation) -> str:
+    """A heat map; every cell's <title> names its linear and value."""
+    roles = list(dict.fromkeys(linear.role for linear in validation.linears))
+    layers = max(linear.layer for linear in validation.linears) + 1
+    cell, top = (WIDE - LEFT - RIGHT) / layers, 8
+    parts = []
+    for linear in validation.linears:
+        x, y = LEFT + linear.layer * cell, top + roles.index(linear.role) * ROW
+        css = f"h{sum(linear.sqnr >= edge for edge in BINS)}"
+        parts.append(
+            f'<g class="cell {css}"><rect x="{x:.1f}" y="{y}" width="{cell:.2f}" height="{ROW}"/>'
+            f"<title>{escape(linear.name)}: {linear.sqnr:.1f} dB</title>"
+        )
+        if layers <= NUMBERED:
+            parts.append(f'<text x="{x + cell / 2:.1f}" y="{y + 16}" text-anchor="middle">{linear.sqnr:.1f}</text>')
+        parts.append("</g>")
+    for row, role in enumerate(roles):
+        y = top + row * ROW + 16
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y}" text-anchor="end">{escape(role)}</text>')
+    bottom = top + len(roles) * ROW
+    for value, label in layer_axis(layers).ticks():
+        x = LEFT + (value + 0.5) * cell
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{label}</text>')
+    parts.append(f'<text class="label" x="{WIDE / 2}" y="{bottom + 32}" text-anchor="middle">layer</text>')
+    return element(WIDE, bottom + 38, "".join(parts), f"SQNR of every linear, {validation.label}")
+
+
+def hidden_errors(validations: Sequence[Validation], colours: dict[str, str]) -> str:
+    """A line per quantized engine."""
+    shown = [found for found in validations if found.hidden_errors]
+    layers = max(len(found.hidden_errors) for found in shown)
+    y = log_axis("relative error", [error for found in shown for error in found.hidden_errors], floor=1e-9)
+    panel = Panel("hidden state after each layer, W8A8 path", layer_axis(layers), y)
+    for found in shown:
+        panel.line(list(enumerate(found.hidden_errors)), colours[found.label], found.label, dots=layers <= 40)
+    return panel.svg()
+
+
+def kl_histogram(validations: Sequence[Validation], colours: dict[str, str]) -> str:
+    """Share of tokens by KL, outlines over each other."""
+    filled = [n for found in validations for n, count in enumerate(found.samples.histogram) if count]
+    first, last = min(filled), max(filled) + 1
+    edges = validations[0].samples.edges[first : last + 1]
+    shares = {
+        found.label: [100 * count / sum(found.samples.histogram) for count in found.samples.histogram[first:last]]
+        for found in validations
+    }
+    highest = max(max(share) for share in shares.values())
+    x = Axis("KL(reference || engine), nats", edges[0], edges[-1], log=True)
+    panel = Panel("KL of each token", x, Axis("% of tokens", 0, highest * 1.05))
+    for label, share in shares.items():
+        panel.steps(edges, share, colours[label], label)
+    return panel.svg()
+
+
+def scatter(validation: Validation, css: str) -> str:
+    """Some logits, with the diagonal where they should lie."""
+    points = validation.samples.points
+    values = [value for point in points for value in point]
+    x, y = linear_axis("reference logit", values), linear_axis("engine logit", values)
+    panel = Panel(validation.label, x, y)
+    panel.line([(x.low, y.low), (x.high, y.high)], "diagonal")
+    panel.cloud(points, css)
+    return panel.svg()

@@ -1,0 +1,57 @@
+"""The choice of a token is what it says; a cache keeps what is still looked at."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builders.engine.generation import pick, tokens_to_keep
+
+logits = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40).map(torch.tensor)
+
+
+@given(logits, st.floats(0.05, 5), st.floats(0.01, 1), st.integers(0, 2**31))
+def test_picked_token_is_in_the_nucleus(logits: torch.Tensor, temperature: float, top_p: float, seed: int) -> None:
+    """Likelier tokens have less than top_p together: the token belongs to the smallest set of that mass."""
+    token = pick(logits, temperature, top_p, torch.Generator().manual_seed(seed))
+    probabilities = (logits.double() / temperature).softmax(dim=-1)
+    likelier = probabilities[probabilities > probabilities[token]].sum()
+    assert likelier < top_p + 1e-12
+
+
+@given(logits, st.integers(0, 2**31))
+def test_no_temperature_is_greedy(logits: torch.Tensor, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    assert logits[pick(logits, 0.0, 0.3, generator)] == logits.max()
+    for cold in (1e-3, 1e-30, 1e-300):  # and next to none is finite, and close to it
+        picked = logits[pick(logits, cold, 1e-6, generator)].double()
+        assert logits.max() - picked <= cold * 1e-15  # nearer ones have the same probability in float64
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_frequencies_are_the_probabilities(temperature: float, top_p: float) -> None:
+    logits, draws = torch.tensor([0.3, -1.0, 1.4, 0.9, -2.5]), 4000
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.zeros(5)
+    for _ in range(draws):
+        counts[pick(logits, temperature, top_p, generator)] += 1
+    expected = torch.softmax(logits / temperature, dim=0)
+    order = expected.argsort(descending=True)
+    size = next(n for n in range(1, 6) if expected[order[:n]].sum() >= top_p - 1e-6)
+    nucleus = torch.zeros(5).index_fill_(0, order[:size], 1.0)
+    expected = expected * nucleus / (expected * nucleus).sum()
+    assert (counts[nucleus == 0] == 0).all()
+    # five standard deviations of a binomial count
+    assert ((counts - draws * expected).abs() <= 5 * (draws * expected * (1 - expected)).sqrt() + 1e-6).all()
+
+
+@given(st.integers(1, 500), st.integers(1, 100))
+def test_window_of_a_cache(cached: int, window: int) -> None:
+    kept = tokens_to_keep(cached, window)
+    assert kept == cached or window - 1 == kept < cached
+    assert kept <= 2 * window
+    assert kept >= min(cached, window - 1)  # what the next token sees
+    assert tokens_to_keep(cached, None) == cached
