@@ -30,15 +30,19 @@ def merged_name(model: Model, layer: int, roles: tuple[str, ...]) -> str:
 def quantized_names(model: Model, kept: Collection[str] = ()) -> list[str]:
     """Names of the matrices that a quantized graph must have, by the record alone: what reads one input is one matrix,
     of every expert. kept: module names of linears that stay in float."""
-    found = []
-    for layer in range(model.geometry.layers):
-        for roles in model.inputs:
-            experts: dict[int | None, list[str]] = {}
-            for role in roles:
-                if role != ROUTER:
-                    experts.setdefault(parsed(role).expert, []).append(role)
-            together = map(tuple, experts.values())
-            found += [merged_name(model, layer, some) for some in together if model.linear(layer, some[0]) not in kept]
+    names = ((layer, roles) for layer in range(model.geometry.layers) for roles in side_by_side(model))
+    return [merged_name(model, layer, roles) for layer, roles in names if model.linear(layer, roles[0]) not in kept]
+
+
+def side_by_side(model: Model) -> list[tuple[str, ...]]:
+    """Roles of the quantized linears that lie in one matrix: those that read one input, each expert's apart."""
+    found: list[tuple[str, ...]] = []
+    for roles in model.inputs:
+        experts: dict[int | None, list[str]] = {}
+        for role in roles:
+            if role != ROUTER:
+                experts.setdefault(parsed(role).expert, []).append(role)
+        found += map(tuple, experts.values())
     return found
 
 

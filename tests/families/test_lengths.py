@@ -39,7 +39,7 @@ def opened(folder: Path) -> Callable[[int | None], Model]:
 )
 def test_the_length_that_is_wanted_chooses(length: int | None, positions: int, opened: Callable) -> None:
     model, short = opened(length), opened(None)
-    assert model.geometry.max_positions == model.facts()["max_positions"] == positions
+    assert model.geometry.max_positions == model.facts().max_positions == positions
     assert (model.geometry.attention == short.geometry.attention) == (positions == SHORT)
     assert model.choices == {"max_positions": positions}
 

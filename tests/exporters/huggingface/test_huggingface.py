@@ -22,6 +22,7 @@ from smoothquant.contract import TOLERANCE, relative_error
 from smoothquant.model import Model
 from smoothquant.scheme import scheme_of
 from smoothquant.settings import SmoothingSettings
+from smoothquant.steps import DEFAULT, as_records
 from smoothquant.stream import quantize_layer, smoothed_layers
 from smoothquant.workspace import load_manifest
 from tests.models import hooked_absmax, open_llama, sample_ids
@@ -158,7 +159,7 @@ def test_manifest_explains(make_llama: Callable[..., Path], tmp_path: Path) -> N
     export(source, [W8A8Writer(tmp_path / "out")])
     manifest = load_manifest(tmp_path / "out")
     assert manifest.step == "export w8a8"
-    assert manifest.inputs == made_from("per-token", model="m", act_scales="a")
+    assert manifest.inputs == made_from("per-token", model="m", act_scales="a", steps=as_records(DEFAULT))
     assert manifest.origin.schemes == (scheme_of("per-token"),)
     assert manifest.origin.smoothing == source.settings
     assert manifest.contract.logits_relative_error <= TOLERANCE

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from builders.tensorrt_llm import Interpreter, Precision
-from builders.tensorrt_llm.interpreter.interpreter import _Part, arithmetic
+from builders.tensorrt_llm.interpreter import arithmetic
+from builders.tensorrt_llm.interpreter.interpreter import _Part
 from exporters.export import Source
 from exporters.trtllm import Mode
 from exporters.trtllm.tensors import matrices
