@@ -1,14 +1,15 @@
-"""The compiler's table of layers: rows as TensorRT-RTX 1.7 logs them."""
+"""The table of layers: rows as TensorRT-RTX 1.7 logs them, and as the inspector has them in JSON."""
 
 from __future__ import annotations
 
 from builders.check.tensorrt_rtx.compiler import Compilation
-from builders.check.tensorrt_rtx.layers import Layer, read_layers
+from builders.nvidia.layers import EngineLayer, read_logged_layers
 
 TENSOR = "{{ Name: {0}, Dimensions: [-1,256], Strides: [256,1], StrideOrder: [1,0], Datatype: {1}, Format: (Linear) }}"
+STUB = "__myelin_CASK_STUB"
 ROW = (
     "Name: {name}, LayerType: {kind}, Inputs: [{inputs}], Constants: [{constants}], Outputs: [{outputs}], "
-    "TacticName: __myelin_CASK_STUB, StreamId: 0, Metadata: {nodes}"
+    "TacticName: {stub}, StreamId: 0, Metadata: {nodes}"
 )
 
 
@@ -16,7 +17,7 @@ def row(name: str, kind: str, inputs: str, constants: str = "", nodes: str = "")
     def tensors(dtypes: str) -> str:
         return ", ".join(TENSOR.format(f"t{n}", dtype) for n, dtype in enumerate(dtypes.split()))
 
-    made = {"inputs": tensors(inputs), "constants": tensors(constants), "outputs": tensors("Float")}
+    made = {"inputs": tensors(inputs), "constants": tensors(constants), "outputs": tensors("Float"), "stub": STUB}
     return ROW.format(name=name, kind=kind, nodes="".join(f"[ONNX Layer: {n}]" for n in nodes.split()), **made)
 
 
@@ -32,11 +33,11 @@ def test_layers_are_read_from_the_log() -> None:
             " Name: input_ids, IOMode: Input, DataType: Int64",
         ]
     )
-    layers = read_layers(["Parsing node: qkv/MatMul", table, "Total Activation Memory: 7 bytes"])
-    assert layers == (
-        Layer("qkv/MatMul_myl1_2", "gemm", ("Int8",), ("Float",), ("qkv/MatMul", "qkv/DequantizeLinear")),
-        Layer("head/MatMul_myl1_9", "gemm", ("Half",), ("Float",), ("head/MatMul",)),  # an int8 weight alone
-        Layer("__myl_Mul_myl1_1", "kgen", ("Float", "Int64"), ("Float",), ("norm/Mul",)),
+    layers = read_logged_layers(["Parsing node: qkv/MatMul", table, "Total Activation Memory: 7 bytes"])
+    assert layers == (  # the second has an int8 weight alone
+        EngineLayer("qkv/MatMul_myl1_2", "gemm", ("Int8",), ("Float",), ("qkv/MatMul", "qkv/DequantizeLinear"), STUB),
+        EngineLayer("head/MatMul_myl1_9", "gemm", ("Half",), ("Float",), ("head/MatMul",), STUB),
+        EngineLayer("__myl_Mul_myl1_1", "kgen", ("Float", "Int64"), ("Float",), ("norm/Mul",), STUB),
     )
     assert [layer.what for layer in layers] == ["Int8 gemm", "Half gemm", "kgen"]
     made = Compilation(layers)
