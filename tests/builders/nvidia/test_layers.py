@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
+
 from builders.check.tensorrt_rtx.compiler import Compilation
-from builders.nvidia.layers import EngineLayer, read_logged_layers
+from builders.nvidia.layers import EngineLayer, read_layers, read_logged_layers
 
 TENSOR = "{{ Name: {0}, Dimensions: [-1,256], Strides: [256,1], StrideOrder: [1,0], Datatype: {1}, Format: (Linear) }}"
 STUB = "__myelin_CASK_STUB"
@@ -44,3 +48,19 @@ def test_layers_are_read_from_the_log() -> None:
     assert made.int8_nodes() == {"qkv/MatMul", "qkv/DequantizeLinear"}
     assert made.computing("norm/Mul") == layers[2:]
     assert made.computing("elsewhere") == ()
+
+
+@pytest.mark.parametrize(("key", "between"), [("Datatype", ""), ("Format/Datatype", "\x1e")])
+def test_layers_are_read_from_json(key: str, between: str) -> None:
+    """As TensorRT 11 writes them, and 10."""
+    written = {
+        "Name": "down_proj_myl1_3 [profile 1]",
+        "LayerType": "gemm",
+        "Inputs": [{"Name": "x", key: "Int8"}, {"Name": "y"}],
+        "Outputs": [{"Name": "z", key: "Half"}],
+        "TacticName": STUB,
+        "Metadata": between.join(f"[ONNX Layer: {node}]" for node in ("a/MatMul", "b/MatMul")),
+    }
+    read, unnamed = read_layers(json.dumps({"Layers": [written, "[trainStation1]"]}))
+    assert read == EngineLayer(written["Name"], "gemm", ("Int8",), ("Half",), ("a/MatMul", "b/MatMul"), STUB, 1)
+    assert unnamed == EngineLayer("[trainStation1]", "", (), (), ())

@@ -139,10 +139,3 @@ def test_layers_that_say_nothing() -> None:
     }
     [product] = built_products(read_layers(json.dumps({"Layers": ["[trainStation1]", reformat]})), [NODE])
     assert product == BuiltProduct(MODULE, False, (), "no layer of the engine names it")
-
-
-def test_nodes_of_a_layer() -> None:
-    nodes = ("a/MatMul", "b/MatMul", NODE)
-    joined = row("gemm", INT8_GEMM, "Int8", nodes=nodes)
-    apart = {**joined, "Metadata": "".join(f"[ONNX Layer: {node}]" for node in nodes)}
-    assert [layer.nodes for layer in read_layers(json.dumps({"Layers": [joined, apart]}))] == [nodes, nodes]
