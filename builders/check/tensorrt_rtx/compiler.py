@@ -1,7 +1,7 @@
 """TensorRT-RTX's parser and compiler on an ONNX file: does it take the graph, and what does it make of it?
 
-`compile_onnx` does it in this process; `compile_apart` in one of its
-own, which gives the memory back (some three times the weights) and which the compiler, written in C++, may bring down.
+`compile_onnx` does it in this process; `compile_apart` in one of its own, which gives the memory back (some three times
+the weights) and which the compiler, written in C++, may bring down.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from smoothquant.errors import UserError
 NO_GPU = "Cuda Runtime"  # comes as an error once with every builder where there is no GPU
 ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
-
 
 Symbols = Mapping[str, Sequence[Dimension]]
 
