@@ -80,11 +80,11 @@ def _onnxruntime(export: Path, engine: Path, overwrite: bool) -> Path:
 
 
 def _needs_tensorrt(model: Model, activations: str) -> None:
-    from builders.tensorrt import machine
+    from builders.tensorrt import hardware
 
     require("onnx")
-    machine.require_tensorrt()
-    machine.find_gpu()
+    hardware.require_tensorrt()
+    hardware.find_gpu()
 
 
 def _tensorrt(export: Path, engine: Path, overwrite: bool) -> Path:

@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from builders.nvidia.profiles import single_profile
 from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.packages import require
 
@@ -71,7 +72,7 @@ def provider_options(
         return [CPU]
     if name == "cuda":
         return [cuda, CPU]
-    least, usual, most = profile_shapes(inputs, min(longest, LONGEST_PROFILE))
+    least, usual, most = profile_shapes(inputs, longest)
     options = {
         "trt_int8_enable": "True",  # Q/DQ has its scales: no calibration table
         "trt_fp16_enable": str(half),
@@ -88,7 +89,7 @@ def provider_options(
 
 def rtx_options(inputs: Mapping[str, Sequence[int | str]], *, longest: int, cache: Path) -> dict[str, str]:
     """Options of the RTX plugin."""
-    least, usual, most = profile_shapes(inputs, min(longest, LONGEST_PROFILE))
+    least, usual, most = profile_shapes(inputs, longest)
     return {
         "nv_profile_min_shapes": least,
         "nv_profile_opt_shapes": usual,
@@ -97,22 +98,18 @@ def rtx_options(inputs: Mapping[str, Sequence[int | str]], *, longest: int, cach
     }
 
 
-def profile_shapes(inputs: Mapping[str, Sequence[int | str]], length: int) -> tuple[str, str, str]:
+def profile_shapes(inputs: Mapping[str, Sequence[int | str]], longest: int) -> tuple[str, str, str]:
     """Least, usual and most shapes, as both TensorRT providers spell them: "input_ids:1x1,attention_mask:1x1,...".
 
     One profile for prefill and decode of one sequence: without explicit shapes the providers would compile again
-    whenever the cache is longer than ever before.
+    whenever the cache is longer than ever before. longest: tokens of a sequence; the profile may hold fewer.
     """
-    points = ({"sequence": 1, "past": 0}, {"sequence": 1, "past": length // 2}, {"sequence": length, "past": length})
-    found = []
-    for point in points:
-        sizes = {**point, "batch": 1, "total": point["sequence"] + point["past"]}
-        shapes = (
-            f"{name}:{'x'.join(str(sizes[dim] if isinstance(dim, str) else dim) for dim in dims)}"
-            for name, dims in inputs.items()
-        )
-        found.append(",".join(shapes))
-    least, usual, most = found
+    length = min(longest, LONGEST_PROFILE)
+    profile = single_profile(1, length, length)
+    shapes = {name: profile.shapes(name, dims) for name, dims in inputs.items()}
+    least, usual, most = (
+        ",".join(f"{name}:{'x'.join(map(str, points[point]))}" for name, points in shapes.items()) for point in range(3)
+    )
     return least, usual, most
 
 

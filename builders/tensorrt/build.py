@@ -21,11 +21,12 @@ import torch
 
 from builders.check.lint import Product, lint, quantized_products
 from builders.engine.exports import MODEL, open_export
+from builders.nvidia.layers import read_layers
 from builders.onnx_graph import OnnxGraph
-from builders.tensorrt import machine, timing
+from builders.tensorrt import hardware, timing
 from builders.tensorrt.compiler import Options, compile_graph
 from builders.tensorrt.engine import PLAN
-from builders.tensorrt.layers import products, read_layers
+from builders.tensorrt.kernels import built_products
 from builders.tensorrt.limits import Limits, limits_for
 from builders.tensorrt.runtime import LoadedPlan
 from builders.tensorrt.session import Session
@@ -64,7 +65,7 @@ def build(
     made = found.manifest
     held = limits_for(made.facts, **(limits or {}))
     quantized = _products(found.graph, found.origin.scheme.activations.form)
-    version, gpu = machine.require_tensorrt(), machine.find_gpu()
+    version, gpu = hardware.require_tensorrt(), hardware.find_gpu()
     built = {"version": version, "gpu": gpu.name, "capability": list(gpu.capability)}
     graph = hashlib.sha256(found.graph.read_bytes()).hexdigest()[:16]  # a newer exporter may draw another one
     inputs = {
@@ -121,7 +122,7 @@ def _kernels(plan: LoadedPlan, layers: Path, nodes: Sequence[str]) -> dict:
     """Write the inspector's layers. Returns what became of the quantized products."""
     inspected = plan.layers()
     layers.write_text(inspected, encoding="utf-8")
-    found = products(read_layers(inspected), nodes)
+    found = built_products(read_layers(inspected), nodes)
     return {
         "int8": sum(product.int8 for product in found),
         "quantized": len(found),

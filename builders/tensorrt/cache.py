@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from builders.engine.generation import tokens_to_keep
-from builders.tensorrt.limits import PAST
 from builders.tensorrt.runtime import Binding, Port
-
-PRESENT = "present."
+from smoothquant.artifacts.ports import PAST, PRESENT
 
 
 class Cache:

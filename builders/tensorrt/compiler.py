@@ -1,22 +1,21 @@
 """TensorRT's side of a build: graph in, plan out. The same calls for TensorRT 10.1 to 11.
 
-Typing is strong: the graph alone sets data types, and no precision flag is set. (In TensorRT 11 that is the only way;
-in 10 it is asked for.) The build runs in a thread of its own, so that Ctrl-C reaches Python while it is under way:
-TensorRT is then told to stop at its next step.
+`builders.nvidia.driver` goes the way; options, timing cache and progress are added here. The build runs in a thread of
+its own, so that Ctrl-C reaches Python while it is under way: TensorRT is then told to stop at its next step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from builders.engine import garbage
+from builders.nvidia.driver import Fault, Messages, building, in_a_line
+from builders.nvidia.profiles import Profile, Shape, is_decoder_input
 from builders.tensorrt import timing
-from builders.tensorrt.limits import Profile
 from builders.tensorrt.progress import Phases
 from smoothquant.errors import UserError
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 POLL = 0.2  # seconds between looks for Ctrl-C
 GIB = 1 << 30
 LEVELS = range(6)
-LONGEST_REASON = 400
 
 
 @dataclass(frozen=True)
@@ -65,41 +63,6 @@ class Compiled:
     unsaved: str = ""
 
 
-class _Messages:
-    """What a build or a run has to say: errors, and warnings once each."""
-
-    def __init__(self) -> None:
-        self.errors: list[str] = []
-        self.warnings: dict[str, None] = {}
-
-    @property
-    def reason(self) -> str:
-        """The last error, in a line."""
-        return in_a_line(self.errors[-1]) if self.errors else "it gives no reason"
-
-
-def in_a_line(text: str) -> str:
-    """A message of TensorRT's, short enough to stand in a sentence."""
-    line = " ".join(text.split())
-    return line if len(line) <= LONGEST_REASON else line[:LONGEST_REASON] + " ..."
-
-
-def logger() -> tuple[trt.ILogger, _Messages]:
-    """A logger for TensorRT that prints nothing, and what it has heard."""
-    import tensorrt as trt
-
-    messages = _Messages()
-
-    class Log(trt.ILogger):
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                messages.errors.append(message)
-            elif severity == trt.ILogger.WARNING:
-                messages.warnings[in_a_line(message)] = None
-
-    return Log(), messages
-
-
 def compile_graph(
     graph: Path,
     profiles: Sequence[Profile],
@@ -127,7 +90,6 @@ def compile_graph(
     return future.result()
 
 
-@garbage.kept()
 def _compile(
     graph: Path,
     profiles: Sequence[Profile],
@@ -140,38 +102,31 @@ def _compile(
     import tensorrt as trt
 
     prepare()
-    log, messages = logger()
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(graph)):  # finds external data beside the file
-        errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        raise _not_parsed(graph, [(e.node_name(), e.node_operator(), e.desc()) for e in errors], messages)
-    config = builder.create_builder_config()
-    _configure(config, options)
-    for profile in profiles:
-        shapes = builder.create_optimization_profile()
-        for name, (least, usual, most) in _inputs(graph, network, profile).items():
-            shapes.set_shape(name, least, usual, most)
-        if config.add_optimization_profile(shapes) < 0:
-            raise UserError(f"{graph}: TensorRT takes no {profile.name} profile like {profile} ({messages.reason})")
-    if timing_cache:
-        timing.read(config, timing_cache)
-    config.progress_monitor = _monitor(phases, stop)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise UserError(
-            f"{graph}: TensorRT {trt.__version__} builds no engine ({messages.reason})",
-            do="if it is out of memory, lower --max-length, --max-batch or --chunk, or limit --workspace",
-        )
-    unsaved = timing.write(config, timing_cache) if timing_cache else ""
+    messages = Messages()
+    with building(trt, messages) as build:
+        if not build.parse(graph):
+            raise _not_parsed(graph, build.faults, messages)
+        _check_inputs(graph, build.dynamic_inputs)
+        for profile in profiles:
+            if not build.add_profile(profile):
+                raise UserError(f"{graph}: TensorRT takes no {profile.name} profile like {profile} ({messages.reason})")
+        _configure(build.config, options)
+        if timing_cache:
+            timing.read(build.config, timing_cache)
+        build.config.progress_monitor = _monitor(phases, stop)
+        plan = build.plan()
+        if plan is None:
+            raise UserError(
+                f"{graph}: TensorRT {trt.__version__} builds no engine ({messages.reason})",
+                do="if it is out of memory, lower --max-length, --max-batch or --chunk, or limit --workspace",
+            )
+        unsaved = timing.write(build.config, timing_cache) if timing_cache else ""
     return Compiled(plan, tuple(messages.warnings), unsaved)
 
 
 def _configure(config: trt.IBuilderConfig, options: Options) -> None:
     import tensorrt as trt
 
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the engine inspector; runs are as quick
     config.builder_optimization_level = options.optimization_level
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * GIB))
@@ -185,19 +140,14 @@ def _configure(config: trt.IBuilderConfig, options: Options) -> None:
         config.clear_flag(trt.BuilderFlag.TF32)
 
 
-def _inputs(graph: Path, network: trt.INetworkDefinition, profile: Profile) -> Mapping[str, tuple]:
-    found = {}
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        shapes = profile.shapes(tensor.name, tuple(tensor.shape))
-        if shapes is None:
+def _check_inputs(graph: Path, inputs: Mapping[str, Shape]) -> None:
+    for name, shape in inputs.items():
+        if not is_decoder_input(name, len(shape)):
             raise UserError(
-                f"{graph}: input {tensor.name} of shape {tuple(tensor.shape)}",
+                f"{graph}: input {name} of shape {shape}",
                 expected="the inputs of a decoder with a KV cache",
                 do="make the export again with smoothquant export onnx",
             )
-        found[tensor.name] = shapes
-    return found
 
 
 def _monitor(phases: Phases, stop: Event) -> trt.IProgressMonitor:
@@ -220,18 +170,13 @@ def _monitor(phases: Phases, stop: Event) -> trt.IProgressMonitor:
     return Monitor()
 
 
-def _not_parsed(graph: Path, errors: Sequence[tuple[str, str, str]], messages: _Messages) -> UserError:
-    """errors: node, operator and description of each."""
-    if errors:
-        (node, operator, description), *others = errors
-        where = f"{node} ({operator}): " if node else ""
-        more = f", and {len(others)} errors more" if others else ""
-        reason = f"{where}{in_a_line(description)}{more}"
-    else:
-        reason = messages.reason
+def _not_parsed(graph: Path, faults: Sequence[Fault], messages: Messages) -> UserError:
+    where, reason = ":", messages.reason
+    if faults:
+        first, others = replace(faults[0], text=in_a_line(faults[0].text)), len(faults) - 1
+        where = " at" if first.node else ":"
+        reason = f"{first}, and {others} errors more" if others else str(first)
     return UserError(
-        f"{graph}: TensorRT's parser refuses it at {reason}"
-        if errors and errors[0][0]
-        else f"{graph}: TensorRT's parser refuses it: {reason}",
+        f"{graph}: TensorRT's parser refuses it{where} {reason}",
         do="make the export again; if it is refused again, report the graph and the TensorRT version",
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from builders.engine.generation import GeneratingEngine
-from builders.tensorrt import machine
+from builders.tensorrt import hardware
 from builders.tensorrt.limits import Limits
 from builders.tensorrt.runtime import LoadedPlan
 from builders.tensorrt.session import CachedDecoding, Session
@@ -29,8 +29,8 @@ class TensorRTEngine(GeneratingEngine):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.manifest = load_manifest(folder)
-        version, gpu = machine.require_tensorrt(), machine.find_gpu()
-        machine.check_plan_fits(self.folder, self.manifest, gpu, version)
+        version, gpu = hardware.require_tensorrt(), hardware.find_gpu()
+        hardware.check_plan_fits(self.folder, self.manifest, gpu, version)
         options, name = self.manifest.inputs["options"], str(self.folder / PLAN)
         self.limits = Limits(**self.manifest.inputs["limits"])
         if not self.manifest.files[PLAN]:

@@ -9,8 +9,6 @@ chunks, so that neither its activations nor its logits (chunk x vocabulary, floa
 the short one: what is in the cache before a full chunk is then at most length - chunk. (One more, for servers whose
 cache begins with a hidden position: `builders.serving.triton.config`.) Where every layer looks back a
 window at most, the cache holds twice that (`builders.engine.generation.tokens_to_keep`), and past is bounded by it.
-
-A profile names three shapes, and TensorRT checks the graph at each: total is past + sequence at all three.
 """
 
 from __future__ import annotations
@@ -18,48 +16,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+from builders.nvidia.profiles import Profile
 from smoothquant.artifacts.manifest import ModelFacts
-from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, PAST, POSITION_IDS
 from smoothquant.errors import UserError
 
-Range = tuple[int, int, int]  # least, usual, most
-Shape = tuple[int, ...]
 PREFILL, DECODE = 0, 1  # indices of the profiles
 DEFAULT_LENGTH, DEFAULT_CHUNK = 2048, 512
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Shapes that one optimization profile takes."""
-
-    name: str
-    batch: Range
-    sequence: Range
-    past: Range
-
-    def shapes(self, name: str, dims: Shape) -> tuple[Shape, Shape, Shape] | None:
-        """Least, usual and most of an input of the decoder graph, None for one that is not known.
-
-        dims: as the graph has them, -1 where they vary.
-        """
-        if name.startswith(PAST) and len(dims) == 4:
-            columns: Range | None = self.past
-        elif name == ATTENTION_MASK:
-            columns = self.total
-        else:
-            columns = self.sequence if name in (INPUT_IDS, POSITION_IDS) else None
-        if columns is None:
-            return None
-        least, usual, most = (
-            (batch, dims[1], column, dims[3]) if len(dims) == 4 else (batch, column)
-            for batch, column in zip(self.batch, columns, strict=True)
-        )
-        return least, usual, most
-
-    @property
-    def total(self) -> Range:
-        (a, b, c), (d, e, f) = self.past, self.sequence
-        return a + d, b + e, c + f
 
 
 @dataclass(frozen=True)

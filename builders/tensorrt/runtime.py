@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from builders.engine import garbage
-from builders.tensorrt.compiler import logger
-from builders.tensorrt.limits import Shape
-from builders.tensorrt.machine import Gpu
+from builders.nvidia import garbage
+from builders.nvidia.driver import Messages, logger
+from builders.nvidia.profiles import Shape
+from builders.tensorrt.hardware import Gpu
 from smoothquant.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,10 +64,10 @@ class LoadedPlan:
     def __init__(self, plan: Any, name: str, gpu: Gpu, *, trusted: bool = False, streaming: bool = False) -> None:
         import tensorrt as trt
 
-        log, self._messages = logger()
+        self._messages = Messages()
         self.gpu, self._name, self._profile = gpu, name, 0
         with garbage.kept():
-            self._runtime = trt.Runtime(log)
+            self._runtime = trt.Runtime(logger(trt, self._messages))
             if trusted:
                 self._runtime.engine_host_code_allowed = True
             self.engine = self._runtime.deserialize_cuda_engine(plan)

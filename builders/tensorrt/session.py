@@ -12,8 +12,9 @@ from torch import Tensor
 
 from builders.engine.generation import Decoding
 from builders.tensorrt.cache import Cache
-from builders.tensorrt.limits import DECODE, PAST, PREFILL, Limits
+from builders.tensorrt.limits import DECODE, PREFILL, Limits
 from builders.tensorrt.runtime import Binding, LoadedPlan
+from smoothquant.artifacts.ports import PAST
 
 
 class Session:

@@ -69,7 +69,8 @@ def show_rules(ui: Ui) -> None:
 
 
 def _compile(arguments: argparse.Namespace, ui: Ui) -> Compile:
-    from builders.check.tensorrt_rtx import DecoderProfile, compile_apart
+    from builders.check.tensorrt_rtx import compile_apart
+    from builders.nvidia.profiles import single_profile
 
     sizes = []
     for option, (default, _) in COMPILED_FOR.items():
@@ -80,10 +81,10 @@ def _compile(arguments: argparse.Namespace, ui: Ui) -> Compile:
     batch, chunk, length = sizes
     if length <= chunk:
         raise UserError(f"--max-length {length}", expected=f"more than the --chunk, {chunk}")
-    profile = DecoderProfile(batch, chunk, length - chunk)
+    profile = single_profile(batch, chunk, length - chunk)
 
     def compile_(graph: OnnxGraph) -> Compilation:
-        ui.note(f"compiling {graph.path} for {profile.batch} x {profile.tokens} tokens behind {profile.past}")
+        ui.note(f"compiling {graph.path} for {batch} x {chunk} tokens behind {length - chunk}")
         return compile_apart(graph.path, profile, graph.symbols)
 
     return compile_

@@ -13,8 +13,8 @@ from smoothquant.errors import CheckError
 
 def check_tensorrt(arguments: argparse.Namespace, ui: Ui) -> None:
     """Raises CheckError if a quantized product is no INT8 kernel. Only `--against` needs TensorRT and a GPU."""
+    from builders.nvidia.layers import read_layers
     from builders.tensorrt.build import LAYERS
-    from builders.tensorrt.layers import read_layers
     from smoothquant.workspace import load_manifest
 
     path = Path(arguments.path)

@@ -1,7 +1,8 @@
 """Does code use TensorRT's Python API as a release has it? Two looks at it.
 
-types    mypy, with the release's stubs: what is reached from `import tensorrt as trt`
-names    what mypy takes for Any: a variable that is called as in NAMED is taken for an object of that class
+types    mypy, with the release's stubs: what is reached from `import tensorrt`
+names    what mypy takes for Any: `trt`, also as an argument, is taken for the module, and a variable that is called as
+         in NAMED for an object of that class
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from tests.api.stubs import members, stubs
@@ -62,6 +63,21 @@ def _by_names(files: list[str], root: Path, folder: Path) -> Iterator[str]:
             kind = NAMED.get(_name(node.value).lstrip("_")) if isinstance(node, ast.Attribute) else None
             if kind and node.attr not in known[kind] and not node.attr.startswith("__"):
                 yield f'{file}:{node.lineno}: "{kind}" has no attribute "{node.attr}"'
+        yield from _by_module(file, tree, known)
+
+
+def _by_module(file: str, tree: ast.AST, known: Mapping[str, frozenset[str]]) -> Iterator[str]:
+    """What `trt.NAME` and `trt.CLASS.NAME` reach and the release does not have."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute):
+            continue
+        path = ast.unparse(node).split(".")
+        if path[0] != "trt" or path[-1].startswith("__"):
+            continue
+        if len(path) == 2 and path[1] not in known:
+            yield f'{file}:{node.lineno}: Module has no attribute "{path[1]}"'
+        elif len(path) == 3 and path[2] not in known.get(path[1], frozenset()):
+            yield f'{file}:{node.lineno}: "type[{path[1]}]" has no attribute "{path[2]}"'
 
 
 def _imports_tensorrt(node: ast.AST) -> bool:

@@ -1,4 +1,5 @@
-"""builders/tensorrt calls nothing that TensorRT 10 or 11 lacks: checked without TensorRT, against its real modules."""
+"""builders/tensorrt and builders/nvidia call nothing that TensorRT 10 or 11 lacks: checked without TensorRT, against
+its real modules."""
 
 from __future__ import annotations
 
@@ -71,9 +72,8 @@ def with_stubs(request: pytest.FixtureRequest) -> None:
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_the_builder_uses_what_is_there(release: str) -> None:
-    files = sorted((ROOT / "builders/tensorrt").glob("*.py"))
-    if not files:
-        pytest.skip("no builders/tensorrt")
+    files = [path for room in ("tensorrt", "nvidia") for path in sorted((ROOT / "builders" / room).glob("*.py"))]
+    assert len(files) > 10
     assert misuses(files, ROOT, release) == []
 
 
@@ -89,6 +89,23 @@ def test_bad_code_is_found(tmp_path: Path) -> None:
     for number, (line, said) in enumerate(BAD.items(), start=4):
         assert any(text.startswith(f"code.py:{number}:") and said in text for text in found), (line, found)
     assert {int(text.split(":")[1]) for text in found} == set(range(4, 4 + len(BAD)))
+
+
+def test_bad_use_of_a_module_that_is_an_argument_is_found(tmp_path: Path) -> None:
+    """No type tells what it is; its name does, and so does the annotation of what it makes."""
+    code = """
+    import tensorrt
+
+    def bad(trt, log):
+        parser: tensorrt.OnnxParser = trt.OnnxParser(log, log)
+        parser.parse_from_nowhere("x")
+        return trt.BuilderFlag.INT8, trt.QuantizationFlag, trt.BuilderFlag.TF32
+    """
+    assert misuses([written(code, tmp_path)], tmp_path, "11.4") == [
+        'code.py:5: "OnnxParser" has no attribute "parse_from_nowhere"',
+        'code.py:6: "type[BuilderFlag]" has no attribute "INT8"',
+        'code.py:6: Module has no attribute "QuantizationFlag"',
+    ]
 
 
 def test_what_went_with_11() -> None:

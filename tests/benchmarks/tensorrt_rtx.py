@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from builders.check import Check, check
-from builders.check.tensorrt_rtx import Compilation, DecoderProfile, compile_apart
+from builders.check.tensorrt_rtx import Compilation, compile_apart
+from builders.nvidia.profiles import single_profile
 from builders.onnx_graph import OnnxGraph
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
@@ -25,7 +26,7 @@ from smoothquant.settings import SmoothingSettings
 from tests.benchmarks.results import Row, publish
 from tests.builders.check.lint.graphs import graph, saved
 
-PROFILE = DecoderProfile(batch=4, tokens=512, past=1536)
+PROFILE = single_profile(batch=4, tokens=512, past=1536)
 BLOCK = {"hidden": 4096, "intermediate": 14336, "heads": 32, "kv_heads": 8}
 FORMS: dict[str, dict] = {  # opset 21, unless it says another
     "per token, FP32 body": {"activations": "per-token"},

@@ -42,8 +42,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     try:
-        tensorrt.machine.require_tensorrt()
-        device = tensorrt.machine.find_gpu()
+        tensorrt.hardware.require_tensorrt()
+        device = tensorrt.hardware.find_gpu()
     except UserError as error:
         sys.exit(f"not measured: {error}")
     with tempfile.TemporaryDirectory() as scratch:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from act_scales.text import Text
 from builders.check import check
-from builders.check.tensorrt_rtx import DecoderProfile, compile_onnx
+from builders.check.tensorrt_rtx import compile_onnx
+from builders.nvidia.profiles import single_profile
 from builders.onnxruntime import OnnxRuntimeEngine, build
 from builders.tensorrt_llm import CheckpointEngine
 from builders.tensorrt_llm import check as check_checkpoint
@@ -181,7 +182,7 @@ def tensorrt_compiles_every_product_to_int8(case: Case) -> None:
     require_compiler()
     forms = ("per-token", "per-tensor", "per-token fp16", "per-token bf16", "per-tensor fp16")
     for form in forms if products_of(case.model) < 100 else forms[:2]:  # 128 experts: a minute for each
-        found = check(case.export(form), compile=lambda g: compile_onnx(g.path, DecoderProfile(4, 128, 128), g.symbols))
+        found = check(case.export(form), compile=lambda g: compile_onnx(g.path, single_profile(4, 128, 128), g.symbols))
         assert found.faults == []
         assert found.findings == ()
         assert set(found.in_float) == set(case.model.float_linears())

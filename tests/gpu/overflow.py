@@ -6,7 +6,6 @@ float16 (65504 at most) cannot hold unscaled. Scaled it is 127 * 127 * K * SCALE
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
@@ -14,16 +13,6 @@ import onnx
 
 SCALE, COLUMNS = 1e-3, 64
 EXPECTED = 127 * 127 * SCALE * SCALE  # times K
-
-
-@dataclass(frozen=True)
-class StaticProfile:
-    """The shapes of a graph that knows them."""
-
-    name: str = "static"
-
-    def shapes(self, name: str, dims: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        return dims, dims, dims
 
 
 def save(path: Path, inner: int, *, float16_scales: bool) -> None:

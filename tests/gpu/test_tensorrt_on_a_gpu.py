@@ -11,11 +11,12 @@ import torch
 from act_scales.collect import collect
 from act_scales.text import Text
 from builders import tensorrt
+from builders.nvidia.layers import read_layers
 from builders.onnxruntime import OnnxRuntimeEngine
 from builders.tensorrt.compare import compare
 from builders.tensorrt.compiler import compile_graph
-from builders.tensorrt.layers import products, read_layers
-from builders.tensorrt.machine import find_gpu
+from builders.tensorrt.hardware import find_gpu
+from builders.tensorrt.kernels import built_products
 from builders.tensorrt.runtime import Binding, LoadedPlan
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
@@ -88,10 +89,9 @@ def test_scales_and_overflow(inner: int, float16_scales: bool, tmp_path: Path, n
     path = tmp_path / "model.onnx"
     overflow.save(path, inner, float16_scales=float16_scales)
     device = find_gpu()
-    profile = overflow.StaticProfile()
-    compiled = compile_graph(path, [profile], tensorrt.Options(), prepare=device.select)  # type: ignore[list-item]
+    compiled = compile_graph(path, [], tensorrt.Options(), prepare=device.select)
     plan = LoadedPlan(compiled.plan, "product", device)
-    [product] = products(read_layers(plan.layers()), ["linear/MatMul"])
+    [product] = built_products(read_layers(plan.layers()), ["linear/MatMul"])
     with device.use():
         x = torch.full((1, inner), 127 * overflow.SCALE, dtype=torch.float16, device=device.device)
         y = torch.empty(1, overflow.COLUMNS, dtype=torch.float16, device=device.device)

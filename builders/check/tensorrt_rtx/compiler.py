@@ -1,7 +1,7 @@
 """TensorRT-RTX's parser and compiler on an ONNX file: does it take the graph, and what does it make of it?
 
-Typing is strong: the graph alone sets data types. `compile_onnx` does it in this process; `compile_apart` in one of its
-own, which gives the memory back (some three times the weights) and which the compiler, written in C++, may bring down.
+`compile_onnx` does it in this process; `compile_apart` in one of its own, which gives the memory back (some three times
+the weights) and which the compiler, written in C++, may bring down.
 """
 
 from __future__ import annotations
@@ -14,20 +14,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from builders.check.tensorrt_rtx.layers import Layer, read_layers
 from builders.check.tensorrt_rtx.packages import bindings
-from builders.check.tensorrt_rtx.profiles import DecoderProfile, Dimension, Shape
-from builders.engine import garbage
+from builders.nvidia.driver import Messages, building
+from builders.nvidia.layers import EngineLayer, read_logged_layers
+from builders.nvidia.profiles import Dimension, Profile
 from smoothquant.errors import UserError
 
 NO_GPU = "Cuda Runtime"  # comes as an error once with every builder where there is no GPU
 ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
-
 
 Symbols = Mapping[str, Sequence[Dimension]]
 
@@ -39,7 +37,7 @@ class Compilation:
     activation_bytes: at the largest shapes of the profile; peak_bytes: resident memory of the compiling process.
     """
 
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[EngineLayer, ...] = ()
     errors: tuple[str, ...] = ()
     plan_bytes: int = 0
     weight_bytes: int = 0
@@ -51,57 +49,47 @@ class Compilation:
 
     def int8_nodes(self) -> frozenset[str]:
         """Names of the ONNX nodes that INT8 matrix products compute."""
-        return frozenset(node for layer in self.layers if layer.is_int8_gemm for node in layer.nodes)
+        return frozenset(node for layer in self.layers if layer.is_matrix and layer.is_int8 for node in layer.nodes)
 
-    def computing(self, node: str) -> tuple[Layer, ...]:
+    def computing(self, node: str) -> tuple[EngineLayer, ...]:
         """The layers that compute an ONNX node."""
         return tuple(layer for layer in self.layers if node in layer.nodes)
 
 
-def compile_onnx(path: str | Path, profile: DecoderProfile, symbols: Symbols | None = None) -> Compilation:
+def compile_onnx(path: str | Path, profile: Profile, symbols: Symbols | None = None) -> Compilation:
     """Parse and build an ONNX file, its external data beside it, in this process.
 
     symbols: names of the inputs' dimensions, where the profile shall go by them.
     Raises MissingPackageError without the compiler.
     """
-    with garbage.kept():
-        return _compile(bindings(), path, profile, symbols or {})
-
-
-def _compile(trt: Any, path: str | Path, profile: DecoderProfile, symbols: Symbols) -> Compilation:
-    start, log = time.monotonic(), _log(trt)
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser, plan = trt.OnnxParser(network, log), None
-    if parser.parse_from_file(str(path)):
-        config = builder.create_builder_config()
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        config.add_optimization_profile(_profile(builder, network, profile, symbols))
-        plan = builder.build_serialized_network(network, config)
-        errors = list(log.failures)
-    else:
-        found = [parser.get_error(index) for index in range(parser.num_errors)]
-        errors = [f"{error.node_name()} ({error.node_operator()}): {error.desc()}" for error in found]
-        errors = errors or list(log.failures)
-    made = Compilation(version=trt.__version__, seconds=time.monotonic() - start, messages=tuple(log.messages))
+    trt, start, messages = bindings(), time.monotonic(), Messages(log=True)
+    plan, faults = None, tuple[str, ...]()
+    with building(trt, messages) as build:
+        if not build.parse(path):
+            faults = tuple(map(str, build.faults))
+        elif build.add_profile(profile, symbols):
+            plan = build.plan()
+    log = tuple(messages.log or ())
+    made = Compilation(version=trt.__version__, seconds=time.monotonic() - start, messages=log)
     made = replace(made, peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     if plan is None:
+        errors = faults or (error for error in messages.errors if NO_GPU not in error)
         return replace(made, errors=tuple(map(_plain, errors)) or ("the compiler gives no reason",))
     return replace(
         made,
-        layers=read_layers(log.messages),
+        layers=read_logged_layers(log),
         plan_bytes=plan.nbytes,
-        weight_bytes=_largest(WEIGHTS, log.messages),
-        activation_bytes=_largest(ACTIVATIONS, log.messages),
+        weight_bytes=_largest(WEIGHTS, log),
+        activation_bytes=_largest(ACTIVATIONS, log),
     )
 
 
-def compile_apart(path: str | Path, profile: DecoderProfile, symbols: Symbols | None = None) -> Compilation:
+def compile_apart(path: str | Path, profile: Profile, symbols: Symbols | None = None) -> Compilation:
     """The same in a process of its own; without the log. Raises UserError if that process dies."""
     bindings()  # whether the packages are here is said at once
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch) / "result.json"
-        task = {"path": str(path), "profile": asdict(profile), "symbols": symbols or {}, "result": str(result)}
+        task = {"path": str(path), "profile": astuple(profile), "symbols": symbols or {}, "result": str(result)}
         command = [sys.executable, "-m", __name__, json.dumps(task)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode or not result.exists():
@@ -115,9 +103,8 @@ def compile_apart(path: str | Path, profile: DecoderProfile, symbols: Symbols | 
     return Compilation(layers, tuple(content.pop("errors")), **content | {"messages": ()})
 
 
-def _as_layer(content: Mapping) -> Layer:
-    inputs, outputs, nodes = (tuple(content[key]) for key in ("inputs", "outputs", "nodes"))
-    return Layer(content["name"], content["kind"], inputs, outputs, nodes)
+def _as_layer(content: dict) -> EngineLayer:
+    return EngineLayer(**content | {key: tuple(content[key]) for key in ("inputs", "outputs", "nodes")})
 
 
 def _plain(error: str) -> str:
@@ -132,34 +119,6 @@ def _cause(returncode: int) -> str:
     return f"(signal {-returncode})" if returncode < 0 else f"(exit status {returncode})"
 
 
-def _log(trt: Any) -> Any:
-    class Log(trt.ILogger):
-        """messages: everything; failures: errors, but for the one that says that there is no GPU."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.messages: list[str] = []
-            self.failures: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            self.messages.append(message)
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and NO_GPU not in message:
-                self.failures.append(message)
-
-    return Log()
-
-
-def _profile(builder: Any, network: Any, profile: DecoderProfile, symbols: Symbols) -> Any:
-    shapes = builder.create_optimization_profile()
-    for tensor in (network.get_input(index) for index in range(network.num_inputs)):
-        dimensions = symbols.get(tensor.name, [""] * len(tensor.shape))
-        known = tuple(size if size >= 0 else symbol for size, symbol in zip(tensor.shape, dimensions, strict=True))
-        if -1 in tensor.shape:
-            found: tuple[Shape, Shape, Shape] = profile.shapes(tensor.name, known)
-            shapes.set_shape(tensor.name, *found)
-    return shapes
-
-
 def _largest(pattern: re.Pattern, messages: Sequence[str]) -> int:
     return max((int(found[1]) for text in messages if (found := pattern.search(text))), default=0)
 
@@ -167,7 +126,8 @@ def _largest(pattern: re.Pattern, messages: Sequence[str]) -> int:
 def _main() -> None:
     """Compile as the JSON object on the command line says, and write the result."""
     task = json.loads(sys.argv[1])
-    made = compile_onnx(task["path"], DecoderProfile(**task["profile"]), task["symbols"])
+    name, *ranges = task["profile"]
+    made = compile_onnx(task["path"], Profile(name, *map(tuple, ranges)), task["symbols"])
     Path(task["result"]).write_text(json.dumps(asdict(replace(made, messages=()))), encoding="utf-8")
 
 

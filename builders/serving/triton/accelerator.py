@@ -24,7 +24,7 @@ from pathlib import Path
 
 from builders.engine.exports import open_export
 from builders.onnx_graph import OnnxGraph
-from builders.onnxruntime.providers import LONGEST_PROFILE, profile_shapes
+from builders.onnxruntime.providers import profile_shapes
 from smoothquant.artifacts.manifest import Manifest, Origin
 from smoothquant.errors import UserError
 
@@ -63,7 +63,7 @@ def parameters(engine: Path, name: str, graph: OnnxGraph, manifest: Manifest) ->
     precision = precision_mode(engine, graph, _body(manifest.origin), provider)
     if precision is None:
         return {}
-    least, usual, most = profile_shapes(graph.symbols, min(manifest.facts.max_positions, LONGEST_PROFILE))
+    least, usual, most = profile_shapes(graph.symbols, manifest.facts.max_positions)
     made_from = hashlib.sha256(json.dumps(manifest.inputs, sort_keys=True).encode()).hexdigest()[:16]
     return {
         "precision_mode": precision,

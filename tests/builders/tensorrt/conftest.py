@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from builders.tensorrt import build, machine
+from builders.tensorrt import build, hardware
 from tests.builders.tensorrt import fake
 
 LIMITS = {"batch": 3, "length": 64, "chunk": 16}
@@ -18,7 +18,7 @@ LIMITS = {"batch": 3, "length": 64, "chunk": 16}
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> fake.FakeGpu:
     found = fake.FakeGpu()
-    monkeypatch.setattr(machine, "find_gpu", lambda: found)
+    monkeypatch.setattr(hardware, "find_gpu", lambda: found)
     return found
 
 

@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 
-from builders.tensorrt import Options, TensorRTEngine, build, machine
+from builders.tensorrt import Options, TensorRTEngine, build, hardware
 from exporters.export import Source, export
 from exporters.huggingface import W8A8Writer
 from smoothquant.errors import MissingPackageError, UserError
@@ -195,7 +195,7 @@ def test_another_generation(version: str, exports: dict[str, Path], tmp_path: Pa
 @pytest.mark.parametrize("version", ["10.1.0", "11.4.0.106"])
 def test_the_oldest_and_the_newest(version: str, trt: Any) -> None:
     trt.__version__ = version
-    assert machine.require_tensorrt() == version
+    assert hardware.require_tensorrt() == version
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
@@ -274,7 +274,7 @@ def test_the_gpu_check_needs_no_deserialization(make: Callable[..., Path], gpu: 
     folder, other = make("float"), fake.FakeGpu("NVIDIA A100", (8, 0))
     trt.calls.clear()
     with pytest.raises(UserError):
-        machine.check_plan_fits(folder, load_manifest(folder), other, trt.__version__)
+        hardware.check_plan_fits(folder, load_manifest(folder), other, trt.__version__)
     assert trt.calls == []
 
 

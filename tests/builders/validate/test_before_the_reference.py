@@ -13,7 +13,7 @@ import torch
 
 from act_scales.text import Text
 from builders import tensorrt
-from builders.tensorrt import machine
+from builders.tensorrt import hardware
 from builders.validate import run, validate_engines
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
@@ -29,7 +29,7 @@ Try = Callable[..., str]
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> fake.FakeGpu:
     found = fake.FakeGpu()
-    monkeypatch.setattr(machine, "find_gpu", lambda: found)
+    monkeypatch.setattr(hardware, "find_gpu", lambda: found)
     monkeypatch.setitem(sys.modules, "tensorrt", fake.module())
     return found
 

@@ -12,7 +12,8 @@ import torch
 
 from act_scales.text import Text
 from builders.check import check
-from builders.check.tensorrt_rtx import DecoderProfile, available, compile_onnx
+from builders.check.tensorrt_rtx import available, compile_onnx
+from builders.nvidia.profiles import single_profile
 from builders.onnxruntime import OnnxRuntimeEngine, build
 from builders.validate import read_scheme, validate_engines
 from exporters.export import export
@@ -113,7 +114,7 @@ def test_tensorrt(layout: str, body: str, cases: Callable[[str], Case]) -> None:
     graph = load_graph(out).graph
     cached = [value for value in (*graph.input, *graph.output) if value.name.startswith(("past", "present"))]
     assert {value.type.tensor_type.elem_type for value in cached} == {onnx.TensorProto.INT8}
-    compiler = (lambda g: compile_onnx(g.path, DecoderProfile(4, 128, 128), g.symbols)) if available() else None
+    compiler = (lambda g: compile_onnx(g.path, single_profile(4, 128, 128), g.symbols)) if available() else None
     found = check(out, compile=compiler)
     assert found.faults == []
     assert found.findings == ()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from builders.check.tensorrt_rtx import Compilation, DecoderProfile, compile_onnx
+from builders.check.tensorrt_rtx import Compilation, compile_onnx
+from builders.nvidia.profiles import single_profile
 from builders.onnx_graph import OnnxGraph
 from tests.exporters.onnx.graphs import export_onnx, source_of
 from tests.lacking import with_compiler
@@ -19,7 +20,7 @@ NORMED = ("residual/Add", "post_attention_layernorm/Pow", "post_attention_layern
 
 
 def compiled(path: Path) -> Compilation:
-    found = compile_onnx(path, DecoderProfile(2, 128, 128), OnnxGraph(path).symbols)
+    found = compile_onnx(path, single_profile(2, 128, 128), OnnxGraph(path).symbols)
     assert not found.errors, found.errors
     return found
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from builders.check import check
-from builders.check.tensorrt_rtx import DecoderProfile, available, compile_onnx
+from builders.check.tensorrt_rtx import available, compile_onnx
+from builders.nvidia.profiles import single_profile
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
 from recipes.families import open_model
@@ -51,7 +52,7 @@ def test_dtypes(layout: str, dtype: torch.dtype, options: dict, expected: dict[s
     assert tables(tmp_path / "onnx") == expected
     onnx.checker.check_model(str(tmp_path / "onnx/model.onnx"), full_check=True)
     assert Runner(tmp_path / "onnx/model.onnx").run(sample_ids())[0].isfinite().all()
-    compiler = (lambda g: compile_onnx(g.path, DecoderProfile(2, 64, 64), g.symbols)) if available() else None
+    compiler = (lambda g: compile_onnx(g.path, single_profile(2, 64, 64), g.symbols)) if available() else None
     found = check(tmp_path / "onnx", compile=compiler)
     assert found.faults == []
     assert found.findings == ()

@@ -14,7 +14,8 @@ import onnx
 from onnx import numpy_helper
 
 from builders.check.lint import quantized_products
-from builders.check.tensorrt_rtx import DecoderProfile, compile_onnx
+from builders.check.tensorrt_rtx import compile_onnx
+from builders.nvidia.profiles import single_profile
 from builders.onnx_graph import OnnxGraph
 
 K, N = 128, 256
@@ -115,7 +116,7 @@ def saved(model: onnx.ModelProto, folder: Path) -> Path:
 def verdict(path: Path) -> str:
     """The compiler's: "refused", "lost" if a quantized product is not INT8, else "fine"."""
     opened = OnnxGraph(path)
-    made = compile_onnx(path, DecoderProfile(2, 16, 16), opened.symbols)
+    made = compile_onnx(path, single_profile(2, 16, 16), opened.symbols)
     if made.errors:
         return "refused"
     products = {product.name for product in quantized_products(opened)}

@@ -14,7 +14,8 @@ from onnx import numpy_helper
 
 from builders.check import check
 from builders.check.lint import Effect, lint, quantized_products
-from builders.check.tensorrt_rtx import DecoderProfile, available, compile_apart, compile_onnx
+from builders.check.tensorrt_rtx import available, compile_apart, compile_onnx
+from builders.nvidia.profiles import single_profile
 from builders.onnx_graph import OnnxGraph
 from smoothquant.errors import MissingPackageError, UserError
 from tests.builders.check.lint.graphs import LINEAR, PRODUCT, N, W, X, graph, saved, verdict
@@ -127,7 +128,7 @@ def test_invalid_onnx(fault: str, tmp_path: Path) -> None:
     found = check(path, compile=lambda graph: pytest.fail("compiled"))
     assert found.faults == [str(finding)]
     if available():
-        assert compile_apart(path, DecoderProfile(2, 16, 16), OnnxGraph(path).symbols).errors
+        assert compile_apart(path, single_profile(2, 16, 16), OnnxGraph(path).symbols).errors
 
 
 def test_a_name_that_is_no_text(tmp_path: Path) -> None:
@@ -163,7 +164,7 @@ def test_a_linear_that_is_not_quantized_any_more(tmp_path: Path) -> None:
     )
     assert check(path).in_float == ("layer/other",)
     if available():
-        made = compile_onnx(path, DecoderProfile(2, 16, 16), OnnxGraph(path).symbols)
+        made = compile_onnx(path, single_profile(2, 16, 16), OnnxGraph(path).symbols)
         assert [layer.what for layer in made.computing("layer/other/MatMul")] == ["Float gemm"]
 
 

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 from builders.check import check
-from builders.check.tensorrt_rtx import Compilation, DecoderProfile, available, compile_apart, compile_onnx, packages
+from builders.check.tensorrt_rtx import Compilation, available, compile_apart, compile_onnx, packages
 from builders.check.tensorrt_rtx.packages import bindings
+from builders.nvidia.profiles import single_profile
 from builders.onnx_graph import OnnxGraph
 from smoothquant.errors import MissingPackageError, UserError
 from tests.builders.check.lint.graphs import LINEAR, PRODUCT, W, X, graph, saved
 from tests.exporters.onnx.graphs import FORMS, W8A8_FORMS, export_onnx, products, source_of
 from tests.lacking import with_compiler
 
-PROFILE = DecoderProfile(2, 16, 16)
+PROFILE = single_profile(2, 16, 16)
 
 
 @with_compiler
@@ -48,7 +49,7 @@ def test_a_refusal_is_one_line_that_names_the_node(tmp_path: Path) -> None:
 def test_memory_grows_with_the_profile(llama_folder: Path, tmp_path: Path) -> None:
     out = export_onnx(source_of(llama_folder), tmp_path / "out") / "model.onnx"
     symbols = OnnxGraph(out).symbols
-    small, large = (compile_onnx(out, profile, symbols) for profile in (PROFILE, DecoderProfile(4, 256, 256)))
+    small, large = (compile_onnx(out, profile, symbols) for profile in (PROFILE, single_profile(4, 256, 256)))
     assert 0 < small.activation_bytes < large.activation_bytes
     assert large.weight_bytes == pytest.approx(small.weight_bytes, rel=0.02)
 
@@ -105,22 +106,24 @@ def test_a_compiler_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
 
 CYCLE = """
 import gc, sys
-from builders.check.tensorrt_rtx import DecoderProfile, compile_onnx, compiler
+from builders.check.tensorrt_rtx import compile_onnx
+from builders.nvidia import driver
+from builders.nvidia.profiles import single_profile
 from builders.check.tensorrt_rtx.packages import bindings
-made, trt = compiler._log, bindings()
-def log(trt):
-    class Log(type(made(trt))):
+made, trt = driver.logger, bindings()
+def logger(trt, messages):
+    class Log(type(made(trt, messages))):
         def log(self, severity, message):
             if gc.isenabled():
                 gc.collect()  # the collector may run wherever Python does
             super().log(severity, message)
     return Log()
-compiler._log = log
+driver.logger = logger
 gc.set_threshold(0)
 cycle = [trt.Builder(trt.Logger())]
 cycle.append(cycle)
 del cycle
-assert not compile_onnx(sys.argv[1], DecoderProfile(2, 16, 16)).errors
+assert not compile_onnx(sys.argv[1], single_profile(2, 16, 16)).errors
 gc.collect()
 """
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from builders.check import check
-from builders.check.tensorrt_rtx import DecoderProfile, compile_apart
+from builders.check.tensorrt_rtx import compile_apart
+from builders.nvidia.profiles import single_profile
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
 from recipes.families import open_model
@@ -37,7 +38,7 @@ def block(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("act", "body"), FORMS)
 def test_a_block_of_realistic_size(act: str, body: str, block: Path) -> None:
-    profile = DecoderProfile(batch=4, tokens=512, past=1536)
+    profile = single_profile(batch=4, tokens=512, past=1536)
     found = check(block / f"{act}-{body}", compile=lambda g: compile_apart(g.path, profile, g.symbols))
     assert found.faults == []
     assert [verdict.module for verdict in found.verdicts] == [f"model.layers.0.{name}" for name in PRODUCTS]

@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2
 
 from builders import onnxruntime, tensorrt
 from builders.serving.triton import TritonEngine, model_name, write_model
-from builders.tensorrt import machine
+from builders.tensorrt import hardware
 from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
 from recipes.cli import main
@@ -40,7 +40,7 @@ def cpu_engine(exports: dict[str, Path], tmp_path: Path) -> Path:
 @pytest.fixture
 def plan(exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(sys.modules, "tensorrt", fake.module())
-    monkeypatch.setattr(machine, "find_gpu", fake.FakeGpu)
+    monkeypatch.setattr(hardware, "find_gpu", fake.FakeGpu)
     tensorrt.build(exports["per-token"], tmp_path / "plan-engine", {"length": 64, "chunk": 4})
     return tmp_path / "plan-engine"
 

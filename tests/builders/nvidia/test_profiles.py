@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from builders.check.tensorrt_rtx import DecoderProfile
+from builders.nvidia.profiles import is_decoder_input, single_profile
 
-PROFILE = DecoderProfile(batch=4, tokens=256, past=512)
+PROFILE = single_profile(batch=4, tokens=256, past=512)
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,8 @@ def test_ranges(name: str, dimensions: tuple, least: tuple, most: tuple) -> None
     found = PROFILE.shapes(name, dimensions)
     assert (found[0], found[2]) == (least, most)
     assert all(low <= usual <= high for low, usual, high in zip(*found, strict=True))
+
+
+def test_an_input_that_no_decoder_has() -> None:
+    assert not is_decoder_input("pixels", 2)
+    assert not is_decoder_input("past_key_values.0.key_scale", 2)

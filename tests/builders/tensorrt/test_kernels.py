@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from builders.tensorrt.layers import Product, products, read_layers
+from builders.nvidia.layers import read_layers
+from builders.tensorrt.kernels import BuiltProduct, built_products
 
 NODE, MODULE = "model.layers.0.mlp.down_proj/MatMul", "model.layers.0.mlp.down_proj"
 INT8_FUSION = "sm80_xmma_gemm_i8f32_i8i32_f32_tn_n_tilesize32x64x64_stage6_warpsize2x2x1_tensor16x8x32_by_fusion_tactic"
@@ -44,9 +45,9 @@ def row(
     }
 
 
-def verdict(*rows: dict[str, Any]) -> Product:
+def verdict(*rows: dict[str, Any]) -> BuiltProduct:
     inspected = json.dumps({"Layers": rows, "Bindings": ["input_ids", "logits"]})
-    [product] = products(read_layers(inspected), [NODE])
+    [product] = built_products(read_layers(inspected), [NODE])
     assert product.module == MODULE
     return product
 
@@ -67,7 +68,7 @@ def verdict(*rows: dict[str, Any]) -> Product:
 def test_int8_kernels(kind: str, tactic: str, inputs: tuple[str, ...]) -> None:
     """Whatever the layer is called; and what behind it reads its float output says nothing."""
     epilogue = row("kgen", EPILOGUE, "Half", name="__myl_AddCastMean_myl0_68", nodes=("norm/Add", NODE))
-    assert verdict(row(kind, tactic, *inputs), epilogue) == Product(MODULE, True, (tactic,))
+    assert verdict(row(kind, tactic, *inputs), epilogue) == BuiltProduct(MODULE, True, (tactic,))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_attention_is_no_product_of_ours() -> None:
     attention = row(
         "kgen", "_gemm_mha_v2_0x957a2fe283f77dcf35c142c1390a3e6a", "Half", "Half", name="_gemm_mha_v2_myl0_59"
     )
-    assert verdict(row("gemm", INT8_GEMM, "Int8"), attention) == Product(MODULE, True, (INT8_GEMM,))
+    assert verdict(row("gemm", INT8_GEMM, "Int8"), attention) == BuiltProduct(MODULE, True, (INT8_GEMM,))
 
 
 def test_a_product_and_its_epilogue_in_generated_kernels() -> None:
@@ -113,7 +114,7 @@ def test_every_profile_counts(kind: str, tactic: str) -> None:
     prefill = row("fusion", INT8_FUSION, "Int8")
     decode = row(kind, tactic, "Half", name="down_proj_myl1_3 [profile 1]")
     found = verdict(prefill, decode)
-    assert found == Product(
+    assert found == BuiltProduct(
         MODULE, False, (INT8_FUSION, tactic), f"layer down_proj_myl1_3 [profile 1] ({kind}) reads Half"
     )
     assert verdict(prefill, {**prefill, "Name": "down_proj_myl1_3 [profile 1]"}).int8
@@ -136,12 +137,5 @@ def test_layers_that_say_nothing() -> None:
         "StreamId": 0,
         "Metadata": "",
     }
-    [product] = products(read_layers(json.dumps({"Layers": ["[trainStation1]", reformat]})), [NODE])
-    assert product == Product(MODULE, False, (), "no layer of the engine names it")
-
-
-def test_nodes_of_a_layer() -> None:
-    nodes = ("a/MatMul", "b/MatMul", NODE)
-    joined = row("gemm", INT8_GEMM, "Int8", nodes=nodes)
-    apart = {**joined, "Metadata": "".join(f"[ONNX Layer: {node}]" for node in nodes)}
-    assert [layer.nodes for layer in read_layers(json.dumps({"Layers": [joined, apart]}))] == [nodes, nodes]
+    [product] = built_products(read_layers(json.dumps({"Layers": ["[trainStation1]", reformat]})), [NODE])
+    assert product == BuiltProduct(MODULE, False, (), "no layer of the engine names it")

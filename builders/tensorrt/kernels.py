@@ -1,0 +1,52 @@
+"""Which matrix products became INT8 kernels, by what TensorRT's engine inspector says.
+
+A product is INT8 if the matrix kernels that compute it read INT8, in every optimization profile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from builders.nvidia.layers import EngineLayer
+from builders.onnx_graph import module_of
+
+
+@dataclass(frozen=True)
+class BuiltProduct:
+    """A quantized matrix product in an engine. module: its linear, or several in one; kernels: what computes it."""
+
+    module: str
+    int8: bool
+    kernels: tuple[str, ...]
+    why: str = ""
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def built_products(layers: Sequence[EngineLayer], nodes: Iterable[str]) -> tuple[BuiltProduct, ...]:
+    """What became of the quantized products. nodes: their names in the ONNX graph."""
+    return tuple(_product(layers, node) for node in nodes)
+
+
+def _product(layers: Sequence[EngineLayer], node: str) -> BuiltProduct:
+    module = module_of(node)
+    named = [layer for layer in layers if node in layer.nodes]
+    if not named:
+        return BuiltProduct(module, False, (), "no layer of the engine names it")
+    kernels: dict[str, None] = {}
+    float_ones: list[EngineLayer] = []
+    for profile in sorted({layer.profile for layer in named}):
+        here = [layer for layer in named if layer.profile == profile]
+        matrix = [layer for layer in here if layer.is_matrix]
+        kernels |= dict.fromkeys(layer.tactic or layer.kind for layer in matrix or here)
+        if matrix:
+            float_ones += [layer for layer in matrix if not layer.is_int8]
+        elif not any(layer.is_int8 for layer in here):  # a small product may be one with its epilogue
+            float_ones += here
+    if float_ones:
+        layer = float_ones[0]
+        dtypes = ", ".join(dict.fromkeys(layer.inputs)) or "nothing at run time"
+        return BuiltProduct(module, False, tuple(kernels), f"layer {layer.name} ({layer.kind}) reads {dtypes}")
+    return BuiltProduct(module, True, tuple(kernels))
