@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from builders.serving.tensorrt_llm import models, pbtxt
-from builders.serving.tensorrt_llm.models import Message, Serving
+from builders.serving import pbtxt
+from builders.serving.pbtxt import Message
+from builders.serving.tensorrt_llm import models
+from builders.serving.tensorrt_llm.models import Serving
 from builders.tensorrt_llm.format.releases import IMAGE, serve_backend, triton_image
 from exporters.trtllm.versions import FIRST, LAST, builds_engines
 from smoothquant.errors import UserError
