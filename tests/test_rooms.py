@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,36 @@ def test_the_interpreter_shares_no_code_with_the_exporter() -> None:
         assert not [name for name in names if name.partition(".")[0] == "exporters"], path
         waiting += [file for file in map(file_of, names) if file is not None and file not in seen]
     assert ROOT / "builders/tensorrt_llm/interpreter/arithmetic.py" in seen
+
+
+def modules() -> dict[str, Path]:
+    """All modules of ours, by their dotted names."""
+    files = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    dotted = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
+    return {name.removesuffix(".__init__"): path for path, name in dotted.items()}
+
+
+def named(path: Path) -> Iterator[str]:
+    """Strings of a file: the table of engines imports the modules that it names."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def packages(name: str) -> Iterator[str]:
+    """A module, and the packages that importing it runs first."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def test_modules_import_in_no_circle() -> None:
+    """A module comes after all that it imports, wherever in it, and after the packages of what it imports."""
+    known = modules()
+    graph: dict[str, set[str]] = {}
+    for module, path in known.items():
+        found = [name if name in known else name.rpartition(".")[0] for name in imported(path)]
+        found += [name for name in named(path) if name in known and "." in name]
+        first = {package for name in found for package in packages(name)} - set(packages(module))
+        graph[module] = (set(found) | first) & known.keys() - {module}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle

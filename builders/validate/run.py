@@ -20,8 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from builders.engine import FOREIGN, Engine, engine_manifest, open_engine
 from builders.engine.generation import GeneratingEngine
+from builders.engine.protocol import FOREIGN, Engine
+from builders.engine.table import engine_manifest, open_engine
 from builders.validate.candidate import Candidate, check_model
 from builders.validate.reference import Reference, Text, check_text
 from builders.validate.scheme import EngineScheme, read_scheme
