@@ -25,7 +25,7 @@ IDLE_MICROSECONDS = 600_000_000  # a sequence that sends nothing for so long is 
 DTYPES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16", "int8": "INT8", "int64": "INT64"}
 
 
-class Tensor(NamedTuple):
+class ModelTensor(NamedTuple):
     """An input or output. dtype: PyTorch's name; shape: -1 where it varies, the batch first."""
 
     name: str
@@ -34,8 +34,8 @@ class Tensor(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Serving:
-    """How a model is served.
+class DecoderModel:
+    """A decoder, as Triton serves it.
 
     backend: Triton's. inputs, outputs: of the graph, the cache among them. gpu: whether it runs on one. profiles:
     optimization profiles of a TensorRT engine. accelerator: of ONNX Runtime on a GPU, name and parameters.
@@ -43,8 +43,8 @@ class Serving:
     """
 
     backend: str
-    inputs: Sequence[Tensor]
-    outputs: Sequence[Tensor]
+    inputs: Sequence[ModelTensor]
+    outputs: Sequence[ModelTensor]
     gpu: bool
     profiles: int = 0
     accelerator: tuple[str, Mapping[str, str]] | None = None
@@ -53,7 +53,7 @@ class Serving:
     notes: Sequence[str] = ()
 
 
-def config(serving: Serving) -> str:
+def config(serving: DecoderModel) -> str:
     """The text of config.pbtxt. The folder's name is the model's."""
     group: Message = {"count": 1, "kind": Name("KIND_GPU" if serving.gpu else "KIND_CPU")}
     if serving.profiles:
@@ -77,11 +77,11 @@ def config(serving: Serving) -> str:
     return dumps(message | {"parameters": parameters(serving.parameters)}, serving.notes)
 
 
-def _tensor(tensor: Tensor) -> Message:
+def _tensor(tensor: ModelTensor) -> Message:
     return Line(name=tensor.name, data_type=_type(tensor), dims=[1, *tensor.shape[1:]])
 
 
-def _state(past: Tensor) -> Message:
+def _state(past: ModelTensor) -> Message:
     first = [1 if dim < 0 else dim for dim in past.shape]
     return Line(
         input_name=past.name,
@@ -92,5 +92,5 @@ def _state(past: Tensor) -> Message:
     )
 
 
-def _type(tensor: Tensor) -> Name:
+def _type(tensor: ModelTensor) -> Name:
     return Name(f"TYPE_{DTYPES[tensor.dtype]}")

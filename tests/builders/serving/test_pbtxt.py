@@ -15,7 +15,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from builders.serving.pbtxt import Line, Name, dumps, entries, parameters
-from builders.serving.triton.config import Serving, Tensor, config
+from builders.serving.triton.config import DecoderModel, ModelTensor, config
 from smoothquant.errors import UserError
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))  # all but lone surrogates
@@ -39,13 +39,13 @@ def test_any_string_comes_back(text: str) -> None:
 @given(name=texts, notes=st.lists(texts))
 @example(name="k", notes=['a note\nbackend: "another"', "a\0b", "", "# again"])
 def test_any_name_comes_back_from_triton(name: str, notes: list[str]) -> None:
-    tensors = [Tensor(name, "int64", (1, -1)), Tensor(f"past_key_values.{name}", "float32", (-1, 2, -1, 16))]
+    tensors = [ModelTensor(name, "int64", (1, -1)), ModelTensor(f"past_key_values.{name}", "float32", (-1, 2, -1, 16))]
     found = parse(
         config(
-            Serving(
+            DecoderModel(
                 name,
                 tensors,
-                [Tensor(name, "float32", (1, -1, 9)), Tensor(f"present.{name}", "float32", (-1, 2, -1, 16))],
+                [ModelTensor(name, "float32", (1, -1, 9)), ModelTensor(f"present.{name}", "float32", (-1, 2, -1, 16))],
                 gpu=True,
                 accelerator=(name, {name: name}),
                 parameters={name: name},
