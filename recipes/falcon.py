@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 
 from recipes import bloom
-from recipes.recipe import Published, Recipe
+from recipes.recipe import PublishedPerplexity, Recipe
 from smoothquant.config import Config
 from smoothquant.family import Alibi, Attention, Family, Geometry, SmoothingGroup
 from smoothquant.rope import rotary
@@ -105,8 +105,8 @@ FAMILY = replace(SEQUENTIAL, variant=variant, modern=modern)
 RECIPES = (
     Recipe("falcon", FAMILY, alpha=0.6),
     Recipe("falcon-rw-1b", FAMILY, 0.6, "tiiuae/falcon-rw-1b"),
-    Recipe("falcon-7b", FAMILY, 0.6, "tiiuae/falcon-7b", published=Published(6.590, 6.629)),
+    Recipe("falcon-7b", FAMILY, 0.6, "tiiuae/falcon-7b", published=PublishedPerplexity(6.590, 6.629)),
     Recipe("falcon-11b", FAMILY, 0.6, "tiiuae/falcon-11B"),
-    Recipe("falcon-40b", FAMILY, 0.7, "tiiuae/falcon-40b", published=Published(5.228, 5.255)),
+    Recipe("falcon-40b", FAMILY, 0.7, "tiiuae/falcon-40b", published=PublishedPerplexity(5.228, 5.255)),
     Recipe("falcon-180b", FAMILY, 0.7, "tiiuae/falcon-180B"),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from recipes.recipe import Published, Recipe
+from recipes.recipe import PublishedPerplexity, Recipe
 from smoothquant.config import Config
 from smoothquant.family import Family, Geometry, SmoothingGroup
 from smoothquant.rope import rotary
@@ -78,11 +78,11 @@ FAMILY = Family(
 RECIPES = (
     Recipe("llama", FAMILY, alpha=0.85),
     *(Recipe(f"llama-{size}", FAMILY, 0.85, f"huggyllama/llama-{size}") for size in ("7b", "13b", "30b", "65b")),
-    Recipe("llama-2-7b", FAMILY, 0.85, "meta-llama/Llama-2-7b-hf", published=Published(5.474, 5.515)),
-    Recipe("llama-2-13b", FAMILY, 0.85, "meta-llama/Llama-2-13b-hf", published=Published(4.950, 4.929)),
-    Recipe("llama-2-70b", FAMILY, 0.9, "meta-llama/Llama-2-70b-hf", published=Published(3.320, 3.359)),
-    Recipe("llama-3-8b", FAMILY, 0.85, "meta-llama/Meta-Llama-3-8B", published=Published(6.138, 6.258)),
-    Recipe("llama-3-70b", FAMILY, 0.85, "meta-llama/Meta-Llama-3-70B", published=Published(2.857, 2.982)),
+    Recipe("llama-2-7b", FAMILY, 0.85, "meta-llama/Llama-2-7b-hf", published=PublishedPerplexity(5.474, 5.515)),
+    Recipe("llama-2-13b", FAMILY, 0.85, "meta-llama/Llama-2-13b-hf", published=PublishedPerplexity(4.950, 4.929)),
+    Recipe("llama-2-70b", FAMILY, 0.9, "meta-llama/Llama-2-70b-hf", published=PublishedPerplexity(3.320, 3.359)),
+    Recipe("llama-3-8b", FAMILY, 0.85, "meta-llama/Meta-Llama-3-8B", published=PublishedPerplexity(6.138, 6.258)),
+    Recipe("llama-3-70b", FAMILY, 0.85, "meta-llama/Meta-Llama-3-70B", published=PublishedPerplexity(2.857, 2.982)),
     *(
         Recipe(f"llama-3.1-{size.lower()}", FAMILY, 0.85, f"meta-llama/Llama-3.1-{size}")
         for size in ("8B", "70B", "405B")

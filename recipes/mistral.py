@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from recipes import llama
-from recipes.recipe import Published, Recipe
+from recipes.recipe import PublishedPerplexity, Recipe
 from smoothquant.config import Config
 from smoothquant.family import Geometry
 
@@ -26,6 +26,6 @@ FAMILY = replace(
 
 RECIPES = (
     Recipe("mistral", FAMILY, alpha=0.8),
-    Recipe("mistral-7b", FAMILY, 0.8, "mistralai/Mistral-7B-v0.1", published=Published(5.253, 5.277)),
+    Recipe("mistral-7b", FAMILY, 0.8, "mistralai/Mistral-7B-v0.1", published=PublishedPerplexity(5.253, 5.277)),
     Recipe("mistral-nemo-12b", FAMILY, 0.8, "mistralai/Mistral-Nemo-Base-2407"),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from recipes import llama
-from recipes.recipe import Published, Recipe
+from recipes.recipe import PublishedPerplexity, Recipe
 from smoothquant.config import Config
 from smoothquant.family import ROUTER, Family, Geometry, SmoothingGroup
 
@@ -57,6 +57,6 @@ FAMILY: Family = replace(
 # Published: those runs also quantized the router.
 RECIPES = (
     Recipe("mixtral", FAMILY, alpha=0.8),
-    Recipe("mixtral-8x7b", FAMILY, 0.8, "mistralai/Mixtral-8x7B-v0.1", published=Published(3.842, 3.893)),
+    Recipe("mixtral-8x7b", FAMILY, 0.8, "mistralai/Mixtral-8x7B-v0.1", published=PublishedPerplexity(3.842, 3.893)),
     Recipe("mixtral-8x22b", FAMILY, 0.8, "mistralai/Mixtral-8x22B-v0.1"),
 )

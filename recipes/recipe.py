@@ -13,7 +13,7 @@ DEFAULT_THRESHOLDS = Thresholds(kl_mean=0.05, top1=0.93, perplexity_ratio=1.02)
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedPerplexity:
     """WikiText-2 perplexities (2048 tokens) published by the SmoothQuant authors: not measured here."""
 
     fp16: float
@@ -41,7 +41,7 @@ class Recipe:
     alpha: float
     model: str | None = None
     thresholds: Thresholds = DEFAULT_THRESHOLDS
-    published: Published | None = None
+    published: PublishedPerplexity | None = None
     alpha_by: str = ""
     samples: int = 128
     length: int = 512

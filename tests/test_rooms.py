@@ -5,12 +5,19 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("smoothquant", "act_scales", "exporters", "builders", "recipes")
+SHARED = {
+    "TritonPythonModel",  # Triton wants this name in every model.py
+    "Layer",  # builders.tensorrt and builders.check still have a word each for what TensorRT builds
+    "Log",
+    "Product",
+}
 INTERPRETER = "builders/tensorrt_llm/interpreter/interpreter.py"
 
 
@@ -72,3 +79,47 @@ def test_the_interpreter_shares_no_code_with_the_exporter() -> None:
         assert not [name for name in names if name.partition(".")[0] == "exporters"], path
         waiting += [file for file in map(file_of, names) if file is not None and file not in seen]
     assert ROOT / "builders/tensorrt_llm/interpreter/arithmetic.py" in seen
+
+
+def modules() -> dict[str, Path]:
+    """All modules of ours, by their dotted names."""
+    files = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    dotted = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
+    return {name.removesuffix(".__init__"): path for path, name in dotted.items()}
+
+
+def named(path: Path) -> Iterator[str]:
+    """Strings of a file: the table of engines imports the modules that it names."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def packages(name: str) -> Iterator[str]:
+    """A module, and the packages that importing it runs first."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def test_modules_import_in_no_circle() -> None:
+    """A module comes after all that it imports, wherever in it, and after the packages of what it imports."""
+    known = modules()
+    graph: dict[str, set[str]] = {}
+    for module, path in known.items():
+        found = [name if name in known else name.rpartition(".")[0] for name in imported(path)]
+        found += [name for name in named(path) if name in known and "." in name]
+        first = {package for name in found for package in packages(name)} - set(packages(module))
+        graph[module] = (set(found) | first) & known.keys() - {module}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def test_a_public_class_has_a_name_of_its_own() -> None:
+    """A name stands for one thing, wherever it is read."""
+    places: dict[str, list[str]] = {}
+    for module, path in modules().items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(module)
+    shared = {name: found for name, found in places.items() if len(found) > 1 and name not in SHARED}
+    assert not shared

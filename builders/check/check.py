@@ -12,7 +12,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builders.check.lint import NEWEST, Effect, Finding, Product, Version, float_products, lint, quantized_products
+from builders.check.lint import (
+    NEWEST,
+    Effect,
+    Finding,
+    Product,
+    Version,
+    float_products,
+    lint,
+    quantized_products,
+)
 from builders.onnx_graph import OnnxGraph
 
 if TYPE_CHECKING:
@@ -22,7 +31,7 @@ Compile = Callable[[OnnxGraph], "Compilation"]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ProductVerdict:
     """The compiler's, on a quantized product. layers: what computes it; why: it is not INT8."""
 
     product: str
@@ -33,7 +42,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckedGraph:
     """All that was found. products: the quantized ones, by their nodes; in_float: modules of the other products that
     have a weight; verdicts: none without a compiler, or where it refuses the graph."""
 
@@ -42,10 +51,10 @@ class Check:
     products: tuple[str, ...] = ()
     in_float: tuple[str, ...] = ()
     compilation: Compilation | None = None
-    verdicts: tuple[Verdict, ...] = ()
+    verdicts: tuple[ProductVerdict, ...] = ()
 
     @property
-    def lost(self) -> tuple[Verdict, ...]:
+    def lost(self) -> tuple[ProductVerdict, ...]:
         """Products that should be INT8 and are not."""
         return tuple(verdict for verdict in self.verdicts if not verdict.int8)
 
@@ -82,7 +91,7 @@ class Check:
         return content
 
 
-def check(path: str | Path, tensorrt: Version = NEWEST, compile: Compile | None = None) -> Check:
+def check(path: str | Path, tensorrt: Version = NEWEST, compile: Compile | None = None) -> CheckedGraph:
     """Lint an ONNX file, or the one in a folder, and compile it. compile: gives the compiler's result.
 
     Raises UserError for what is no ONNX file, and what `compile` raises. What is not valid, and a graph without its
@@ -92,9 +101,9 @@ def check(path: str | Path, tensorrt: Version = NEWEST, compile: Compile | None 
     findings = tuple(lint(graph, tensorrt))
     broken = {finding.rule for finding in findings}
     if "valid-onnx" in broken:
-        return Check(graph.path, findings)
+        return CheckedGraph(graph.path, findings)
     products = quantized_products(graph)
-    seen = Check(graph.path, findings, tuple(product.name for product in products), tuple(float_products(graph)))
+    seen = CheckedGraph(graph.path, findings, tuple(product.name for product in products), tuple(float_products(graph)))
     if compile is None or "external-data" in broken:
         return seen
     compilation = compile(graph)
@@ -102,14 +111,16 @@ def check(path: str | Path, tensorrt: Version = NEWEST, compile: Compile | None 
     return replace(seen, compilation=compilation, verdicts=verdicts)
 
 
-def _verdicts(products: Sequence[Product], compilation: Compilation, findings: Sequence[Finding]) -> Iterator[Verdict]:
+def _verdicts(
+    products: Sequence[Product], compilation: Compilation, findings: Sequence[Finding]
+) -> Iterator[ProductVerdict]:
     int8 = compilation.int8_nodes()
     for product in products:
         layers = compilation.computing(product.name)
         kinds = tuple(dict.fromkeys(layer.what for layer in layers))
         module = product.module
         if product.name in int8:
-            yield Verdict(product.name, module, True, kinds)
+            yield ProductVerdict(product.name, module, True, kinds)
             continue
         found = [one for one in findings if one.product == product.name and one.effect is not Effect.WORSE]
         if found:
@@ -119,4 +130,4 @@ def _verdicts(products: Sequence[Product], compilation: Compilation, findings: S
             why = f"no known reason; the compiler computes it in {' and '.join(kinds)}, which reads {reads}"
         else:
             why = "no known reason; no layer of the engine names it (two nodes of one name?)"
-        yield Verdict(product.name, module, False, kinds, why)
+        yield ProductVerdict(product.name, module, False, kinds, why)

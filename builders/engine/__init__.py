@@ -1,5 +1,5 @@
-"""What an engine is, which class opens which folder, and what all engines share: generation, speed, exports."""
+"""What all engines share: their protocol, generation, speed, exports. `table` says which class opens which folder.
 
-from builders.engine.engine import ENGINES, FOREIGN, SHAPE, Engine, engine_manifest, open_engine
-
-__all__ = ["ENGINES", "FOREIGN", "SHAPE", "Engine", "engine_manifest", "open_engine"]
+The classes import what they share from here, and the table names the classes: so this package imports no module of its
+own.
+"""

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from smoothquant.artifacts.manifest import Manifest
+from builders.engine.protocol import Engine
 from smoothquant.errors import UserError
 from smoothquant.workspace import read_json
 
@@ -32,15 +32,10 @@ class Decoding(ABC):
         """Forget the cache."""
 
 
-class GeneratingEngine(ABC):
-    """An engine folder, opened, that keeps a KV cache. folder: with config.json; manifest: the folder's."""
+class GeneratingEngine(Engine):
+    """An engine that generates text, because it keeps a KV cache. folder: the engine's, with a config.json."""
 
     folder: Path
-    manifest: Manifest
-
-    @abstractmethod
-    def logits(self, ids: Tensor) -> Tensor:
-        """ids: (batch, tokens) int64, whole sequences without padding; returns float32 (batch, tokens, vocab)."""
 
     @abstractmethod
     def start(self, prompt: Sequence[int]) -> Decoding:

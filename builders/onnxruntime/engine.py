@@ -37,12 +37,12 @@ class OnnxRuntimeEngine(GeneratingEngine):
         with subnormals_as_zero():
             return torch.from_numpy(self.session.run([LOGITS], feed)[0])
 
-    def start(self, prompt: Sequence[int]) -> CachedDecoding:
+    def start(self, prompt: Sequence[int]) -> OnnxRuntimeDecoding:
         """Run a prompt."""
-        return CachedDecoding(self, numpy.array([prompt], dtype=numpy.int64))
+        return OnnxRuntimeDecoding(self, numpy.array([prompt], dtype=numpy.int64))
 
 
-class CachedDecoding(Decoding):
+class OnnxRuntimeDecoding(Decoding):
     """One sequence under way. logits: (vocab,) float32, of the last token. The cache stays inside the runtime."""
 
     def __init__(self, engine: OnnxRuntimeEngine, prompt: numpy.ndarray) -> None:

@@ -6,8 +6,9 @@ for `smoothquant validate`.
 
 from builders.tensorrt_llm.format.check import check
 from builders.tensorrt_llm.format.checkpoint import is_checkpoint
-from builders.tensorrt_llm.interpreter.arithmetic import Precision
+from builders.tensorrt_llm.format.foreign import foreign_manifest
+from builders.tensorrt_llm.interpreter.arithmetic import EnginePrecision
 from builders.tensorrt_llm.interpreter.engine import CheckpointEngine
 from builders.tensorrt_llm.interpreter.interpreter import Interpreter
 
-__all__ = ["CheckpointEngine", "Interpreter", "Precision", "check", "is_checkpoint"]
+__all__ = ["CheckpointEngine", "EnginePrecision", "Interpreter", "check", "foreign_manifest", "is_checkpoint"]

@@ -28,6 +28,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
+from builders.engine.protocol import Engine
 from builders.transformers.linear_experts import PACKED, linear_experts
 from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.packages import require
@@ -36,7 +37,7 @@ from smoothquant.workspace import load_manifest, read_json
 OLDEST = "4.56"
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """A folder made by `export hf` or `export w8a8`, through AutoModelForCausalLM in float32.
 
     Raises UserError if the folder is no such output, or if transformers finds tensors missing, left over or of another

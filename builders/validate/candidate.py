@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from builders.engine import FOREIGN, SHAPE, Engine
+from builders.engine.protocol import FOREIGN, SHAPE, Engine
 from builders.validate.metrics import Comparison, check_logits
 from builders.validate.ranges import activation_ranges
 from builders.validate.reference import Reference

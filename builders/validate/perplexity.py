@@ -16,7 +16,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from builders.validate.reference import Text
+from builders.validate.reference import HeldOutText
 from smoothquant import decoder
 from smoothquant.layers import FloatLayer, Layer
 from smoothquant.model import Model
@@ -40,7 +40,7 @@ class Perplexities:
 @torch.no_grad()
 def perplexities(
     model: Model,
-    text: Text,
+    text: HeldOutText,
     input_absmax: Mapping[str, Tensor],
     settings: SmoothingSettings,
     work: Workspace,

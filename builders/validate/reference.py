@@ -24,7 +24,7 @@ from smoothquant.workspace import Workspace
 STORED = {torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32"}
 
 
-class Text(Protocol):
+class HeldOutText(Protocol):
     """Held-out text. sequences: token ids, each (tokens,) int64; source: where it is from; fingerprint: of its ids."""
 
     @property
@@ -56,7 +56,7 @@ class Reference:
     def __init__(
         self,
         model: Model,
-        text: Text,
+        text: HeldOutText,
         schemes: Sequence[EngineScheme] = (),
         *,
         exact: bool = False,
@@ -107,7 +107,7 @@ class Reference:
         return stream.logits(self.hidden(sequence, stream.form(dtype)))
 
 
-def check_text(model: Model, text: Text) -> None:
+def check_text(model: Model, text: HeldOutText) -> None:
     """Raise UserError for a text that is too short or too long for a model, or made with another tokenizer."""
     geometry, sequences = model.geometry, text.sequences
     if not any(len(ids) > 1 for ids in sequences):

@@ -20,10 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from builders.engine import FOREIGN, Engine, engine_manifest, open_engine
 from builders.engine.generation import GeneratingEngine
+from builders.engine.protocol import FOREIGN, Engine
+from builders.engine.table import engine_manifest, open_engine
 from builders.validate.candidate import Candidate, check_model
-from builders.validate.reference import Reference, Text, check_text
+from builders.validate.reference import HeldOutText, Reference, check_text
 from builders.validate.scheme import EngineScheme, read_scheme
 from builders.validate.thresholds import Thresholds
 from builders.validate.validation import Validation
@@ -44,7 +45,7 @@ UNKNOWN = EngineScheme("", scheme_of("float"))
 def validate_engines(
     folders: Mapping[str, str | Path],
     model: Model,
-    text: Text,
+    text: HeldOutText,
     thresholds: Mapping[str, Thresholds] | None = None,
     *,
     exact: bool = False,
@@ -196,7 +197,7 @@ def _restore(candidates: Sequence[Candidate], work: Workspace) -> None:
         ) from error
 
 
-def _try(folder: str | Path, text: Text) -> None:
+def _try(folder: str | Path, text: HeldOutText) -> None:
     """Open an engine, to find out whether it can be."""
     engine = open_engine(folder)
     if isinstance(engine, GeneratingEngine):

@@ -23,7 +23,7 @@ from smoothquant.artifacts.smoothing_file import CACHE_SCALE
 from smoothquant.family import Geometry
 
 
-class Cache:
+class CacheNodes:
     """The caches of all layers: keys and values, (batch, kv_heads, past, head_dim) each.
 
     kind: a word of `KV_CACHES`, float or int8. names: the module names of the layers; a scale is stored under its

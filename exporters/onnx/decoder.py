@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from exporters.onnx.cache import Cache
+from exporters.onnx.cache import CacheNodes
 from exporters.onnx.contents import of_outer_linear, of_table
 from exporters.onnx.experts import Experts
 from exporters.onnx.external_data import ExternalData
@@ -64,7 +64,7 @@ class DecoderGraph:
         mask = graph.input(ATTENTION_MASK, torch.int64, ("batch", "total"))
         position_ids = graph.input(POSITION_IDS, torch.int64, ("batch", "sequence"))
         layers = [family.layer.format(layer) for layer in range(geometry.layers)]
-        self.cache = Cache(graph, geometry, self.form.kv, layers)
+        self.cache = CacheNodes(graph, geometry, self.form.kv, layers)
         self.positions = Positions(graph, self.model, ids, mask, position_ids, grouped=graph.opset < 23)
         multiplied = isinstance(self.head, FloatLinears) and geometry.tied_embeddings
         table = self._table(family.embedding, (geometry.vocab_size, geometry.embedded_size), multiplied)

@@ -44,7 +44,7 @@ from smoothquant.stream import QuantizedLayer, QuantizedLinear
 
 
 @dataclass(frozen=True)
-class Content:
+class LayerContent:
     """What the tensors of a layer are made of. output_absmax: role -> (out,), of the smoothed linears; cache_scale: of
     keys and values alike, which share it in this format, scalar; None where it is not known."""
 
@@ -60,7 +60,7 @@ class LayerTensor:
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    content: Callable[[Content], Sharded]
+    content: Callable[[LayerContent], Sharded]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Matrix:
         self,
         kind: str,
         shape: tuple[int, ...],
-        content: Callable[[Matrix, Content], Sharded],
+        content: Callable[[Matrix, LayerContent], Sharded],
         dtype: torch.dtype = torch.float32,
     ) -> LayerTensor:
         """One of its tensors. kind: its name in the linear; shape: of one rank's part."""
@@ -153,15 +153,15 @@ class LayerTensors:
         parallel, hidden = self.model.family.parallel, self.model.geometry.hidden_size
         name = {"attention": "input_layernorm", "mlp": "mlp_layernorm" if parallel else "post_layernorm"}[role]
 
-        def weight(content: Content) -> Sharded:
+        def weight(content: LayerContent) -> Sharded:
             return whole(content.layer.norms[role].weight.to(self.dtype))
 
-        def bias(content: Content) -> Sharded:
+        def bias(content: LayerContent) -> Sharded:
             found = content.layer.norms[role].bias
             assert found is not None  # a layer norm has one
             return whole(found.to(self.dtype))
 
-        def to_int(content: Content) -> Sharded:
+        def to_int(content: LayerContent) -> Sharded:
             reader = next(group.linears[0] for group in self.model.groups if group.source == role)
             return whole(scale_to_int(content.layer.linears[reader].input_scale if self.mode.static else None))
 
@@ -180,19 +180,19 @@ class LayerTensors:
         columns = shapes[matrix.roles[0]][1]
         return (rows // tp, columns) if matrix.column else (rows, columns // tp)
 
-    def _weight(self, matrix: Matrix, content: Content) -> Sharded:
+    def _weight(self, matrix: Matrix, content: LayerContent) -> Sharded:
         weights = [linear.weight for linear in matrix.of(content.layer)]
         return self._rows(matrix, weights) if matrix.column else divided(1, weights[0])
 
-    def _weight_scale(self, matrix: Matrix, content: Content) -> Sharded:
+    def _weight_scale(self, matrix: Matrix, content: LayerContent) -> Sharded:
         scales = [linear.weight_scale for linear in matrix.of(content.layer)]
         return self._rows(matrix, scales) if matrix.column else whole(scales[0])
 
-    def _bias(self, matrix: Matrix, content: Content) -> Sharded:
+    def _bias(self, matrix: Matrix, content: LayerContent) -> Sharded:
         biases = [linear.bias.to(self.dtype) for linear in matrix.of(content.layer) if linear.bias is not None]
         return self._rows(matrix, biases) if matrix.column else whole(biases[0])
 
-    def _channel_scale(self, matrix: Matrix, content: Content) -> Sharded:
+    def _channel_scale(self, matrix: Matrix, content: LayerContent) -> Sharded:
         scales = [linear.weight_scale for linear in matrix.of(content.layer)]
         if self.mode.static:
             input_scale, reach = _input_scale(matrix, content), _act_scale(matrix, content)
@@ -203,7 +203,7 @@ class LayerTensors:
             return whole(scales[0][None])
         return divided(1, *(part[None] for part in self._rows(matrix, scales).parts))
 
-    def _factor(self, matrix: Matrix, content: Content) -> Sharded:
+    def _factor(self, matrix: Matrix, content: LayerContent) -> Sharded:
         factor = (1 / _smoother(matrix, content)).to(self.dtype)
         return whole(factor) if matrix.column else divided(0, factor)
 
@@ -233,22 +233,22 @@ def static_channel_scale(weight_scale: Tensor, input_scale: Tensor, act_scale: T
     return (weight_scale.double() * input_scale.double() / act_scale.double()).float()
 
 
-def _act_scale(matrix: Matrix, content: Content) -> Tensor:
+def _act_scale(matrix: Matrix, content: LayerContent) -> Tensor:
     return act_scale(torch.stack([content.output_absmax[role].amax() for role in matrix.roles]))
 
 
-def _input_scale(matrix: Matrix, content: Content) -> Tensor:
+def _input_scale(matrix: Matrix, content: LayerContent) -> Tensor:
     scale = matrix.of(content.layer)[0].input_scale  # one input, one scale
     assert scale is not None  # the writer's `check` has seen to it
     return scale
 
 
-def _smoother(matrix: Matrix, content: Content) -> Tensor:
+def _smoother(matrix: Matrix, content: LayerContent) -> Tensor:
     """What the engine divides the input by, float32 (in,)."""
     linear = matrix.of(content.layer)[0]
     return torch.ones(linear.weight.shape[1]) if linear.smoother is None else linear.smoother
 
 
-def _cache_scale(content: Content) -> Sharded:
+def _cache_scale(content: LayerContent) -> Sharded:
     assert content.cache_scale is not None  # the writer's `check` has seen to it
     return whole(content.cache_scale.reshape(1))

@@ -22,7 +22,7 @@ from exporters.trtllm.modes import MODES, Mode
 from exporters.trtllm.outer import outer_tensors
 from exporters.trtllm.sharding import Ranks
 from exporters.trtllm.suitable import check_model, decoder_of
-from exporters.trtllm.tensors import Content, LayerTensor, LayerTensors
+from exporters.trtllm.tensors import LayerContent, LayerTensor, LayerTensors
 from exporters.trtllm.versions import STABLE, check_version
 from smoothquant.artifacts.manifest import TrtllmOptions
 from smoothquant.artifacts.safetensors_files import Planned, SafetensorsFile
@@ -99,7 +99,7 @@ class TrtllmWriter:
         assert quantized is not None  # promised by the attribute `weights`
         layers = self.model.geometry.layers
         stage, local = self.ranks.stage(layer.index, layers), self.ranks.local(layer.index, layers)
-        content = Content(quantized, layer.output_absmax, layer.cache_scales[0] if layer.cache_scales else None)
+        content = LayerContent(quantized, layer.output_absmax, layer.cache_scales[0] if layer.cache_scales else None)
         for tensor in self.tensors:
             full, sharded = _full(local, tensor), tensor.content(content)
             for rank, file in enumerate(self._files(stage)):

@@ -41,10 +41,10 @@ def add(targets: argparse._SubParsersAction, common: argparse.ArgumentParser) ->
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from builders.tensorrt_llm.build.build import build, plan
-    from builders.tensorrt_llm.build.command import Limits
+    from builders.tensorrt_llm.build.command import BuildLimits
 
     given = {name: getattr(arguments, name) for name in LIMITS if getattr(arguments, name) is not None}
-    what = plan(arguments.export, arguments.out, Limits(**given))
+    what = plan(arguments.export, arguments.out, BuildLimits(**given))
     for warning in what.warnings:
         ui.warn(str(warning))
     warnings = list(map(str, what.warnings))

@@ -11,7 +11,7 @@ from recipes.cli.ui import Ui, listed
 from smoothquant.errors import CheckError, UserError
 
 if TYPE_CHECKING:  # onnx and torch are imported when the command runs, not for --help
-    from builders.check import Check, Compile
+    from builders.check import CheckedGraph, Compile
     from builders.check.tensorrt_rtx import Compilation
     from builders.onnx_graph import OnnxGraph
 
@@ -102,7 +102,7 @@ def _version(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2] or 0)
 
 
-def _show(found: Check, ui: Ui, layers: bool) -> None:
+def _show(found: CheckedGraph, ui: Ui, layers: bool) -> None:
     for finding in found.findings:
         ui.say(f"{'error' if finding.effect.is_error else 'warning'} ({finding.rule}): {finding}")
         ui.say(f"    {finding.effect.value}: {finding.because}")

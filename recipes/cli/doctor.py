@@ -19,9 +19,9 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
-    from recipes import machine
+    from recipes import abilities
 
-    report = machine.examine()
+    report = abilities.examine()
     ui.table("This machine", ("", ""), [(fact.name, fact.found) for fact in report.facts])
     rows = [(ability.command, "yes" if ability.ready else "no", ability.how) for ability in report.abilities]
     ui.table("What works here", ("command", "", "how"), rows)

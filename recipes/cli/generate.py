@@ -42,8 +42,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     if not prompt:
         raise UserError("the prompt is empty", expected="some text to continue")
     from act_scales.text import load_tokenizer
-    from builders.engine import open_engine
     from builders.engine.generation import GeneratingEngine
+    from builders.engine.table import open_engine
     from builders.serving.triton import TritonEngine
 
     engine = TritonEngine(arguments.engine, arguments.triton) if arguments.triton else open_engine(arguments.engine)

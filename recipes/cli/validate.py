@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from pathlib import Path
 
     from act_scales.text import load_text
-    from builders.engine import FOREIGN
+    from builders.engine.protocol import FOREIGN
     from builders.validate import validate_engines
     from builders.validate.report import write_json, write_report
     from smoothquant.workspace import check_place, forget

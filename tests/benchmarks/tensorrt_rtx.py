@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from builders.check import Check, check
+from builders.check import CheckedGraph, check
 from builders.check.tensorrt_rtx import Compilation, compile_apart
 from builders.nvidia.profiles import single_profile
 from builders.onnx_graph import OnnxGraph
@@ -98,7 +98,7 @@ def attentions(root: Path, details: dict) -> Iterator[Row]:
         details[name] = {"kernels": kernels(compilation), "activation_bytes": compilation.activation_bytes}
 
 
-def made(root: Path, options: dict) -> tuple[Check, float]:
+def made(root: Path, options: dict) -> tuple[CheckedGraph, float]:
     """Export the model in `root` in this form, and compile it. Returns the check, and its seconds."""
     model = open_model(root / "model")
     absmax = {name: torch.rand(shape[1]) + 0.5 for name, shape in model.linears()}
@@ -112,7 +112,7 @@ def made(root: Path, options: dict) -> tuple[Check, float]:
     return found, seconds
 
 
-def whole(found: Check) -> Compilation:
+def whole(found: CheckedGraph) -> Compilation:
     assert found.compilation is not None
     assert not found.compilation.errors, found.compilation.errors
     return found.compilation
@@ -122,11 +122,11 @@ def kernels(compilation: Compilation) -> int:
     return sum(layer.kind in KERNELS for layer in compilation.layers)
 
 
-def integers(found: Check) -> str:
+def integers(found: CheckedGraph) -> str:
     return f"{sum(verdict.int8 for verdict in found.verdicts)} of {len(found.verdicts)} products INT8"
 
 
-def summary(found: Check) -> dict:
+def summary(found: CheckedGraph) -> dict:
     compilation = whole(found)
     sizes = ("plan_bytes", "weight_bytes", "activation_bytes", "peak_bytes", "seconds", "version")
     return {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from builders.engine import engine_manifest
+from builders.engine.table import engine_manifest
 from exporters.export import Source, Writer, export
 from exporters.huggingface import SmoothedWriter, W8A8Writer
 from exporters.onnx import OnnxWriter

@@ -13,8 +13,8 @@ from builders.check.lint import RULES
 from builders.check.tensorrt_rtx import available, packages
 from builders.check.tensorrt_rtx.packages import bindings
 from builders.onnxruntime import build
+from recipes.abilities import COMMANDS
 from recipes.cli import main
-from recipes.machine import TARGETS
 from smoothquant.workspace import MANIFEST
 from tests.builders.check.lint.graphs import LINEAR, PRODUCT, W, X, graph, saved
 from tests.exporters.onnx.graphs import FLOAT, export_onnx, source_of
@@ -210,7 +210,7 @@ def test_versions_are_the_same_everywhere() -> None:
     root = Path(__file__).parents[2]
     for file in ("pyproject.toml", "constraints.txt"):
         assert all(version in (root / file).read_text() for version in packages.VERSIONS.split())
-    assert tuple(packages.VERSIONS.split()) in [needs for _, needs, *_ in TARGETS]
+    assert tuple(packages.VERSIONS.split()) in [needs for _, needs, *_ in COMMANDS]
     assert all(package in packages.VERSIONS for package in packages.PACKAGES.values())
 
 

@@ -16,10 +16,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from builders.serving.tensorrt_llm.pbtxt import Name
+from builders.serving.pbtxt import Message, Name, entries, parameters
 
 INT32, FP32, BOOL, UINT64, STRING = (Name(f"TYPE_{kind}") for kind in ("INT32", "FP32", "BOOL", "UINT64", "STRING"))
-Message = dict[str, object]
 
 # name of the ensemble -> (name of tensorrt_llm, type): one number each, all optional but max_tokens
 REQUEST: Mapping[str, tuple[str, Name]] = {
@@ -116,18 +115,20 @@ def tensorrt_llm(serving: Serving) -> Message:
         "input": inputs,
         "output": outputs,
         "instance_group": {"count": 1, "kind": Name("KIND_CPU")},  # the backend finds its GPUs itself
-        "parameters": _parameters(
-            gpt_model_type="inflight_fused_batching",
-            gpt_model_path=serving.engine,
-            batch_scheduler_policy="guaranteed_no_evict",
-            max_beam_width="1",
-            kv_cache_free_gpu_mem_fraction=f"{serving.memory:g}",
-            enable_kv_cache_reuse=reuse,
-            enable_chunked_context=reuse,
-            exclude_input_in_output="true",
-            tokenizer_dir=serving.tokenizer,
-            guided_decoding_backend="",
-            xgrammar_tokenizer_info_path="",
+        "parameters": parameters(
+            {
+                "gpt_model_type": "inflight_fused_batching",
+                "gpt_model_path": serving.engine,
+                "batch_scheduler_policy": "guaranteed_no_evict",
+                "max_beam_width": "1",
+                "kv_cache_free_gpu_mem_fraction": f"{serving.memory:g}",
+                "enable_kv_cache_reuse": reuse,
+                "enable_chunked_context": reuse,
+                "exclude_input_in_output": "true",
+                "tokenizer_dir": serving.tokenizer,
+                "guided_decoding_backend": "",
+                "xgrammar_tokenizer_info_path": "",
+            }
         ),
     }
 
@@ -146,7 +147,7 @@ def _python(name: str, serving: Serving, inputs: list[Message], outputs: list[Me
         "input": inputs,
         "output": outputs,
         "instance_group": {"count": serving.instances, "kind": Name("KIND_CPU")},
-        "parameters": _parameters(tokenizer_dir=serving.tokenizer),
+        "parameters": parameters({"tokenizer_dir": serving.tokenizer}),
     }
 
 
@@ -170,12 +171,5 @@ def _scalar(name: str, kind: Name, *, optional: bool = True) -> Message:
 
 
 def _step(model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Message:
-    maps = {"input_map": inputs, "output_map": outputs}
-    found: Message = {"model_name": model, "model_version": -1}
-    return found | {
-        field: [{"key": key, "value": value} for key, value in pairs.items()] for field, pairs in maps.items()
-    }
-
-
-def _parameters(**values: str) -> list[Message]:
-    return [{"key": key, "value": {"string_value": value}} for key, value in values.items()]
+    maps = {"input_map": entries(inputs), "output_map": entries(outputs)}
+    return {"model_name": model, "model_version": -1, **maps}

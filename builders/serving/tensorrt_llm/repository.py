@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from builders.serving.tensorrt_llm import models, pbtxt
-from builders.serving.tensorrt_llm.models import Message, Serving
+from builders.serving import pbtxt
+from builders.serving.pbtxt import Message
+from builders.serving.tensorrt_llm import models
+from builders.serving.tensorrt_llm.models import Serving
 from builders.tensorrt_llm.format.releases import IMAGE, serve_backend, triton_image
 from exporters.trtllm.versions import FIRST, LAST, builds_engines
 from smoothquant.errors import UserError
@@ -44,7 +46,7 @@ enable_chunked_prefill: false
 
 
 @dataclass(frozen=True)
-class Engine:
+class BuiltEngine:
     """What TensorRT-LLM's own config.json says of an engine folder."""
 
     version: str
@@ -62,12 +64,12 @@ class Engine:
 class Handoff:
     """How to serve. triton: None where no Triton container has this version of TensorRT-LLM, by NVIDIA's list."""
 
-    engine: Engine
+    engine: BuiltEngine
     triton: str | None
     trtllm_serve: str
 
 
-def read_engine(folder: Path) -> Engine:
+def read_engine(folder: Path) -> BuiltEngine:
     """Raises UserError for a folder that is no engine of a version that can be served."""
     content = read_json(folder / "config.json")
     model, build = content.get("pretrained_config"), content.get("build_config")
@@ -82,7 +84,7 @@ def read_engine(folder: Path) -> Engine:
         known = f"{FIRST} to {LAST}"
         raise UserError(f"{folder}: built by TensorRT-LLM {version}", expected=known, do="build it again")
     mapping = model.get("mapping") or {}
-    return Engine(
+    return BuiltEngine(
         version=version,
         tp=mapping.get("tp_size", 1),
         pp=mapping.get("pp_size", 1),
@@ -150,7 +152,7 @@ def _texts(serving: Serving) -> dict[str, str]:
     return found
 
 
-def _handoff(engine: Engine, serving: Serving, repository: str, folders: set[Path]) -> Handoff:
+def _handoff(engine: BuiltEngine, serving: Serving, repository: str, folders: set[Path]) -> Handoff:
     image = triton_image(engine.version)
     volumes = shlex.join(word for path in sorted(folders) for word in ("-v", f"{path}:{path}"))
     container = f"docker run --rm --gpus all --net host --shm-size 2g {volumes}"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from builders.engine.generation import Decoding, GeneratingEngine
-from builders.serving.triton.repository import SERVINGS, model_name
+from builders.serving.triton.repository import DECODERS, model_name
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, POSITION_IDS
 from smoothquant.errors import UserError
 from smoothquant.packages import require
@@ -34,8 +34,8 @@ class TritonEngine(GeneratingEngine):
     def __init__(self, folder: str | Path, url: str, client: Any = None) -> None:
         self.folder, self.url, self.name = Path(folder), url, model_name(folder)
         self.manifest = load_manifest(folder)
-        if self.manifest.step not in SERVINGS:
-            raise UserError(f"{folder}: made by {self.manifest.step!r}", expected=f"{' or '.join(SERVINGS)}")
+        if self.manifest.step not in DECODERS:
+            raise UserError(f"{folder}: made by {self.manifest.step!r}", expected=f"{' or '.join(DECODERS)}")
         limits = self.manifest.inputs.get("limits", {})
         self.chunk = limits.get("chunk", CHUNK)
         self._most = limits.get("length", self.manifest.facts.max_positions + 2)

@@ -14,17 +14,18 @@ run. `oldest` lets several take turns on one instance. States grow, which rules 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from builders.serving.pbtxt import Line, Message, Name, dumps, entries, parameters
 from smoothquant.artifacts.ports import PAST, PRESENT
 
 IDLE_MICROSECONDS = 600_000_000  # a sequence that sends nothing for so long is forgotten
 DTYPES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16", "int8": "INT8", "int64": "INT64"}
 
 
-class Tensor(NamedTuple):
+class ModelTensor(NamedTuple):
     """An input or output. dtype: PyTorch's name; shape: -1 where it varies, the batch first."""
 
     name: str
@@ -33,8 +34,8 @@ class Tensor(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Serving:
-    """How a model is served.
+class DecoderModel:
+    """A decoder, as Triton serves it.
 
     backend: Triton's. inputs, outputs: of the graph, the cache among them. gpu: whether it runs on one. profiles:
     optimization profiles of a TensorRT engine. accelerator: of ONNX Runtime on a GPU, name and parameters.
@@ -42,8 +43,8 @@ class Serving:
     """
 
     backend: str
-    inputs: Sequence[Tensor]
-    outputs: Sequence[Tensor]
+    inputs: Sequence[ModelTensor]
+    outputs: Sequence[ModelTensor]
     gpu: bool
     profiles: int = 0
     accelerator: tuple[str, Mapping[str, str]] | None = None
@@ -52,57 +53,44 @@ class Serving:
     notes: Sequence[str] = ()
 
 
-def config(serving: Serving) -> str:
+def config(serving: DecoderModel) -> str:
     """The text of config.pbtxt. The folder's name is the model's."""
-    inputs = [tensor for tensor in serving.inputs if not tensor.name.startswith(PAST)]
-    outputs = [tensor for tensor in serving.outputs if not tensor.name.startswith(PRESENT)]
-    past = [tensor for tensor in serving.inputs if tensor.name.startswith(PAST)]
-    kind = "KIND_GPU" if serving.gpu else "KIND_CPU"
-    profiles = ", ".join(f'"{index}"' for index in range(serving.profiles))
-    lines = [
-        *(f"# {note}" for note in serving.notes),
-        f'backend: "{serving.backend}"',
-        "max_batch_size: 0",
-        *_list("input", map(_tensor, inputs)),
-        *_list("output", map(_tensor, outputs)),
-        "sequence_batching {",
-        f"  max_sequence_idle_microseconds: {IDLE_MICROSECONDS}",
-        f"  oldest {{ max_candidate_sequences: {serving.sequences} }}",
-        *(f"  {line}" for line in _list("state", map(_state, past))),
-        "}",
-        f"instance_group [ {{ count: 1 kind: {kind}{f' profile: [ {profiles} ]' if profiles else ''} }} ]",
-    ]
+    group: Message = {"count": 1, "kind": Name("KIND_GPU" if serving.gpu else "KIND_CPU")}
+    if serving.profiles:
+        group["profile"] = [str(index) for index in range(serving.profiles)]
+    message: Message = {
+        "backend": serving.backend,
+        "max_batch_size": 0,
+        "input": [_tensor(tensor) for tensor in serving.inputs if not tensor.name.startswith(PAST)],
+        "output": [_tensor(tensor) for tensor in serving.outputs if not tensor.name.startswith(PRESENT)],
+        "sequence_batching": {
+            "max_sequence_idle_microseconds": IDLE_MICROSECONDS,
+            "oldest": {"max_candidate_sequences": serving.sequences},
+            "state": [_state(tensor) for tensor in serving.inputs if tensor.name.startswith(PAST)],
+        },
+        "instance_group": Line(group),
+    }
     if serving.accelerator:
         name, values = serving.accelerator
-        parameters = " ".join(f'parameters {{ key: "{key}" value: "{value}" }}' for key, value in values.items())
-        lines.append(
-            f'optimization {{ execution_accelerators {{ gpu_execution_accelerator: [ {{ name: "{name}" {parameters} }} '
-            "] } }"
-        )
-    lines += [
-        f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}'
-        for key, value in serving.parameters.items()
-    ]
-    return "\n".join(lines) + "\n"
+        used = {"name": name, "parameters": entries(values)}
+        message["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": used}}
+    return dumps(message | {"parameters": parameters(serving.parameters)}, serving.notes)
 
 
-def _list(name: str, items: Iterable[str]) -> list[str]:
-    return [f"{name} [", ",\n".join(f"  {item}" for item in items), "]"]
+def _tensor(tensor: ModelTensor) -> Message:
+    return Line(name=tensor.name, data_type=_type(tensor), dims=[1, *tensor.shape[1:]])
 
 
-def _dims(shape: Sequence[int]) -> str:
-    return f"[ {', '.join(map(str, shape))} ]"
-
-
-def _tensor(tensor: Tensor) -> str:
-    return f'{{ name: "{tensor.name}" data_type: TYPE_{DTYPES[tensor.dtype]} dims: {_dims((1, *tensor.shape[1:]))} }}'
-
-
-def _state(past: Tensor) -> str:
-    name, dtype = past.name.removeprefix(PAST), f"TYPE_{DTYPES[past.dtype]}"
-    first = _dims([1 if dim < 0 else dim for dim in past.shape])
-    return (
-        f'{{ input_name: "{past.name}" output_name: "{PRESENT}{name}" data_type: {dtype} '
-        f"dims: {_dims((1, *past.shape[1:]))} "
-        f'initial_state {{ name: "empty" data_type: {dtype} dims: {first} zero_data: true }} }}'
+def _state(past: ModelTensor) -> Message:
+    first = [1 if dim < 0 else dim for dim in past.shape]
+    return Line(
+        input_name=past.name,
+        output_name=PRESENT + past.name.removeprefix(PAST),
+        data_type=_type(past),
+        dims=[1, *past.shape[1:]],
+        initial_state=Line(name="empty", data_type=_type(past), dims=first, zero_data=True),
     )
+
+
+def _type(tensor: ModelTensor) -> Name:
+    return Name(f"TYPE_{DTYPES[tensor.dtype]}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from builders.engine.exports import MODEL
 from builders.onnx_graph import OnnxGraph
 from builders.serving.triton import accelerator
-from builders.serving.triton.config import Serving, Tensor, config
+from builders.serving.triton.config import DecoderModel, ModelTensor, config
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.errors import OutputError, UserError
 from smoothquant.workspace import MANIFEST, Workspace, check_place, is_output, load_manifest
@@ -57,12 +57,12 @@ def write_model(engine: str | Path, repository: str | Path, *, overwrite: bool =
     """
     engine, out = Path(engine), Path(repository) / model_name(engine)
     manifest = load_manifest(engine)
-    if manifest.step not in SERVINGS:
+    if manifest.step not in DECODERS:
         raise UserError(
             f"{engine}: made by {manifest.step!r}, which Triton's backends do not run",
-            expected=f"made by {' or '.join(SERVINGS)}",
+            expected=f"made by {' or '.join(DECODERS)}",
         )
-    describe, names = SERVINGS[manifest.step]
+    describe, names = DECODERS[manifest.step]
     text = config(describe(engine, manifest))
     with Workspace(out, STEP, {"engine": manifest.inputs, "config": text}, overwrite=overwrite) as work:
         if not work.finished:
@@ -73,9 +73,9 @@ def write_model(engine: str | Path, repository: str | Path, *, overwrite: bool =
     return out
 
 
-def _tensorrt(engine: Path, manifest: Manifest) -> Serving:
+def _tensorrt(engine: Path, manifest: Manifest) -> DecoderModel:
     options = manifest.inputs["options"]
-    ports = [Tensor(port["name"], port["dtype"], tuple(port["shape"])) for port in manifest.results["ports"]]
+    ports = [ModelTensor(port["name"], port["dtype"], tuple(port["shape"])) for port in manifest.results["ports"]]
     inputs = [tensor for tensor, port in zip(ports, manifest.results["ports"], strict=True) if port["input"]]
     outputs = [tensor for tensor in ports if tensor not in inputs]
     built, limits = manifest.inputs["tensorrt"], manifest.inputs["limits"]
@@ -88,18 +88,18 @@ def _tensorrt(engine: Path, manifest: Manifest) -> Serving:
     ]
     if options["version_compatible"]:
         notes.append("tritonserver --backend-config=tensorrt,version-compatible=true")
-    return Serving("tensorrt", inputs, outputs, gpu=True, profiles=2, notes=notes)
+    return DecoderModel("tensorrt", inputs, outputs, gpu=True, profiles=2, notes=notes)
 
 
-def _onnxruntime(engine: Path, manifest: Manifest) -> Serving:
+def _onnxruntime(engine: Path, manifest: Manifest) -> DecoderModel:
     graph = OnnxGraph(engine)
 
-    def tensors(values: object) -> list[Tensor]:
+    def tensors(values: object) -> list[ModelTensor]:
         found = []
         for value in values:  # type: ignore[attr-defined]
             kind = value.type.tensor_type
             shape = tuple(-1 if dim.dim_param else dim.dim_value for dim in kind.shape.dim)
-            found.append(Tensor(value.name, ELEMENTS[kind.elem_type], shape))
+            found.append(ModelTensor(value.name, ELEMENTS[kind.elem_type], shape))
         return found
 
     inputs, outputs = tensors(graph.proto.graph.input), tensors(graph.proto.graph.output)
@@ -112,7 +112,7 @@ def _onnxruntime(engine: Path, manifest: Manifest) -> Serving:
             "mounted there outlives the container."
         )
     parameters = {"intra_op_thread_count": str(manifest.inputs["threads"])} if provider == "cpu" else {}
-    return Serving(
+    return DecoderModel(
         "onnxruntime",
         inputs,
         outputs,
@@ -123,13 +123,13 @@ def _onnxruntime(engine: Path, manifest: Manifest) -> Serving:
     )
 
 
-def _state_bytes(inputs: list[Tensor], length: int) -> int:
+def _state_bytes(inputs: list[ModelTensor], length: int) -> int:
     """Of one sequence at its longest: Triton holds what a run reads and what it writes."""
     states = [tensor for tensor in inputs if tensor.dtype in BYTES and len(tensor.shape) == 4]
     return sum(2 * BYTES[dtype] * shape[1] * shape[3] * length for _, dtype, shape in states)
 
 
-SERVINGS: Mapping[str, tuple[Callable[[Path, Manifest], Serving], tuple[str, ...]]] = {
+DECODERS: Mapping[str, tuple[Callable[[Path, Manifest], DecoderModel], tuple[str, ...]]] = {
     "build tensorrt": (_tensorrt, ("model.plan",)),
     "build onnxruntime": (_onnxruntime, (MODEL, f"{MODEL}.data")),
 }

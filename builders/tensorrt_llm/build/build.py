@@ -22,12 +22,12 @@ from typing import Any
 
 from packaging.version import Version
 
-from builders.tensorrt_llm.build.command import Limits, build_command, container_command, doubts, options
+from builders.tensorrt_llm.build.command import BuildLimits, build_command, container_command, doubts, options
 from builders.tensorrt_llm.build.environment import Environment, find_environment
 from builders.tensorrt_llm.build.process import run_logged
 from builders.tensorrt_llm.format.check import check
 from builders.tensorrt_llm.format.checkpoint import load_config, rank_file
-from builders.tensorrt_llm.format.config import Config
+from builders.tensorrt_llm.format.config import CheckpointConfig
 from builders.tensorrt_llm.format.findings import CONFIG, errors
 from builders.tensorrt_llm.format.releases import is_listed
 from smoothquant.artifacts.manifest import Manifest
@@ -49,9 +49,9 @@ class Plan:
 
     checkpoint: Path
     out: Path
-    config: Config
-    asked: Limits
-    limits: Limits
+    config: CheckpointConfig
+    asked: BuildLimits
+    limits: BuildLimits
     warnings: tuple[str, ...]
 
     @property
@@ -60,7 +60,7 @@ class Plan:
         return build_command(self.checkpoint, self.out, self.limits, self.config)
 
 
-def plan(checkpoint: str | Path, out: str | Path, limits: Limits) -> Plan:
+def plan(checkpoint: str | Path, out: str | Path, limits: BuildLimits) -> Plan:
     """Check a checkpoint and the limits. Raises CheckpointError for the first error in it, and how many there are."""
     checkpoint = Path(checkpoint)
     found = check(checkpoint)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from builders.tensorrt_llm.format.architectures import LEARNED, ROPE
-from builders.tensorrt_llm.format.config import Config
+from builders.tensorrt_llm.format.config import CheckpointConfig
 from smoothquant.errors import UserError
 
 TOOL = "trtllm-build"
@@ -25,7 +25,7 @@ MOST_TOKENS = 8192  # of all prompts that are computed in one go
 
 
 @dataclass(frozen=True)
-class Limits:
+class BuildLimits:
     """What an engine can do at most. None: found from the model.
 
     max_batch_size: sequences at once. max_input_len: tokens of a prompt. max_seq_len: of prompt and answer.
@@ -38,7 +38,7 @@ class Limits:
     max_num_tokens: int | None = None
     workers: int = 1
 
-    def resolved(self, config: Config) -> Limits:
+    def resolved(self, config: CheckpointConfig) -> BuildLimits:
         """With every number known. Raises UserError for numbers that contradict each other or the model."""
         for name, value in asdict(self).items():
             if value is not None and value < 1:
@@ -68,7 +68,7 @@ class Limits:
         return replace(self, max_input_len=prompt, max_seq_len=longest, max_num_tokens=tokens)
 
 
-def doubts(limits: Limits, config: Config) -> list[str]:
+def doubts(limits: BuildLimits, config: CheckpointConfig) -> list[str]:
     """What is likely to be no good idea. limits: resolved."""
     found, longest, tokens = [], limits.max_seq_len or 0, limits.max_num_tokens or 0
     if config.positions == ROPE and config.max_positions and longest > config.max_positions:
@@ -81,12 +81,12 @@ def doubts(limits: Limits, config: Config) -> list[str]:
     return found
 
 
-def paged_context(config: Config) -> bool:
+def paged_context(config: CheckpointConfig) -> bool:
     """Whether prompts may be computed out of the paged cache: no kernel does so from an INT8 one."""
     return config.kv_cache != "INT8"
 
 
-def options(config: Config) -> dict[str, str]:
+def options(config: CheckpointConfig) -> dict[str, str]:
     """The options of `trtllm-build` that follow from the checkpoint."""
     return {
         "max_beam_width": "1",
@@ -102,21 +102,21 @@ def options(config: Config) -> dict[str, str]:
     }
 
 
-def build_command(checkpoint: Path, out: Path, limits: Limits, config: Config) -> list[str]:
+def build_command(checkpoint: Path, out: Path, limits: BuildLimits, config: CheckpointConfig) -> list[str]:
     """The whole command. limits: resolved."""
     numbers = {name: str(value) for name, value in asdict(limits).items()}
     given = {"checkpoint_dir": str(checkpoint), "output_dir": str(out), **numbers, **options(config)}
     return [TOOL, *(word for name, value in given.items() for word in (f"--{name}", value))]
 
 
-def container_command(checkpoint: Path, out: Path, limits: Limits) -> str:
+def container_command(checkpoint: Path, out: Path, limits: BuildLimits) -> str:
     """The same build by the image of docker/tensorrt-llm, with the folders at the places they have here."""
     checkpoint, out = checkpoint.absolute(), out.absolute()
     common = os.path.commonpath([checkpoint.parent, out.parent])
     mounts = [common] if common != "/" else sorted({str(checkpoint.parent), str(out.parent)})
     numbers: list[str] = []
     for name, value in asdict(limits).items():
-        if value != getattr(Limits(), name):
+        if value != getattr(BuildLimits(), name):
             numbers += [_option(name), str(value)]
     inner = ["build", "tensorrt-llm", str(checkpoint), "--out", str(out), *numbers]
     volumes = [word for mount in mounts for word in ("-v", f"{mount}:{mount}")]

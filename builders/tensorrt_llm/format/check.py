@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from builders.tensorrt_llm.format.checkpoint import Header, RankFile, rank_file, read_config
-from builders.tensorrt_llm.format.config import Config, parse
-from builders.tensorrt_llm.format.findings import CONFIG, ERROR, WARNING, Finding, errors
+from builders.tensorrt_llm.format.config import CheckpointConfig, parse
+from builders.tensorrt_llm.format.findings import CONFIG, ERROR, WARNING, FormatFinding, errors
 from builders.tensorrt_llm.format.rules import config_findings
 from builders.tensorrt_llm.format.tensors import DIVISOR, PLAIN, SCALE, Expected, expected
 from smoothquant.errors import CheckpointError
@@ -26,13 +26,13 @@ CHUNK = 1 << 24  # elements looked at in one go
 Progress = Callable[[int, int], None]  # (done, total)
 
 
-def check(folder: str | Path, progress: Progress = lambda done, total: None) -> list[Finding]:
+def check(folder: str | Path, progress: Progress = lambda done, total: None) -> list[FormatFinding]:
     """Everything that is wrong with a checkpoint folder, and what is suspicious. progress: (ranks done, ranks)."""
     folder = Path(folder)
     try:
         content = read_config(folder)
     except CheckpointError as error:
-        return [Finding(ERROR, CONFIG, error.what.removeprefix(f"{folder / CONFIG}: "), error.expected)]
+        return [FormatFinding(ERROR, CONFIG, error.what.removeprefix(f"{folder / CONFIG}: "), error.expected)]
     found = config_findings(content)
     if errors(found):
         return found  # without its numbers, no tensor can be judged
@@ -47,45 +47,49 @@ def check(folder: str | Path, progress: Progress = lambda done, total: None) -> 
     return found
 
 
-def _files(folder: Path, config: Config) -> Iterator[Finding]:
+def _files(folder: Path, config: CheckpointConfig) -> Iterator[FormatFinding]:
     needed = [rank_file(folder, rank).name for rank in range(config.ranks)]
     there = {path.name for path in folder.glob("rank*.safetensors")}
     for name in needed:
         if name not in there:
-            yield Finding(ERROR, name, "no such file", f"{config.ranks} rank files, by mapping")
+            yield FormatFinding(ERROR, name, "no such file", f"{config.ranks} rank files, by mapping")
     for name in sorted(there - set(needed)):
-        yield Finding(WARNING, name, "not loaded", f"{config.ranks} rank files, by mapping")
+        yield FormatFinding(WARNING, name, "not loaded", f"{config.ranks} rank files, by mapping")
 
 
-def _rank(folder: Path, config: Config, rank: int, shared: dict[tuple[int, str], Tensor]) -> Iterator[Finding]:
+def _rank(
+    folder: Path, config: CheckpointConfig, rank: int, shared: dict[tuple[int, str], Tensor]
+) -> Iterator[FormatFinding]:
     name = rank_file(folder, rank).name
     try:
         file = RankFile(folder, rank)
     except CheckpointError as error:
-        yield Finding(ERROR, name, error.what.partition(": ")[2], error.expected)
+        yield FormatFinding(ERROR, name, error.what.partition(": ")[2], error.expected)
         return
     headers, demanded = file.headers, expected(config, rank)
     for tensor, wanted in demanded.items():
         if tensor not in headers:
             if not wanted.optional:
-                yield Finding(ERROR, f"{name} {tensor}", "missing", _described(wanted))
+                yield FormatFinding(ERROR, f"{name} {tensor}", "missing", _described(wanted))
             continue
         bad = list(_header(headers[tensor], wanted))
-        yield from (Finding(severity, f"{name} {tensor}", what, wished) for severity, what, wished in bad)
+        yield from (FormatFinding(severity, f"{name} {tensor}", what, wished) for severity, what, wished in bad)
         if any(severity == ERROR for severity, _, _ in bad) or headers[tensor].dtype not in _READABLE:
             continue
         values = file[tensor]
         fault = _values(values, wanted)
         if fault:
-            yield Finding(ERROR, f"{name} {tensor}", *fault)
+            yield FormatFinding(ERROR, f"{name} {tensor}", *fault)
         if not wanted.split and config.tp > 1:
             key = (rank // config.tp, tensor)
             if not torch.equal(shared.setdefault(key, values).flatten(), values.flatten()):
                 first = rank_file(folder, rank // config.tp * config.tp).name
-                yield Finding(ERROR, f"{name} {tensor}", f"differs from {first}'s", "the same on every rank of a stage")
+                yield FormatFinding(
+                    ERROR, f"{name} {tensor}", f"differs from {first}'s", "the same on every rank of a stage"
+                )
     for tensor in headers:
         if tensor not in demanded:
-            yield Finding(WARNING, f"{name} {tensor}", "is read by nobody", "no such tensor")
+            yield FormatFinding(WARNING, f"{name} {tensor}", "is read by nobody", "no such tensor")
 
 
 _READABLE = frozenset({torch.int8, torch.float16, torch.bfloat16, torch.float32})

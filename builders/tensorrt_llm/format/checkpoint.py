@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from builders.tensorrt_llm.format.config import Config, parse
+from builders.tensorrt_llm.format.config import CheckpointConfig, parse
 from builders.tensorrt_llm.format.findings import CONFIG, errors
 from builders.tensorrt_llm.format.rules import config_findings
 from smoothquant.errors import CheckpointError
@@ -59,7 +59,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def load_config(folder: Path) -> Config:
+def load_config(folder: Path) -> CheckpointConfig:
     """The checkpoint's numbers. Raises CheckpointError with the first error that `config_findings` has."""
     content = read_config(folder)
     found = errors(config_findings(content))

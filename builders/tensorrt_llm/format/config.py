@@ -17,7 +17,7 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True)
-class Config:
+class CheckpointConfig:
     """A checkpoint's numbers. All sizes are those of the whole model; methods say what one rank holds."""
 
     name: str
@@ -88,14 +88,14 @@ class Config:
         return math.ceil(self.vocab_size / self.tp)
 
 
-def parse(content: Mapping) -> Config:
+def parse(content: Mapping) -> CheckpointConfig:
     """config.json as an object; `rules.config_findings` must have found no errors in it."""
     architecture = ARCHITECTURES[content["architecture"]]
     quantization, mapping = content.get("quantization") or {}, content.get("mapping") or {}
     hidden, heads = content["hidden_size"], content["num_attention_heads"]
     head_size = content.get("head_size") or hidden // heads
     parallel, mlp_norm = falcon_form(content)
-    return Config(
+    return CheckpointConfig(
         name=content["architecture"],
         architecture=architecture,
         algorithm=ALGORITHMS[quantization.get("quant_algo")],

@@ -14,7 +14,7 @@ from typing import Any
 
 from builders.tensorrt_llm.format.architectures import SCALED_ALIBI, UNSET_EPSILON, Algorithm, Architecture
 from builders.tensorrt_llm.format.config import falcon_form
-from builders.tensorrt_llm.format.findings import Finding, config_error, config_warning
+from builders.tensorrt_llm.format.findings import FormatFinding, config_error, config_warning
 from builders.tensorrt_llm.interpreter.arithmetic import ACTIVATIONS
 
 ROPE_SCALINGS: Mapping[str, tuple[str, ...]] = {  # type -> its numbers
@@ -25,7 +25,7 @@ INPUTS_AT_ONCE, OUTPUTS_AT_ONCE = 16, {"float16": 8, "bfloat16": 8, "float32": 4
 REASON = "which the INT8 kernels move at once"
 
 
-def engine_findings(content: Mapping, architecture: Architecture, algorithm: Algorithm) -> Iterator[Finding]:
+def engine_findings(content: Mapping, architecture: Architecture, algorithm: Algorithm) -> Iterator[FormatFinding]:
     """What is wrong with a config.json whose keys, names and types are right."""
     for wrong, key, what, expected in RULES:
         if wrong(content, architecture, algorithm):
@@ -40,7 +40,7 @@ def engine_findings(content: Mapping, architecture: Architecture, algorithm: Alg
 Rule = tuple[Callable[[Mapping, Architecture, Algorithm], Any], str, str, str]
 
 
-def _alignment(content: Mapping) -> Iterator[Finding]:
+def _alignment(content: Mapping) -> Iterator[FormatFinding]:
     tp = (content.get("mapping") or {}).get("tp_size", 1)
     hidden, heads = content["hidden_size"], content["num_attention_heads"]
     head_size, kv_heads = content.get("head_size") or hidden // heads, content.get("num_key_value_heads") or heads

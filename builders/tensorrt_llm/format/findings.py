@@ -10,7 +10,7 @@ CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
-class Finding:
+class FormatFinding:
     """One thing that is wrong, or likely to be.
 
     severity: ERROR, whatever reads the folder will refuse it or compute nonsense; or WARNING.
@@ -28,16 +28,16 @@ class Finding:
         return f"{self.where}: {self.what}" + (f"; expected {self.expected}" if self.expected else "")
 
 
-def errors(findings: Iterable[Finding]) -> list[Finding]:
+def errors(findings: Iterable[FormatFinding]) -> list[FormatFinding]:
     """Those that are errors."""
     return [finding for finding in findings if finding.severity == ERROR]
 
 
-def config_error(key: str, what: str, expected: str = "") -> Finding:
+def config_error(key: str, what: str, expected: str = "") -> FormatFinding:
     """An error in config.json."""
-    return Finding(ERROR, f"{CONFIG} {key}", what, expected)
+    return FormatFinding(ERROR, f"{CONFIG} {key}", what, expected)
 
 
-def config_warning(key: str, what: str, expected: str = "") -> Finding:
+def config_warning(key: str, what: str, expected: str = "") -> FormatFinding:
     """A doubt about config.json."""
-    return Finding(WARNING, f"{CONFIG} {key}", what, expected)
+    return FormatFinding(WARNING, f"{CONFIG} {key}", what, expected)

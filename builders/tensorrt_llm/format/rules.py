@@ -14,7 +14,7 @@ from typing import Any
 from builders.tensorrt_llm.format.architectures import ALGORITHMS, ARCHITECTURES, KV_CACHES
 from builders.tensorrt_llm.format.config import DTYPES
 from builders.tensorrt_llm.format.engine_rules import ROPE_SCALINGS, engine_findings, rope_type
-from builders.tensorrt_llm.format.findings import Finding, config_error, config_warning, errors
+from builders.tensorrt_llm.format.findings import FormatFinding, config_error, config_warning, errors
 
 REQUIRED = ("architecture", "dtype", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 POSITIVE = (  # integers, where they are given
@@ -62,7 +62,7 @@ QUANTIZATION: Mapping[str, str] = {  # key -> what its value is, if it is not nu
 LATER = frozenset({"mamba_ssm_cache_dtype"})  # keys of quantization that only some versions know
 
 
-def config_findings(content: Mapping) -> list[Finding]:
+def config_findings(content: Mapping) -> list[FormatFinding]:
     """Everything that is wrong with config.json. content: its JSON object."""
     found = [*_shape(content), *_names(content), *_quantization(content), *_rotary(content)]
     if errors(found):
@@ -73,7 +73,7 @@ def config_findings(content: Mapping) -> list[Finding]:
     return found + list(engine_findings(content, architecture, algorithm))
 
 
-def _shape(content: Mapping) -> Iterator[Finding]:
+def _shape(content: Mapping) -> Iterator[FormatFinding]:
     for key in REQUIRED:
         if content.get(key) is None:
             yield config_error(key, "missing")
@@ -98,7 +98,7 @@ def _shape(content: Mapping) -> Iterator[Finding]:
         yield config_error("norm_epsilon", repr(epsilon), "a small positive number")
 
 
-def _names(content: Mapping) -> Iterator[Finding]:
+def _names(content: Mapping) -> Iterator[FormatFinding]:
     name: Any = content.get("architecture")
     known: dict[str, Any] = {"architecture": (name, ARCHITECTURES), "dtype": (content.get("dtype"), DTYPES)}
     for key, (value, choices) in known.items():
@@ -114,7 +114,7 @@ def _names(content: Mapping) -> Iterator[Finding]:
         yield config_error("embedding_sharding_dim", repr(content["embedding_sharding_dim"]), "0 or 1")
 
 
-def _quantization(content: Mapping) -> Iterator[Finding]:
+def _quantization(content: Mapping) -> Iterator[FormatFinding]:
     block = content.get("quantization") or {}
     if not isinstance(block, Mapping):
         return
@@ -132,7 +132,7 @@ def _quantization(content: Mapping) -> Iterator[Finding]:
             yield config_error(f"quantization.{key}", f"{block[key]!r} is not known here", f"one of {_listed(choices)}")
 
 
-def _rotary(content: Mapping) -> Iterator[Finding]:
+def _rotary(content: Mapping) -> Iterator[FormatFinding]:
     """The numbers of a RoPE scaling. Without one of them TensorRT-LLM takes a number of its own, Llama 3.1's
     (RopeEmbeddingUtils.apply_llama3_scaling), or 1."""
     scaling = content.get("rotary_scaling") or {}
@@ -148,7 +148,7 @@ def _rotary(content: Mapping) -> Iterator[Finding]:
         yield config_error("rotary_scaling.high_freq_factor", f"{high}", f"more than low_freq_factor, {low}")
 
 
-def _numbers(content: Mapping) -> Iterator[Finding]:
+def _numbers(content: Mapping) -> Iterator[FormatFinding]:
     mapping = content.get("mapping") or {}
     tp, pp, cp = (mapping.get(key, 1) for key in ("tp_size", "pp_size", "cp_size"))
     hidden, heads, layers = (content[key] for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from builders.tensorrt_llm.format.config import Config
+from builders.tensorrt_llm.format.config import CheckpointConfig
 
 SCALE, DIVISOR, PLAIN = "scale", "divisor", "plain"  # must be > 0 and finite; finite and not 0; finite
 LINEARS: Mapping[str, bool] = {  # name in a layer -> whether it is column-parallel
@@ -43,12 +43,12 @@ class Expected:
         return shape == self.shape or (shape == () and all(size == 1 for size in self.shape))
 
 
-def linears(config: Config) -> tuple[str, ...]:
+def linears(config: CheckpointConfig) -> tuple[str, ...]:
     """Names of the linears of a layer."""
     return tuple(name for name in LINEARS if config.architecture.gated or name != "mlp.gate")
 
 
-def expected(config: Config, rank: int) -> dict[str, Expected]:
+def expected(config: CheckpointConfig, rank: int) -> dict[str, Expected]:
     """name -> tensor of rank file `rank`, in the order of computation."""
     stage = rank // config.tp
     found: dict[str, Expected] = {}
@@ -64,7 +64,7 @@ def expected(config: Config, rank: int) -> dict[str, Expected]:
     return found
 
 
-def layer_tensors(config: Config) -> Iterator[tuple[str, Expected]]:
+def layer_tensors(config: CheckpointConfig) -> Iterator[tuple[str, Expected]]:
     """(name within a layer, tensor)."""
     quantized = config.algorithm.form == "plugin"
     for norm in config.norms:
@@ -80,7 +80,7 @@ def layer_tensors(config: Config) -> Iterator[tuple[str, Expected]]:
         yield "attention.kv_cache_rcp_scaling_factor", replace(scalar, optional=True)  # the loader derives it
 
 
-def _embedding(config: Config) -> Iterator[tuple[str, Expected]]:
+def _embedding(config: CheckpointConfig) -> Iterator[tuple[str, Expected]]:
     rows, channels, split = config.vocab_size, config.hidden_size, config.parallel_embedding and config.tp > 1
     if split:
         rows = config.rank_vocab if config.embedding_dim == 0 else rows
@@ -94,7 +94,7 @@ def _embedding(config: Config) -> Iterator[tuple[str, Expected]]:
             yield f"transformer.ln_embed.{part}", tensor
 
 
-def _norm(config: Config, quantized: bool) -> Iterator[tuple[str, Expected]]:
+def _norm(config: CheckpointConfig, quantized: bool) -> Iterator[tuple[str, Expected]]:
     channels = Expected((config.hidden_size,), _dtype(config))
     yield "weight", channels
     if config.architecture.norm == "layer":
@@ -103,7 +103,7 @@ def _norm(config: Config, quantized: bool) -> Iterator[tuple[str, Expected]]:
         yield "scale_to_int", Expected((1,), torch.float32, role=SCALE)
 
 
-def _linear(config: Config, name: str) -> Iterator[tuple[str, Expected]]:
+def _linear(config: CheckpointConfig, name: str) -> Iterator[tuple[str, Expected]]:
     column, algorithm = LINEARS[name], config.algorithm
     rows, columns = sizes(config, name)
     own = config.tp > 1  # rank files differ
@@ -125,7 +125,7 @@ def _linear(config: Config, name: str) -> Iterator[tuple[str, Expected]]:
         yield "bias", Expected((rows,), _dtype(config), split=own and column)
 
 
-def sizes(config: Config, name: str) -> tuple[int, int]:
+def sizes(config: CheckpointConfig, name: str) -> tuple[int, int]:
     """(rows, columns) of a linear on a rank."""
     attention, intermediate = config.rank_heads * config.head_size, config.intermediate_size // config.tp
     return {
@@ -137,16 +137,16 @@ def sizes(config: Config, name: str) -> tuple[int, int]:
     }[name]
 
 
-def biased(config: Config, name: str) -> bool:
+def biased(config: CheckpointConfig, name: str) -> bool:
     """Whether a linear has a bias."""
     return {"attention.qkv": config.qkv_bias, "attention.dense": config.dense_bias}.get(name, config.mlp_bias)
 
 
-def _may_be_tied(config: Config) -> bool:
+def _may_be_tied(config: CheckpointConfig) -> bool:
     """Whether the loader can take lm_head from the embedding: both on one rank, and of one shape."""
     alike = config.tp == 1 or (config.parallel_embedding and config.embedding_dim == 0)
     return config.pp == 1 and alike
 
 
-def _dtype(config: Config) -> torch.dtype:
+def _dtype(config: CheckpointConfig) -> torch.dtype:
     return getattr(torch, config.dtype)

@@ -24,7 +24,7 @@ EXACT_COLUMNS = 1024  # that many products of int8 sum to 2^24 at most: float32 
 
 
 @dataclass(frozen=True)
-class Precision:
+class EnginePrecision:
     """compute: dtype of the arithmetic, float32 or float64.
     held: what an engine keeps between its kernels (its own dtype, float16 or bfloat16); None keeps it as computed."""
 

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from builders.tensorrt_llm.format.architectures import ALIBI, ROPE, SCALED_ALIBI
-from builders.tensorrt_llm.format.config import Config
+from builders.tensorrt_llm.format.config import CheckpointConfig
 from smoothquant.errors import CheckpointError
 
 
 @dataclass(frozen=True)
-class Positions:
+class PositionTerms:
     """What depends on positions alone. rotary: cos and sin, (tokens, rotary_dim / 2) each; slopes: (heads,), of all
     ranks, already scaled as the scores are."""
 
@@ -33,19 +33,19 @@ class Positions:
     slopes: Tensor | None
 
 
-def positions(config: Config, tokens: int, dtype: torch.dtype) -> Positions:
+def positions(config: CheckpointConfig, tokens: int, dtype: torch.dtype) -> PositionTerms:
     """For positions 0 .. tokens - 1. Raises CheckpointError for a rotary_scaling that is not known."""
     if config.positions == ROPE:
         inv_freq = inverse_frequencies(config.rotary_dim, config.rotary_base, config.rotary_scaling)
         angle = torch.arange(tokens, dtype=torch.float32)[:, None] * inv_freq
-        return Positions((angle.cos().to(dtype), angle.sin().to(dtype)), None)
+        return PositionTerms((angle.cos().to(dtype), angle.sin().to(dtype)), None)
     if config.positions in (ALIBI, SCALED_ALIBI):
         slopes = alibi_slopes(config.heads).to(dtype)
-        return Positions(None, slopes * score_scale(config) if config.positions == SCALED_ALIBI else slopes)
-    return Positions(None, None)
+        return PositionTerms(None, slopes * score_scale(config) if config.positions == SCALED_ALIBI else slopes)
+    return PositionTerms(None, None)
 
 
-def score_scale(config: Config) -> float:
+def score_scale(config: CheckpointConfig) -> float:
     """What q . k is multiplied by."""
     return 1 / (math.sqrt(config.head_size) * config.score_divisor)
 
@@ -93,7 +93,9 @@ def cached(x: Tensor, scale: Tensor | None) -> Tensor:
     return (x * (1 / scale)).round().clamp(-128, 127) * scale
 
 
-def attend(config: Config, qkv: Tensor, places: Positions, first_head: int, kv_scale: Tensor | None) -> Tensor:
+def attend(
+    config: CheckpointConfig, qkv: Tensor, places: PositionTerms, first_head: int, kv_scale: Tensor | None
+) -> Tensor:
     """One rank's heads. qkv: (batch, tokens, rank_qkv), queries, keys, values one behind the other; first_head: of this
     rank. Returns (batch, tokens, heads of the rank x head_size)."""
     heads, kv_heads, size = config.rank_heads, config.rank_kv_heads, config.head_size

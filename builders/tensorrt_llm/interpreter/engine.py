@@ -6,15 +6,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from builders.engine import engine_manifest
+from builders.engine.protocol import Engine
+from builders.tensorrt_llm.format.foreign import foreign_manifest
 from builders.tensorrt_llm.interpreter.interpreter import Interpreter
+from smoothquant.workspace import load_manifest
 
 
-class CheckpointEngine:
+class CheckpointEngine(Engine):
     """Runs the interpreter in float32. Raises UserError if the folder is no checkpoint or breaks the format."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.manifest = engine_manifest(folder)
+        self.manifest = foreign_manifest(Path(folder)) or load_manifest(folder)
         self.interpreter = Interpreter(folder)
 
     def logits(self, ids: Tensor) -> Tensor:

@@ -18,11 +18,11 @@ from torch.nn.functional import linear
 
 from builders.tensorrt_llm.format.architectures import UNSET_EPSILON
 from builders.tensorrt_llm.format.checkpoint import RankFile, load_config
-from builders.tensorrt_llm.format.config import Config
+from builders.tensorrt_llm.format.config import CheckpointConfig
 from builders.tensorrt_llm.format.tensors import LINEARS, expected
 from builders.tensorrt_llm.interpreter.arithmetic import (
     ACTIVATIONS,
-    Precision,
+    EnginePrecision,
     integer_product,
     normalize,
     quantize_by_scale,
@@ -30,7 +30,7 @@ from builders.tensorrt_llm.interpreter.arithmetic import (
     quantize_per_token,
     rescale,
 )
-from builders.tensorrt_llm.interpreter.attention import Positions, attend, positions
+from builders.tensorrt_llm.interpreter.attention import PositionTerms, attend, positions
 from smoothquant.errors import CheckpointError, UserError
 
 EMBEDDING = "transformer.vocab_embedding.weight"
@@ -43,7 +43,7 @@ class Interpreter:
     Raises CheckpointError for a folder that breaks the format.
     """
 
-    def __init__(self, folder: str | Path, precision: Precision = Precision()) -> None:  # noqa: B008 (frozen)
+    def __init__(self, folder: str | Path, precision: EnginePrecision = EnginePrecision()) -> None:  # noqa: B008 (frozen)
         self.config, self.precision = load_config(Path(folder)), precision
         self._ranks = [_load(Path(folder), self.config, rank) for rank in range(self.config.ranks)]
         if self.config.activation not in ACTIVATIONS:
@@ -85,7 +85,7 @@ class Interpreter:
             hidden = self._norm(_Part(first[0], "transformer."), "ln_embed", hidden)
         return self.precision.hold(hidden)
 
-    def _layer(self, ranks: Sequence[_Part], hidden: Tensor, places: Positions) -> Tensor:
+    def _layer(self, ranks: Sequence[_Part], hidden: Tensor, places: PositionTerms) -> Tensor:
         config, hold = self.config, self.precision.hold
         normed = [self._input(part, "input_layernorm", hidden) for part in ranks]
         attention = self._reduce(
@@ -102,7 +102,7 @@ class Interpreter:
         mlp = self._reduce(ranks, "mlp.proj", inner)
         return hold(hidden + (hold(mlp + attention) if config.parallel else mlp))
 
-    def _attention(self, part: _Part, x: Activation, places: Positions, rank: int) -> Tensor:
+    def _attention(self, part: _Part, x: Activation, places: PositionTerms, rank: int) -> Tensor:
         """What a rank's dense reads, (batch, tokens, its heads x head_size)."""
         qkv = self._linear(part, "attention.qkv", x)
         kv_scale = part.get("attention.kv_cache_scaling_factor") if self.config.kv_cache else None
@@ -184,7 +184,7 @@ class _Part:
         return self._tensors.get(self._prefix + name)
 
 
-def _load(folder: Path, config: Config, rank: int) -> dict[str, Tensor]:
+def _load(folder: Path, config: CheckpointConfig, rank: int) -> dict[str, Tensor]:
     file = RankFile(folder, rank)
     headers, tensors = file.headers, {}
     for name, wanted in expected(config, rank).items():

@@ -8,12 +8,12 @@ from functools import partial
 from recipes.cli import options
 from recipes.cli.export.hf import HuggingFace
 from recipes.cli.export.onnx import Onnx
-from recipes.cli.export.target import Target
+from recipes.cli.export.target import ExportTarget
 from recipes.cli.export.trtllm import TensorRTLLM
 from recipes.cli.export.w8a8 import W8A8
 from recipes.cli.ui import Ui
 
-TARGETS: tuple[Target, ...] = (HuggingFace(), W8A8(), Onnx(), TensorRTLLM())
+TARGETS: tuple[ExportTarget, ...] = (HuggingFace(), W8A8(), Onnx(), TensorRTLLM())
 
 
 def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         command.set_defaults(run=partial(run, target))
 
 
-def run(target: Target, arguments: argparse.Namespace, ui: Ui) -> None:
+def run(target: ExportTarget, arguments: argparse.Namespace, ui: Ui) -> None:
     from exporters.export import export
     from smoothquant.workspace import load_manifest
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from recipes.cli.export.target import Target
+from recipes.cli.export.target import ExportTarget
 from recipes.cli.ui import Ui
 
 if TYPE_CHECKING:
     from exporters.export import Source, Writer
 
 
-class HuggingFace(Target):
+class HuggingFace(ExportTarget):
     name = "hf"
     summary = "the smoothed float checkpoint"
     description = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from recipes.cli.export.target import Target, add_activations, add_keep_float, kept_linears
+from recipes.cli.export.target import ExportTarget, add_activations, add_keep_float, kept_linears
 from recipes.cli.ui import Ui
 from smoothquant.errors import UserError
 from smoothquant.settings import SmoothingSettings
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from smoothquant.model import Model
 
 
-class Onnx(Target):
+class Onnx(ExportTarget):
     name = "onnx"
     summary = "the W8A8 ONNX graph (Q/DQ)"
     description = (

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
     from smoothquant.model import Model
 
 
-class Target(ABC):
+class ExportTarget(ABC):
     """One format. name: on the command line; summary, description: for --help."""
 
     name: ClassVar[str]

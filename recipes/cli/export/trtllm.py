@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from recipes.cli.export.target import Target, add_activations
+from recipes.cli.export.target import ExportTarget, add_activations
 from recipes.cli.ui import Ui
 from smoothquant.errors import UserError
 from smoothquant.settings import SmoothingSettings
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from smoothquant.model import Model
 
 
-class TensorRTLLM(Target):
+class TensorRTLLM(ExportTarget):
     name = "trtllm"
     summary = "the TensorRT-LLM checkpoint (SmoothQuant)"
     description = (

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from recipes.cli.export.target import Target, add_activations, add_keep_float, kept_linears
+from recipes.cli.export.target import ExportTarget, add_activations, add_keep_float, kept_linears
 from recipes.cli.ui import Ui
 
 if TYPE_CHECKING:
     from exporters.export import Source, Writer
 
 
-class W8A8(Target):
+class W8A8(ExportTarget):
     name = "w8a8"
     summary = "the W8A8 checkpoint (compressed-tensors)"
     description = (

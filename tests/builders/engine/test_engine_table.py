@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from builders.engine import ENGINES, open_engine
+from builders.engine.table import ENGINES, open_engine
 from builders.transformers import OLDEST, TransformersEngine
 from exporters.export import Source, export
 from exporters.huggingface import SmoothedWriter, W8A8Writer
@@ -37,7 +37,7 @@ def exports(llama: Model, input_absmax: dict[str, torch.Tensor], tmp_path_factor
 
 def test_every_known_step_names_a_class_that_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The class that a step names is the one that opens its folder."""
-    for step, (module, name) in ENGINES.items():
+    for step, (module, name, _) in ENGINES.items():
         opened: list[Path] = []
         fake = ModuleType(module)
         setattr(fake, name, lambda folder, opened=opened: opened.append(folder))

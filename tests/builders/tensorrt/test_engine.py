@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from builders.engine import open_engine
+from builders.engine.table import open_engine
 from builders.onnxruntime import OnnxRuntimeEngine
 from builders.tensorrt import TensorRTEngine
 from builders.tensorrt.cache import Cache

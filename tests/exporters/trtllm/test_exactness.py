@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from builders.tensorrt_llm import Interpreter, Precision
+from builders.tensorrt_llm import EnginePrecision, Interpreter
 from builders.tensorrt_llm.interpreter import arithmetic
 from builders.tensorrt_llm.interpreter.interpreter import _Part
 from exporters.export import Source
@@ -81,7 +81,8 @@ def test_linears_are_exact(
     tmp_path: Path,
 ) -> None:
     source, generator = source_of(name), torch.Generator().manual_seed(5)
-    interpreter = Interpreter(write(source, tmp_path / "out", mode, groups=groups), Precision(torch.float32, held))
+    folder = write(source, tmp_path / "out", mode, groups=groups)
+    interpreter = Interpreter(folder, EnginePrecision(torch.float32, held))
     model, smoothing = source.model, settings(mode, groups)
     for layer in smoothed_layers(model, source.input_absmax, smoothing, output_absmax=source.output_absmax):
         linears = quantize_layer(layer, mode.weights).linears
@@ -126,11 +127,11 @@ def test_the_model_is_as_near_as_pytorch(
     source, ids = source_of(name), sample_ids(sequences=64, tokens=6, seed=12)
     out = write(source, tmp_path / "out", mode, groups=groups)
     exact = stream_logits(source, mode, groups, ids)
-    found = Interpreter(out, Precision(torch.float32)).logits(ids)
+    found = Interpreter(out, EnginePrecision(torch.float32)).logits(ids)
     ours, theirs = (token_errors(x, exact) for x in (found, stream_logits(source, mode, groups, ids, torch.float32)))
     assert ours.median() <= 1.5 * theirs.median()
     assert (ours > 1e-4).double().mean() <= 0.1
-    half = Interpreter(out, Precision(torch.float32, torch.float16)).logits(ids)
+    half = Interpreter(out, EnginePrecision(torch.float32, torch.float16)).logits(ids)
     pytorch = stream_logits(source, mode, groups, ids, torch.float16)
     ratio = relative_error(half, exact) / relative_error(pytorch, exact)
     assert ratio <= 1.5, ratio

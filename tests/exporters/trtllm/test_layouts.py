@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from builders.tensorrt_llm import Interpreter, Precision, check
+from builders.tensorrt_llm import EnginePrecision, Interpreter, check
 from exporters.export import Source
 from exporters.trtllm import MODES, Mode
 from smoothquant import decoder
@@ -29,7 +29,7 @@ from tests.builders.onnxruntime.test_model_exactness import WithProductsInFloat3
 from tests.exporters.trtllm.checkpoints import PER_TOKEN, makers, settings, write
 from tests.models import sample_ids
 
-EXACT = Precision(torch.float64)
+EXACT = EnginePrecision(torch.float64)
 LAYOUTS: dict[str, dict[str, object]] = {
     "llama": {},
     "llama-tied": {},
@@ -156,5 +156,5 @@ def test_float16_and_bfloat16_engines(ids: Tensor, source_of: Callable[[str], So
     expected = float_logits(source, ids)
     out = write(source, tmp_path / "out")
     for held in (torch.float16, torch.bfloat16):
-        found = Interpreter(out, Precision(torch.float32, held)).logits(ids)
+        found = Interpreter(out, EnginePrecision(torch.float32, held)).logits(ids)
         assert relative_error(found, expected) < 0.05

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from builders.tensorrt_llm.build.command import Limits, container_command, doubts, options
+from builders.tensorrt_llm.build.command import BuildLimits, container_command, doubts, options
 from builders.tensorrt_llm.build.environment import find_environment
-from builders.tensorrt_llm.format.config import Config, parse
+from builders.tensorrt_llm.format.config import CheckpointConfig, parse
 from builders.tensorrt_llm.format.releases import TRITON, has_kernels, triton_image
 from exporters.trtllm.versions import FIRST, RELEASES, STABLE, builds_engines
 from smoothquant.artifacts.manifest import TrtllmOptions
@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config(**changes: object) -> Config:
+def config(**changes: object) -> CheckpointConfig:
     numbers = {"vocab_size": 288, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     return parse({"architecture": "LlamaForCausalLM", "dtype": "float16", **numbers, **changes})
 
@@ -206,31 +206,37 @@ INT8_CACHE = {"quantization": {"kv_cache_quant_algo": "INT8"}}
 
 
 def test_limits_from_the_model() -> None:
-    whole = Limits().resolved(config(max_position_embeddings=131072))
+    whole = BuildLimits().resolved(config(max_position_embeddings=131072))
     assert (whole.max_input_len, whole.max_seq_len, whole.max_num_tokens) == (131072, 131072, 8192)
-    one_piece = Limits().resolved(config(max_position_embeddings=131072, **INT8_CACHE))
+    one_piece = BuildLimits().resolved(config(max_position_embeddings=131072, **INT8_CACHE))
     assert one_piece.max_num_tokens == 131072
-    assert Limits(max_batch_size=9000).resolved(config(max_position_embeddings=512)).max_num_tokens == 9000
-    short = Limits(max_seq_len=512, max_input_len=100, max_num_tokens=64).resolved(config(max_position_embeddings=4096))
+    assert BuildLimits(max_batch_size=9000).resolved(config(max_position_embeddings=512)).max_num_tokens == 9000
+    short = BuildLimits(max_seq_len=512, max_input_len=100, max_num_tokens=64).resolved(
+        config(max_position_embeddings=4096)
+    )
     assert (short.max_input_len, short.max_seq_len, short.max_num_tokens) == (100, 512, 64)
 
 
 @pytest.mark.parametrize(
     ("limits", "changes", "said"),
     [
-        (Limits(), {}, "does not say how long its context is; give --max-seq-len"),
-        (Limits(max_batch_size=0, max_seq_len=9), {}, "--max-batch-size 0; expected a positive number"),
-        (Limits(max_seq_len=64, max_input_len=65), {}, "--max-input-len 65; expected at most --max-seq-len, 64"),
-        (Limits(max_seq_len=64, max_num_tokens=16), {}, "--max-num-tokens 16; expected at least --max-batch-size, 32"),
-        (Limits(max_seq_len=64, max_num_tokens=40), INT8_CACHE, "expected at least --max-input-len, 64"),
+        (BuildLimits(), {}, "does not say how long its context is; give --max-seq-len"),
+        (BuildLimits(max_batch_size=0, max_seq_len=9), {}, "--max-batch-size 0; expected a positive number"),
+        (BuildLimits(max_seq_len=64, max_input_len=65), {}, "--max-input-len 65; expected at most --max-seq-len, 64"),
         (
-            Limits(max_seq_len=129),
+            BuildLimits(max_seq_len=64, max_num_tokens=16),
+            {},
+            "--max-num-tokens 16; expected at least --max-batch-size, 32",
+        ),
+        (BuildLimits(max_seq_len=64, max_num_tokens=40), INT8_CACHE, "expected at least --max-input-len, 64"),
+        (
+            BuildLimits(max_seq_len=129),
             {"architecture": "GPT2LMHeadModel", "max_position_embeddings": 128},
             "--max-seq-len 129; expected at most 128, the model's learned positions",
         ),
     ],
 )
-def test_limits_that_contradict(limits: Limits, changes: dict, said: str) -> None:
+def test_limits_that_contradict(limits: BuildLimits, changes: dict, said: str) -> None:
     with pytest.raises(UserError, match=said):
         limits.resolved(config(**changes))
 
@@ -252,7 +258,7 @@ def test_limits_that_contradict(limits: Limits, changes: dict, said: str) -> Non
 )
 def test_doubts(limits: dict, changes: dict, said: list[str]) -> None:
     what = config(**{"max_position_embeddings": 1024, **changes})
-    found = doubts(Limits(**limits).resolved(what), what)
+    found = doubts(BuildLimits(**limits).resolved(what), what)
     assert [line[: len(start)] for line, start in zip(found, said, strict=True)] == said
 
 
@@ -293,10 +299,10 @@ def test_versions() -> None:
 
 
 def test_the_container_mounts_what_it_needs(tmp_path: Path) -> None:
-    beside = container_command(tmp_path / "my model", tmp_path / "engine", Limits())
+    beside = container_command(tmp_path / "my model", tmp_path / "engine", BuildLimits())
     assert f"-v '{tmp_path}:{tmp_path}'" in beside.replace('"', "'") or f"-v {tmp_path}:{tmp_path} " in beside
     assert f"'{tmp_path}/my model'" in beside
-    apart = container_command(Path("/data/checkpoint"), Path("/engines/new"), Limits(workers=2))
+    apart = container_command(Path("/data/checkpoint"), Path("/engines/new"), BuildLimits(workers=2))
     assert "-v /data:/data -v /engines:/engines smoothquant-tensorrt-llm" in apart
     assert apart.endswith("--out /engines/new --workers 2")
 

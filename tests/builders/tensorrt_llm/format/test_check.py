@@ -16,7 +16,7 @@ from torch import Tensor
 
 from builders.tensorrt_llm import check
 from builders.tensorrt_llm.format.checkpoint import is_checkpoint
-from builders.tensorrt_llm.format.findings import ERROR, WARNING, Finding
+from builders.tensorrt_llm.format.findings import ERROR, WARNING, FormatFinding
 from tests.builders.tensorrt_llm.checkpoints import ALGORITHMS, PER_TOKEN, write
 from tests.recipes.test_bad_input import assert_one_line, smoothquant
 from tests.zoo import build
@@ -50,7 +50,7 @@ def configure(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def only(found: list[Finding]) -> Finding:
+def only(found: list[FormatFinding]) -> FormatFinding:
     assert len(found) == 1, [finding.sentence for finding in found]
     return found[0]
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders.tensorrt_llm.format.config import parse
-from builders.tensorrt_llm.format.findings import WARNING, Finding, errors
+from builders.tensorrt_llm.format.findings import WARNING, FormatFinding, errors
 from builders.tensorrt_llm.format.rules import config_findings
 from builders.tensorrt_llm.format.tensors import expected
 from tests.builders.tensorrt_llm.checkpoints import PER_TOKEN
@@ -17,7 +17,7 @@ from tests.builders.tensorrt_llm.checkpoints import PER_TOKEN
 STATIC = "W8A8_SQ_PER_TENSOR_PLUGIN"
 
 
-def only(found: list[Finding]) -> Finding:
+def only(found: list[FormatFinding]) -> FormatFinding:
     assert len(found) == 1, [finding.sentence for finding in found]
     return found[0]
 

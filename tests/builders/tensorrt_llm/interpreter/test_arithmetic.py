@@ -16,7 +16,7 @@ from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from builders.tensorrt_llm.interpreter.arithmetic import (
     ACTIVATIONS,
-    Precision,
+    EnginePrecision,
     integer_product,
     normalize,
     quantize_by_scale,
@@ -100,8 +100,8 @@ def test_a_whole_linear_is_the_integer_formula(dtype: torch.dtype, dynamic: bool
 
 def test_held_numbers_are_the_engine_dtype() -> None:
     x = torch.tensor([1 / 3, 70000.0, 1e-9])
-    assert Precision().hold(x) is x
-    held = Precision(torch.float64, torch.float16).hold(x.double())
+    assert EnginePrecision().hold(x) is x
+    held = EnginePrecision(torch.float64, torch.float16).hold(x.double())
     assert held.tolist() == [numpy.float16(1 / 3), math.inf, 0]
     assert held.dtype == torch.float64
 

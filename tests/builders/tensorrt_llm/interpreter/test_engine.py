@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from builders.engine import FOREIGN, engine_manifest, open_engine
+from builders.engine.protocol import FOREIGN
+from builders.engine.table import engine_manifest, open_engine
 from builders.tensorrt_llm import CheckpointEngine
 from smoothquant.artifacts.smoothing_file import SMOOTHING
 from smoothquant.errors import CheckpointError

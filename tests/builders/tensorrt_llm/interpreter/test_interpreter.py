@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from builders.tensorrt_llm import Interpreter, Precision, check
+from builders.tensorrt_llm import EnginePrecision, Interpreter, check
 from builders.tensorrt_llm.format.findings import errors
 from smoothquant.errors import UserError
 from tests.builders.tensorrt_llm import reference
 from tests.builders.tensorrt_llm.checkpoints import ALGORITHMS, PER_TOKEN, write
 from tests.zoo import build
 
-EXACT = Precision(torch.float64)
+EXACT = EnginePrecision(torch.float64)
 LAYOUTS = (
     "llama",
     "llama-tied",
@@ -129,7 +129,7 @@ def test_gpt2(algorithm: str | None, ids: Tensor, tmp_path: Path) -> None:
 @pytest.mark.parametrize("algorithm", [PER_TOKEN, STATIC])
 def test_float32_is_float64_but_for_ties(algorithm: str, ids: Tensor, tmp_path: Path) -> None:
     write(build("llama"), tmp_path, algorithm)
-    exact, single = (Interpreter(tmp_path, precision).logits(ids) for precision in (EXACT, Precision()))
+    exact, single = (Interpreter(tmp_path, precision).logits(ids) for precision in (EXACT, EnginePrecision()))
     assert single.dtype == torch.float32
     error = errors_of_sequences(single.double(), exact)
     assert (error < 1e-5).double().mean() > 0.5
@@ -143,7 +143,7 @@ def test_activations_in_the_dtype_of_the_engine(layout: str, dtype: str, ids: Te
     model = build(layout, outlier=1).to(getattr(torch, dtype)).float()
     write(model, tmp_path, None, dtype=dtype)
     expected = reference.logits(reference.exact(model), ids)
-    held = Interpreter(tmp_path, Precision(torch.float32, getattr(torch, dtype))).logits(ids)
+    held = Interpreter(tmp_path, EnginePrecision(torch.float32, getattr(torch, dtype))).logits(ids)
     theirs = model.to(getattr(torch, dtype))(ids).logits.double()
     error, their_error = (errors_of_sequences(x.double(), expected).mean() for x in (held, theirs))
     assert their_error / 4 < error < 2 * their_error
@@ -153,7 +153,7 @@ def test_w8a8_with_float16_activations_stays_near(ids: Tensor, tmp_path: Path) -
     model = build("llama", outlier=1)
     write(model, tmp_path, PER_TOKEN)
     exact = Interpreter(tmp_path, EXACT).logits(ids)
-    held = Interpreter(tmp_path, Precision(torch.float32, torch.float16)).logits(ids)
+    held = Interpreter(tmp_path, EnginePrecision(torch.float32, torch.float16)).logits(ids)
     expected = reference.logits(reference.exact(model), ids)
     quantization = errors_of_sequences(exact, expected).mean()
     assert errors_of_sequences(held.double(), exact).mean() < quantization

@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from builders.tensorrt_llm import Interpreter, Precision, check
+from builders.tensorrt_llm import EnginePrecision, Interpreter, check
 from builders.tensorrt_llm.interpreter.interpreter import _Part
 from tests.builders.tensorrt_llm import reference
 from tests.builders.tensorrt_llm.checkpoints import Linear, Written
 from tests.builders.tensorrt_llm.layouts import LLAMA
 
 VECTORS = Path(__file__).parents[1] / "vectors"
-EXACT = Precision(torch.float64)
+EXACT = EnginePrecision(torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_the_unquantized_layout_is_the_model(ids: Tensor) -> None:
 )
 def test_quantized_ones_are_near_the_model(name: str, bound: float, ids: Tensor) -> None:
     expected = reference.logits(reference.exact(original("llama")), ids)
-    for precision in (EXACT, Precision(), Precision(torch.float32, torch.float16)):
+    for precision in (EXACT, EnginePrecision(), EnginePrecision(torch.float32, torch.float16)):
         assert relative(Interpreter(VECTORS / name, precision).logits(ids).double(), expected) < bound
 
 

@@ -54,7 +54,7 @@ TENSORRT = "tensorrt|tensorrt-cu13|tensorrt-cu12"
 RTX = "onnxruntime-ep-nv-tensorrt-rtx-cu13|onnxruntime-ep-nv-tensorrt-rtx-cu12"
 
 
-class Target(NamedTuple):
+class Command(NamedTuple):
     """A command, and the packages that must be here for it, alternatives with |, those of one version only with ==.
     instead: what to do where they are not, if not to install them; gpu: whether it needs one, too."""
 
@@ -64,29 +64,29 @@ class Target(NamedTuple):
     gpu: bool = False
 
 
-TARGETS = (
-    Target("calibrate, export hf, export w8a8, validate", ("torch", "transformers")),
-    Target("calibrate --text hf:DATASET", ("datasets",)),
-    Target("calibrate --text FILE.jsonl.zst", ("zstandard",)),
-    Target("export onnx", ("onnx",)),
-    Target("build onnxruntime, generate, demo", ("onnx", "onnxruntime|onnxruntime-gpu")),
-    Target("build onnxruntime --provider cuda", ("onnx", "onnxruntime-gpu"), ORT_GPU, gpu=True),
-    Target(
+COMMANDS = (
+    Command("calibrate, export hf, export w8a8, validate", ("torch", "transformers")),
+    Command("calibrate --text hf:DATASET", ("datasets",)),
+    Command("calibrate --text FILE.jsonl.zst", ("zstandard",)),
+    Command("export onnx", ("onnx",)),
+    Command("build onnxruntime, generate, demo", ("onnx", "onnxruntime|onnxruntime-gpu")),
+    Command("build onnxruntime --provider cuda", ("onnx", "onnxruntime-gpu"), ORT_GPU, gpu=True),
+    Command(
         "build onnxruntime --provider tensorrt",
         ("onnx", "onnxruntime-gpu", TENSORRT),
         f"{ORT_GPU} 'tensorrt-cu13<11'",
         gpu=True,
     ),
-    Target("build onnxruntime --provider nv-tensorrt-rtx", ("onnx", "onnxruntime", RTX), gpu=True),
-    Target(
+    Command("build onnxruntime --provider nv-tensorrt-rtx", ("onnx", "onnxruntime", RTX), gpu=True),
+    Command(
         "build tensorrt", ("onnx", TENSORRT), "pip install onnx tensorrt, or the image of docker/tensorrt", gpu=True
     ),
-    Target("generate --triton", ("tritonclient", "grpcio"), "pip install tritonclient[grpc]"),
-    Target("validate (a W8A8 checkpoint)", ("compressed-tensors",)),
-    Target("check (an ONNX graph)", ("onnx",)),
-    Target("check --compiler tensorrt-rtx", tuple(VERSIONS.split())),
-    Target("check, validate (TensorRT-LLM), serve-config", ("torch", "safetensors")),
-    Target("build tensorrt-llm", ("tensorrt_llm",), "in docker/tensorrt-llm; --dry-run works here"),
+    Command("generate --triton", ("tritonclient", "grpcio"), "pip install tritonclient[grpc]"),
+    Command("validate (a W8A8 checkpoint)", ("compressed-tensors",)),
+    Command("check (an ONNX graph)", ("onnx",)),
+    Command("check --compiler tensorrt-rtx", tuple(VERSIONS.split())),
+    Command("check, validate (TensorRT-LLM), serve-config", ("torch", "safetensors")),
+    Command("build tensorrt-llm", ("tensorrt_llm",), "in docker/tensorrt-llm; --dry-run works here"),
 )
 
 
@@ -104,7 +104,7 @@ def examine() -> Report:
         Fact("disk here", f"{disk.free / 1e9:.0f} GB free"),
         Fact("GPU", "; ".join(gpus) or "none found (nvidia-smi)"),
     )
-    abilities = tuple(_ability(target, gpus) for target in TARGETS)
+    abilities = tuple(_ability(target, gpus) for target in COMMANDS)
     advice = []
     if "avx2" in flags and not any(flag in flags for flag in ("avx512_vnni", "avx_vnni")):
         advice.append("without VNNI, ONNX Runtime's u8*s8 kernels may saturate: trust `smoothquant validate` here")
@@ -122,7 +122,7 @@ def examine() -> Report:
     return Report(facts, abilities, tuple(advice))
 
 
-def _ability(target: Target, gpus: list[str]) -> Ability:
+def _ability(target: Command, gpus: list[str]) -> Ability:
     command, needs, instead, gpu = target
     found = {need: next(filter(None, map(_version, need.split("|"))), None) for need in needs}
     missing = [need.split("|")[0] for need, version in found.items() if version is None]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from recipes import machine
+from recipes import abilities
 
 H100 = "NVIDIA H100 80GB HBM3, 81559 MiB, 9.0"
 PLAIN = {"onnx": "1.23.2", "onnxruntime": "1.32.0"}
 GPU = {"onnx": "1.23.2", "onnxruntime-gpu": "1.31.1", "tensorrt-cu13": "10.16.1.11"}
 
 
-def asked(monkeypatch: pytest.MonkeyPatch, packages: dict[str, str], gpus: list[str]) -> dict[str, machine.Ability]:
-    monkeypatch.setattr(machine, "_version", packages.get)
-    monkeypatch.setattr(machine, "_gpus", lambda: gpus)
-    return {ability.command: ability for ability in machine.examine().abilities}
+def asked(monkeypatch: pytest.MonkeyPatch, packages: dict[str, str], gpus: list[str]) -> dict[str, abilities.Ability]:
+    monkeypatch.setattr(abilities, "_version", packages.get)
+    monkeypatch.setattr(abilities, "_gpus", lambda: gpus)
+    return {ability.command: ability for ability in abilities.examine().abilities}
 
 
 def test_a_laptop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +43,6 @@ def test_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_gpu_without_its_package_gets_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     asked(monkeypatch, PLAIN, [H100])
-    [advice] = [line for line in machine.examine().advice if "there is a GPU" in line]
+    [advice] = [line for line in abilities.examine().advice if "there is a GPU" in line]
     assert "smoothquant build tensorrt" in advice
     assert "runs Q/DQ as float" in advice

@@ -1,0 +1,82 @@
+"""Which class opens which folder.
+
+Every folder that computes logits carries a manifest. The manifest's `step` says what made the folder, and so what runs
+it. A TensorRT-LLM checkpoint by another tool carries none: its own files are read instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+from builders.engine.protocol import FOREIGN, Engine
+from smoothquant.artifacts.manifest import Manifest
+from smoothquant.errors import UserError
+from smoothquant.workspace import is_output, load_manifest
+
+
+class Row(NamedTuple):
+    """A class that opens folders. Its module is imported when a folder asks for it.
+
+    foreign: the module's function that recognises a folder without a manifest. It returns the manifest that stands for
+    the folder, or None where the folder is not one of these.
+    """
+
+    module: str
+    name: str
+    foreign: str | None = None
+
+
+ENGINES: Mapping[str, Row] = {  # by the step
+    "build onnxruntime": Row("builders.onnxruntime", "OnnxRuntimeEngine"),
+    "build tensorrt": Row("builders.tensorrt", "TensorRTEngine"),
+    "export onnx": Row("builders.onnxruntime", "OnnxRuntimeEngine"),
+    "export hf": Row("builders.transformers", "TransformersEngine"),
+    "export w8a8": Row("builders.transformers", "TransformersEngine"),
+    "export trtllm": Row("builders.tensorrt_llm", "CheckpointEngine"),
+    FOREIGN: Row("builders.tensorrt_llm", "CheckpointEngine", foreign="foreign_manifest"),
+}
+ELSEWHERE: Mapping[str, str] = {  # step -> where its engines run
+    "build tensorrt-llm": "serve it on its GPU (smoothquant serve-config); here, validate the checkpoint behind it",
+}
+
+
+def open_engine(folder: str | Path) -> Engine:
+    """The engine in a folder.
+
+    Raises UserError for a folder that this tool did not make or that does not run, MissingPackageError if the package
+    that runs it is not installed.
+    """
+    row = ENGINES[engine_manifest(folder).step]
+    return getattr(import_module(row.module), row.name)(folder)
+
+
+def engine_manifest(folder: str | Path) -> Manifest:
+    """The manifest of a folder that runs here, or the one that stands for a foreign checkpoint.
+
+    Raises UserError for a folder that this tool did not make or that does not run, CheckpointError for a foreign
+    checkpoint with a broken config.json.
+    """
+    folder = Path(folder)
+    found = None if is_output(folder) else _foreign(folder)
+    if found is not None:
+        return found
+    manifest = load_manifest(folder)
+    if manifest.step not in ENGINES:
+        raise UserError(
+            f"{folder}: made by {manifest.step!r}, which gives nothing to run here",
+            expected=f"a folder made by one of: {', '.join(ENGINES)}",
+            do=ELSEWHERE.get(manifest.step, "build an engine from it first: smoothquant build --help"),
+        )
+    return manifest
+
+
+def _foreign(folder: Path) -> Manifest | None:
+    """The manifest that stands for a folder of another tool, None where no row of the table knows the folder."""
+    for row in ENGINES.values():
+        found = getattr(import_module(row.module), row.foreign)(folder) if row.foreign else None
+        if found is not None:
+            return found
+    return None
