@@ -23,7 +23,8 @@ from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.settings import SmoothingSettings
 
-Edit = Callable[[str, Tensor], Tensor]  # (role, smoothed weight float32 (out, in)) -> the weight to quantize, (out, in)
+# (layer as it is stored, role, smoothed weight float32 (out, in), granularity of its scales) -> the weight to quantize
+Edit = Callable[["SmoothedLayer", str, Tensor, str], Tensor]
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ class SmoothedLayer:
             weight /= self.row[role][:, None]
         return weight
 
-    def edited(self, role: str, weight: Tensor) -> Tensor:
-        """What is quantized in place of a smoothed weight (out, in)."""
+    def edited(self, role: str, weight: Tensor, granularity: str) -> Tensor:
+        """What is quantized in place of a smoothed weight (out, in). granularity: of its scales."""
         for edit in self.edits:
-            weight = edit(role, weight)
+            weight = edit(self, role, weight, granularity)
         return weight
 
     def bias(self, role: str) -> Tensor | None:

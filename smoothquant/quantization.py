@@ -20,7 +20,6 @@ from torch import Tensor
 from smoothquant.machine import cpu_flags
 
 QMAX = 127
-GRANULARITIES = ("per-channel", "per-tensor")  # of the scales of a weight matrix
 EPS = 1e-12  # floor of a token's maximum: an all-zero token quantizes to zeros
 INT8_FLAGS = {"amx_int8", "avx512_vnni", "avx_vnni"}  # with which PyTorch multiplies int8 matrices as such
 _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
@@ -41,6 +40,8 @@ def quantize_weight(weight: Tensor, granularity: str = "per-channel") -> tuple[T
     scale = weight_scale(absmax(weight, dim=1))
     if granularity == "per-tensor":
         scale = scale.amax().repeat(len(scale))
+    elif granularity != "per-channel":
+        raise ValueError(f"granularity {granularity!r} of a weight's scales")
     return (weight / scale[:, None]).round_().clamp_(-QMAX, QMAX).to(torch.int8), scale
 
 

@@ -1,6 +1,6 @@
 """What may happen to a layer between smoothing and storing: a list of records, each a function of layers.
 
-    layer = step(layer, statistics)
+    layer = step(layer)
 
 An export records its steps in the manifest. What they make of scales and ranges is in the smoothing file, and read from
 there; what they make of weights, `SmoothedLayer.edits`, validation makes again. So it measures the engine that exists,
@@ -16,22 +16,23 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor
 
 from smoothquant.artifacts.record import as_json, read
 from smoothquant.errors import UserError
 from smoothquant.fold import SmoothedLayer
 from smoothquant.roles import parsed
 
-Statistics = Mapping[str, Tensor]  # role -> float32 (in,), calibrated maxima of the smoothed input
-
 
 class Step(Protocol):
-    """One step. Its fields are JSON values that say all of it."""
+    """One step. Its fields are JSON values that say all of it.
+
+    A step changes ranges and scales at once. It changes weights by an `Edit`, which is called when a weight is
+    quantized, with the layer as it is stored: what an edit reads there is the same in an export and in validation.
+    """
 
     name: ClassVar[str]
 
-    def __call__(self, layer: SmoothedLayer, statistics: Statistics) -> SmoothedLayer:
+    def __call__(self, layer: SmoothedLayer) -> SmoothedLayer:
         """The layer after this step; the one that is given stays as it is."""
         ...
 
@@ -42,7 +43,7 @@ class BorrowRanges:
 
     name: ClassVar[str] = "borrow-ranges"
 
-    def __call__(self, layer: SmoothedLayer, statistics: Statistics) -> SmoothedLayer:
+    def __call__(self, layer: SmoothedLayer) -> SmoothedLayer:
         found = dict(layer.input_absmax)
         silent = [role for role, range_ in found.items() if parsed(role).expert is not None and not range_.any()]
         for role in silent:
@@ -59,12 +60,12 @@ DEFAULT: tuple[Step, ...] = (BorrowRanges(),)
 def run_steps(steps: Sequence[Step], layer: SmoothedLayer) -> SmoothedLayer:
     """The layer after all steps, in order."""
     for step in steps:
-        layer = step(layer, layer.input_absmax)
+        layer = step(layer)
     return layer
 
 
 def replay(steps: Sequence[Step], layer: SmoothedLayer) -> SmoothedLayer:
-    """A layer folded from recorded scales, with what the steps made of its weights."""
+    """A layer folded from recorded scales, with the edits of its weights; recorded ranges stay as they are."""
     return replace(layer, edits=run_steps(steps, layer).edits)
 
 

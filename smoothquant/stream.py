@@ -135,7 +135,7 @@ def quantize_linear(
     layer: SmoothedLayer, role: str, weight: Tensor, granularity: str = "per-channel"
 ) -> QuantizedLinear:
     """Quantize one linear of a smoothed layer. weight: `layer.weight(role)`."""
-    quantized, scale = quantize_weight(layer.edited(role, weight), granularity)
+    quantized, scale = quantize_weight(layer.edited(role, weight, granularity), granularity)
     return QuantizedLinear(
         name=layer.model.linear(layer.index, role),
         weight=quantized,

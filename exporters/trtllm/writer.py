@@ -72,6 +72,7 @@ class TrtllmWriter:
         self.options = {"trtllm": TrtllmOptions(mode.algo, dtype, ranks.tp, ranks.pp, version)}
 
     def check(self, source: Source) -> None:
+        self.alpha = source.settings.alpha
         check_model(source.model, self.mode, self.ranks)
         self._check_smoothing(source.settings)
         if self.mode.static:
@@ -108,8 +109,8 @@ class TrtllmWriter:
     def end(self) -> None:
         for outer in outer_tensors(self.model):
             outer.write(self.model, self._files(0 if outer.first else self.ranks.pp - 1), self._cast)
-        decoder, alpha = decoder_of(self.model, self.mode), self.work.inputs["smoothing"]["alpha"]
-        content = config(self.model, decoder, self.mode, self.ranks, self.dtype, self.kv, alpha)
+        decoder = decoder_of(self.model, self.mode)
+        content = config(self.model, decoder, self.mode, self.ranks, self.dtype, self.kv, self.alpha)
         write_json(self.work.path("config.json"), content)
         copy_tokenizer(self.model, self.work.folder)
 

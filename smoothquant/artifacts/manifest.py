@@ -99,6 +99,7 @@ class Origin:
         told: dict[str, Any] = {"model": self.model, "act_scales": self.act_scales, "family": self.family}
         told |= {"max_positions": self.max_positions}
         told |= {"smoothing": {"alpha": self.smoothing.alpha, "groups": self.smoothing.groups}} | self.scheme.words()
+        told |= {"steps": [step["name"] for step in self.steps] or None}
         for options in (self.onnx, self.trtllm, self.hf):
             told |= as_json(options) if options else {}
         return {key: value for key, value in told.items() if value is not None}

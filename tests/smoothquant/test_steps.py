@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -36,17 +35,32 @@ class ClipRows:
     quantile: float
     name: ClassVar[str] = "clip-rows"
 
-    def __call__(self, layer: SmoothedLayer, statistics: Mapping[str, Tensor]) -> SmoothedLayer:
-        def clipped(role: str, weight: Tensor) -> Tensor:
+    def __call__(self, layer: SmoothedLayer) -> SmoothedLayer:
+        def clipped(layer: SmoothedLayer, role: str, weight: Tensor, granularity: str) -> Tensor:
             limit = weight.abs().quantile(self.quantile, dim=1, keepdim=True)
             return weight.clamp(-limit, limit)
 
         return replace(layer, edits=(*layer.edits, clipped))
 
 
+@dataclass(frozen=True)
+class Shrink:
+    """Ranges become smaller, and weights are scaled by what has become of them: neither is idempotent."""
+
+    name: ClassVar[str] = "shrink"
+
+    def __call__(self, layer: SmoothedLayer) -> SmoothedLayer:
+        def scaled(layer: SmoothedLayer, role: str, weight: Tensor, granularity: str) -> Tensor:
+            return weight * layer.input_absmax[role]
+
+        ranges = {role: 0.9 * reach for role, reach in layer.input_absmax.items()}
+        return replace(layer, input_absmax=ranges, edits=(*layer.edits, scaled))
+
+
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(STEPS, ClipRows.name, ClipRows)
+    monkeypatch.setitem(STEPS, Shrink.name, Shrink)
 
 
 @pytest.fixture
@@ -81,6 +95,11 @@ def test_validation_has_the_weights_of_the_export(source: Source, tmp_path: Path
     assert scheme.steps == source.steps
     assert all(same_weights(source.model, scheme, tmp_path / "out"))
     assert not any(same_weights(source.model, replace(scheme, steps=DEFAULT), tmp_path / "out"))  # the control
+
+
+def test_what_steps_make_of_ranges_is_read_and_not_made_again(source: Source, tmp_path: Path) -> None:
+    export(replace(source, steps=(Shrink(), ClipRows(0.9), Shrink())), [W8A8Writer(tmp_path / "out", "per-tensor")])
+    assert all(same_weights(source.model, read_scheme(tmp_path / "out"), tmp_path / "out"))
 
 
 def test_the_engine_that_exists_is_measured(source: Source, tmp_path: Path) -> None:
@@ -121,7 +140,7 @@ def test_records() -> None:
 def test_a_step_leaves_the_layer_that_it_is_given(llama: Model) -> None:
     source, silent = float_layer(llama, 0), {"up.0": torch.zeros(4), "up.1": torch.tensor([1.0, 3.0, 2.0, 0.0])}
     layer = SmoothedLayer(llama, 0, source, source.norms, dict(silent))
-    borrowed = BorrowRanges()(layer, silent).input_absmax
+    borrowed = BorrowRanges()(layer).input_absmax
     assert borrowed["up.0"].tolist() == [3, 3, 3, 3]
     assert borrowed["up.1"].equal(silent["up.1"])
     assert not layer.input_absmax["up.0"].any()
