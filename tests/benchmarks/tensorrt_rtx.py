@@ -26,7 +26,8 @@ from smoothquant.settings import SmoothingSettings
 from tests.benchmarks.results import Row, publish
 from tests.builders.check.lint.graphs import graph, saved
 
-PROFILE = single_profile(batch=4, tokens=512, past=1536)
+BATCH, TOKENS, BEHIND = 4, 512, 1536
+PROFILE = single_profile(BATCH, TOKENS, BEHIND)
 BLOCK = {"hidden": 4096, "intermediate": 14336, "heads": 32, "kv_heads": 8}
 FORMS: dict[str, dict] = {  # opset 21, unless it says another
     "per token, FP32 body": {"activations": "per-token"},
@@ -93,8 +94,8 @@ def attentions(root: Path, details: dict) -> Iterator[Row]:
         path = saved(graph(body, inputs, f"float16{HEADS.format(32, 'tokens')} y", opset), root)
         compilation = compile_apart(path, PROFILE, OnnxGraph(path).symbols)
         assert not compilation.errors, compilation.errors
-        memory = f"{compilation.activation_bytes / 1e6:.0f} MB at {PROFILE.batch} x {PROFILE.tokens} tokens"
-        yield Row(f"attention in FP16, {name}", f"{kernels(compilation)} kernels, {memory} behind {PROFILE.past}")
+        memory = f"{compilation.activation_bytes / 1e6:.0f} MB at {BATCH} x {TOKENS} tokens"
+        yield Row(f"attention in FP16, {name}", f"{kernels(compilation)} kernels, {memory} behind {BEHIND}")
         details[name] = {"kernels": kernels(compilation), "activation_bytes": compilation.activation_bytes}
 
 
