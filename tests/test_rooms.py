@@ -12,12 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("smoothquant", "act_scales", "exporters", "builders", "recipes")
-SHARED = {
-    "TritonPythonModel",  # Triton wants this name in every model.py
-    "Layer",  # builders.tensorrt and builders.check still have a word each for what TensorRT builds
-    "Log",
-    "Product",
-}
+SHARED = {"TritonPythonModel"}  # Triton wants this name in every model.py
 INTERPRETER = "builders/tensorrt_llm/interpreter/interpreter.py"
 
 
