@@ -31,7 +31,7 @@ def check_family(model: Model, family: Family, source: Path | None = None, *, tr
     if verdict.is_remembered:
         return
     theirs = transformers_class(model.config.content)
-    keys.check_keys(model.config, family, theirs)
+    keys.check_keys(model.config, family, theirs, model.checkpoint.folder / "config.json")
     if theirs is None:
         if not trusted:
             raise UserError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from recipes.trust.known import TransformersClass
@@ -51,10 +52,13 @@ READ_BY_MODELS: Mapping[str, tuple[object, ...]] = {
 }
 
 
-def check_keys(config: Config, family: Family, theirs: TransformersClass | None) -> None:
+def check_keys(
+    config: Config, family: Family, theirs: TransformersClass | None, where: str | Path = "config.json"
+) -> None:
     """Raise CheckpointError for a key of config.json that nobody accounts for, with its value and what to do.
 
-    config: as the family's record has read it. theirs: what transformers reads it with, if it knows the model.
+    config: as the family's record has read it. theirs: what transformers reads it with, if it knows the model. where:
+    the file, for the message.
     """
     for path, value in unread(config):
         key = ".".join(path)
@@ -63,7 +67,7 @@ def check_keys(config: Config, family: Family, theirs: TransformersClass | None)
         if theirs is not None and len(path) == 1 and _makes_no_difference(config.content, key, theirs):
             continue
         raise CheckpointError(
-            f"config.json: {key} is {_shown(value)}, and the family {family.name} does not read it: it may change what "
+            f"{where}: {key} is {_shown(value)}, and the family {family.name} does not read it: it may change what "
             "the model computes",
             expected="a key that the family's record reads, or one without influence on the logits",
             do="read it in the record's geometry, or name it in the record's ignored_keys if it has no influence",
