@@ -20,18 +20,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from exporters.export import Source, check_folded, check_static
-from exporters.huggingface.smoothed import norm_tensors, unsmoothed
-from exporters.sidecars import copy_tokenizer
+from exporters.export import Source, check_static
+from exporters.huggingface.tensors import CheckpointTensor, CheckpointWriter, float_tensors
 from smoothquant.artifacts.safetensors_files import Planned
-from smoothquant.artifacts.shards import MAX_SHARD, SafetensorsShards
+from smoothquant.artifacts.shards import MAX_SHARD
 from smoothquant.model import Model
-from smoothquant.scheme import scheme_of
-from smoothquant.stream import QuantizedLayer, SmoothedLayer
-from smoothquant.workspace import Workspace, write_json
+from smoothquant.scheme import Scheme, scheme_of
+from smoothquant.stream import QuantizedLayer, QuantizedLinear, SmoothedLayer
 
 
-class W8A8Writer:
+class W8A8Writer(CheckpointWriter):
     """Writes the W8A8 checkpoint to the folder `out`. activations: "per-token" (dynamic) or "per-tensor" (static).
 
     kept: module names of linears to leave in float (`smoothquant.static`).
@@ -47,68 +45,60 @@ class W8A8Writer:
         max_shard: int = MAX_SHARD,
         kept: Sequence[str] = (),
     ) -> None:
-        self.out, self.activations, self.max_shard, self.kept = Path(out), activations, max_shard, tuple(kept)
-        self.schemes = (scheme_of(activations, float_linears=tuple(kept)),)
+        super().__init__(out, max_shard)
+        self.kept = tuple(kept)
+        self.scheme = scheme_of(activations, float_linears=self.kept)
+        self.schemes = (self.scheme,)
         self.options: Mapping = {}
 
     def check(self, source: Source) -> None:
-        check_folded(source, self.out)
-        if self.activations == "per-tensor":
+        super().check(source)
+        if self.scheme.activations.static:
             check_static(source, self.out)
 
-    def nbytes(self, model: Model) -> int:
-        return sum(planned.nbytes for planned in self._plan(model).values())
-
-    def begin(self, model: Model, work: Workspace) -> None:
-        self.model, self.work = model, work
-        self.files = SafetensorsShards(work.folder, self._plan(model), self.max_shard)
-
-    def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
-        assert quantized is not None  # promised by the class attribute `weights`
-        model = self.model
-        for name, tensor in norm_tensors(model, layer.index, quantized.norms):
-            self._put(name, tensor)
-        for name, roles in model.stored.items():
-            full = model.family.module(layer.index, name)
-            biases = {role: bias for role in roles if (bias := layer.bias(role)) is not None}
-            if biases:
-                self._put(f"{full}.bias", model.join(name, biases))
-            if full in self.kept or roles[0] in quantized.float_weights:
-                self._put(f"{full}.weight", model.join(name, {role: layer.weight(role) for role in roles}))
-                continue
-            linears = {role: quantized.linears[role] for role in roles}
-            self._put(f"{full}.weight", model.join(name, {role: linear.weight for role, linear in linears.items()}))
-            scales = {role: linear.weight_scale for role, linear in linears.items()}
-            self._put(f"{full}.weight_scale", model.join(name, scales)[:, None])
-            if self.activations == "per-tensor":
-                input_scale = linears[roles[0]].input_scale  # one input, one scale
-                assert input_scale is not None  # `check` has seen to it
-                self._put(f"{full}.input_scale", input_scale.reshape(1))
-
-    def end(self) -> None:
-        for name in unsmoothed(self.model):
-            self.files.write_rows(name, self.model.rows(name))
-        config = dict(self.model.checkpoint.config)
-        ignore = [*self.model.float_linears(), *map(_anywhere, self.kept)]
-        config["quantization_config"] = quantization_config(self.activations, ignore)
-        write_json(self.work.path("config.json"), config)
-        copy_tokenizer(self.model, self.work.folder)
-
-    def _plan(self, model: Model) -> dict[str, Planned]:
-        linears = {f"{name}.weight": name for name, _ in model.linears() if name not in self.kept}
-        plan = {}
-        for tensor, shape in model.expected().items():
-            if tensor in linears:
-                plan[tensor] = Planned(shape, torch.int8)
-                plan[f"{linears[tensor]}.weight_scale"] = Planned((shape[0], 1), torch.float32)
-                if self.activations == "per-tensor":
-                    plan[f"{linears[tensor]}.input_scale"] = Planned((1,), torch.float32)
-            else:
-                plan[tensor] = Planned(shape, model.info(tensor).dtype)
+    def plan(self, model: Model) -> dict[str, CheckpointTensor]:
+        int8 = {f"{name}.weight" for name, _ in model.linears() if name not in self.kept}
+        matrices = {
+            f"{model.family.module(layer, name)}.weight": (layer, name)
+            for layer in range(model.geometry.layers)
+            for name in model.stored
+        }
+        plan: dict[str, CheckpointTensor] = {}
+        for name, tensor in float_tensors(model).items():
+            plan |= self._int8_tensors(model, tensor.planned.shape, *matrices[name]) if name in int8 else {name: tensor}
         return plan
 
-    def _put(self, name: str, tensor: Tensor) -> None:
-        self.files.write(name, tensor.to(self.files.plan[name].dtype))
+    def config(self, model: Model) -> dict:
+        ignore = [*model.float_linears(), *map(_anywhere, self.kept)]
+        return {**model.checkpoint.config, "quantization_config": quantization_config(self.scheme, ignore)}
+
+    def _int8_tensors(self, model: Model, shape: tuple[int, ...], layer: int, name: str) -> dict[str, CheckpointTensor]:
+        """The tensors of one matrix. shape: (out, in); name: within the layer."""
+        full, roles = model.family.module(layer, name), model.stored[name]
+
+        def weight(_: SmoothedLayer, quantized: QuantizedLayer | None) -> Tensor:
+            return model.join(name, {role: linear.weight for role, linear in _linears(quantized, roles)})
+
+        def weight_scale(_: SmoothedLayer, quantized: QuantizedLayer | None) -> Tensor:
+            return model.join(name, {role: linear.weight_scale for role, linear in _linears(quantized, roles)})[:, None]
+
+        def input_scale(_: SmoothedLayer, quantized: QuantizedLayer | None) -> Tensor:
+            scale = _linears(quantized, roles)[0][1].input_scale  # one input, one scale
+            assert scale is not None  # `check` has seen to it
+            return scale.reshape(1)
+
+        found = {
+            f"{full}.weight": CheckpointTensor(Planned(shape, torch.int8), layer, weight),
+            f"{full}.weight_scale": CheckpointTensor(Planned((shape[0], 1), torch.float32), layer, weight_scale),
+        }
+        if self.scheme.activations.static:
+            found[f"{full}.input_scale"] = CheckpointTensor(Planned((1,), torch.float32), layer, input_scale)
+        return found
+
+
+def _linears(quantized: QuantizedLayer | None, roles: Sequence[str]) -> list[tuple[str, QuantizedLinear]]:
+    assert quantized is not None  # promised by the class attribute `weights`
+    return [(role, quantized.linears[role]) for role in roles]
 
 
 def _anywhere(name: str) -> str:
@@ -117,9 +107,9 @@ def _anywhere(name: str) -> str:
     return f"re:^{re.escape(layer.rpartition('.')[0])}\\.[^.]+\\.experts\\.{re.escape(rest)}$" if experts else name
 
 
-def quantization_config(activations: str, ignore: list[str]) -> dict:
+def quantization_config(scheme: Scheme, ignore: list[str]) -> dict:
     """The `quantization_config` of config.json. ignore: linears that stay float."""
-    dynamic = activations == "per-token"
+    dynamic = not scheme.activations.static
     int8 = {"num_bits": 8, "type": "int", "symmetric": True, "group_size": None}
     return {
         "quant_method": "compressed-tensors",

@@ -108,7 +108,7 @@ def test_w8a8_weights_are_ours_to_the_bit(make_llama: Callable[..., Path], tmp_p
 @pytest.mark.parametrize("act", ["per-token", "per-tensor"])
 def test_quantization_config_is_complete(act: str) -> None:
     """What we write is what compressed-tensors itself would, default for default."""
-    ours = quantization_config(act, ["lm_head"])
+    ours = quantization_config(scheme_of(act), ["lm_head"])
     theirs = QuantizationConfig.model_validate(ours).model_dump(mode="json")
     group, their_group = ours.pop("config_groups")["group_0"], theirs["config_groups"]["group_0"]
     assert ours == {key: theirs[key] for key in ours}

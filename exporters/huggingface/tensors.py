@@ -1,0 +1,128 @@
+"""A Hugging Face checkpoint as a plan: name, shape, dtype and content of every tensor, said once, and its writer.
+
+In a layer, a tensor's content is a function of the layer, smoothed and quantized. Outside of the layers, it is what the
+checkpoint holds, read some rows at a time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from exporters.export import Source, check_folded
+from exporters.sidecars import copy_tokenizer
+from smoothquant.artifacts.safetensors_files import Planned
+from smoothquant.artifacts.shards import MAX_SHARD, SafetensorsShards
+from smoothquant.errors import ContractError
+from smoothquant.model import Model
+from smoothquant.norms import Norm
+from smoothquant.stream import QuantizedLayer, SmoothedLayer
+from smoothquant.workspace import Workspace, write_json
+
+LayerTensorContent = Callable[[SmoothedLayer, QuantizedLayer | None], Tensor]
+
+
+@dataclass(frozen=True)
+class CheckpointTensor:
+    """One tensor of the output. layer, content: None outside of the layers."""
+
+    planned: Planned
+    layer: int | None = None
+    content: LayerTensorContent | None = None
+
+
+class CheckpointWriter(ABC):
+    """Writes a checkpoint to the folder `out` by its plan."""
+
+    def __init__(self, out: str | Path, max_shard: int = MAX_SHARD) -> None:
+        self.out, self.max_shard = Path(out), max_shard
+
+    @abstractmethod
+    def plan(self, model: Model) -> dict[str, CheckpointTensor]:
+        """Every tensor by its name, in the order on disk."""
+
+    @abstractmethod
+    def config(self, model: Model) -> dict:
+        """The config.json of the output."""
+
+    def check(self, source: Source) -> None:
+        check_folded(source, self.out)
+
+    def nbytes(self, model: Model) -> int:
+        return sum(tensor.planned.nbytes for tensor in self.plan(model).values())
+
+    def begin(self, model: Model, work: Workspace) -> None:
+        self.model, self.work, self.tensors = model, work, self.plan(model)
+        planned = {name: tensor.planned for name, tensor in self.tensors.items()}
+        self.files = SafetensorsShards(work.folder, planned, self.max_shard)
+        self.names: dict[int | None, list[str]] = {}  # of each layer's tensors, and of those outside
+        for name, tensor in self.tensors.items():
+            self.names.setdefault(tensor.layer, []).append(name)
+
+    def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
+        for name in self.names[layer.index]:
+            content = self.tensors[name].content
+            assert content is not None  # it is a layer's
+            self.files.write(name, self._rounded(name, content(layer, quantized)))
+
+    def end(self) -> None:
+        for name in self.names.get(None, ()):
+            self.files.write_rows(name, (self._rounded(name, rows) for rows in self.model.rows(name)))
+        write_json(self.work.path("config.json"), self.config(self.model))
+        copy_tokenizer(self.model, self.work.folder)
+
+    def _rounded(self, name: str, tensor: Tensor) -> Tensor:
+        rounded = tensor.to(self.tensors[name].planned.dtype)
+        if rounded.is_floating_point() and not rounded.isfinite().all():
+            raise ContractError(
+                f"{name}: the smoothed weight overflows {rounded.dtype}",
+                do="lower alpha, or export with --dtype float32",
+            )
+        return rounded
+
+
+def float_tensors(model: Model, dtype: torch.dtype | None = None) -> dict[str, CheckpointTensor]:
+    """All tensors of the smoothed float model. dtype: of all of them; None keeps each one's own."""
+    inside = dict(_layers(model))
+    return {
+        name: CheckpointTensor(Planned(shape, dtype or model.info(name).dtype), *inside.get(name, ()))
+        for name, shape in model.expected().items()
+    }
+
+
+def _layers(model: Model) -> Iterator[tuple[str, tuple[int, LayerTensorContent]]]:
+    for layer in range(model.geometry.layers):
+        for role in model.family.norms:
+            name = model.norm(layer, role)
+            yield f"{name}.weight", (layer, _of_norm(role, lambda norm: norm.weight))
+            yield f"{name}.bias", (layer, _of_norm(role, lambda norm: norm.bias))
+        for name, roles in model.stored.items():
+            full = model.family.module(layer, name)
+            yield f"{full}.weight", (layer, joined(model, name, roles, lambda smoothed, role: smoothed.weight(role)))
+            yield f"{full}.bias", (layer, joined(model, name, roles, lambda smoothed, role: smoothed.bias(role)))
+
+
+def joined(
+    model: Model, name: str, roles: tuple[str, ...], part: Callable[[SmoothedLayer, str], Tensor | None]
+) -> LayerTensorContent:
+    """The parts of a matrix's linears, or numbers for each of its rows, as they lie on disk. name: within the layer."""
+
+    def content(smoothed: SmoothedLayer, _: QuantizedLayer | None) -> Tensor:
+        parts: Mapping[str, Tensor] = {role: tensor for role in roles if (tensor := part(smoothed, role)) is not None}
+        return model.join(name, parts)
+
+    return content
+
+
+def _of_norm(role: str, part: Callable[[Norm], Tensor | None]) -> LayerTensorContent:
+    def content(smoothed: SmoothedLayer, _: QuantizedLayer | None) -> Tensor:
+        tensor = part(smoothed.norms[role])
+        assert tensor is not None  # a bias is planned for layer norms alone
+        return tensor
+
+    return content
