@@ -26,14 +26,18 @@ class Config(Mapping[str, Any]):
         self,
         content: Mapping[str, Any],
         *,
+        values: Mapping[str, Any] | None = None,
         defaults: Mapping[str, Any] | None = None,
         read: set[tuple[str, ...]] | None = None,
         path: tuple[str, ...] = (),
     ) -> None:
-        self.content, self._defaults, self._path = content, defaults or {}, path
+        self.content, self._path = content, path
+        self._values, self._defaults = values or {}, defaults or {}  # before what the file says, and behind it
         self.read: set[tuple[str, ...]] = set() if read is None else read
 
     def __getitem__(self, key: str) -> Any:
+        if key in self._values:
+            return self._values[key]
         self.read.add((*self._path, key))
         value = self.content[key] if key in self.content else self._defaults[key]
         if isinstance(value, Mapping) and not isinstance(value, Config):
@@ -41,11 +45,13 @@ class Config(Mapping[str, Any]):
         return value
 
     def __contains__(self, key: object) -> bool:
+        if key in self._values:
+            return True
         self.read.add((*self._path, str(key)))
         return key in self.content or key in self._defaults
 
     def __len__(self) -> int:
-        return len(self.content.keys() | self._defaults.keys())
+        return len(self._values.keys() | self.content.keys() | self._defaults.keys())
 
     def __iter__(self) -> Iterator[str]:
         raise CheckpointError(
@@ -56,28 +62,11 @@ class Config(Mapping[str, Any]):
 
     def defaulting(self, defaults: Mapping[str, Any]) -> Config:
         """The same keys, with values for those that are absent."""
-        return Config(self.content, defaults={**self._defaults, **defaults}, read=self.read, path=self._path)
+        return self._with(self._values, {**self._defaults, **defaults})
 
     def replacing(self, values: Mapping[str, Any]) -> Config:
         """The same keys, some with other values; what the file says there then stays unread."""
-        return _Replaced(self, values)
+        return self._with({**self._values, **values}, self._defaults)
 
-
-class _Replaced(Config):
-    """A Config with some values of ours."""
-
-    def __init__(self, below: Config, values: Mapping[str, Any]) -> None:
-        super().__init__(below.content, defaults=below._defaults, read=below.read, path=below._path)
-        self._values, self._below = values, below
-
-    def __getitem__(self, key: str) -> Any:
-        return self._values[key] if key in self._values else self._below[key]
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._values or key in self._below
-
-    def __len__(self) -> int:
-        return max(len(self._below), len(self._values))
-
-    def defaulting(self, defaults: Mapping[str, Any]) -> Config:
-        return _Replaced(self._below.defaulting(defaults), self._values)
+    def _with(self, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Config:
+        return Config(self.content, values=values, defaults=defaults, read=self.read, path=self._path)
