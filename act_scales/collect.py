@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from act_scales.store import FORMAT_VERSION, INPUT, OUTPUT, ActScales, load_act_scales
+from act_scales.store import FORMAT_VERSION, INPUT, OUTPUT, ActScales, check_replaceable, load_act_scales
 from act_scales.text import Text
 from smoothquant.device import choose_device, choose_dtype
 from smoothquant.errors import ActScalesError, OutputError, UserError
 from smoothquant.family import ROUTER
 from smoothquant.layers import FloatLayer, Layer
 from smoothquant.model import Model
+from smoothquant.outputs import versions
 from smoothquant.quantization import absmax
 from smoothquant.sweep import Listener, Progress, sweep
-from smoothquant.workspace import Workspace, versions
+from smoothquant.workspace import Workspace
 
 FILE = "act_scales.safetensors"
 
@@ -58,11 +60,9 @@ def collect(
     }
     if out.suffix != ".safetensors" or out.is_dir():
         raise OutputError(f"{out} cannot be written", expected="a file NAME.safetensors", do="choose another --out")
-    made = _made_before(out, inputs)
-    if made:
-        progress(model.geometry.layers, model.geometry.layers)
-        return made
-    with Workspace(out, "calibrate", inputs, overwrite=overwrite) as work:
+    with Workspace(out, "calibrate", inputs, overwrite=overwrite, kind=_ActScalesFile(inputs)) as work:
+        if work.finished:
+            return load_act_scales(out)
         maxima = Maxima(model, compute)
         sweep(
             model,
@@ -161,13 +161,20 @@ def _zeros(model: Model) -> dict[str, Tensor]:
     return room
 
 
-def _made_before(out: Path, inputs: dict[str, str]) -> ActScales | None:
-    """The act scales in `out`, if they were made from these inputs."""
-    try:
-        scales = load_act_scales(out)
-    except UserError:
-        return None
-    return scales if inputs.items() <= scales.metadata.items() else None
+@dataclass(frozen=True)
+class _ActScalesFile:
+    """The output of a calibration with these inputs."""
+
+    inputs: dict[str, str]
+
+    def is_finished(self, out: Path) -> bool:
+        try:
+            return self.inputs.items() <= load_act_scales(out).metadata.items()
+        except UserError:
+            return False
+
+    def check_replaceable(self, out: Path) -> None:
+        check_replaceable(out)
 
 
 def _overflow(key: str, dtype: torch.dtype) -> ActScalesError:

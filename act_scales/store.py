@@ -4,8 +4,8 @@ safetensors; keys are Hugging Face module names:
 
     <linear>.input_absmax     float32 (in,)    max |input| per channel
     <linear>.output_absmax    float32 (out,)   max |output| per channel
-    metadata (strings)        format_version, model_fingerprint, text_fingerprint, text_source, samples,
-                              sequence_length, tokens, dtype, device, versions (JSON);
+    metadata (strings)        sha256 over all the rest, format_version, model_fingerprint, text_fingerprint,
+                              text_source, samples, sequence_length, tokens, dtype, device, versions (JSON);
                               published scales also have: source, source_file, source_commit
 
 The same content gives the same bytes. The form published with SmoothQuant is read and written too: a `.pt` file
@@ -18,7 +18,6 @@ import errno
 import hashlib
 import io
 import json
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -28,12 +27,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from smoothquant.errors import ActScalesError, OutputError
+from smoothquant.errors import ActScalesError, OutputError, UserError
+from smoothquant.files import write_bytes
 from smoothquant.model import Model
 from smoothquant.ranges import check_act_scales
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 INPUT, OUTPUT = ".input_absmax", ".output_absmax"
+AGAIN = "copy it again, or calibrate again"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -80,6 +81,15 @@ class ActScales:
             digest.update(f"{name} {len(values)} ".encode() + _bytes(values))
         return digest.hexdigest()[:16]
 
+    def _digest(self) -> str:
+        """SHA-256 over names, values and metadata, 64 hex digits."""
+        told = {key: value for key, value in self.metadata.items() if key != "sha256"}
+        text = json.dumps([self.fingerprint, sorted(told.items())])
+        digest = hashlib.sha256(text.encode())
+        for name, values in self.tensors().items():
+            digest.update(name.encode() + _bytes(values))
+        return digest.hexdigest()
+
     def for_model(self, model: Model) -> ActScales:
         """The part of these scales that belongs to the linears of `model` that get quantized.
 
@@ -115,7 +125,8 @@ class ActScales:
 
     def save(self, path: str | Path) -> None:
         """Write the safetensors form, whole or not at all. Raises OutputError, or OSError when the disk is full."""
-        header: dict[str, object] = {"__metadata__": dict(sorted(self.metadata.items()))}
+        metadata = {**self.metadata, "sha256": self._digest()}
+        header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
         start = 0
         for name, values in self.tensors().items():
             end = start + 4 * len(values)
@@ -157,7 +168,12 @@ def _load_safetensors(path: Path) -> ActScales:
             metadata = file.metadata() or {}
             version = metadata.get("format_version", FORMAT_VERSION)
             if version != FORMAT_VERSION:
-                raise ActScalesError(f"format version {version}", expected=FORMAT_VERSION, do="update this tool")
+                do = (
+                    "make the file again: smoothquant calibrate or scales import"
+                    if version == "1"
+                    else "update this tool"
+                )
+                raise ActScalesError(f"format version {version}", expected=FORMAT_VERSION, do=do)
             for key in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
                 if key.endswith(INPUT):
                     inputs[key.removesuffix(INPUT)] = file.get_tensor(key).clone()
@@ -168,8 +184,13 @@ def _load_safetensors(path: Path) -> ActScales:
                         f"unknown tensor {key}", expected=f"only act scales: <linear>{INPUT} and <linear>{OUTPUT}"
                     )
     except (SafetensorError, OSError) as error:
-        raise ActScalesError(f"truncated or corrupt ({error})", do="copy it again, or calibrate again") from error
-    return ActScales(inputs, outputs, metadata)
+        raise ActScalesError(f"truncated or corrupt ({error})", do=AGAIN) from error
+    scales = ActScales(inputs, outputs, {key: value for key, value in metadata.items() if key != "sha256"})
+    if metadata and metadata.get("sha256") != scales._digest():
+        raise ActScalesError(
+            "its content is not what was written", expected="values that its own SHA-256 belongs to", do=AGAIN
+        )
+    return scales
 
 
 def _load_pt(path: Path) -> ActScales:
@@ -205,14 +226,35 @@ def _bytes(values: Tensor) -> bytes:
     return values.numpy().astype("<f4").tobytes()
 
 
-def _write(path: Path, content: bytes) -> None:
-    new = path.with_name(path.name + ".new")
+def check_replaceable(path: Path) -> None:
+    """Raise OutputError for a file that this tool did not write. Published scales (.pt) carry no mark of ours: only a
+    file that holds nothing else than act scales may be replaced."""
     try:
-        with open(new, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
+        scales = load_act_scales(path)
+        ours = path.suffix == ".pt" or "format_version" in scales.metadata
+    except UserError:
+        ours = path.suffix == ".safetensors" and _has_our_header(path)
+    if not ours or path.is_symlink():
+        raise OutputError(
+            f"{path} exists, and it is no act scales file of this tool",
+            expected="a new file, or act scales to be replaced",
+            do="choose another --out, or move it away",
+        )
+
+
+def _has_our_header(path: Path) -> bool:
+    """Whether a file, damaged perhaps, holds act scales by its header."""
+    try:
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+            return "format_version" in (file.metadata() or {}) and all(name.endswith((INPUT, OUTPUT)) for name in names)
+    except (SafetensorError, OSError):
+        return False
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        write_bytes(path, content)
     except OSError as error:
         if error.errno in DISK_FULL:
             raise OSError(error.errno, error.strerror, str(path)) from error
@@ -221,6 +263,3 @@ def _write(path: Path, content: bytes) -> None:
             expected="a writable place",
             do="choose another --out",
         ) from error
-    finally:
-        if new.exists():
-            new.unlink()

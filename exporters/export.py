@@ -19,6 +19,7 @@ from torch import Tensor
 from smoothquant.artifacts.manifest import Origin, Promise
 from smoothquant.artifacts.ports import CACHED
 from smoothquant.artifacts.record import as_json
+from smoothquant.artifacts.safetensors_files import save_tensors
 from smoothquant.artifacts.smoothing_file import ENDS, SMOOTHING, tensors
 from smoothquant.contract import TOLERANCE, Contract
 from smoothquant.errors import ActScalesError, UserError
@@ -28,7 +29,7 @@ from smoothquant.scheme import Scheme
 from smoothquant.settings import GROUPS, SmoothingSettings
 from smoothquant.steps import DEFAULT, Step, as_records
 from smoothquant.stream import QuantizedLayer, QuantizingLayer, SmoothedLayer, check_scales, smoothed_layers
-from smoothquant.workspace import Workspace, save_tensors
+from smoothquant.workspace import Workspace
 
 Progress = Callable[[int, int], None]  # (done, total)
 
@@ -63,7 +64,8 @@ class Writer(Protocol):
         ...
 
     def begin(self, model: Model, work: Workspace) -> None:
-        """Prepare the files; what an interrupted run left in the workspace is still there."""
+        """Prepare the files; what an interrupted run left in the workspace is still there. Where no layer is done
+        yet, write what is not part of a layer: files are hashed in the order of their bytes."""
         ...
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
@@ -71,7 +73,7 @@ class Writer(Protocol):
         ...
 
     def end(self) -> None:
-        """Write what is not part of a layer, and close the files."""
+        """Write the small files beside the weights."""
         ...
 
 
@@ -153,6 +155,7 @@ def _inputs(source: Source, writer: Writer) -> dict:
     family = source.model.family.name
     made_from: Mapping[str, Any] = {
         **source.fingerprints,
+        "sidecars": source.model.checkpoint.sidecars,
         **source.model.choices,
         **writer.options,
         "steps": as_records(source.steps),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 from smoothquant.checkpoint import SIDECARS
+from smoothquant.files import copy
 from smoothquant.model import Model
+from smoothquant.workspace import Workspace
 
 
-def copy_tokenizer(model: Model, folder: Path) -> None:
-    """Copy tokenizer and generation settings, those that the checkpoint has, into `folder`."""
+def copy_tokenizer(model: Model, work: Workspace) -> None:
+    """Copy tokenizer and generation settings, those that the checkpoint has, into an output."""
     for name in SIDECARS:
         source = model.checkpoint.folder / name
         if source.is_file():
-            shutil.copyfile(source, folder / name)
+            copy(source, work.path(name))

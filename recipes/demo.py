@@ -8,7 +8,6 @@ and dynamic per-token activations.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,6 +29,7 @@ from recipes.recipe import Recipe, find
 from recipes.synthetic import save_random_llama
 from recipes.targets import TARGETS
 from smoothquant.checkpoint import Checkpoint
+from smoothquant.files import scratch
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
 
@@ -113,8 +113,7 @@ def _speed_rows(validations: list[Validation], speeds: dict[str, speed.Speed]) -
 
 def _real_size() -> dict[str, speed.Speed]:
     """Speed of two random decoder layers, hidden 2048: what the bundled model is too small to show."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with scratch() as folder:
         save_random_llama(folder / "model", layers=LAYERS, vocabulary=1024, dtype=torch.float32)
         model = Model(Checkpoint(folder / "model"), find(RECIPE, RECIPES).family)
         source = Source(model, SmoothingSettings(groups="none"))

@@ -27,11 +27,13 @@ from exporters.export import Source, Writer, export
 from recipes.recipe import Recipe
 from recipes.targets import Target
 from smoothquant.errors import UserError
+from smoothquant.files import read_json
 from smoothquant.model import Model
+from smoothquant.outputs import load_manifest
 from smoothquant.packages import require
 from smoothquant.settings import SmoothingSettings
 from smoothquant.static import linears_to_keep
-from smoothquant.workspace import forget, load_manifest, read_json
+from smoothquant.workspace import forget
 
 Step = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]  # name -> progress of a step
 

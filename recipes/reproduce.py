@@ -22,8 +22,9 @@ from recipes.recipe import Recipe
 from smoothquant.device import choose_device
 from smoothquant.errors import UserError
 from smoothquant.model import Model
+from smoothquant.outputs import load_manifest
 from smoothquant.settings import SmoothingSettings
-from smoothquant.workspace import Workspace, load_manifest
+from smoothquant.workspace import Workspace
 
 WIKITEXT2 = "hf:Salesforce/wikitext/wikitext-2-raw-v1:test"
 DIFFERENCES = (

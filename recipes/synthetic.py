@@ -6,6 +6,7 @@ Written tensor by tensor: a model of any size needs the memory of its largest ma
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,8 +15,9 @@ from recipes.llama import FAMILY
 from smoothquant.artifacts.safetensors_files import Planned
 from smoothquant.artifacts.shards import SafetensorsShards
 from smoothquant.config import Config
+from smoothquant.data_file import DataFile
 from smoothquant.family import Geometry
-from smoothquant.workspace import write_json
+from smoothquant.files import make_folder, write_json
 
 ROWS = 4096  # rows made at a time
 
@@ -33,7 +35,7 @@ def save_random_llama(
     seed: int = 0,
 ) -> Geometry:
     """Write a Llama with normal weights (std 0.02) and unit norms to `folder`, without a tokenizer."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     config = {
         "architectures": list(FAMILY.architectures),
         "model_type": "llama",
@@ -58,7 +60,7 @@ def save_random_llama(
     write_json(folder / "config.json", config)
     geometry = FAMILY.geometry(Config(config))
     shapes = FAMILY.tensors(geometry)
-    files = SafetensorsShards(folder, {name: Planned(shape, dtype) for name, shape in shapes.items()})
+    files = SafetensorsShards(_Folder(folder), {name: Planned(shape, dtype) for name, shape in shapes.items()})
     generator = torch.Generator().manual_seed(seed)
     for name, shape in shapes.items():
         if len(shape) == 1:
@@ -66,6 +68,19 @@ def save_random_llama(
         else:
             files.write_rows(name, _normal_rows(shape, dtype, generator))
     return geometry
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder that is filled at once."""
+
+    root: Path
+
+    def data(self, name: str) -> DataFile:
+        return DataFile(self.root / name)
+
+    def path(self, name: str) -> Path:
+        return self.root / name
 
 
 def _normal_rows(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Iterator[torch.Tensor]:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from smoothquant import files
+from smoothquant.artifacts.safetensors_files import as_bytes
+from smoothquant.digests import Stamp, check_unchanged, combined, remembered
 from smoothquant.errors import CheckpointError
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
@@ -38,7 +42,7 @@ SIDECARS = (  # small files beside the weights: the tokenizer's, and how to gene
     "chat_template.json",
     "generation_config.json",
 )
-SAMPLE = 2048  # elements of each tensor that enter the fingerprint
+READERS = 2  # threads that take digests of the tensors: each takes about 1.5 GB/s
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,11 @@ class Checkpoint:
     `config` lacks `quantization_config`: quantized weights are refused, and for float weights it says nothing (`notes`
     tells the user). Raises CheckpointError, which names the file: the folder or config.json is missing or broken, a
     shard is missing, truncated or unreadable, no shard holds a tensor that the index promises, or a dtype is not F16,
-    BF16 or F32.
+    BF16 or F32. again: read the files for the fingerprint in any case.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, *, again: bool = False) -> None:
+        self.folder, self.again = Path(folder), again
         if not self.folder.is_dir():
             raise CheckpointError(
                 f"{self.folder}: no such folder",
@@ -81,6 +85,7 @@ class Checkpoint:
         self._quantization = self.config.pop("quantization_config", None)
         self._bin_shard: tuple[Path, dict[str, Tensor]] | None = None
         self.tensors: dict[str, TensorInfo] = {}
+        self._stamps: dict[Path, Stamp] = {}  # of every file of weights, when it was first looked at
         self._index()
 
     @property
@@ -115,6 +120,7 @@ class Checkpoint:
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """A tensor, or some of its rows, in its own memory. Raises CheckpointError if it cannot be read."""
         info = self.tensors[name]
+        check_unchanged(info.file, self._stamps[info.file])
         source = name
         where: tuple[int | slice, ...] = (rows,) if rows else ()
         if info.part:
@@ -140,19 +146,41 @@ class Checkpoint:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Identity of the model: SHA-256 over the name, dtype, shape and a sample of every tensor, 16 hex digits.
+        """Identity of what the model computes: SHA-256 over config.json and all tensors, 16 hex digits.
 
-        It does not depend on how the tensors are split into files. It is quick: a 70B model is not read as a whole.
+        It does not depend on how the tensors are split into files. Every file is read once, and not again while it
+        stays as it is (`smoothquant.digests`). Raises UserError for a file that changes while it is read.
         """
-        digest = hashlib.sha256()
-        for name in sorted(self.tensors):
-            info = self.tensors[name]
-            digest.update(f"{name} {info.dtype} {info.shape}".encode())
-            rows = max(1, SAMPLE // max(1, torch.Size(info.shape[1:]).numel()))
-            for start in {0, max(0, info.shape[0] // 2), max(0, info.shape[0] - rows)} if info.shape else {0}:
-                sample = self.read(name, slice(start, start + rows) if info.shape else None)
-                digest.update(sample.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        digests = {"config.json": json.dumps(self.config, sort_keys=True)}
+        for file in self._stamps:
+            digests |= remembered(file, "tensors", dict, functools.partial(self._digests, file), again=self.again)
+        return combined(digests)
+
+    @functools.cached_property
+    def sidecars(self) -> str:
+        """Identity of the small files that an export copies, config.json among them: SHA-256, 16 hex digits."""
+        found = [name for name in ("config.json", *SIDECARS) if (self.folder / name).is_file()]
+        return combined({name: files.sha256(self.folder / name) for name in found})
+
+    def _digests(self, file: Path) -> dict[str, str]:
+        """Dtype, shape and SHA-256 of the tensors of one file, by name."""
+        if file.suffix == ".bin":
+            return {
+                name: f"{tensor.dtype} {tensor.shape} {hashlib.sha256(as_bytes(tensor)).hexdigest()}"
+                for name, tensor in self._load_bin(file).items()
+            }
+        with open(file, "rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(length))
+        header.pop("__metadata__", None)
+
+        def digest(name: str) -> str:
+            begin, end = header[name]["data_offsets"]
+            return files.sha256(file, 8 + length + begin, 8 + length + end)
+
+        with ThreadPoolExecutor(READERS) as pool:
+            found = dict(zip(header, pool.map(digest, header), strict=True))
+        return {name: f"{header[name]['dtype']} {header[name]['shape']} {sha256}" for name, sha256 in found.items()}
 
     def _index(self) -> None:
         for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
@@ -181,6 +209,7 @@ class Checkpoint:
     def _index_shard(self, file: Path) -> None:
         if not file.exists():
             raise _broken(file, "missing shard")
+        self._stamps[file] = Stamp.of(file)
         if file.suffix == ".bin":
             for name, tensor in self._load_bin(file).items():
                 self._add(name, TensorInfo(file, tuple(tensor.shape), tensor.dtype), str(tensor.dtype))

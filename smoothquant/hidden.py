@@ -9,14 +9,13 @@ done, so that an interrupted run can do it again.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from smoothquant.errors import OutputError
-from smoothquant.workspace import Workspace
+from smoothquant.data_file import DataFile
+from smoothquant.workspace import Workroom
 
 IN_MEMORY = 4 << 30  # bytes of hidden states that are held in memory
 PREFIX = "hidden."
@@ -31,16 +30,18 @@ class Hidden:
     mapped: whether the states lie in files, where they outlive an interruption by themselves.
     """
 
-    def __init__(self, tokens: int, width: int, forms: Forms, work: Workspace | None = None) -> None:
+    def __init__(self, tokens: int, width: int, forms: Forms, work: Workroom | None = None) -> None:
         self.forms, self._shape = dict(forms), (tokens, width)
         self.mapped = work is not None and self.nbytes > IN_MEMORY
         if work is not None:
             work.require((1 + self.mapped) * self.nbytes)
         self._sides: dict[str, tuple[Tensor, Tensor]] = {}
+        self._files: dict[str, tuple[DataFile, DataFile]] = {}
         for form, dtype in self.forms.items():
             if work is not None and self.mapped:
-                first, second = (self._map(work, f"{PREFIX}{form}.{side}", dtype) for side in (0, 1))
-                self._sides[form] = (first, second)
+                first, second = (work.scratch(f"{PREFIX}{form}.{side}") for side in (0, 1))
+                self._files[form] = (first, second)
+                self._sides[form] = (self._map(first, dtype), self._map(second, dtype))
             else:
                 room = torch.empty(self._shape, dtype=dtype)
                 self._sides[form] = (room, room)
@@ -55,7 +56,10 @@ class Hidden:
         return self._sides[form][layer % 2]
 
     def state(self, layer: int) -> dict[str, Tensor]:
-        """What has to be kept, beside mapped files, to go on before `layer`."""
+        """What has to be kept, beside mapped files, to go on before `layer`. What the files hold then is noted."""
+        for sides in self._files.values():
+            sides[layer % 2].changed()
+            sides[1 - layer % 2].unwritten()
         return {} if self.mapped else {PREFIX + form: self.before(layer, form) for form in self.forms}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -66,18 +70,8 @@ class Hidden:
                 raise KeyError(PREFIX + form)
             self._sides[form] = (found, found)
 
-    def _map(self, work: Workspace, name: str, dtype: torch.dtype) -> Tensor:
-        """A file of the workspace as a tensor. It is made anew where no layer is done yet."""
-        path, count = work.path(name), self._shape[0] * self._shape[1]
-        nbytes = count * dtype.itemsize
-        if work.next_layer == 0:
-            with open(path, "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, nbytes)  # a full disk is an error now, and not when a page is used
-        found = path.stat().st_size if path.exists() else 0
-        if found != nbytes:
-            raise OutputError(
-                f"{path}: {found} bytes",
-                expected=f"{nbytes}, the hidden states of an interrupted run",
-                do=f"remove {path.parent} and start again",
-            )
-        return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(self._shape)
+    def _map(self, file: DataFile, dtype: torch.dtype) -> Tensor:
+        """A file as a tensor. A full disk is an error now, and not when a page is used."""
+        count = self._shape[0] * self._shape[1]
+        file.reserve(count * dtype.itemsize, fill=True)
+        return torch.from_file(str(file.path), shared=True, size=count, dtype=dtype).view(self._shape)

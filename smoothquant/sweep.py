@@ -21,11 +21,11 @@ from torch import Tensor
 
 from smoothquant import decoder
 from smoothquant.attention import patterns
-from smoothquant.errors import CheckpointError, OutputError
+from smoothquant.errors import CheckpointError
 from smoothquant.hidden import Forms, Hidden
 from smoothquant.layers import FloatLayer, Layer, float_layer
 from smoothquant.model import Model
-from smoothquant.workspace import Workspace
+from smoothquant.workspace import Workroom
 
 BATCH_TOKENS = 1024  # tokens in one matrix product: enough to be efficient, few enough to be small beside a layer
 KEEP_EVERY = 20.0  # seconds of work that an interruption may cost, beside the layer under way
@@ -93,7 +93,7 @@ class Sweep:
         *,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
-        work: Workspace | None = None,
+        work: Workroom | None = None,
     ) -> None:
         self.model, self.listeners, self.device = model, listeners, device
         self.batches = list(_batches(sequences))
@@ -186,7 +186,7 @@ def sweep(
     dtype: torch.dtype = torch.float32,
     weights: torch.dtype | None = None,
     device: str = "cpu",
-    work: Workspace | None = None,
+    work: Workroom | None = None,
     keep_last: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Sweep:
@@ -196,13 +196,13 @@ def sweep(
     work: keeps the state at most every `KEEP_EVERY` seconds, and after the last layer if `keep_last`; an interrupted
     sweep goes on from there. Mapped files need no copy: after each layer it is noted that it is done.
 
-    Raises OutputError for a disk without room for the hidden states, or an unusable state of an interrupted run;
-    CheckpointError for statistics that no listener knows what to do with.
+    Raises OutputError for a disk without room for the hidden states, CheckpointError for statistics that no listener
+    knows what to do with.
     """
     layers, start = model.geometry.layers, work.next_layer if work else 0
     under_way = Sweep(model, sequences, listeners, dtype=dtype, device=device, work=work)
     if work and start:
-        _restore(under_way, work)
+        under_way.restore(start, work.state())
     else:
         under_way.embed()
     # other forms are made from the layer on the CPU; where there are none, it need not pass through there as a whole
@@ -217,17 +217,6 @@ def sweep(
             kept = time.monotonic()
         progress(index + 1, layers)
     return under_way
-
-
-def _restore(under_way: Sweep, work: Workspace) -> None:
-    try:
-        under_way.restore(work.next_layer, work.state())
-    except KeyError as error:
-        raise OutputError(
-            f"{work.folder}: the state of an interrupted run has not, or has too much, {error}",
-            expected=f"what layer {work.next_layer} starts from",
-            do=f"remove {work.folder} and start again",
-        ) from error
 
 
 def _batches(sequences: Sequence[Tensor]) -> Iterator[Batch]:

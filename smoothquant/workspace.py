@@ -1,99 +1,87 @@
-"""Outputs that are whole or absent: a step works in `OUT.partial/`, and the folder gets its name when it is complete.
+"""Outputs that are whole or absent: a step works in a folder beside its output, and names it when it is complete.
 
-    OUT.partial/journal.json         inputs of the step, next layer to do
-    OUT.partial/state.N.safetensors  tensors that the next layer, N, starts from (optional)
-    OUT/smoothquant/manifest.json    step, inputs, files and their sizes, versions, results
-
-What is ours lies in the subfolder `smoothquant`: others' programs read the folder, and some read all that they find.
-(vLLM takes every *.safetensors of a folder for weights.) A model repository of Triton's is the exception: it holds its
-manifest at the top, since every subfolder there is a model.
+    OUT.smoothquant-work/     while the step works (`journal`)
+    OUT                       the output, with its manifest (`outputs`)
 
 The same command run again goes on at the layer where it stopped. A finished output with the same inputs is left
-alone; any other existing output is refused unless it may be overwritten, and stays until its successor is complete.
+alone. Another output of this tool may be replaced on request: it keeps its name until its successor is complete, and
+the two exchange names at one instant. Whatever is not this tool's is never touched.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
+import logging
 import os
-import platform
 import shutil
-import tempfile
 from collections.abc import Mapping
-from importlib import metadata
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from smoothquant import __version__
-from smoothquant.artifacts.manifest import Manifest, ModelFacts, Promise
-from smoothquant.artifacts.record import as_json, read
+from smoothquant import __version__, digests, files
+from smoothquant.artifacts.manifest import FileFacts, Manifest, ModelFacts, Promise
+from smoothquant.data_file import DataFile
 from smoothquant.errors import OutputError, UserError
+from smoothquant.journal import OLD, SCRATCH, STATE, Journal
+from smoothquant.outputs import FORMAT, MANIFEST, check_replaceable, load_manifest, save_manifest, versions
 
-OURS = "smoothquant"  # the subfolder of an output that holds what only this tool reads
-MANIFEST = f"{OURS}/manifest.json"
-TOP_MANIFEST = "manifest.json"  # where earlier versions had it, and where model repositories have it
-FORMAT = 3
+if TYPE_CHECKING:
+    from typing_extensions import Self  # torch requires this package
+
 SLACK = 64 << 20  # bytes left free beside a step's own
 
+log = logging.getLogger(__name__)
 
-class Workspace:
-    """The output of one step. Use it as a context manager; call `commit` at the end.
 
-    Args:
-        out: folder to make (or file, with `commit_file`).
-        step: what makes it, as in "export onnx".
-        inputs: JSON values that determine the result: fingerprints and settings.
-        overwrite: replace an existing output made from other inputs.
-        manifest: where in the output its manifest lies.
+class Workroom:
+    """The working folder of a step that can be interrupted. Use it as a context manager.
 
-    Attributes:
-        finished: `out` is there, whole, and made from the same inputs; nothing is to be done.
-        folder: where to write.
-        next_layer: first layer that is not done yet.
+    out: what the folder lies beside. step: what makes it, as in "export onnx". inputs: JSON values that determine the
+    result: fingerprints and settings.
 
-    Raises OutputError: `out` exists with other content, cannot be written, or another process is writing it.
+    folder: where to write. next_layer: first layer that is not done yet.
+
+    Raises OutputError: the folder cannot be written, another process holds it, or it holds what is not ours.
     """
 
-    def __init__(
-        self, out: str | Path, step: str, inputs: Mapping, *, overwrite: bool = False, manifest: str = MANIFEST
-    ) -> None:
-        self.out, self.step, self.inputs = Path(out), step, json.loads(json.dumps(inputs))
-        self.manifest = manifest
-        self.folder = self.out.with_name(self.out.name + ".partial")
-        self.finished = self._is_finished()
+    def __init__(self, out: str | Path, step: str, inputs: Mapping) -> None:
+        self.out = Path(os.path.realpath(out))
+        self.step, self.inputs = step, json.loads(json.dumps(inputs))
         self.next_layer = 0
-        if self.finished:
-            return
-        if self.out.exists() and not overwrite:
-            raise OutputError(
-                f"{self.out} exists and was not made by this command with these inputs",
-                expected="a new output",
-                do="choose another --out, or pass --overwrite",
-            )
-        self._begin()
+        self._kept: dict[str, dict[str, Tensor]] = {}
+        self._journal = Journal(self.out, step, self.inputs)
+        self.folder = self._journal.folder
 
-    def __enter__(self) -> Workspace:
+    def __enter__(self) -> Self:
+        self._begin()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not self.finished:
-            self._lock.close()
+        self._journal.close()
 
     def path(self, name: str) -> Path:
         """A file in the folder being made. The folders on the way to it are made."""
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        return self._journal.path(name)
+
+    def data(self, name: str) -> DataFile:
+        """A large file in the folder being made, which is written in place; with what an interrupted run wrote."""
+        return self._journal.file(self.path(name))
+
+    def scratch(self, name: str) -> DataFile:
+        """The same of a file that is no part of the output."""
+        return self._journal.file(self._journal.root / f"{SCRATCH}{name}")
+
+    def own(self) -> None:
+        """Count every file that is in the folder now as ours: another program has made them for us."""
+        self._journal.own(files.files_in(self.folder))
 
     def require(self, nbytes: int) -> None:
         """Raise OutputError now if the disk cannot hold `nbytes` more than what is already written."""
-        written = self._written()
-        needed, free = nbytes - written + SLACK, shutil.disk_usage(self.folder).free
+        needed, free = nbytes - self._on_disk() + SLACK, shutil.disk_usage(self.folder).free
         if needed > free:
             raise OutputError(
                 f"{self.out}: {_gigabytes(free)} free on this disk",
@@ -102,38 +90,79 @@ class Workspace:
             )
 
     def adopt(self, source: Path, name: str) -> None:
-        """Put a finished file of another output into the folder, as `name`: linked where the disk allows, else
-        copied."""
-        target = self.path(name)
-        target.unlink(missing_ok=True)
-        try:
-            os.link(source, target)
-        except OSError:  # another disk, or one without links
-            self.require(self._written() + source.stat().st_size)
-            shutil.copyfile(source, target)
+        """Put a copy of a file of another output into the folder, as `name`. It shares the other's room on a disk that
+        can do that."""
+        self.require(self._on_disk() + source.stat().st_size)
+        files.copy(source, self.path(name))
 
-    def state(self) -> dict[str, Tensor]:
-        """Tensors that the last `mark` kept. Raises OutputError if they cannot be read."""
-        path = self._state(self.next_layer)
-        try:
-            return load_file(path) if path.exists() else {}
-        except (SafetensorError, OSError) as error:
-            raise OutputError(
-                f"{path}: truncated or corrupt ({error})",
-                expected="what an interrupted run left",
-                do=f"remove {self.folder} and start again",
-            ) from error
+    def state(self, name: str = STATE) -> dict[str, Tensor]:
+        """Tensors that an interrupted run kept: those that the next layer starts from, or others by their name."""
+        return self._kept.get(name, {})
 
     def mark(self, next_layer: int, state: Mapping[str, Tensor] | None = None) -> None:
-        """Note that all layers before `next_layer` are written, with what the next one starts from."""
-        kept = self._state(next_layer)  # named after its layer: state and journal agree at every instant
-        if state is not None:
-            save_tensors(kept, state)
+        """Note that all layers before `next_layer` are done and on the disk, with what the next one starts from."""
+        self._journal.mark(next_layer, state)
         self.next_layer = next_layer
-        write_json(self.path("journal.json"), {"step": self.step, "inputs": self.inputs, "next_layer": next_layer})
-        for old in self.folder.glob("state.*"):
-            if old != kept:
-                old.unlink()
+
+    def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Note more tensors, for `state(name)` to find. name: of letters."""
+        self._journal.keep(name, tensors)
+
+    def restart(self) -> None:
+        """Forget what an interrupted run left, which turned out to be of no use."""
+        self._journal.clear()
+        self._begin()
+
+    def forget(self) -> None:
+        """Remove the folder: what was made in it is of no more use."""
+        self._journal.remove()
+
+    def _begin(self) -> None:
+        self._journal.open()
+        self._kept = self._journal.restore()
+        self.next_layer = self._journal.marks[0].next_layer
+        if self._journal.note:
+            log.warning("%s: %s", self.out, self._journal.note)
+        files.make_folder(self.folder)
+
+    def _on_disk(self) -> int:
+        return sum((self.folder / name).lstat().st_blocks * 512 for name in files.files_in(self.folder))
+
+
+class Workspace(Workroom):
+    """The output of one step, a folder or a file. Use it as a context manager; call `commit` or `commit_file` at the
+    end.
+
+    overwrite: make it in any case, and replace an output of this tool that is there. manifest: where in a folder its
+    manifest lies. kind: what the output is; a folder with a manifest, unless it is said otherwise.
+
+    finished: `out` is there, whole, and made from the same inputs; nothing is to be done.
+
+    Raises OutputError also if `out` exists with other content.
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        step: str,
+        inputs: Mapping,
+        *,
+        overwrite: bool = False,
+        manifest: str = MANIFEST,
+        kind: OneFile | None = None,
+    ) -> None:
+        super().__init__(out, step, inputs)
+        self.overwrite, self.manifest, self.kind = overwrite, manifest, kind
+        self.finished = False
+
+    def __enter__(self) -> Self:
+        if self._recover() or (not self.overwrite and self._is_finished()):
+            self.finished = True
+            self._journal.close()
+        else:
+            self._check_out()
+            self._begin()
+        return self
 
     def commit(
         self,
@@ -143,194 +172,158 @@ class Workspace:
         geometry: ModelFacts | None = None,
     ) -> Manifest:
         """Write the manifest and give the folder its name. Returns the manifest. results: JSON values."""
-        self._drop_journal()
-        files = {
-            str(file.relative_to(self.folder)): file.stat().st_size
-            for file in sorted(self.folder.rglob("*"))
-            if file.is_file() and file.name != ".lock"
-        }
-        manifest = Manifest(FORMAT, self.step, self.inputs, files, versions(), contract, geometry, results or {})
-        for name in files:
-            _sync(self.path(name))
-        write_json(self.path(self.manifest), as_json(manifest))
-        self.path(".lock").unlink()
-        if self.out.exists():  # overwrite: the old output goes when the new one is complete
-            old = self.out.with_name(self.out.name + ".old")
-            remove(old)
-            os.replace(self.out, old)
-            os.replace(self.folder, self.out)
-            remove(old)
-        else:
-            os.replace(self.folder, self.out)
+        self._journal.check_foreign()
+        found = {}
+        for name in files.files_in(self.folder):
+            path = self.folder / name
+            found[name] = FileFacts(path.stat().st_size, self._journal.file(path).sha256())
+        manifest = Manifest(FORMAT, self.step, self.inputs, found, versions(), contract, geometry, results or {})
+        save_manifest(self.path(self.manifest), manifest)
+        files.sync_tree(self.folder)
+        self._name(self.folder, files.sha256(self.folder / self.manifest))
+        for name, facts in found.items():
+            digests.remember(self.out / name, facts.sha256)
         return manifest
 
     def commit_file(self, name: str) -> None:
         """The output is one file: give it its name and drop the folder."""
-        _sync(self.path(name))
-        os.replace(self.path(name), self.out)
-        shutil.rmtree(self.folder)
+        path = self.path(name)
+        files.DISK.sync(path)
+        self._name(path, files.sha256(path))
+
+    def _name(self, made: Path, digest: str) -> None:
+        """Give what was made its name, and remove the working folder. digest: by which the next process knows it."""
+        self._journal.mark(self.next_layer, complete=digest)
+        try:
+            self._exchange(made)
+            files.DISK.sync(self.out.parent)
+        except OSError as error:
+            raise OutputError(
+                f"{self.out}: what was made cannot get this name ({error.strerror})",
+                expected="a place where a folder can be renamed",
+                do="choose an --out within this folder, or free the name; the same command then goes on",
+            ) from error
+        self._journal.remove()
+
+    def _exchange(self, made: Path) -> None:
+        if made.is_dir() and self.out.is_dir() and not any(self.out.iterdir()):
+            files.DISK.remove_folder(self.out)
+        if not os.path.lexists(self.out):
+            with suppress(FileExistsError):
+                files.DISK.place(made, self.out)
+                return
+        if not self.overwrite:
+            raise OutputError(
+                f"{self.out} appeared while it was being made",
+                expected="that nobody else makes it",
+                do="move it away and run the same command again: it ends at once",
+            )
+        before = os.lstat(self.out)
+        self._journal.own(self._check_replaceable(made.name))
+        try:
+            files.DISK.exchange(made, self.out)
+        except OSError as error:
+            if error.errno not in files.NOT_HERE:
+                raise
+            files.DISK.place(self.out, self._journal.root / OLD)
+            files.DISK.place(made, self.out)
+            return
+        if os.lstat(made).st_ino != before.st_ino:  # somebody put another one there in this instant
+            files.DISK.exchange(made, self.out)
+            raise OutputError(f"{self.out} was changed while it was replaced", do="run the same command again")
+
+    def _recover(self) -> bool:
+        """Bring to its end what a process was doing when it died. Returns whether the output is finished by that."""
+        journal = self._journal
+        if not os.path.lexists(journal.root):
+            return False
+        try:
+            journal.open()
+        except OutputError:
+            if self.overwrite or not self._is_finished():
+                raise
+            return True
+        old = journal.root / OLD
+        if os.path.lexists(old) and not os.path.lexists(self.out):
+            files.DISK.place(old, self.out)
+        digest = self._digest(self.out)
+        if journal.found and journal.found[0].complete and journal.found[0].complete == digest:
+            ours = bool(journal.marks) and journal.marks[0] is journal.found[0]
+            journal.remove()
+            return ours and self._is_finished()
+        last = journal.marks[0] if journal.marks else None
+        if last and last.complete:
+            made = next((path for path in self._made() if self._digest(path) == last.complete), None)
+            if made is not None:
+                self._check_out()
+                self._name(made, last.complete)
+                return self._is_finished()
+        if not journal.found and self._is_finished():  # it died while it removed this folder
+            journal.remove()
+        return False
+
+    def _made(self) -> list[Path]:
+        """What is in the working folder and may be the finished output."""
+        if self.kind is None:
+            return [self.folder]
+        return [self.folder / name for name in files.files_in(self.folder)]
+
+    def _digest(self, path: Path) -> str | None:
+        """By which a finished output is known; None where there is none."""
+        try:
+            return files.sha256(path if self.kind else path / self.manifest)
+        except OSError:
+            return None
 
     def _is_finished(self) -> bool:
+        if self.kind:
+            return self.kind.is_finished(self.out)
         try:
             manifest = load_manifest(self.out, self.manifest)
         except UserError:
             return False
-        return manifest.step == self.step and manifest.inputs == self.inputs
+        made = (manifest.versions.get("smoothquant"), manifest.step, manifest.inputs)
+        return made == (__version__, self.step, self.inputs)
 
-    def _begin(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path(".lock"), "w")  # noqa: SIM115 (held until __exit__)
-        except OSError as error:
-            raise OutputError(
-                f"{self.out}: cannot write there ({error.strerror})",
-                expected="a writable place",
-                do="choose another --out",
-            ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise OutputError(f"{self.out}: another process is writing it", do="wait for it, or stop it") from error
-        journal = read_json(self.path("journal.json"))
-        if journal.get("step") == self.step and journal.get("inputs") == self.inputs:
-            self.next_layer = journal["next_layer"]
+    def _check_out(self) -> None:
+        """Raise OutputError for what is at `out` and stays there."""
+        if not os.path.lexists(self.out) or (self.kind is None and self.out.is_dir() and not any(self.out.iterdir())):
             return
-        for leftover in self.folder.iterdir():
-            if leftover.name != ".lock":
-                remove(leftover)
-        self.mark(0)
+        self._check_replaceable("")
+        if not self.overwrite:
+            raise OutputError(
+                f"{self.out} exists and was not made by this command with these inputs",
+                expected="a new output",
+                do="choose another --out, or pass --overwrite",
+            )
 
-    def _written(self) -> int:
-        return sum(file.stat().st_blocks * 512 for file in self.folder.rglob("*") if file.is_file())
-
-    def _drop_journal(self) -> None:
-        self.path("journal.json").unlink(missing_ok=True)
-        for old in self.folder.glob("state.*"):
-            old.unlink()
-
-    def _state(self, layer: int) -> Path:
-        return self.path(f"state.{layer}.safetensors")
-
-
-def is_output(folder: Path) -> bool:
-    """Whether a folder says that this tool made it, in this version or an earlier one."""
-    return (folder / MANIFEST).exists() or _is_manifest(read_json(folder / TOP_MANIFEST))
+    def _check_replaceable(self, name: str) -> list[str]:
+        """Names, in `output/`, of what lies at `out` once it has been exchanged with what was made there. name: that of
+        a file. OutputError for what this tool did not make."""
+        if self.kind is None:
+            return sorted(check_replaceable(self.out))
+        self.kind.check_replaceable(self.out)
+        return [name]
 
 
-def load_manifest(folder: str | Path, place: str = MANIFEST) -> Manifest:
-    """The manifest of a finished output. place: where in the folder it lies.
+class OneFile(Protocol):
+    """What a step knows of its output, if that is one file."""
 
-    Raises UserError if the folder is no output, was made by another version, is half-copied or was changed.
-    """
-    folder = Path(folder)
-    content = read_json(folder / place)
-    if content.get("format") != FORMAT:
-        raise _unreadable(folder, content or read_json(folder / TOP_MANIFEST))
-    manifest = read(Manifest, content, str(folder / place))
-    for name, size in manifest.files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            found = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
-            raise UserError(f"{path} {found}", expected=f"{size} bytes by {place}", do="copy or make it again")
-    return manifest
+    def is_finished(self, out: Path) -> bool:
+        """Whether the file is there, whole, and made from the inputs of the step."""
+        ...
 
-
-def _is_manifest(content: Mapping) -> bool:
-    return {"format", "step", "inputs"} <= content.keys()
-
-
-def _unreadable(folder: Path, found: Mapping) -> UserError:
-    """Why a folder's manifest is not one of this version's. found: what it has instead."""
-    if not _is_manifest(found) or found["format"] == FORMAT:
-        return UserError(
-            f"{folder}: not an output of this tool (no readable {MANIFEST})",
-            expected="a folder made by smoothquant export or build",
-            do="check the path, or make it again",
-        )
-    age = "an earlier" if found["format"] in range(FORMAT) else "a later"
-    kind = str(found["step"]).partition(" ")[0]
-    arguments = {"export": "MODEL ACT_SCALES ", "build": "EXPORT "}.get(kind, "... ")
-    return UserError(
-        f"{folder}: made by {age} version of this tool (format {found['format']})",
-        expected=f"format {FORMAT}",
-        do=f"make it again: smoothquant {found['step']} {arguments}--out {folder} --overwrite",
-    )
-
-
-def versions() -> dict[str, str]:
-    """Versions of what took part: this tool, Python, and the packages that are installed."""
-    found = {"smoothquant": __version__, "python": platform.python_version()}
-    for package in ("torch", "safetensors", "transformers", "onnx", "onnxruntime", "tensorrt", "tensorrt_llm"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def check_place(path: Path, option: str, given: str | Path) -> None:
-    """Raise OutputError where no file could be written, before the work that it is to hold. path: of the file; folders
-    on the way need not be there. option, given: what a user wrote for it."""
-    if path.is_dir():
-        raise OutputError(f"{option} {given}: a folder", expected="a file to write", do=f"choose another {option}")
-    place = path.parent
-    while not place.exists():
-        place = place.parent
-    try:
-        tempfile.TemporaryFile(dir=place).close()
-    except OSError as error:
-        raise OutputError(
-            f"{option} {given}: cannot write there ({error.strerror})",
-            expected="a writable place",
-            do=f"choose another {option}",
-        ) from error
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object, or {} if there is none to read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def write_json(path: Path, content: Mapping) -> None:
-    """Write a JSON object so that it is there whole or not at all."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(new, path)
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file so that it is there whole or not at all. Raises OutputError."""
-    new = path.with_name(path.name + ".new")
-    try:
-        save_file(dict(tensors), new)
-    except SafetensorError as error:  # its way to say that the disk is full
-        raise OutputError(
-            f"{path}: cannot write ({error})", do="free some space and run the same command again"
-        ) from error
-    os.replace(new, path)
+    def check_replaceable(self, out: Path) -> None:
+        """Raise OutputError for a file that this tool did not make."""
+        ...
 
 
 def forget(out: str | Path) -> None:
-    """Remove what a step that makes `out` has kept in `OUT.partial/`, if anything."""
-    remove(Path(out).with_name(Path(out).name + ".partial"))
-
-
-def remove(path: Path) -> None:
-    """Remove a file or folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    """Remove what an interrupted step that makes `out` has kept, if anything."""
+    room = Workroom(out, "", {})
+    if room.folder.parent.exists():
+        with room:
+            room.forget()
 
 
 def _gigabytes(nbytes: int) -> str:

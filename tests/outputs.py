@@ -8,9 +8,9 @@ from pathlib import Path
 
 from smoothquant.artifacts.manifest import ModelFacts, Origin
 from smoothquant.artifacts.record import as_json
+from smoothquant.outputs import FORMAT, MANIFEST, OURS
 from smoothquant.scheme import scheme_of
 from smoothquant.settings import SmoothingSettings
-from smoothquant.workspace import FORMAT, MANIFEST, OURS
 
 TOKENIZER = {"generation_config.json", "tokenizer.json", "tokenizer_config.json"}  # of the tiny models
 

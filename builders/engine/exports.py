@@ -7,7 +7,7 @@ from pathlib import Path
 
 from smoothquant.artifacts.manifest import Manifest, Origin
 from smoothquant.errors import UserError
-from smoothquant.workspace import load_manifest
+from smoothquant.outputs import load_manifest
 
 MODEL = "model.onnx"
 GRAPHS = {"per-token": MODEL, "per-tensor": "model.per-tensor.onnx"}  # form -> file, where an export holds both

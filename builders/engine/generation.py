@@ -16,7 +16,7 @@ from torch import Tensor
 
 from builders.engine.protocol import Engine
 from smoothquant.errors import UserError
-from smoothquant.workspace import read_json
+from smoothquant.files import read_json
 
 
 class Decoding(ABC):

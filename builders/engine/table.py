@@ -14,7 +14,7 @@ from typing import NamedTuple
 from builders.engine.protocol import FOREIGN, Engine
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.errors import UserError
-from smoothquant.workspace import is_output, load_manifest
+from smoothquant.outputs import is_output, load_manifest
 
 
 class Row(NamedTuple):

@@ -29,7 +29,8 @@ from smoothquant.artifacts.manifest import Manifest
 from smoothquant.artifacts.record import as_json
 from smoothquant.errors import UserError
 from smoothquant.machine import physical_cores
-from smoothquant.workspace import Workspace, load_manifest
+from smoothquant.outputs import load_manifest
+from smoothquant.workspace import Workspace
 
 STEP = "build onnxruntime"
 INTEGER_KERNEL = "MatMulIntegerToFloat"

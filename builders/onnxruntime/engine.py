@@ -13,8 +13,8 @@ from builders.engine.generation import Decoding, GeneratingEngine, tokens_to_kee
 from builders.onnxruntime.providers import find_provider
 from builders.onnxruntime.session import check_body, first_feed, open_session, subnormals_as_zero
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, POSITION_IDS, PRESENT, past_of
+from smoothquant.outputs import load_manifest
 from smoothquant.packages import require
-from smoothquant.workspace import load_manifest
 
 
 class OnnxRuntimeEngine(GeneratingEngine):

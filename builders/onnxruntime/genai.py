@@ -12,7 +12,7 @@ from builders.engine.exports import MODEL
 from builders.onnxruntime.session import SETTINGS
 from smoothquant.artifacts.manifest import ModelFacts
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, POSITION_IDS, past, present
-from smoothquant.workspace import read_json, write_json
+from smoothquant.files import read_json, write_json
 
 PROVIDER_OPTIONS: Mapping[str, Mapping] = {  # those that it has a name for
     "cuda": {"provider_options": [{"cuda": {}}]},

@@ -11,7 +11,6 @@ A provider that fails to load is an error here; ONNX Runtime itself would go on 
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from builders.nvidia.profiles import single_profile
+from smoothquant import cache
 from smoothquant.errors import MissingPackageError, UserError
+from smoothquant.files import make_folder
 from smoothquant.packages import require
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -115,9 +116,8 @@ def profile_shapes(inputs: Mapping[str, Sequence[int | str]], longest: int) -> t
 
 def engine_cache(source: str) -> Path:
     """A folder for engines that providers compile. source: a fingerprint of what from; providers see no weights."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = root / "smoothquant" / source
-    path.mkdir(parents=True, exist_ok=True)
+    path = cache.place("engines") / source
+    make_folder(path)
     return path
 
 

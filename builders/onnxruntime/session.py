@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,9 +37,10 @@ from smoothquant.artifacts.manifest import Manifest, Origin
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, POSITION_IDS
 from smoothquant.artifacts.record import as_json
 from smoothquant.errors import UserError
+from smoothquant.files import scratch
 from smoothquant.machine import cpu_flags, physical_cores
+from smoothquant.outputs import load_manifest
 from smoothquant.packages import require
-from smoothquant.workspace import load_manifest
 
 
 def settings(flags: set[str]) -> dict[str, str]:
@@ -155,8 +155,8 @@ def operators_run(
 ) -> tuple[Counter[str], numpy.ndarray]:
     """Run a graph once on ids (batch, tokens), as `open_session` opens it. Returns how often each operator ran, after
     fusion, and the logits."""
-    with tempfile.TemporaryDirectory() as scratch:
-        session = open_session(folder, provider=provider, profile=Path(scratch) / "profile", manifest=manifest)
+    with scratch() as place:
+        session = open_session(folder, provider=provider, profile=place / "profile", manifest=manifest)
         try:
             with subnormals_as_zero():
                 [logits] = session.run([LOGITS], first_feed(session, ids))

@@ -33,7 +33,9 @@ from builders.tensorrt.session import Session
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.artifacts.record import as_json
 from smoothquant.errors import UserError
-from smoothquant.workspace import OURS, Workspace, load_manifest
+from smoothquant.files import write_bytes, write_text
+from smoothquant.outputs import OURS, load_manifest
+from smoothquant.workspace import Workspace
 
 STEP = "build tensorrt"
 LAYERS = f"{OURS}/layers.json"
@@ -92,8 +94,7 @@ def build(
                 prepare=gpu.select,
                 progress=progress,
             )
-            with open(work.path(PLAN), "wb") as file:
-                file.write(compiled.plan)
+            write_bytes(work.path(PLAN), memoryview(compiled.plan))
             if compiled.unsaved:
                 warn(compiled.unsaved)
             plan = LoadedPlan(
@@ -121,7 +122,7 @@ def _products(graph: Path, activations: str) -> list[Product]:
 def _kernels(plan: LoadedPlan, layers: Path, nodes: Sequence[str]) -> dict:
     """Write the inspector's layers. Returns what became of the quantized products."""
     inspected = plan.layers()
-    layers.write_text(inspected, encoding="utf-8")
+    write_text(layers, inspected)
     found = built_products(read_layers(inspected), nodes)
     return {
         "int8": sum(product.int8 for product in found),

@@ -28,8 +28,8 @@ from builders.tensorrt.limits import DECODE, PREFILL
 from builders.tensorrt.runtime import Binding
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, PAST, PRESENT
 from smoothquant.errors import UserError
+from smoothquant.outputs import load_manifest
 from smoothquant.packages import require
-from smoothquant.workspace import load_manifest
 
 Feed = dict[str, numpy.ndarray]
 

@@ -15,7 +15,7 @@ from builders.tensorrt.limits import Limits
 from builders.tensorrt.runtime import LoadedPlan
 from builders.tensorrt.session import CachedDecoding, Session
 from smoothquant.errors import UserError
-from smoothquant.workspace import load_manifest
+from smoothquant.outputs import load_manifest
 
 PLAN = "model.plan"
 

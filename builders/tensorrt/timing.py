@@ -6,12 +6,12 @@ what goes wrong after it is only said.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smoothquant.errors import OutputError
+from smoothquant.files import write_bytes
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -44,11 +44,8 @@ def write(config: trt.IBuilderConfig, path: Path) -> str:
     cache = config.get_timing_cache()
     if cache is None:
         return ""
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
-        new.write_bytes(memoryview(cache.serialize()))
-        os.replace(new, path)
+        write_bytes(path, memoryview(cache.serialize()))
     except OSError as error:
-        new.unlink(missing_ok=True)
         return f"--timing-cache {path}: not written ({error.strerror}); the engine is whole"
     return ""

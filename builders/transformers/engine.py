@@ -31,8 +31,9 @@ from torch import Tensor
 from builders.engine.protocol import Engine
 from builders.transformers.linear_experts import PACKED, linear_experts
 from smoothquant.errors import MissingPackageError, UserError
+from smoothquant.files import read_json
+from smoothquant.outputs import load_manifest
 from smoothquant.packages import require
-from smoothquant.workspace import load_manifest, read_json
 
 OLDEST = "4.56"
 

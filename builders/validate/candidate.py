@@ -17,7 +17,7 @@ from builders.validate.validation import Exactness, Validation
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.errors import UserError
 from smoothquant.model import Model
-from smoothquant.workspace import versions
+from smoothquant.outputs import versions
 
 UNBOUND = ("export hf", "export w8a8")  # they hold both sets of LongRoPE's frequencies: who reads them goes by length
 

@@ -23,7 +23,7 @@ from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import check_scales, quantize_layer, smooth_layer
 from smoothquant.sweep import FLOAT, Listener, Progress, sweep
-from smoothquant.workspace import Workspace
+from smoothquant.workspace import Workroom
 
 W8A8 = "w8a8"
 
@@ -43,7 +43,7 @@ def perplexities(
     text: HeldOutText,
     input_absmax: Mapping[str, Tensor],
     settings: SmoothingSettings,
-    work: Workspace,
+    work: Workroom,
     *,
     device: str = "cpu",
     progress: Progress = lambda done, total: None,

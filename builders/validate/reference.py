@@ -19,7 +19,7 @@ from smoothquant import decoder
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.sweep import FLOAT, Progress, sweep
-from smoothquant.workspace import Workspace
+from smoothquant.workspace import Workroom
 
 STORED = {torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32"}
 
@@ -61,7 +61,7 @@ class Reference:
         *,
         exact: bool = False,
         device: str = "cpu",
-        work: Workspace | None = None,
+        work: Workroom | None = None,
         progress: Progress = lambda done, total: None,
     ) -> None:
         check_text(model, text)

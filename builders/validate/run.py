@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from builders.engine.generation import GeneratingEngine
@@ -30,14 +28,15 @@ from builders.validate.thresholds import Thresholds
 from builders.validate.validation import Validation
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.device import choose_device
-from smoothquant.errors import OutputError, UserError
+from smoothquant.errors import UserError
 from smoothquant.model import Model
+from smoothquant.outputs import check_content, versions
 from smoothquant.scheme import scheme_of
 from smoothquant.sweep import KEEP_EVERY, Progress
-from smoothquant.workspace import Workspace, save_tensors, versions
+from smoothquant.workspace import Workroom
 
 HELD = 2 << 30  # bytes of the reference's logits in memory at a time, where several engines want them
-COMPARED = "compared.safetensors"  # in the workspace: what the engines have shown so far
+COMPARED = "compared"  # tensors in the workspace: what the engines have shown so far
 # of an engine that does not say how it was smoothed: none of its layers can be rebuilt
 UNKNOWN = EngineScheme("", scheme_of("float"))
 
@@ -58,8 +57,8 @@ def validate_engines(
     folders: label -> engine or export folder. thresholds: by label; an engine without is only measured.
     exact: measure exactness too (a float64 pass; asked for by itself where a threshold needs it).
     device: where the reference is computed ("auto", "cpu", "cuda", "cuda:N"); engines choose their own.
-    work: the folder WORK.partial keeps what an interrupted validation has found, and the same call goes on from there;
-        it stays until `workspace.forget(work)`. Without one, an interrupted validation begins again.
+    work: the folder WORK.smoothquant-work keeps what an interrupted validation has found, and the same call goes on
+        from there; it stays until `workspace.forget(work)`. Without one, an interrupted validation begins again.
     progress: called with (done, total), where one is a layer of the reference or a sequence of an engine.
 
     Raises UserError before any work is done: a folder that is no engine, an engine of another model, of another
@@ -71,6 +70,7 @@ def validate_engines(
     manifests = {label: engine_manifest(folder) for label, folder in folders.items()}
     schemes = {}
     for label, folder in folders.items():
+        check_content(folder, manifests[label])
         check_model(manifests[label], model, str(folder))
         schemes[label] = UNKNOWN if manifests[label].step == FOREIGN else read_scheme(folder)
         if schemes[label] is UNKNOWN and thresholds.get(label, Thresholds()).exactness_ratio is not None:
@@ -93,7 +93,7 @@ def validate_engines(
     for folder in folders.values():
         _try(folder, text)
     with ExitStack() as stack:
-        kept = stack.enter_context(Workspace(work, "validate", inputs, overwrite=True)) if work else None
+        kept = stack.enter_context(Workroom(work, "validate", inputs)) if work else None
         reference = Reference(
             model,
             text,
@@ -134,7 +134,7 @@ def _compare(
     candidates: Sequence[Candidate],
     folders: Sequence[str | Path],
     reference: Reference,
-    work: Workspace | None,
+    work: Workroom | None,
     progress: Callable[[int], None],
 ) -> None:
     """Take every engine through all sequences that it has not met yet."""
@@ -175,26 +175,16 @@ def _blocks(reference: Reference, nbytes: int) -> Iterator[range]:
     yield range(start, len(reference.text.sequences))
 
 
-def _save(candidates: Sequence[Candidate], work: Workspace) -> None:
+def _save(candidates: Sequence[Candidate], work: Workroom) -> None:
     state = {f"{n}.{name}": values for n, one in enumerate(candidates) for name, values in one.state().items()}
-    save_tensors(work.path(COMPARED), state)
+    work.keep(COMPARED, state)
 
 
-def _restore(candidates: Sequence[Candidate], work: Workspace) -> None:
-    path = work.path(COMPARED)
-    if not path.exists():
-        return
-    try:
-        state = load_file(path)
-        for n, candidate in enumerate(candidates):
-            start = f"{n}."
-            candidate.restore({key.removeprefix(start): state[key] for key in state if key.startswith(start)})
-    except (SafetensorError, OSError, KeyError) as error:
-        raise OutputError(
-            f"{path}: truncated or corrupt ({error})",
-            expected="what an interrupted run left",
-            do=f"remove {work.folder} and start again",
-        ) from error
+def _restore(candidates: Sequence[Candidate], work: Workroom) -> None:
+    state = work.state(COMPARED)
+    for n, candidate in enumerate(candidates) if state else ():
+        start = f"{n}."
+        candidate.restore({key.removeprefix(start): state[key] for key in state if key.startswith(start)})
 
 
 def _try(folder: str | Path, text: HeldOutText) -> None:
@@ -206,6 +196,5 @@ def _try(folder: str | Path, text: HeldOutText) -> None:
 
 def _identity(folder: str | Path, manifest: Manifest) -> dict:
     """What an engine is known by: if any of it has changed, what was found before is another engine's."""
-    files = [Path(folder) / name for name in manifest.files]
-    changed = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
-    return {"folder": str(Path(folder).resolve()), "step": manifest.step, "made from": dict(manifest.inputs), **changed}
+    content = {name: facts.sha256 for name, facts in manifest.files.items()}
+    return {"folder": str(Path(folder).resolve()), "step": manifest.step, "made from": dict(manifest.inputs), **content}

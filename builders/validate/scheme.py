@@ -25,10 +25,10 @@ from smoothquant.errors import UserError
 from smoothquant.fold import Scales, SmoothedLayer, fold
 from smoothquant.layers import FloatLayer
 from smoothquant.model import Model
+from smoothquant.outputs import load_manifest
 from smoothquant.scheme import FLOAT, Scheme
 from smoothquant.settings import SmoothingSettings
 from smoothquant.steps import DEFAULT, Step, as_records, from_records, replay
-from smoothquant.workspace import load_manifest
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from exporters.sidecars import copy_tokenizer
 from smoothquant.artifacts.safetensors_files import Planned
 from smoothquant.artifacts.shards import MAX_SHARD, SafetensorsShards
 from smoothquant.errors import ContractError
+from smoothquant.files import write_json
 from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
-from smoothquant.workspace import Workspace, write_json
+from smoothquant.workspace import Workspace
 
 LayerTensorContent = Callable[[SmoothedLayer, QuantizedLayer | None], Tensor]
 
@@ -59,10 +60,13 @@ class CheckpointWriter(ABC):
     def begin(self, model: Model, work: Workspace) -> None:
         self.model, self.work, self.tensors = model, work, self.plan(model)
         planned = {name: tensor.planned for name, tensor in self.tensors.items()}
-        self.files = SafetensorsShards(work.folder, planned, self.max_shard)
+        self.files = SafetensorsShards(work, planned, self.max_shard)
         self.names: dict[int | None, list[str]] = {}  # of each layer's tensors, and of those outside
         for name, tensor in self.tensors.items():
             self.names.setdefault(tensor.layer, []).append(name)
+        if work.next_layer == 0:
+            for name in self.names.get(None, ()):
+                self.files.write_rows(name, (self._rounded(name, rows) for rows in model.rows(name)))
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
         for name in self.names[layer.index]:
@@ -71,10 +75,8 @@ class CheckpointWriter(ABC):
             self.files.write(name, self._rounded(name, content(layer, quantized)))
 
     def end(self) -> None:
-        for name in self.names.get(None, ()):
-            self.files.write_rows(name, (self._rounded(name, rows) for rows in self.model.rows(name)))
         write_json(self.work.path("config.json"), self.config(self.model))
-        copy_tokenizer(self.model, self.work.folder)
+        copy_tokenizer(self.model, self.work)
 
     def _rounded(self, name: str, tensor: Tensor) -> Tensor:
         rounded = tensor.to(self.tensors[name].planned.dtype)

@@ -9,13 +9,15 @@ Format: https://onnx.ai/onnx/repo-docs/ExternalData.html
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from smoothquant.artifacts.safetensors_files import as_bytes
+from smoothquant.data_file import DataFile
+from smoothquant.files import Piece
 
 FILE = "model.onnx.data"
 PAGE, SMALL = 4096, 64  # alignment of large tensors and of those below 16 pages
@@ -36,11 +38,13 @@ class Content:
 
 @dataclass(frozen=True)
 class Place:
-    """A planned tensor: shape, dtype, content, and where it lies, offset and length in bytes."""
+    """A planned tensor: shape, dtype, content, and where it lies, offset and length in bytes. begin: where the zeros
+    before it begin, which align it."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     content: Content
+    begin: int
     offset: int
 
     @property
@@ -61,15 +65,14 @@ class ExternalData:
             raise ValueError(f"{name} is planned twice")
         nbytes = torch.Size(shape).numel() * dtype.itemsize
         alignment = PAGE if nbytes >= 16 * PAGE else SMALL
-        place = Place(shape, dtype, content, offset=-(-self.nbytes // alignment) * alignment)
+        place = Place(shape, dtype, content, self.nbytes, -(-self.nbytes // alignment) * alignment)
         self.places[name] = place
         self.nbytes = place.offset + nbytes
 
-    def open(self, path: Path) -> None:
+    def open(self, file: DataFile) -> None:
         """Give the file its full length; what an interrupted run wrote stays."""
-        self.path = path
-        path.touch()
-        os.truncate(path, self.nbytes)
+        self.file = file
+        file.reserve(self.nbytes)
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Write a whole tensor. Shape and dtype must be as planned."""
@@ -80,25 +83,44 @@ class ExternalData:
 
     def write_rows(self, name: str, parts: Iterable[Tensor]) -> None:
         """Write a tensor that comes some rows at a time."""
-        place, written = self.places[name], 0
-        with open(self.path, "r+b", buffering=0) as file:
-            for part in parts:
-                written += _write_all(file.fileno(), _bytes(name, part, place, axis=0), place.offset + written)
-        _check_size(name, written, place)
+        self._write(name, self._rows(name, parts))
 
     def write_transposed(self, name: str, parts: Iterable[Tensor]) -> None:
         """Write a matrix (in, out) whose transpose, (out, in), comes some rows at a time."""
+        self._write(name, self._columns(name, parts))
+
+    def _rows(self, name: str, parts: Iterable[Tensor]) -> Iterator[Piece]:
+        place = self.places[name]
+        offset = place.offset
+        for part in parts:
+            content = _bytes(name, part, place, axis=0)
+            yield offset, content
+            offset += len(content)
+
+    def _columns(self, name: str, parts: Iterable[Tensor]) -> Iterator[Piece]:
         place = self.places[name]
         width, itemsize = place.shape[1], place.dtype.itemsize
-        start = written = 0
-        with open(self.path, "r+b", buffering=0) as file:
-            for part in parts:
-                content, length = _bytes(name, part.t(), place, axis=1), len(part) * itemsize  # (in, rows of the part)
-                for row in range(place.shape[0]):
-                    offset = place.offset + (row * width + start) * itemsize
-                    written += _write_all(file.fileno(), content[row * length : (row + 1) * length], offset)
-                start += len(part)
-        _check_size(name, written, place)
+        start = 0
+        for part in parts:
+            content, length = _bytes(name, part.t(), place, axis=1), len(part) * itemsize  # (in, rows of the part)
+            for row in range(place.shape[0]):
+                offset = place.offset + (row * width + start) * itemsize
+                yield offset, content[row * length : (row + 1) * length]
+            start += len(part)
+
+    def _write(self, name: str, pieces: Iterable[Piece]) -> None:
+        """Write a tensor; the zeros that align it count as written."""
+        place, written = self.places[name], 0
+
+        def counted() -> Iterator[Piece]:
+            nonlocal written
+            for offset, content in pieces:
+                written += len(content)
+                yield offset, content
+
+        self.file.write(counted(), place.begin, place.offset + place.nbytes)
+        if written != place.nbytes:
+            raise ValueError(f"{name}: {written} bytes written, {place.nbytes} planned")
 
 
 def _bytes(name: str, tensor: Tensor, place: Place, axis: int) -> memoryview:
@@ -106,17 +128,4 @@ def _bytes(name: str, tensor: Tensor, place: Place, axis: int) -> memoryview:
     planned = place.shape[:axis] + tuple(tensor.shape[axis : axis + 1]) + place.shape[axis + 1 :]
     if tensor.dtype != place.dtype or tensor.shape != planned:
         raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)}, planned {place.dtype} {place.shape}")
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-
-
-def _write_all(descriptor: int, content: memoryview, offset: int) -> int:
-    """os.pwrite takes at most 2 GiB at a time, and less on a disk that is almost full."""
-    written = 0
-    while written < len(content):
-        written += os.pwrite(descriptor, content[written:], offset + written)
-    return written
-
-
-def _check_size(name: str, written: int, place: Place) -> None:
-    if written != place.nbytes:
-        raise ValueError(f"{name}: {written} bytes written, {place.nbytes} planned")
+    return as_bytes(tensor)

@@ -8,7 +8,6 @@ config.json, tokenizer files; smoothquant/smoothing.safetensors, smoothquant/man
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from exporters.onnx.graph import OPSET
 from exporters.sidecars import copy_tokenizer
 from smoothquant.artifacts.manifest import OnnxOptions
 from smoothquant.errors import ContractError, UserError
+from smoothquant.files import copy, write_bytes
 from smoothquant.model import Model
 from smoothquant.packages import require
 from smoothquant.settings import GRAPH_FACTS
@@ -91,19 +91,20 @@ class OnnxWriter:
         self.model, self.work = model, work
         self.decoders = self._decoders(model)
         self.data = next(iter(self.decoders.values())).graph.data
-        self.data.open(work.path(FILE))
+        self.data.open(work.data(FILE))
         self.names: dict[int | None, list[str]] = {}  # tensors of each layer, and outside the layers
         for name, place in self.data.places.items():
             self.names.setdefault(place.content.layer, []).append(name)
+        if work.next_layer == 0:
+            self._write(None)
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
         self._write(layer.index, layer, quantized)
 
     def end(self) -> None:
-        self._write(None)
         self._save_graphs()
-        shutil.copyfile(self.model.checkpoint.folder / "config.json", self.work.path("config.json"))
-        copy_tokenizer(self.model, self.work.folder)
+        copy(self.model.checkpoint.folder / "config.json", self.work.path("config.json"))
+        copy_tokenizer(self.model, self.work)
 
     def _write(self, index: int | None, *layer: SmoothedLayer | QuantizedLayer | None) -> None:
         """Write the planned tensors of a layer, or of what lies outside of all."""
@@ -121,7 +122,7 @@ class OnnxWriter:
         for file, decoder in self.decoders.items():
             facts = {"family": self.model.family.name, **decoder.form.settings, "quantized": decoder.quantized_names}
             proto = decoder.graph.model({GRAPH_FACTS: json.dumps(facts)})
-            self.work.path(file).write_bytes(proto.SerializeToString())
+            write_bytes(self.work.path(file), proto.SerializeToString())
 
 
 def _rounded(name: str, part: Tensor, dtype: torch.dtype) -> Tensor:

@@ -27,11 +27,12 @@ from exporters.trtllm.versions import STABLE, check_version
 from smoothquant.artifacts.manifest import TrtllmOptions
 from smoothquant.artifacts.safetensors_files import Planned, SafetensorsFile
 from smoothquant.errors import ContractError, UserError
+from smoothquant.files import write_json
 from smoothquant.model import Model
 from smoothquant.scheme import scheme_of
 from smoothquant.settings import KV_CACHES, SmoothingSettings
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
-from smoothquant.workspace import Workspace, write_json
+from smoothquant.workspace import Workspace
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -90,11 +91,14 @@ class TrtllmWriter:
         self.model, self.work = model, work
         self.tensors = self._layer_tensors(model)
         self.files = [
-            SafetensorsFile(work.path(f"rank{rank}.safetensors"), plan)
+            SafetensorsFile(work.data(f"rank{rank}.safetensors"), plan)
             for stage in range(self.ranks.pp)
             for plan in [self._plan_stage(model, stage)]
             for rank in self.ranks.ranks(stage)
         ]
+        if work.next_layer == 0:
+            for outer in outer_tensors(model):
+                outer.write(model, self._files(0 if outer.first else self.ranks.pp - 1), self._cast)
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
         assert quantized is not None  # promised by the attribute `weights`
@@ -107,12 +111,10 @@ class TrtllmWriter:
                 file.write(full, self._finite(full, sharded.of(rank, self.ranks.tp)))
 
     def end(self) -> None:
-        for outer in outer_tensors(self.model):
-            outer.write(self.model, self._files(0 if outer.first else self.ranks.pp - 1), self._cast)
         decoder = decoder_of(self.model, self.mode)
         content = config(self.model, decoder, self.mode, self.ranks, self.dtype, self.kv, self.alpha)
         write_json(self.work.path("config.json"), content)
-        copy_tokenizer(self.model, self.work.folder)
+        copy_tokenizer(self.model, self.work)
 
     def _check_smoothing(self, settings: SmoothingSettings) -> None:
         """Raise UserError for run-time scales or cache scales that this form has no place for."""

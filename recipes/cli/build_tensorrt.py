@@ -133,7 +133,7 @@ def show(ui: Ui, manifest: Manifest) -> None:
 
 def warn_of_floats(ui: Ui, manifest: Manifest, out: str) -> None:
     """A line for each product that is no INT8 kernel. It is no error: TensorRT's timing may prefer a float one."""
-    from smoothquant.workspace import MANIFEST
+    from smoothquant.outputs import MANIFEST
 
     floats = [product for product in manifest.results["kernels"]["products"] if not product["int8"]]
     for product in floats[:SHOWN]:

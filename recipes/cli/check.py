@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
 def checker(path: Path) -> Checker:
     """What checks this file or folder. Raises UserError for what nothing checks."""
     from builders.tensorrt_llm import is_checkpoint
-    from smoothquant.workspace import is_output, load_manifest
+    from smoothquant.outputs import is_output, load_manifest
 
     if path.is_dir() and is_checkpoint(path):
         return check_trtllm

@@ -50,7 +50,7 @@ def check_onnx(arguments: argparse.Namespace, ui: Ui) -> None:
 
 def _graphs(path: Path) -> list[Path]:
     """The ONNX files of a folder of ours, which may be two; any other path itself."""
-    from smoothquant.workspace import is_output, load_manifest
+    from smoothquant.outputs import is_output, load_manifest
 
     if not is_output(path):
         return [path]

@@ -15,7 +15,7 @@ def check_tensorrt(arguments: argparse.Namespace, ui: Ui) -> None:
     """Raises CheckError if a quantized product is no INT8 kernel. Only `--against` needs TensorRT and a GPU."""
     from builders.nvidia.layers import read_layers
     from builders.tensorrt.build import LAYERS
-    from smoothquant.workspace import load_manifest
+    from smoothquant.outputs import load_manifest
 
     path = Path(arguments.path)
     manifest = load_manifest(path)

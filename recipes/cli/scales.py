@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -188,6 +189,8 @@ def run_convert(arguments: argparse.Namespace, ui: Ui) -> None:
 
 def _free(out: str, suffix: str, overwrite: bool) -> Path:
     """`out` as a path that may be written. It is checked before anything is read or downloaded."""
+    from act_scales.store import check_replaceable
+
     path = Path(out)
     if path.suffix != suffix:
         raise UserError(
@@ -195,8 +198,10 @@ def _free(out: str, suffix: str, overwrite: bool) -> Path:
             expected=f"a name that ends in {suffix}",
             do=f"for the other form: smoothquant scales {'import' if suffix == '.pt' else 'convert'}",
         )
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise OutputError(f"{path} exists", expected="a new file", do="choose another --out, or pass --overwrite")
+    if os.path.lexists(path):
+        check_replaceable(path)
+        if not overwrite:
+            raise OutputError(f"{path} exists", expected="a new file", do="choose another --out, or pass --overwrite")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: no such folder {path.parent}", do="make it, or choose another --out")
     return path

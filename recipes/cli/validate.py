@@ -34,7 +34,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         description="Run engines and the float model on a text that was not calibrated on, and compare their logits. "
         "The float model runs layer by layer: one layer in memory. Exit status 1 if a threshold is missed; the "
         "smallest one that would have passed is told. An interrupted run goes on near where it stopped: what it has "
-        "found lies in FILE.partial beside --out, or else --report, or else the first engine.",
+        "found lies in FILE.smoothquant-work beside --out, or else --report, or else the first engine.",
     )
     command.add_argument(
         "engines",
@@ -63,7 +63,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from builders.engine.protocol import FOREIGN
     from builders.validate import validate_engines
     from builders.validate.report import write_json, write_report
-    from smoothquant.workspace import check_place, forget
+    from smoothquant.files import check_place
+    from smoothquant.workspace import forget
 
     limits = _limits(arguments)
     for option, path in (("--report", arguments.report), ("--out", arguments.out)):

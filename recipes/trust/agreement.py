@@ -8,7 +8,6 @@ whole. The logits must agree to TOLERANCE of their spread (standard deviation); 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +23,9 @@ from smoothquant.attention import patterns
 from smoothquant.checkpoint import Checkpoint
 from smoothquant.errors import CheckpointError, UserError
 from smoothquant.family import Family
+from smoothquant.files import scratch, write_json
 from smoothquant.layers import float_layer
 from smoothquant.model import Model
-from smoothquant.workspace import write_json
 
 TOLERANCE = 1e-4  # of the spread of the logits
 CHUNK = ORIGINAL + 6  # tokens of the first chunk: more than a window, and than the original length
@@ -68,10 +67,10 @@ def _distance(
     cut: Mapping[str, Any], theirs: TransformersClass, family: Family, where: Path, attention: str | None
 ) -> float:
     name = theirs.model.__name__
-    with tempfile.TemporaryDirectory(prefix="smoothquant-") as folder:
-        expected = save_theirs(cut, theirs, Path(folder), attention)
+    with scratch() as folder:
+        expected = save_theirs(cut, theirs, folder, attention)
         try:
-            found = our_logits(Path(folder), cut, family)
+            found = our_logits(folder, cut, family)
         except (UserError, RuntimeError) as error:  # a RuntimeError is torch's, for shapes that do not fit
             told, expectation = (error.what, error.expected) if isinstance(error, UserError) else (str(error), "")
             raise CheckpointError(

@@ -1,6 +1,6 @@
 """Verdicts on families that are remembered: a model is compared with transformers once, not at every command.
 
-    $SMOOTHQUANT_CACHE/families/KEY.json, else $XDG_CACHE_HOME/smoothquant/families/KEY.json, else below ~/.cache
+    families/KEY.json, in the folder of `smoothquant.cache`
 
 KEY is a hash of everything that a verdict depends on: the config.json, the versions of the packages, and the source of
 the families, of the decoder and of a user's own record. Only agreement is remembered. A place that cannot be read or
@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import recipes
 import smoothquant
-from smoothquant.workspace import read_json, versions, write_json
+from smoothquant import cache
+from smoothquant.files import make_folder, read_json, write_json
+from smoothquant.outputs import versions
 
 PACKAGES = ("python", "torch", "transformers")  # whose versions a verdict depends on
 
@@ -37,7 +38,7 @@ class Verdict:
         digest.update(json.dumps({name: here.get(name) for name in PACKAGES}).encode())
         for file in _sources(source):
             digest.update(file.name.encode() + file.read_bytes())
-        return cls(place() / f"{digest.hexdigest()[:32]}.json")
+        return cls(cache.place("families") / f"{digest.hexdigest()[:32]}.json")
 
     @property
     def is_remembered(self) -> bool:
@@ -47,19 +48,10 @@ class Verdict:
     def remember(self, family: str) -> None:
         """Note that transformers agrees. family: the record's name, for whoever opens the file."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             write_json(self.path, {"agrees": True, "family": family, "versions": versions()})
         except OSError:
             pass  # a read-only home: the next command checks again
-
-
-def place() -> Path:
-    """The folder where verdicts are remembered."""
-    own = os.environ.get("SMOOTHQUANT_CACHE")
-    if own:
-        return Path(own) / "families"
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(home) / "smoothquant" / "families"
 
 
 def _sources(own: Path | None) -> Iterator[Path]:

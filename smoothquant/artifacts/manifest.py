@@ -1,7 +1,9 @@
 """The manifest of an output folder: what made it, out of what, and what it found.
 
-{"format", "step", "inputs", "files", "versions", "contract", "geometry", "results"}
+{"format", "step", "inputs", "files", "versions", "contract", "geometry", "results", "sha256"}
 
+files     name -> {"size", "sha256", "accepted"}
+sha256    of all the rest (`artifacts.seal`)
 inputs    of an export: an `Origin`. Of a build: "export", the origin of what it was built from, and its own
 contract  how far smoothing changed the logits of this model; of exports and engines
 geometry  numbers of the model that those who run it must know; of exports and engines
@@ -71,7 +73,9 @@ class HuggingFaceOptions:
 
 @dataclass(frozen=True)
 class Origin:
-    """What an export was made from. model, act_scales: fingerprints, None where there were none.
+    """What an export was made from. model, sidecars, act_scales: fingerprints, None where there were none.
+
+    sidecars: of config.json, tokenizer and generation settings, which the export holds too.
 
     schemes: of its graphs; one, but for an ONNX export that holds two. steps: what was done to layers between smoothing
     and storing (`smoothquant.steps`). max_positions: the length whose rotary frequencies were chosen, where a model has
@@ -83,6 +87,7 @@ class Origin:
     schemes: tuple[Scheme, ...]
     steps: tuple[Mapping[str, Any], ...] = ()
     model: str | None = None
+    sidecars: str | None = None
     act_scales: str | None = None
     max_positions: int | None = None
     onnx: OnnxOptions | None = None
@@ -110,13 +115,23 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class FileFacts:
+    """What was written into a file: its size in bytes and its SHA-256, 64 hex digits. accepted: a user changed the file
+    on purpose, and said so."""
+
+    size: int
+    sha256: str
+    accepted: bool = False
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """The manifest of a finished folder. files: size by name; versions: of the packages that took part."""
+    """The manifest of a finished folder. files: what was written, by name; versions: of the packages that took part."""
 
     format: int
     step: str
     inputs: Mapping[str, Any]
-    files: Mapping[str, int]
+    files: Mapping[str, FileFacts]
     versions: Mapping[str, str]
     contract: Promise | None = None
     geometry: ModelFacts | None = None
@@ -129,7 +144,7 @@ class Manifest:
     @property
     def nbytes(self) -> int:
         """Of all files."""
-        return sum(self.files.values())
+        return sum(facts.size for facts in self.files.values())
 
     @property
     def origin(self) -> Origin:

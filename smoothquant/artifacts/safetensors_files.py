@@ -18,6 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from smoothquant import files
+from smoothquant.data_file import DataFile
+
 CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.int8: "I8"}
 
 
@@ -41,8 +44,8 @@ class SafetensorsFile:
     """One file. plan: every tensor's name, shape and dtype, in the order on disk. What an interrupted run wrote is
     kept."""
 
-    def __init__(self, path: Path, plan: Mapping[str, Planned]) -> None:
-        self.path, self.plan = path, plan
+    def __init__(self, file: DataFile, plan: Mapping[str, Planned]) -> None:
+        self.file, self.plan = file, plan
         header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
         end = 0
         for name, planned in plan.items():
@@ -55,29 +58,51 @@ class SafetensorsFile:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self._offsets = {name: 8 + len(text) + header[name]["data_offsets"][0] for name in plan}
-        path.touch()
-        with open(path, "r+b") as out:
-            out.write(len(text).to_bytes(8, "little") + text)
-            out.truncate(8 + len(text) + end)
+        if file.is_new:
+            file.reserve(8 + len(text) + end)
+            self._write(0, memoryview(len(text).to_bytes(8, "little") + text))
+
+    @property
+    def name(self) -> str:
+        """The name of the file in its folder."""
+        return self.file.path.name
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Write a whole tensor. Shape and dtype must be as planned."""
-        self.write_rows(name, [tensor])
+        if tensor.shape != self.plan[name].shape:
+            raise ValueError(f"{name}: shape {tuple(tensor.shape)}, planned {self.plan[name].shape}")
+        self.write_rows(name, [tensor.reshape(-1, *tensor.shape[1:])])
 
     def write_rows(self, name: str, parts: Iterable[Tensor]) -> None:
         """Write a tensor that comes some rows at a time."""
         written = 0
         for part in parts:
             written += self.write_part(name, part, written)
-        if written != self.plan[name].shape[0]:
+        if written != (self.plan[name].shape or (1,))[0]:
             raise ValueError(f"{name}: {written} rows written, planned {self.plan[name]}")
 
     def write_part(self, name: str, part: Tensor, row: int) -> int:
         """Write some rows of a tensor, from `row` on. Returns how many."""
         planned = self.plan[name]
-        if part.dtype != planned.dtype or part.shape[1:] != planned.shape[1:] or row + len(part) > planned.shape[0]:
+        rows = (planned.shape or (1,))[0]
+        if part.dtype != planned.dtype or part.shape[1:] != planned.shape[1:] or row + len(part) > rows:
             raise ValueError(f"{name}: got {part.dtype} {tuple(part.shape)} at row {row}, planned {planned}")
-        with open(self.path, "r+b") as file:
-            file.seek(self._offsets[name] + row * planned.row_nbytes)
-            file.write(part.contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        self._write(self._offsets[name] + row * planned.row_nbytes, as_bytes(part))
         return len(part)
+
+    def _write(self, offset: int, content: memoryview) -> None:
+        self.file.write([(offset, content)], offset, offset + len(content))
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The content of a tensor, row by row."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a file so that it is there whole or not at all."""
+    with files.aside(path) as new:
+        plan = {name: Planned(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        file = SafetensorsFile(DataFile(new), plan)
+        for name, tensor in tensors.items():
+            file.write(name, tensor)

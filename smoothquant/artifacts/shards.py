@@ -4,22 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
 from smoothquant.artifacts.safetensors_files import Planned, SafetensorsFile
-from smoothquant.workspace import write_json
+from smoothquant.data_file import DataFile
+from smoothquant.files import write_json
 
 MAX_SHARD = 5_000_000_000  # bytes, as transformers splits
 
 
+class Folder(Protocol):
+    """Where shards are written: a workspace, for one."""
+
+    def data(self, name: str) -> DataFile:
+        """A large file in it."""
+        ...
+
+    def path(self, name: str) -> Path:
+        """A small one."""
+        ...
+
+
 class SafetensorsShards:
-    """`model.safetensors`, or shards of at most `max_shard` bytes with `model.safetensors.index.json`, in `folder`.
+    """`model.safetensors`, or shards of at most `max_shard` bytes with `model.safetensors.index.json`, in a folder.
 
     plan: every tensor's name, shape and dtype, in the order on disk. What an interrupted run wrote is kept.
     """
 
-    def __init__(self, folder: Path, plan: Mapping[str, Planned], max_shard: int = MAX_SHARD) -> None:
+    def __init__(self, folder: Folder, plan: Mapping[str, Planned], max_shard: int = MAX_SHARD) -> None:
         self.plan = plan
         self._files: dict[str, SafetensorsFile] = {}
         shards = list(_split(plan, max_shard))
@@ -27,14 +41,13 @@ class SafetensorsShards:
         if len(shards) == 1:
             names = ["model.safetensors"]
         for name, tensors in zip(names, shards, strict=True):
-            file = SafetensorsFile(folder / name, {tensor: plan[tensor] for tensor in tensors})
+            file = SafetensorsFile(folder.data(name), {tensor: plan[tensor] for tensor in tensors})
             self._files |= dict.fromkeys(tensors, file)
         if len(shards) > 1:
-            weight_map = {tensor: file.path.name for tensor, file in self._files.items()}
+            weight_map = {tensor: file.name for tensor, file in self._files.items()}
             size = sum(planned.nbytes for planned in plan.values())
-            write_json(
-                folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map}
-            )
+            content = {"metadata": {"total_size": size}, "weight_map": weight_map}
+            write_json(folder.path("model.safetensors.index.json"), content)
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Write a whole tensor. Shape and dtype must be as planned."""

@@ -20,7 +20,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from smoothquant.errors import UserError
-from smoothquant.workspace import OURS
+from smoothquant.outputs import OURS
 
 SMOOTHING = f"{OURS}/smoothing.safetensors"
 SCALE, ABSMAX, CACHE_SCALE = ".smoothing_scale", ".input_absmax", ".cache_scale"

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from smoothquant.workspace import versions, write_json
+from smoothquant.files import write_json
+from smoothquant.outputs import versions
 from tests.benchmarks.results import FOLDER
 
 FORMS: Mapping[str, dict] = {  # of the bundled model's exports

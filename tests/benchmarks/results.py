@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from smoothquant.machine import cpu_flags, cpuinfo, physical_cores
-from smoothquant.workspace import versions
+from smoothquant.outputs import versions
 
 FOLDER = Path(__file__).parent / "results"
 SHOWN = ("amx_bf16", "amx_int8", "avx512_vnni", "avx512_bf16", "avx_vnni", "avx2")

@@ -15,8 +15,8 @@ from exporters.onnx import OnnxWriter
 from exporters.trtllm import Ranks, TrtllmWriter
 from smoothquant.errors import UserError
 from smoothquant.model import Model
+from smoothquant.outputs import MANIFEST, OURS, TOP_MANIFEST, load_manifest
 from smoothquant.settings import SmoothingSettings
-from smoothquant.workspace import MANIFEST, OURS, TOP_MANIFEST, load_manifest
 from tests.outputs import TOKENIZER, top
 
 SHARD = 100_000  # bytes: several shards of the tiny model

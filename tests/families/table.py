@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from smoothquant.workspace import versions, write_json
+from smoothquant.files import write_json
+from smoothquant.outputs import versions
 from tests.benchmarks.results import FOLDER, machine
 from tests.families.properties import PROPERTIES
 from tests.zoo import ZOO

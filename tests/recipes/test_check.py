@@ -15,7 +15,7 @@ from builders.check.tensorrt_rtx.packages import bindings
 from builders.onnxruntime import build
 from recipes.abilities import COMMANDS
 from recipes.cli import main
-from smoothquant.workspace import MANIFEST
+from smoothquant.outputs import MANIFEST
 from tests.builders.check.lint.graphs import LINEAR, PRODUCT, W, X, graph, saved
 from tests.exporters.onnx.graphs import FLOAT, export_onnx, source_of
 from tests.lacking import with_compiler

@@ -11,8 +11,8 @@ from act_scales.store import ActScales
 from builders.engine.exports import open_export
 from recipes.cli import main
 from smoothquant.artifacts.manifest import OnnxOptions
+from smoothquant.outputs import load_manifest
 from smoothquant.scheme import scheme_of
-from smoothquant.workspace import load_manifest
 from tests.exporters.onnx.graphs import Runner
 from tests.families.case import Case
 from tests.models import sample_ids

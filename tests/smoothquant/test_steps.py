@@ -21,10 +21,10 @@ from smoothquant.errors import OutputError, UserError
 from smoothquant.fold import SmoothedLayer
 from smoothquant.layers import float_layer
 from smoothquant.model import Model
+from smoothquant.outputs import load_manifest
 from smoothquant.settings import SmoothingSettings
 from smoothquant.steps import DEFAULT, STEPS, BorrowRanges, as_records, from_records
 from smoothquant.stream import quantize_layer
-from smoothquant.workspace import load_manifest
 from tests.models import sample_ids
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from smoothquant.errors import OutputError, UserError
-from smoothquant.workspace import Workspace, load_manifest
+from smoothquant.outputs import load_manifest
+from smoothquant.workspace import Workspace
 
 
 def make(out: Path, inputs: dict | None = None, content: str = "whole", overwrite: bool = False) -> Workspace:

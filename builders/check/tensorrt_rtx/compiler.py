@@ -11,7 +11,6 @@ import re
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
@@ -22,6 +21,7 @@ from builders.nvidia.driver import Messages, building
 from builders.nvidia.layers import EngineLayer, read_logged_layers
 from builders.nvidia.profiles import Dimension, Profile
 from smoothquant.errors import UserError
+from smoothquant.files import scratch, write_json
 
 NO_GPU = "Cuda Runtime"  # comes as an error once with every builder where there is no GPU
 ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
@@ -87,8 +87,8 @@ def compile_onnx(path: str | Path, profile: Profile, symbols: Symbols | None = N
 def compile_apart(path: str | Path, profile: Profile, symbols: Symbols | None = None) -> Compilation:
     """The same in a process of its own; without the log. Raises UserError if that process dies."""
     bindings()  # whether the packages are here is said at once
-    with tempfile.TemporaryDirectory() as scratch:
-        result = Path(scratch) / "result.json"
+    with scratch() as place:
+        result = place / "result.json"
         task = {"path": str(path), "profile": astuple(profile), "symbols": symbols or {}, "result": str(result)}
         command = [sys.executable, "-m", __name__, json.dumps(task)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -128,7 +128,7 @@ def _main() -> None:
     task = json.loads(sys.argv[1])
     name, *ranges = task["profile"]
     made = compile_onnx(task["path"], Profile(name, *map(tuple, ranges)), task["symbols"])
-    Path(task["result"]).write_text(json.dumps(asdict(replace(made, messages=()))), encoding="utf-8")
+    write_json(Path(task["result"]), asdict(replace(made, messages=())))
 
 
 if __name__ == "__main__":

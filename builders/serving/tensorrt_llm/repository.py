@@ -24,7 +24,9 @@ from builders.serving.tensorrt_llm.models import Serving
 from builders.tensorrt_llm.format.releases import IMAGE, serve_backend, triton_image
 from exporters.trtllm.versions import FIRST, LAST, builds_engines
 from smoothquant.errors import UserError
-from smoothquant.workspace import TOP_MANIFEST, Workspace, read_json
+from smoothquant.files import read_json, write_text
+from smoothquant.outputs import TOP_MANIFEST
+from smoothquant.workspace import Workspace
 
 STEP = "serve-config"
 API_OPTIONS = "llm_api_options.yaml"
@@ -134,7 +136,7 @@ def write_repository(
     with Workspace(out, STEP, inputs, overwrite=overwrite, manifest=TOP_MANIFEST) as work:
         if not work.finished:
             for name, text in texts.items():
-                work.path(name).write_text(text, encoding="utf-8")
+                write_text(work.path(name), text)
             work.commit()
     return _handoff(engine, serving, repository_at or str(out), {folder, words, out})
 

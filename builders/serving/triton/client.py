@@ -19,8 +19,8 @@ from builders.engine.generation import Decoding, GeneratingEngine
 from builders.serving.triton.repository import DECODERS, model_name
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, POSITION_IDS
 from smoothquant.errors import UserError
+from smoothquant.outputs import load_manifest
 from smoothquant.packages import require
-from smoothquant.workspace import load_manifest
 
 CHUNK = 512  # tokens of a prompt in a request, where the engine does not say
 

@@ -19,7 +19,9 @@ from builders.serving.triton import accelerator
 from builders.serving.triton.config import DecoderModel, ModelTensor, config
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.errors import OutputError, UserError
-from smoothquant.workspace import MANIFEST, Workspace, check_place, is_output, load_manifest
+from smoothquant.files import check_place, write_text
+from smoothquant.outputs import MANIFEST, is_output, load_manifest
+from smoothquant.workspace import Workspace
 
 STEP = "triton"
 CONFIG, VERSION = "config.pbtxt", "1"
@@ -68,7 +70,7 @@ def write_model(engine: str | Path, repository: str | Path, *, overwrite: bool =
         if not work.finished:
             for name in names:
                 work.adopt(engine / name, f"{VERSION}/{name}")
-            work.path(CONFIG).write_text(text, encoding="utf-8")
+            write_text(work.path(CONFIG), text)
             work.commit()
     return out
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +33,9 @@ from smoothquant.artifacts.manifest import Manifest
 from smoothquant.artifacts.record import as_json
 from smoothquant.checkpoint import SIDECARS
 from smoothquant.errors import CheckpointError, UserError
-from smoothquant.workspace import OURS, Workspace, is_output, load_manifest, remove
+from smoothquant.files import copy, remove_file
+from smoothquant.outputs import OURS, is_output, load_manifest
+from smoothquant.workspace import Workspace
 
 STEP = "build tensorrt-llm"
 LOG = f"{OURS}/trtllm-build.log"
@@ -104,10 +105,11 @@ def build(
         if not work.finished:
             ranks = what.config.ranks
             work.require(sum(rank_file(what.checkpoint, rank).stat().st_size for rank in range(ranks)))
-            for left in (*work.folder.glob("*.engine"), work.path(CONFIG), work.path(LOG)):
-                remove(left)
+            for name in (*_engines(ranks), CONFIG, LOG):
+                remove_file(work.path(name))
             _run(what, environment.tool, work, progress, line)
-            _copy_tokenizer(what.checkpoint, work.folder)
+            work.own()
+            _copy_tokenizer(what.checkpoint, work)
             work.commit({"command": what.command, "versions_of_build": {"tensorrt_llm": environment.version}})
     return load_manifest(what.out)
 
@@ -163,8 +165,8 @@ def _origin(checkpoint: Path) -> dict[str, Any]:
     return {"checkpoint": digest.hexdigest()[:16]}
 
 
-def _copy_tokenizer(checkpoint: Path, folder: Path) -> None:
+def _copy_tokenizer(checkpoint: Path, work: Workspace) -> None:
     """What the checkpoint carries for serving."""
     for name in SIDECARS:
         if (checkpoint / name).is_file():
-            shutil.copyfile(checkpoint / name, folder / name)
+            copy(checkpoint / name, work.path(name))

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from smoothquant.files import open_log
+
 GRACE = 10.0  # seconds between asking a process to end and ending it
 
 
@@ -19,7 +21,7 @@ def run_logged(command: Sequence[str], log: Path, line: Callable[[str], None]) -
     """
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with (
-        open(log, "w", encoding="utf-8") as file,
+        open_log(log) as file,
         subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -16,7 +16,7 @@ from builders.tensorrt_llm.format.config import CheckpointConfig, parse
 from builders.tensorrt_llm.format.findings import CONFIG, errors
 from builders.tensorrt_llm.format.rules import config_findings
 from smoothquant.errors import CheckpointError
-from smoothquant.workspace import read_json
+from smoothquant.files import read_json
 
 DTYPES: Mapping[str, torch.dtype] = {
     "I8": torch.int8,

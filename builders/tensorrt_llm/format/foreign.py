@@ -6,8 +6,9 @@ from pathlib import Path
 
 from builders.engine.protocol import FOREIGN, SHAPE
 from builders.tensorrt_llm.format.checkpoint import is_checkpoint, load_config, read_config
-from smoothquant.artifacts.manifest import Manifest
-from smoothquant.workspace import FORMAT, is_output
+from smoothquant.artifacts.manifest import FileFacts, Manifest
+from smoothquant.digests import sha256
+from smoothquant.outputs import FORMAT, is_output
 
 
 def foreign_manifest(folder: Path) -> Manifest | None:
@@ -20,5 +21,7 @@ def foreign_manifest(folder: Path) -> Manifest | None:
     load_config(folder)  # raises for a broken one
     config = read_config(folder)
     inputs = {key: config.get(key) for key in ("dtype", *SHAPE, "quantization")}
-    files = {path.name: path.stat().st_size for path in sorted(folder.glob("rank*.safetensors"))}
+    files = {
+        path.name: FileFacts(path.stat().st_size, sha256(path)) for path in sorted(folder.glob("rank*.safetensors"))
+    }
     return Manifest(FORMAT, FOREIGN, inputs, files, {})

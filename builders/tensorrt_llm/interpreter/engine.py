@@ -9,7 +9,7 @@ from torch import Tensor
 from builders.engine.protocol import Engine
 from builders.tensorrt_llm.format.foreign import foreign_manifest
 from builders.tensorrt_llm.interpreter.interpreter import Interpreter
-from smoothquant.workspace import load_manifest
+from smoothquant.outputs import load_manifest
 
 
 class CheckpointEngine(Engine):

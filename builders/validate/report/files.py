@@ -1,7 +1,9 @@
 """Reports on disk, written whole or not at all.
 
 report.html   for people: `page`
-report.json   {"inputs": ..., "validations": [Validation.as_dict(), ...]}
+report.json   {"made_by": `MARK`, "inputs": ..., "validations": [Validation.as_dict(), ...]}
+
+Both hold `MARK` near their beginning. A file without it is not ours, and is never written over.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from builders.validate.report.page import page
+from builders.validate.report.page import MARK, page
 from builders.validate.report.tables import ExtraRows
 from builders.validate.validation import Validation
 from smoothquant.errors import OutputError
+from smoothquant.files import check_place, make_folder, write_text
 
 
 def write_report(path: str | Path, validations: Sequence[Validation], extra_rows: ExtraRows | None = None) -> None:
@@ -34,19 +37,37 @@ def write_json(path: str | Path, validations: Sequence[Validation], inputs: str 
 
     Raises OutputError if `path` cannot be written.
     """
-    content = {"inputs": inputs, "validations": [found.as_dict() for found in validations]}
+    content = {"made_by": MARK, "inputs": inputs, "validations": [found.as_dict() for found in validations]}
     _write(Path(path), json.dumps(content, allow_nan=False) + "\n")
 
 
-def _write(path: Path, content: str) -> None:
-    new = path.with_name(path.name + ".new")
+def check_report(path: Path, option: str) -> None:
+    """Raise OutputError for a place where no report could be written, or that holds what is not a report of ours.
+    option: by which a user named it."""
+    check_place(path, option, path)
+    if os.path.lexists(path) and not _is_report(path):
+        raise OutputError(
+            f"{option} {path} exists, and it is no report of this tool",
+            expected="a new file, or a report to be replaced",
+            do=f"choose another {option}, or move it away",
+        )
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file begins as our reports do."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            new.write_text(content, encoding="utf-8")
-            os.replace(new, path)
-        finally:
-            new.unlink(missing_ok=True)
+        with open(path, "rb") as file:
+            start = file.read(1024)
+    except OSError:
+        return False
+    return MARK.encode() in start
+
+
+def _write(path: Path, content: str) -> None:
+    check_report(path, "report")
+    try:
+        make_folder(path.parent)
+        write_text(path, content)
     except OSError as error:
         raise OutputError(
             f"{path}: cannot be written ({error.strerror})", expected="a writable place", do="choose another place"

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from builders.validate.report import plots, tables
 from builders.validate.validation import Validation
 
+MARK = "smoothquant validation report"  # by which we know a report of ours
 SERIES = 8  # colours of engines: s0 .. s7, then again
 NO_CHARACTER = re.compile(r"[^\t\n\r -~\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # controls, lone surrogates
 TEMPLATES = Environment(
@@ -33,6 +34,7 @@ def page(validations: Sequence[Validation], extra_rows: tables.ExtraRows) -> str
     verdict, css = tables.verdict(validations)
     main = tables.primary(validations)
     content = TEMPLATES.get_template("report.html.jinja").render(
+        mark=MARK,
         validations=validations,
         quantized=quantized,
         main=main,

@@ -45,7 +45,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
 
 def run(target: ExportTarget, arguments: argparse.Namespace, ui: Ui) -> None:
     from exporters.export import export
-    from smoothquant.workspace import load_manifest
+    from smoothquant.outputs import load_manifest
 
     model = options.open_model(arguments, arguments.model, ui)
     source = target.source(arguments, model)

@@ -21,8 +21,8 @@ from exporters.huggingface import SmoothedWriter, W8A8Writer
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.model import Model
+from smoothquant.outputs import FORMAT, MANIFEST
 from smoothquant.settings import SmoothingSettings
-from smoothquant.workspace import FORMAT, MANIFEST
 from tests.models import hooked_absmax, open_llama, sample_ids
 from tests.outputs import made_from, write_manifest
 

@@ -24,8 +24,8 @@ from smoothquant.artifacts.smoothing_file import SMOOTHING
 from smoothquant.errors import MissingPackageError, OutputError, UserError
 from smoothquant.machine import physical_cores
 from smoothquant.model import Model
+from smoothquant.outputs import MANIFEST, OURS, load_manifest
 from smoothquant.settings import SmoothingSettings
-from smoothquant.workspace import MANIFEST, OURS, load_manifest
 from tests.models import sample_ids
 from tests.outputs import top
 

@@ -19,8 +19,8 @@ from exporters.export import Source, export
 from exporters.onnx import OnnxWriter
 from smoothquant.errors import MissingPackageError
 from smoothquant.model import Model
+from smoothquant.outputs import load_manifest
 from smoothquant.settings import SmoothingSettings
-from smoothquant.workspace import load_manifest
 
 INPUTS = {
     "input_ids": ("batch", "sequence"),

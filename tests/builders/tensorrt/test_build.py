@@ -13,7 +13,7 @@ import torch
 from builders.tensorrt import Options, TensorRTEngine, build, compiler
 from smoothquant.artifacts.smoothing_file import SMOOTHING
 from smoothquant.errors import OutputError
-from smoothquant.workspace import OURS, load_manifest
+from smoothquant.outputs import OURS, load_manifest
 from tests.builders.tensorrt import fake
 from tests.builders.tensorrt.conftest import LIMITS
 from tests.outputs import top

@@ -11,7 +11,7 @@ import pytest
 
 from builders.tensorrt import timing
 from recipes.cli import build_tensorrt, main
-from smoothquant.workspace import load_manifest
+from smoothquant.outputs import load_manifest
 
 DOWN = "model.layers.1.mlp.down_proj"
 Ran = tuple[int, list[str], list[str]]

@@ -18,8 +18,8 @@ from exporters.export import Source, export
 from exporters.huggingface import W8A8Writer
 from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.model import Model
+from smoothquant.outputs import MANIFEST, load_manifest
 from smoothquant.settings import SmoothingSettings
-from smoothquant.workspace import MANIFEST, load_manifest
 from tests.builders.tensorrt import fake
 from tests.builders.tensorrt.conftest import LIMITS
 from tests.outputs import made_from

@@ -17,9 +17,9 @@ from builders.validate.scheme import EngineScheme
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.errors import ThresholdError, UserError
 from smoothquant.model import Model
+from smoothquant.outputs import FORMAT
 from smoothquant.quantization import quantize_tokens, quantize_weight
 from smoothquant.scheme import scheme_of
-from smoothquant.workspace import FORMAT
 from tests.models import open_llama
 from tests.outputs import made_from
 

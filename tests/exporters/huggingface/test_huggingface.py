@@ -20,11 +20,11 @@ from smoothquant.artifacts.smoothing_file import SMOOTHING
 from smoothquant.attention import patterns
 from smoothquant.contract import TOLERANCE, relative_error
 from smoothquant.model import Model
+from smoothquant.outputs import load_manifest
 from smoothquant.scheme import scheme_of
 from smoothquant.settings import SmoothingSettings
 from smoothquant.steps import DEFAULT, as_records
 from smoothquant.stream import quantize_layer, smoothed_layers
-from smoothquant.workspace import load_manifest
 from tests.models import hooked_absmax, open_llama, sample_ids
 from tests.outputs import made_from
 from tests.smoothquant.test_decoder import VARIANTS, float_logits

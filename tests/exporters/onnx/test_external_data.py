@@ -17,8 +17,8 @@ from exporters.export import export
 from exporters.onnx import OnnxWriter
 from exporters.onnx.external_data import FILE, Content, ExternalData
 from exporters.onnx.graph import Graph
+from smoothquant.outputs import load_manifest
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
-from smoothquant.workspace import load_manifest
 from tests.exporters.onnx.graphs import FORMS, export_onnx, load_graph, source_of
 
 PAGE = 4096

@@ -20,8 +20,8 @@ from recipes import tiny_llama
 from recipes.cli import main
 from recipes.families import open_model
 from smoothquant.errors import ActScalesError, UserError
+from smoothquant.outputs import MANIFEST
 from smoothquant.settings import SmoothingSettings
-from smoothquant.workspace import MANIFEST
 from tests.exporters.trtllm.checkpoints import NO_PLUGINS, PER_TOKEN, STATIC, make, write
 from tests.recipes.test_bad_input import assert_one_line, smoothquant
 

@@ -18,10 +18,10 @@ from exporters.trtllm import MODES, Mode, Ranks, TrtllmWriter
 from exporters.trtllm.decoders import DECODERS
 from smoothquant.artifacts.manifest import TrtllmOptions
 from smoothquant.errors import ContractError
+from smoothquant.outputs import load_manifest
 from smoothquant.scheme import scheme_of
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import quantize_layer, smoothed_layers
-from smoothquant.workspace import load_manifest
 from tests.exporters.trtllm.checkpoints import NO_PLUGINS, PER_TOKEN, STATIC, make, ranks, settings, write
 from tests.models import sample_ids
 

@@ -21,7 +21,7 @@ from google.protobuf import text_format
 from builders.serving.tensorrt_llm.models import REQUEST, TOKENS
 from builders.serving.tensorrt_llm.repository import MODELS, request_example, write_repository
 from smoothquant.errors import OutputError, UserError
-from smoothquant.workspace import TOP_MANIFEST
+from smoothquant.outputs import TOP_MANIFEST
 from tests.models import save_tokenizer
 from tests.recipes.test_bad_input import assert_one_line, smoothquant
 

@@ -20,7 +20,8 @@ from builders.tensorrt_llm.format.releases import TRITON, has_kernels, triton_im
 from exporters.trtllm.versions import FIRST, RELEASES, STABLE, builds_engines
 from smoothquant.artifacts.manifest import TrtllmOptions
 from smoothquant.errors import MissingPackageError, UserError
-from smoothquant.workspace import MANIFEST, OURS, Workspace
+from smoothquant.outputs import MANIFEST, OURS
+from smoothquant.workspace import Workspace
 from tests.builders.tensorrt_llm.checkpoints import PER_TOKEN, write
 from tests.builders.tensorrt_llm.fake_tools import install
 from tests.models import save_tokenizer
