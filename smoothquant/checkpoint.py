@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from smoothquant import files
-from smoothquant.artifacts.safetensors_files import as_bytes
+from smoothquant.artifacts.safetensors_files import CODES, as_bytes
 from smoothquant.digests import Stamp, check_unchanged, combined, remembered
 from smoothquant.errors import CheckpointError
 
@@ -166,7 +166,7 @@ class Checkpoint:
         """Dtype, shape and SHA-256 of the tensors of one file, by name."""
         if file.suffix == ".bin":
             return {
-                name: f"{tensor.dtype} {tensor.shape} {hashlib.sha256(as_bytes(tensor)).hexdigest()}"
+                name: f"{CODES[tensor.dtype]} {list(tensor.shape)} {hashlib.sha256(as_bytes(tensor)).hexdigest()}"
                 for name, tensor in self._load_bin(file).items()
             }
         with open(file, "rb") as opened:

@@ -22,12 +22,13 @@ import numpy
 from builders.check.lint import missing_products, quantized_products
 from builders.engine.exports import MODEL, open_export
 from builders.onnx_graph import OnnxGraph
-from builders.onnxruntime.genai import write_genai_config
+from builders.onnxruntime.genai import GENAI, genai_config
 from builders.onnxruntime.providers import check_available, find_provider
 from builders.onnxruntime.session import check_body, operators_run
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.artifacts.record import as_json
 from smoothquant.errors import UserError
+from smoothquant.files import write_json
 from smoothquant.machine import physical_cores
 from smoothquant.outputs import load_manifest
 from smoothquant.workspace import Workspace
@@ -67,7 +68,7 @@ def build(
             for name in found.files:
                 work.adopt(found.folder / name, name)
             work.adopt(found.graph, MODEL)
-            write_genai_config(work.folder, made.facts, threads, provider)
+            write_json(work.path(GENAI), genai_config(work.folder, made.facts, threads, provider))
             running = found.folder if found.graph.name == MODEL else work.folder  # errors name the user's own folder
             kernels = _check(running, replace(made, inputs=inputs), provider)
             work.commit({"kernels": kernels}, contract=made.contract, geometry=made.geometry)

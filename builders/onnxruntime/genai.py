@@ -12,17 +12,18 @@ from builders.engine.exports import MODEL
 from builders.onnxruntime.session import SETTINGS
 from smoothquant.artifacts.manifest import ModelFacts
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, POSITION_IDS, past, present
-from smoothquant.files import read_json, write_json
+from smoothquant.files import read_json
 
 PROVIDER_OPTIONS: Mapping[str, Mapping] = {  # those that it has a name for
     "cuda": {"provider_options": [{"cuda": {}}]},
     "nv-tensorrt-rtx": {"provider_options": [{"NvTensorRtRtx": {}}]},
 }
+GENAI = "genai_config.json"
 TYPE = "decoder"  # its name for a decoder of any family
 
 
-def write_genai_config(folder: Path, geometry: ModelFacts, threads: int, provider: str = "cpu") -> None:
-    """Write genai_config.json beside the folder's config.json and generation_config.json, which name the tokens.
+def genai_config(folder: Path, geometry: ModelFacts, threads: int, provider: str = "cpu") -> dict:
+    """The content of genai_config.json. folder: holds config.json and generation_config.json, which name the tokens.
 
     geometry: of the export's manifest. provider: of `providers.PROVIDERS`.
     """
@@ -63,4 +64,4 @@ def write_genai_config(folder: Path, geometry: ModelFacts, threads: int, provide
     }
     model = {key: value for key, value in model.items() if value is not None}
     search = {"max_length": length, "past_present_share_buffer": False}
-    write_json(folder / "genai_config.json", {"model": model, "search": search})
+    return {"model": model, "search": search}
