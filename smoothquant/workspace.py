@@ -27,7 +27,15 @@ from smoothquant.artifacts.manifest import FileFacts, Manifest, ModelFacts, Prom
 from smoothquant.data_file import DataFile
 from smoothquant.errors import OutputError, UserError
 from smoothquant.journal import OLD, SCRATCH, STATE, Journal
-from smoothquant.outputs import FORMAT, MANIFEST, check_replaceable, load_manifest, save_manifest, versions
+from smoothquant.outputs import (
+    FORMAT,
+    MANIFEST,
+    check_content,
+    check_replaceable,
+    load_manifest,
+    save_manifest,
+    versions,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # torch requires this package
@@ -254,7 +262,7 @@ class Workspace(Workroom):
         last = journal.marks[0] if journal.marks else None
         if last and last.complete:
             made = next((path for path in self._made() if self._digest(path) == last.complete), None)
-            if made is not None:
+            if made is not None and self._is_whole(made):
                 self._check_out()
                 self._name(made, last.complete)
                 return self._is_finished()
@@ -267,6 +275,15 @@ class Workspace(Workroom):
         if self.kind is None:
             return [self.folder]
         return [self.folder / name for name in files.files_in(self.folder)]
+
+    def _is_whole(self, made: Path) -> bool:
+        """Whether what was made is on the disk."""
+        try:
+            if self.kind is None:
+                check_content(made, load_manifest(made, self.manifest))
+        except (UserError, OSError):
+            return False
+        return True
 
     def _digest(self, path: Path) -> str | None:
         """By which a finished output is known; None where there is none."""

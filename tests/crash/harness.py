@@ -1,0 +1,204 @@
+"""Interrupts a scenario at an operation, lets it go on, and compares what is there with an undisturbed run.
+
+Every run is a process of its own, forked from one that has imported everything, so that a run takes a fraction of a
+second. The folder of a scenario holds a file of the user's: that it stays is compared, too.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from smoothquant import files
+from smoothquant.errors import UserError
+from smoothquant.outputs import check_content, is_output, load_manifest
+from tests.crash.disk import DIED, CountingDisk, DyingDisk, FailingPower
+from tests.crash.scenarios import SCENARIOS, Scenario
+
+MINE = {"thesis.txt": b"all my work\n", "out.partial/thesis.txt": b"more of it\n"}
+KINDS = ("killed", "torn", "power")
+
+
+@dataclass(frozen=True)
+class Point:
+    """An interruption. kind: of KINDS; at: operation, counted from 0; seed: of the states after a loss of power."""
+
+    scenario: str
+    kind: str
+    at: int
+    seed: int = 0
+
+
+class Harness:
+    """Scenarios in a folder. root: an empty folder for everything."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.given = root, root / "given"
+        self.place, self.base = root / "place", root / "base"
+        os.environ["SMOOTHQUANT_CACHE"] = str(root / "cache")
+        self._counted: dict[str, list[str]] = {}
+        self._whole: dict[str, dict[str, bytes]] = {}
+
+    def prepare(self) -> None:
+        """Make the models, the text and the exports that scenarios start from."""
+        self.given.mkdir(parents=True)
+        _must(self._forked(self._make_models, files.Disk()))
+        export = ("MODEL", "SCALES", "--out")
+        for command in (
+            ("calibrate", "MODEL", "--text", "TEXT", "--samples", "4", "--length", "16", "--out", "SCALES"),
+            ("export", "onnx", *export, "ONNX", "--kv", "int8"),
+            ("export", "trtllm", *export, "TRTLLM"),
+        ):
+            _must(self._command(command, files.Disk()))
+
+    def operations(self, name: str) -> list[str]:
+        """The operations of an undisturbed run, in their order. What it makes is remembered."""
+        if name not in self._counted:
+            scenario = SCENARIOS[name]
+            self._reset(scenario)
+            log = self.root / "operations"
+            _must(self._command(scenario.command, CountingDisk(), log))
+            self._counted[name] = log.read_text().split()
+            self._whole[name] = self._contents()
+        return self._counted[name]
+
+    def points(self, name: str, seeds: int = 2) -> Iterator[Point]:
+        """Every interruption of a scenario. seeds: states after a loss of power, at each operation."""
+        for at, operation in enumerate(self.operations(name)):
+            yield Point(name, "killed", at)
+            if operation == "write":
+                yield Point(name, "torn", at)
+            for seed in range(seeds):
+                yield Point(name, "power", at, seed)
+
+    def fault(self, point: Point) -> str:
+        """What went wrong at an interruption; "" if the run that followed ended as if nothing had happened."""
+        scenario = SCENARIOS[point.scenario]
+        self.operations(point.scenario)
+        self._reset(scenario)
+        if point.kind == "power":
+            disk: DyingDisk = FailingPower(self.place, point.at, point.seed)
+        else:
+            disk = DyingDisk(point.at, torn=point.kind == "torn")
+        status = self._command(scenario.command, disk)
+        if status != DIED:
+            return f"status {status} instead of an interruption"
+        if fault := self._half_made(scenario):
+            return fault
+        status = self._command(scenario.command, files.Disk())
+        if status:
+            return f"the next run ends with status {status}: {(self.root / 'stderr').read_text()[-300:]}"
+        return _difference(self._whole[point.scenario], self._contents())
+
+    def _half_made(self, scenario: Scenario) -> str:
+        """What is wrong with outputs between the two runs: each is whole, the old one or the new one, or absent."""
+        outs = [path for path in self.place.rglob("*") if path.is_dir() and is_output(path) and _is_named(path)]
+        for out in outs:
+            try:
+                check_content(out, load_manifest(out))
+            except UserError as error:
+                return f"after the interruption: {error}"
+        if scenario.before and "out" in str(scenario.command) and scenario.name != "run-overwrite":
+            old = [
+                path
+                for path in self.place.glob("out*")
+                if not path.name.endswith("-work") and "partial" not in path.name
+            ]
+            if not old:
+                return "after the interruption neither the old output nor the new one is there"
+        return ""
+
+    def _reset(self, scenario: Scenario) -> None:
+        """The folder of a scenario, before its command."""
+        base = self.base / scenario.name
+        if not base.exists():
+            base.mkdir(parents=True)
+            for name, content in MINE.items():
+                (base / name).parent.mkdir(exist_ok=True)
+                (base / name).write_bytes(content)
+            if scenario.before:
+                shutil.rmtree(self.place, ignore_errors=True)
+                shutil.copytree(base, self.place)
+                _must(self._command(scenario.before, files.Disk()))
+                shutil.rmtree(base)
+                shutil.copytree(self.place, base)
+        shutil.rmtree(self.place, ignore_errors=True)
+        shutil.copytree(base, self.place)
+
+    def _contents(self) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(self.place)): path.read_bytes() for path in self.place.rglob("*") if path.is_file()
+        }
+
+    def _command(self, command: tuple[str, ...], disk: files.Disk, log: Path | None = None) -> int:
+        """Run the command line in a process of its own. Returns its exit status."""
+        words = [str(self.given / word) if word.isupper() else word for word in command]
+        words = [str(self._file(word)) for word in words]
+
+        def run() -> int:
+            from recipes.cli import main
+
+            self.place.mkdir(exist_ok=True)
+            os.chdir(self.place)
+            status = main([*words, "--quiet"])
+            if log:
+                log.write_text("\n".join(disk.names))  # type: ignore[attr-defined]
+            return status
+
+        return self._forked(run, disk)
+
+    def _file(self, word: str) -> Path | str:
+        found = {str(self.given / "SCALES"): "scales.safetensors", str(self.given / "TEXT"): "text.txt"}.get(word)
+        return self.given / found if found else word
+
+    def _make_models(self) -> int:
+        from tests.models import TEXT, save_llama
+
+        save_llama(self.given / "MODEL", num_hidden_layers=2, hidden_size=64)
+        (self.given / "text.txt").write_text(TEXT)
+        return 0
+
+    def _forked(self, work: Callable[[], int], disk: files.Disk) -> int:
+        """Do some work in a process of its own, on a disk. Returns its exit status."""
+        sys.stdout.flush()
+        child = os.fork()
+        if child:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        status = 99
+        try:
+            for stream, number in (("stdout", 1), ("stderr", 2)):
+                os.dup2(os.open(self.root / stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            import torch
+
+            torch.set_num_threads(1)
+            files.DISK = disk
+            status = work()
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+
+def _must(status: int) -> None:
+    assert status == 0, status
+
+
+def _is_named(path: Path) -> bool:
+    return not any(part.endswith("-work") for part in path.parts)
+
+
+def _difference(expected: dict[str, bytes], found: dict[str, bytes]) -> str:
+    if lost := sorted(expected.keys() - found.keys()):
+        return f"lost: {', '.join(lost)}"
+    if more := sorted(found.keys() - expected.keys()):
+        return f"left over: {', '.join(more)}"
+    other = sorted(name for name in expected if expected[name] != found[name])
+    return f"other content: {', '.join(other)}" if other else ""

@@ -1,0 +1,60 @@
+"""What is interrupted: small runs of the real command line, each in a folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MODEL, OTHER, TEXT, SCALES, ONNX, TRTLLM = "MODEL", "OTHER", "TEXT", "SCALES", "ONNX", "TRTLLM"  # made once, read only
+CALIBRATE = ("calibrate", MODEL, "--text", TEXT, "--samples", "4", "--length", "16", "--device", "cpu")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """name: on the command line. command: what is interrupted; what it makes lies in the folder where it runs. before:
+    a command that makes what this one overwrites."""
+
+    name: str
+    command: Sequence[str]
+    before: Sequence[str] = ()
+
+
+def _export(kind: str, *options: str) -> tuple[str, ...]:
+    return ("export", kind, MODEL, SCALES, "--out", "out", *options)
+
+
+def _both(name: str, command: Sequence[str], other: Sequence[str]) -> tuple[Scenario, Scenario]:
+    """The command alone, and where it overwrites the output of another one."""
+    return Scenario(name, command), Scenario(f"{name}-overwrite", (*command, "--overwrite"), other)
+
+
+RUN = ("run", "tiny-llama", "--model", MODEL, "--text", TEXT, "--out", "out", "--samples", "4", "--length", "32")
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        *_both(
+            "calibrate",
+            (*CALIBRATE, "--out", "out.safetensors"),
+            (*CALIBRATE, "--dtype", "bfloat16", "--out", "out.safetensors"),
+        ),
+        *_both("hf", _export("hf"), _export("hf", "--alpha", "0.3")),
+        *_both("w8a8", _export("w8a8"), _export("w8a8", "--alpha", "0.3")),
+        *_both("onnx", _export("onnx", "--act", "both", "--lm-head", "int8", "--kv", "int8"), _export("w8a8")),
+        *_both("trtllm", _export("trtllm", "--kv", "int8", "--tp", "1", "--pp", "2"), _export("trtllm")),
+        *_both(
+            "build",
+            ("build", "onnxruntime", ONNX, "--out", "out", "--triton", "repository"),
+            _export("w8a8"),
+        ),
+        Scenario(
+            "validate",
+            (
+                *("validate", ONNX, TRTLLM, "--reference", MODEL, "--text", TEXT, "--samples", "4", "--length", "16"),
+                *("--report", "report.html", "--out", "report.json", "--device", "cpu"),
+            ),
+        ),
+        *_both(
+            "run", (*RUN, "--target", "onnxruntime", "--target", "w8a8"), (*RUN, "--target", "w8a8", "--alpha", "0.3")
+        ),
+    )
+}
