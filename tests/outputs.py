@@ -8,6 +8,7 @@ from pathlib import Path
 
 from smoothquant.artifacts.manifest import ModelFacts, Origin
 from smoothquant.artifacts.record import as_json
+from smoothquant.artifacts.seal import sealed
 from smoothquant.outputs import FORMAT, MANIFEST, OURS
 from smoothquant.scheme import scheme_of
 from smoothquant.settings import SmoothingSettings
@@ -27,7 +28,7 @@ def write_manifest(folder: Path, step: str, inputs: Mapping | None = None) -> No
     path = folder / MANIFEST
     path.parent.mkdir(exist_ok=True)
     content = {"format": FORMAT, "step": step, "inputs": inputs or {}, "files": {}, "versions": {}}
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(sealed(content)))
 
 
 def made_from(activations: str, **more: object) -> dict:

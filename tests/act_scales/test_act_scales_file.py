@@ -51,7 +51,9 @@ def test_the_safetensors_package_reads_the_file(scales: ActScales, llama: Model,
         torch.equal(found[key], values) and values.dtype == torch.float32 for key, values in scales.tensors().items()
     )
     with safe_open(path, "pt") as file:
-        assert file.metadata() == scales.metadata
+        metadata = file.metadata()
+        assert len(metadata.pop("sha256")) == 64
+        assert metadata == scales.metadata
     assert sorted(path.parent.iterdir()) == [path]
 
 
@@ -190,10 +192,27 @@ def test_no_such_file_and_no_such_kind(tmp_path: Path) -> None:
         load_act_scales(tmp_path / "a.json")
 
 
-def test_a_later_format_is_refused(scales: ActScales, path: Path) -> None:
-    ActScales(scales.input_absmax, metadata={"format_version": "2"}).save(path)
-    with pytest.raises(ActScalesError, match="format version 2; expected 1; update this tool"):
+@pytest.mark.parametrize(
+    ("version", "remedy"),
+    [("1", "make the file again: smoothquant calibrate or scales import"), ("3", "update this tool")],
+)
+def test_another_format_is_refused(version: str, remedy: str, scales: ActScales, path: Path) -> None:
+    ActScales(scales.input_absmax, metadata={"format_version": version}).save(path)
+    with pytest.raises(ActScalesError, match=f"format version {version}; expected 2; {remedy}"):
         load_act_scales(path)
+
+
+def test_a_changed_file_is_refused(scales: ActScales, path: Path) -> None:
+    """Any bit of the values, and of what the file says of itself."""
+    scales.save(path)
+    whole = path.read_bytes()
+    start = 8 + struct.unpack("<Q", whole[:8])[0]
+    for place in (start, start + 5, len(whole) - 1, whole.index(b"quoted"), whole.index(b"sha256") + 12):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ActScalesError, match=r"a\.safetensors: its content is not what was written.*copy it"):
+            load_act_scales(path)
+    path.write_bytes(whole)
+    assert same(load_act_scales(path), scales)
 
 
 def test_an_unwritable_place_is_one_line(scales: ActScales, tmp_path: Path) -> None:

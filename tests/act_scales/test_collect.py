@@ -17,6 +17,7 @@ from act_scales.store import ActScales, load_act_scales
 from act_scales.text import Text
 from smoothquant import decoder, sweep
 from smoothquant.errors import ActScalesError, MissingPackageError, OutputError, UserError
+from smoothquant.journal import work_folder
 from smoothquant.model import Model
 from tests.models import open_llama, sample_ids
 
@@ -117,7 +118,7 @@ def test_the_file_tells_what_it_was_made_from(llama: Model, tmp_path: Path) -> N
     versions = json.loads(read.metadata["versions"])
     assert versions["torch"] == torch.__version__
     assert {key: value for key, value in read.metadata.items() if key != "versions"} == {
-        "format_version": "1",
+        "format_version": "2",
         "model_fingerprint": llama.checkpoint.fingerprint,
         "text_fingerprint": text.fingerprint,
         "text_source": "random",
@@ -159,11 +160,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     assert seen == list(range(stop, 5))
     collect(model, text, tmp_path / "straight.safetensors", device="cpu")
     assert out.read_bytes() == (tmp_path / "straight.safetensors").read_bytes()
-    assert not list(tmp_path.glob("*.partial"))
+    assert sorted(path.name for path in tmp_path.glob("*.s*")) == ["a.safetensors", "straight.safetensors"]
 
 
-def test_a_broken_state_is_one_line(
-    make_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_broken_state_is_told_and_not_used(
+    make_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sweep, "KEEP_EVERY", -1.0)
     model, text, out = open_llama(make_llama()), text_of(32), tmp_path / "a.safetensors"
@@ -174,20 +175,21 @@ def test_a_broken_state_is_one_line(
 
     with pytest.raises(Interrupt):
         collect(model, text, out, device="cpu", progress=interrupt)
-    (state,) = (tmp_path / "a.safetensors.partial").glob("state.*")
+    (state,) = work_folder(out).glob("state.*")
     os.truncate(state, 100)
-    with pytest.raises(OutputError, match=r"truncated or corrupt.*remove .*a\.safetensors\.partial and start again"):
-        collect(model, text, out, device="cpu")
+    collect(model, text, out, device="cpu")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{out}: what an interrupted run left is damaged; it starts again"
+    ]
+    collect(model, text, tmp_path / "straight.safetensors", device="cpu")
+    assert out.read_bytes() == (tmp_path / "straight.safetensors").read_bytes()
 
 
 def test_a_finished_file_is_reused(llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text, out = text_of(32, 32), tmp_path / "a.safetensors"
     made = collect(llama, text, out, device="cpu")
     monkeypatch.setattr(decoder, "forward", None)  # nothing is computed again
-    seen: list[tuple[int, int]] = []
-    again = collect(llama, text, out, device="cpu", progress=lambda done, total: seen.append((done, total)))
-    assert again.fingerprint == made.fingerprint
-    assert seen == [(2, 2)]
+    assert collect(llama, text, out, device="cpu").fingerprint == made.fingerprint
 
 
 def test_other_content_is_refused_unless_overwritten(llama: Model, tmp_path: Path) -> None:
@@ -201,9 +203,11 @@ def test_other_content_is_refused_unless_overwritten(llama: Model, tmp_path: Pat
     collect(llama, text_of(32, 31), out, device="cpu", overwrite=True)
     assert load_act_scales(out).metadata["tokens"] == "63"
     out.write_text("something precious")
-    with pytest.raises(OutputError, match="exists"):
-        collect(llama, text_of(32, 31), out, device="cpu")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="exists, and it is no act scales file of this tool"):
+            collect(llama, text_of(32, 31), out, device="cpu", overwrite=overwrite)
     assert out.read_text() == "something precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_impossible_outputs_are_refused(llama: Model, tmp_path: Path) -> None:

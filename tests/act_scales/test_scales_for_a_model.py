@@ -53,7 +53,7 @@ def test_stamped_scales_are_one_models(scales: ActScales, llama: Model, make_lla
     published = ActScales(scales.input_absmax, metadata={"source": "somewhere"})
     stamped = published.stamped(llama)
     assert stamped.metadata == {
-        "format_version": "1",
+        "format_version": "2",
         "source": "somewhere",
         "model_fingerprint": llama.checkpoint.fingerprint,
     }

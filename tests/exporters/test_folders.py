@@ -15,7 +15,7 @@ from exporters.onnx import OnnxWriter
 from exporters.trtllm import Ranks, TrtllmWriter
 from smoothquant.errors import UserError
 from smoothquant.model import Model
-from smoothquant.outputs import MANIFEST, OURS, TOP_MANIFEST, load_manifest
+from smoothquant.outputs import FORMAT, MANIFEST, OURS, TOP_MANIFEST, load_manifest
 from smoothquant.settings import SmoothingSettings
 from tests.outputs import TOKENIZER, top
 
@@ -71,10 +71,10 @@ def as_earlier(folder: Path, out: Path) -> Path:
     """A folder as the version before wrote it: our files at the top."""
     made = load_manifest(folder)
     out.mkdir()
-    for name, size in made.files.items():
+    for name, facts in made.files.items():
         (out / Path(name).name).write_bytes((folder / name).read_bytes())
-        assert (out / Path(name).name).stat().st_size == size
-    files = {Path(name).name: size for name, size in made.files.items()}
+        assert (out / Path(name).name).stat().st_size == facts.size
+    files = {Path(name).name: facts.size for name, facts in made.files.items()}
     (out / TOP_MANIFEST).write_text(json.dumps({**made.as_dict(), "format": 2, "files": files}))
     return out
 
@@ -86,7 +86,7 @@ def test_a_folder_of_an_earlier_version_is_refused_with_the_command(name: str, f
     with pytest.raises(UserError) as caught:
         engine_manifest(old)
     assert str(caught.value) == (
-        f"{old}: made by an earlier version of this tool (format 2); expected format 3; "
+        f"{old}: made by an earlier version of this tool (format 2); expected format {FORMAT}; "
         f"make it again: smoothquant export {name} MODEL ACT_SCALES --out {old} --overwrite"
     )
 

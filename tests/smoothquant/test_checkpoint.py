@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from smoothquant.checkpoint import Checkpoint
-from smoothquant.errors import CheckpointError
+from smoothquant.errors import CheckpointError, UserError
 from tests.models import open_llama
 
 NORM, EMBEDDING = "model.norm.weight", "model.embed_tokens.weight"
@@ -176,11 +178,19 @@ def test_no_folder() -> None:
         Checkpoint("does/not/exist")
 
 
-def test_shard_that_goes_away_later(make_llama: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_a_shard_that_goes_away_or_is_another_one_later(exchanged: bool, make_llama: Callable[..., Path]) -> None:
     folder = make_llama()
     model = open_llama(folder)
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"cannot read model\.norm\.weight"):
+    model.read(NORM)
+    if exchanged:  # of the same size and time of modification
+        before = os.stat(folder / "model.safetensors")
+        shutil.copy(make_llama(seed=1) / "model.safetensors", folder / "model.safetensors")
+        os.utime(folder / "model.safetensors", ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert (folder / "model.safetensors").stat().st_size == before.st_size
+    else:
+        (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors was changed while it was read"):
         model.read(NORM)
 
 

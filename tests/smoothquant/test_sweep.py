@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM
 
 from smoothquant import hidden, sweep
 from smoothquant.errors import CheckpointError, OutputError
+from smoothquant.journal import work_folder
 from smoothquant.layers import FloatLayer, Layer, float_layer
 from smoothquant.model import Model
 from smoothquant.sweep import FLOAT, Listener
@@ -123,8 +124,9 @@ def test_mapped_files_are_as_good_as_memory(
     for budget in (1 << 30, 0):
         monkeypatch.setattr(hidden, "IN_MEMORY", budget)
         found.append(run(model, sequences, tmp_path / str(budget))[0])
-        files = sorted(path.name for path in (tmp_path / f"{budget}.partial").glob("hidden.*"))
-        assert files == ([] if budget else ["hidden.float.0", "hidden.float.1", "hidden.same.0", "hidden.same.1"])
+        files = sorted(path.name for path in work_folder(tmp_path / str(budget)).glob("scratch.*"))
+        sides = [f"scratch.hidden.{form}.{side}" for form in (FLOAT, FORM) for side in (0, 1)]
+        assert files == ([] if budget else sides)
     assert same(*found)
 
 
@@ -171,24 +173,54 @@ def test_an_interrupted_sweep_goes_on_to_the_same_numbers(
     assert same(again, whole)
 
 
-def test_a_lost_state_is_told(model: Model, sequences: list[Tensor], where: str, tmp_path: Path) -> None:
-    with Workspace(tmp_path / "out", "test", {}) as work:
-        sweep.sweep(model, sequences, [Seen()], work=work, keep_last=True)
-    lost = tmp_path / "out.partial" / ("hidden.same.0" if where == "mapped" else "state.4.safetensors")
-    kept = lost.read_bytes()
-    lost.unlink()
-    with pytest.raises(OutputError, match=r"remove .*out\.partial and start again"):
-        run(model, sequences, tmp_path / "out")
-    lost.write_bytes(kept[:-8])
-    with pytest.raises(OutputError, match=r"remove .*out\.partial and start again"):
-        run(model, sequences, tmp_path / "out")
-    lost.write_bytes(kept)
-    run(model, sequences, tmp_path / "out")
-    with (
-        Workspace(tmp_path / "out", "test", {}) as work,
-        pytest.raises(OutputError, match=r"has too much, .*start again"),
-    ):
-        sweep.sweep(model, sequences, [], work=work)  # what a listener knew, and nobody wants
+def flip(path: Path, place: int = -4) -> None:
+    """Change one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+FAULTS = {"lost": Path.unlink, "cut off": lambda path: os.truncate(path, path.stat().st_size - 8), "flipped": flip}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("damaged", "start"), [((), 4), ((0,), 3), ((0, 1), 0)])
+def test_a_damaged_state_is_told_and_not_used(
+    fault: str,
+    damaged: tuple[int, ...],
+    start: int,
+    model: Model,
+    sequences: list[Tensor],
+    where: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The states of two marks are there: without the last one, the sweep goes on from the one before; without both, it
+    starts again. It ends with the same numbers in any case. (No damage: the control.)"""
+    whole, _ = run(model, sequences, tmp_path / "whole", keep_last=True)
+    assert same(run(model, sequences, tmp_path / "out", keep_last=True)[0], whole)
+    for side in damaged:
+        name = f"scratch.hidden.same.{side}" if where == "mapped" else f"state.layer.{4 - side}.safetensors"
+        FAULTS[fault](work_folder(tmp_path / "out") / name)
+    caplog.clear()
+    told: list[int] = []
+    again, _ = run(model, sequences, tmp_path / "out", progress=lambda done, total: told.append(done))
+    assert told[0] == start
+    assert same(again, whole)
+    notes = [f"{tmp_path / 'out'}: {note}" for note in NOTES[: len(damaged)][-1:]]
+    assert [record.getMessage() for record in caplog.records] == notes
+
+
+NOTES = (
+    "the last state of an interrupted run is damaged; it goes on from the one before",
+    "what an interrupted run left is damaged; it starts again",
+)
+
+
+def test_what_no_listener_knows_is_an_error(model: Model, sequences: list[Tensor], where: str, tmp_path: Path) -> None:
+    run(model, sequences, tmp_path / "out", keep_last=True)
+    with Workspace(tmp_path / "out", "test", {}) as work, pytest.raises(KeyError, match=r"0\.apart"):
+        sweep.sweep(model, sequences, [], work=work)
 
 
 def test_what_a_listener_leaves_over_is_an_error(model: Model, sequences: list[Tensor], tmp_path: Path) -> None:
@@ -210,4 +242,4 @@ def test_a_disk_without_room_is_told_at_once(
     monkeypatch.setattr("smoothquant.workspace.shutil.disk_usage", lambda folder: free)
     with pytest.raises(OutputError, match="free on this disk"):
         run(model, sequences, tmp_path / "out")
-    assert not [path for path in os.listdir(tmp_path / "out.partial") if path.startswith("hidden")]
+    assert not [path for path in os.listdir(work_folder(tmp_path / "out")) if path.startswith("scratch")]

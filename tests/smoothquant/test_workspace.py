@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from smoothquant.artifacts.manifest import FileFacts
 from smoothquant.errors import OutputError, UserError
+from smoothquant.journal import work_folder
 from smoothquant.outputs import load_manifest
-from smoothquant.workspace import Workspace
+from smoothquant.workspace import Workspace, forget
 
 
 def make(out: Path, inputs: dict | None = None, content: str = "whole", overwrite: bool = False) -> Workspace:
@@ -24,7 +27,7 @@ def make(out: Path, inputs: dict | None = None, content: str = "whole", overwrit
 def test_whole(tmp_path: Path) -> None:
     make(tmp_path / "out")
     manifest = load_manifest(tmp_path / "out")
-    assert manifest.files == {"data.txt": 5}
+    assert manifest.files == {"data.txt": FileFacts(5, hashlib.sha256(b"whole").hexdigest())}
     assert manifest.results["note"] == 1
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["data.txt", "manifest.json", "out", "smoothquant"]
 
@@ -33,6 +36,8 @@ def test_finished_is_left_alone(tmp_path: Path) -> None:
     make(tmp_path / "out")
     assert make(tmp_path / "out", content="never written").finished
     assert (tmp_path / "out/data.txt").read_text() == "whole"
+    assert not make(tmp_path / "out", content="anew", overwrite=True).finished
+    assert (tmp_path / "out/data.txt").read_text() == "anew"
 
 
 def test_other_content_is_refused_and_stays(tmp_path: Path) -> None:
@@ -41,9 +46,21 @@ def test_other_content_is_refused_and_stays(tmp_path: Path) -> None:
         make(tmp_path / "out", {"model": "b"})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/precious.txt").write_text("x")
-    with pytest.raises(OutputError, match="exists"):
-        make(tmp_path / "mine")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="mine exists, and this tool did not make it"):
+            make(tmp_path / "mine", overwrite=overwrite)
+    (tmp_path / "out/precious.txt").write_text("x")
+    with pytest.raises(OutputError, match=r"out holds precious\.txt, which this tool did not write"):
+        make(tmp_path / "out", {"model": "b"}, overwrite=True)
     assert (tmp_path / "mine/precious.txt").exists()
+    assert load_manifest(tmp_path / "out").inputs == {"model": "a"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]  # no working folder, either
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    make(tmp_path / "out")
+    assert load_manifest(tmp_path / "out").inputs == {"model": "a"}
 
 
 def test_overwrite_keeps_the_old_until_the_new_is_whole(tmp_path: Path) -> None:
@@ -54,6 +71,23 @@ def test_overwrite_keeps_the_old_until_the_new_is_whole(tmp_path: Path) -> None:
     make(tmp_path / "out", {"model": "b"}, overwrite=True)
     assert load_manifest(tmp_path / "out").inputs == {"model": "b"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_an_output_that_comes_meanwhile_stays(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with Workspace(out, "test", {"model": "a"}) as work:
+        work.path("data.txt").write_text("whole")
+        out.mkdir()
+        (out / "precious.txt").write_text("x")
+        with pytest.raises(OutputError, match="out appeared while it was being made"):
+            work.commit()
+    assert [path.name for path in out.iterdir()] == ["precious.txt"]
+    (out / "precious.txt").unlink()
+    out.rmdir()
+    with Workspace(out, "test", {"model": "a"}) as work:  # as the error promises: "it ends at once"
+        assert work.finished
+    assert (out / "data.txt").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_interrupted_goes_on(tmp_path: Path) -> None:
@@ -71,12 +105,37 @@ def test_interrupted_goes_on(tmp_path: Path) -> None:
         assert work.state() == {}
 
 
+def test_kept_and_forgotten(tmp_path: Path) -> None:
+    with Workspace(tmp_path / "out", "test", {}) as work:
+        work.mark(1, {"hidden": torch.ones(1)})
+        work.keep("more", {"found": torch.arange(3)})
+    with Workspace(tmp_path / "out", "test", {}) as work:
+        assert work.state()["hidden"].tolist() == [1]
+        assert work.state("more")["found"].tolist() == [0, 1, 2]
+        assert work.state("other") == {}
+        work.restart()
+        assert (work.next_layer, work.state(), work.state("more")) == (0, {}, {})
+    forget(tmp_path / "out")
+    forget(tmp_path / "out")  # nothing is there any more
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_writers(tmp_path: Path) -> None:
-    with (
-        Workspace(tmp_path / "out", "test", {}),
-        pytest.raises(OutputError, match="another process is writing it"),
-    ):
-        Workspace(tmp_path / "out", "test", {})
+    with Workspace(tmp_path / "out", "test", {}):
+        with (
+            pytest.raises(OutputError, match="another process is writing it"),
+            Workspace(tmp_path / "out", "test", {}),
+        ):
+            raise AssertionError("two at a time")
+        with Workspace(tmp_path / "other", "test", {}):
+            pass
+    with Workspace(tmp_path / "out", "test", {}):
+        pass
+
+
+def test_nothing_is_made_before_it_is_entered(tmp_path: Path) -> None:
+    Workspace(tmp_path / "out", "test", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_disk_too_small(tmp_path: Path) -> None:
@@ -89,8 +148,11 @@ def test_disk_too_small(tmp_path: Path) -> None:
 
 def test_unwritable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot write there"):
-        Workspace(tmp_path / "file" / "out", "test", {})
+    with (
+        pytest.raises(OutputError, match="cannot write there"),
+        Workspace(tmp_path / "file" / "out", "test", {}),
+    ):
+        raise AssertionError("a folder in a file")
 
 
 def test_half_copied(tmp_path: Path) -> None:
@@ -110,3 +172,13 @@ def test_one_file(tmp_path: Path) -> None:
         work.path("scales.bin").write_text("x")
         work.commit_file("scales.bin")
     assert [path.name for path in tmp_path.rglob("*")] == ["scales.bin"]
+
+
+def test_an_adopted_file_is_a_copy(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"weights")
+    with Workspace(tmp_path / "out", "test", {}) as work:
+        work.adopt(tmp_path / "source", "deep/weights")
+        work.commit()
+    (tmp_path / "source").write_bytes(b"changed")
+    assert (tmp_path / "out/deep/weights").read_bytes() == b"weights"
+    assert not work_folder(tmp_path / "out").exists()

@@ -159,7 +159,10 @@ def test_manifest_explains(make_llama: Callable[..., Path], tmp_path: Path) -> N
     export(source, [W8A8Writer(tmp_path / "out")])
     manifest = load_manifest(tmp_path / "out")
     assert manifest.step == "export w8a8"
-    assert manifest.inputs == made_from("per-token", model="m", act_scales="a", steps=as_records(DEFAULT))
+    sidecars = source.model.checkpoint.sidecars
+    assert manifest.inputs == made_from(
+        "per-token", model="m", sidecars=sidecars, act_scales="a", steps=as_records(DEFAULT)
+    )
     assert manifest.origin.schemes == (scheme_of("per-token"),)
     assert manifest.origin.smoothing == source.settings
     assert manifest.contract.logits_relative_error <= TOLERANCE

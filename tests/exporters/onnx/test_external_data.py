@@ -17,6 +17,7 @@ from exporters.export import export
 from exporters.onnx import OnnxWriter
 from exporters.onnx.external_data import FILE, Content, ExternalData
 from exporters.onnx.graph import Graph
+from smoothquant.data_file import DataFile
 from smoothquant.outputs import load_manifest
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from tests.exporters.onnx.graphs import FORMS, export_onnx, load_graph, source_of
@@ -51,7 +52,7 @@ def test_a_tensor_behind_three_gigabytes(tmp_path: Path) -> None:
     graph.weight("before", (wide,), torch.int8, ELSEWHERE)
     graph.weight("matrix", (5, 4), torch.float32, ELSEWHERE)
     graph.weight("vector", (4,), torch.float32, ELSEWHERE)
-    graph.data.open(tmp_path / FILE)
+    graph.data.open(DataFile(tmp_path / FILE))
     matrix, vector = torch.randn(5, 4), torch.randn(4)
     graph.data.write_transposed("matrix", [matrix.t()[:3], matrix.t()[3:]])
     graph.data.write("vector", vector)
@@ -101,7 +102,7 @@ def test_resumed_export_is_the_same(form: str, make_llama: Callable[..., Path], 
 def planned(tmp_path: Path) -> ExternalData:
     data = ExternalData()
     data.plan("weight", (4, 6), torch.float32, ELSEWHERE)
-    data.open(tmp_path / FILE)
+    data.open(DataFile(tmp_path / FILE))
     return data
 
 
@@ -141,6 +142,6 @@ def test_short_writes_go_on(limit: int, tmp_path: Path, monkeypatch: pytest.Monk
         lambda: data.write_transposed("weight", matrix.t().split(5)),
     ):
         (tmp_path / FILE).write_bytes(b"")
-        data.open(tmp_path / FILE)
+        data.open(DataFile(tmp_path / FILE))
         write()
         assert (tmp_path / FILE).read_bytes() == matrix.numpy().tobytes()
