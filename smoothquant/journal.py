@@ -148,6 +148,9 @@ class Journal:
                 if number:
                     self.note = "the last state of an interrupted run is damaged; it goes on from the one before"
                 self.marks = self.marks[number:]
+                for name in files.files_in(self.folder):
+                    if ASIDE.fullmatch(Path(name).name):
+                        files.remove_file(self.folder / name)
                 return kept
             self.note = "what an interrupted run left is damaged; it starts again"
         self.clear()

@@ -181,6 +181,7 @@ class Workspace(Workroom):
     ) -> Manifest:
         """Write the manifest and give the folder its name. Returns the manifest. results: JSON values."""
         self._journal.check_foreign()
+        files.remove_file(self.folder / self.manifest)  # of an interrupted run
         found = {}
         for name in files.files_in(self.folder):
             path = self.folder / name

@@ -9,17 +9,18 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from smoothquant import files
 from smoothquant.errors import UserError
-from smoothquant.outputs import check_content, is_output, load_manifest
+from smoothquant.outputs import OURS, check_content, is_output, load_manifest
 from tests.crash.disk import DIED, CountingDisk, DyingDisk, FailingPower
 from tests.crash.scenarios import SCENARIOS, Scenario
 
 MINE = {"thesis.txt": b"all my work\n", "out.partial/thesis.txt": b"more of it\n"}
+GIVEN = Scenario("given", ())
 KINDS = ("killed", "torn", "power")
 
 
@@ -53,7 +54,7 @@ class Harness:
             ("export", "onnx", *export, "ONNX", "--kv", "int8"),
             ("export", "trtllm", *export, "TRTLLM"),
         ):
-            _must(self._command(command, files.Disk()))
+            _must(self._command(GIVEN, command, files.Disk()))
 
     def operations(self, name: str) -> list[str]:
         """The operations of an undisturbed run, in their order. What it makes is remembered."""
@@ -61,7 +62,7 @@ class Harness:
             scenario = SCENARIOS[name]
             self._reset(scenario)
             log = self.root / "operations"
-            _must(self._command(scenario.command, CountingDisk(), log))
+            _must(self._command(scenario, scenario.command, CountingDisk(), log))
             self._counted[name] = log.read_text().split()
             self._whole[name] = self._contents()
         return self._counted[name]
@@ -84,32 +85,30 @@ class Harness:
             disk: DyingDisk = FailingPower(self.place, point.at, point.seed)
         else:
             disk = DyingDisk(point.at, torn=point.kind == "torn")
-        status = self._command(scenario.command, disk)
+        status = self._command(scenario, scenario.command, disk)
         if status != DIED:
             return f"status {status} instead of an interruption"
         if fault := self._half_made(scenario):
             return fault
-        status = self._command(scenario.command, files.Disk())
+        status = self._command(scenario, scenario.command, files.Disk())
         if status:
             return f"the next run ends with status {status}: {(self.root / 'stderr').read_text()[-300:]}"
         return _difference(self._whole[point.scenario], self._contents())
 
     def _half_made(self, scenario: Scenario) -> str:
         """What is wrong with outputs between the two runs: each is whole, the old one or the new one, or absent."""
-        outs = [path for path in self.place.rglob("*") if path.is_dir() and is_output(path) and _is_named(path)]
+        outs = [
+            path
+            for path in self.place.rglob("*")
+            if path.name != OURS and path.is_dir() and is_output(path) and _is_named(path)
+        ]
         for out in outs:
             try:
                 check_content(out, load_manifest(out))
             except UserError as error:
                 return f"after the interruption: {error}"
-        if scenario.before and "out" in str(scenario.command) and scenario.name != "run-overwrite":
-            old = [
-                path
-                for path in self.place.glob("out*")
-                if not path.name.endswith("-work") and "partial" not in path.name
-            ]
-            if not old:
-                return "after the interruption neither the old output nor the new one is there"
+        if scenario.before and not any((self.place / name).exists() for name in ("out", "out.safetensors")):
+            return "after the interruption neither the old output nor the new one is there"
         return ""
 
     def _reset(self, scenario: Scenario) -> None:
@@ -123,7 +122,7 @@ class Harness:
             if scenario.before:
                 shutil.rmtree(self.place, ignore_errors=True)
                 shutil.copytree(base, self.place)
-                _must(self._command(scenario.before, files.Disk()))
+                _must(self._command(scenario, scenario.before, files.Disk()))
                 shutil.rmtree(base)
                 shutil.copytree(self.place, base)
         shutil.rmtree(self.place, ignore_errors=True)
@@ -134,14 +133,18 @@ class Harness:
             str(path.relative_to(self.place)): path.read_bytes() for path in self.place.rglob("*") if path.is_file()
         }
 
-    def _command(self, command: tuple[str, ...], disk: files.Disk, log: Path | None = None) -> int:
+    def _command(self, scenario: Scenario, command: Sequence[str], disk: files.Disk, log: Path | None = None) -> int:
         """Run the command line in a process of its own. Returns its exit status."""
         words = [str(self.given / word) if word.isupper() else word for word in command]
         words = [str(self._file(word)) for word in words]
 
         def run() -> int:
+            from builders.validate import run as validation
             from recipes.cli import main
+            from smoothquant import hidden, sweep
 
+            sweep.KEEP_EVERY = validation.KEEP_EVERY = -1.0  # keep the state after every layer
+            hidden.IN_MEMORY = 0 if scenario.mapped else hidden.IN_MEMORY
             self.place.mkdir(exist_ok=True)
             os.chdir(self.place)
             status = main([*words, "--quiet"])

@@ -12,11 +12,12 @@ CALIBRATE = ("calibrate", MODEL, "--text", TEXT, "--samples", "4", "--length", "
 @dataclass(frozen=True)
 class Scenario:
     """name: on the command line. command: what is interrupted; what it makes lies in the folder where it runs. before:
-    a command that makes what this one overwrites."""
+    a command that makes what this one overwrites. mapped: hidden states lie in mapped files."""
 
     name: str
     command: Sequence[str]
     before: Sequence[str] = ()
+    mapped: bool = False
 
 
 def _export(kind: str, *options: str) -> tuple[str, ...]:
@@ -37,6 +38,7 @@ SCENARIOS = {
             (*CALIBRATE, "--out", "out.safetensors"),
             (*CALIBRATE, "--dtype", "bfloat16", "--out", "out.safetensors"),
         ),
+        Scenario("calibrate-mapped", (*CALIBRATE, "--out", "out.safetensors"), mapped=True),
         *_both("hf", _export("hf"), _export("hf", "--alpha", "0.3")),
         *_both("w8a8", _export("w8a8"), _export("w8a8", "--alpha", "0.3")),
         *_both("onnx", _export("onnx", "--act", "both", "--lm-head", "int8", "--kv", "int8"), _export("w8a8")),
