@@ -37,15 +37,16 @@ def open_model(
     *,
     length: int | None = None,
     trust_family: bool = False,
+    again: bool = False,
 ) -> Model:
     """Open a checkpoint with its family: the one in `family_file`, else the built-in one that its config names.
 
-    length: the longest sequence that is wanted (`Model`).
+    length: the longest sequence that is wanted (`Model`). again: read the weights for their fingerprint in any case.
     A model that is opened for the first time is compared with transformers (`recipes.trust`). trust_family: go on where
     transformers does not know the architecture. Raises CheckpointError for a folder that is no whole checkpoint and for
     a family that does not compute what transformers does, UserError for an architecture nobody declared.
     """
-    checkpoint = Checkpoint(folder)
+    checkpoint = Checkpoint(folder, again=again)
     family = load_family(family_file) if family_file else family_of(checkpoint)
     model = Model(checkpoint, family, length)
     check_family(model, family, Path(family_file) if family_file else None, trusted=trust_family)

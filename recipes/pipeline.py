@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
@@ -22,21 +23,21 @@ from act_scales.collect import collect
 from act_scales.store import load_act_scales
 from act_scales.text import Text, load_text
 from builders.validate import Thresholds, Validation, validate_engines
-from builders.validate.report import write_json, write_report
+from builders.validate.report import check_report, read_report, write_json, write_report
 from exporters.export import Source, Writer, export
 from recipes.recipe import Recipe
 from recipes.targets import Target
 from smoothquant.errors import UserError
-from smoothquant.files import read_json
 from smoothquant.model import Model
-from smoothquant.outputs import load_manifest
+from smoothquant.outputs import check_content, load_manifest
 from smoothquant.packages import require
 from smoothquant.settings import SmoothingSettings
 from smoothquant.static import linears_to_keep
-from smoothquant.workspace import forget
+from smoothquant.workspace import UNCHANGED, forget
 
 Step = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]  # name -> progress of a step
 
+log = logging.getLogger(__name__.replace("recipes", "smoothquant"))
 ACT_SCALES, VALIDATION, REPORT = "act_scales.safetensors", "validation.json", "report.html"
 
 
@@ -131,6 +132,8 @@ def run(job: Job, step: Step, *, overwrite: bool = False) -> Made:
     out = job.out
     for output in job.outputs:
         output.check(job.model)
+    for name in (VALIDATION, REPORT):
+        check_report(out / name, "--out")
     with step("calibrate") as progress:
         collect(job.model, job.text, out / ACT_SCALES, overwrite=overwrite, progress=progress)
     with step("smooth, quantize, export") as progress:
@@ -145,7 +148,8 @@ def run(job: Job, step: Step, *, overwrite: bool = False) -> Made:
     thresholds = {output.label: output.thresholds for output in job.outputs if output.thresholds is not None}
     with step("validate") as progress:
         engines = {label: folders[label] for label in thresholds}
-        return Made(folders, validated(engines, job.model, job.heldout, thresholds, out, progress))
+        found = validated(engines, job.model, job.heldout, thresholds, out, progress, overwrite=overwrite)
+        return Made(folders, found)
 
 
 def _passes(job: Job) -> Iterator[tuple[Source, list[Output]]]:
@@ -166,24 +170,37 @@ def validated(
     progress: Callable[[int, int], None],
     *,
     exact: bool = False,
+    overwrite: bool = False,
 ) -> list[Validation]:
-    """Validate engines; leave `validation.json` and `report.html` in `out`, unless they are there for these inputs."""
+    """Validate engines; leave `validation.json` and `report.html` in `out`.
+
+    What was found before for the same inputs is taken from there, unless `overwrite`. Raises UserError for an engine
+    whose files are not what was written.
+    """
     key = _fingerprint(
-        [dict(load_manifest(folder).inputs) for folder in engines.values()],
+        [_engine(folder) for folder in engines.values()],
         model.checkpoint.fingerprint,
         text.fingerprint,
         {label: asdict(limits) for label, limits in thresholds.items()},
         exact,
     )
-    done = read_json(out / VALIDATION)
-    if done.get("inputs") == key and (out / REPORT).exists():
-        progress(1, 1)
-        return [Validation.from_dict(content) for content in done["validations"]]
+    done = None if overwrite else read_report(out / VALIDATION, key)
+    if done:
+        log.info(UNCHANGED, out / VALIDATION)
+        write_report(out / REPORT, done)
+        return done
     found = validate_engines(engines, model, text, thresholds, exact=exact, work=out / VALIDATION, progress=progress)
     write_report(out / REPORT, found)
     write_json(out / VALIDATION, found, inputs=key)
     forget(out / VALIDATION)
     return found
+
+
+def _engine(folder: Path) -> dict[str, str]:
+    """What is in an engine folder: SHA-256 by the names of its files."""
+    manifest = load_manifest(folder)
+    check_content(folder, manifest)
+    return {name: facts.sha256 for name, facts in manifest.files.items()}
 
 
 def _fingerprint(*inputs: object) -> str:

@@ -40,6 +40,7 @@ from smoothquant.outputs import (
 if TYPE_CHECKING:
     from typing_extensions import Self  # torch requires this package
 
+UNCHANGED = "%s: already there, unchanged"  # what is logged where nothing is to be done
 SLACK = 64 << 20  # bytes left free beside a step's own
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class Workroom:
     """
 
     def __init__(self, out: str | Path, step: str, inputs: Mapping) -> None:
-        self.out = Path(os.path.realpath(out))
+        self.given, self.out = Path(out), Path(os.path.realpath(out))
         self.step, self.inputs = step, json.loads(json.dumps(inputs))
         self.next_layer = 0
         self._kept: dict[str, dict[str, Tensor]] = {}
@@ -167,6 +168,7 @@ class Workspace(Workroom):
         if self._recover() or (not self.overwrite and self._is_finished()):
             self.finished = True
             self._journal.close()
+            log.info(UNCHANGED, self.given)
         else:
             self._check_out()
             self._begin()
@@ -301,7 +303,10 @@ class Workspace(Workroom):
         except UserError:
             return False
         made = (manifest.versions.get("smoothquant"), manifest.step, manifest.inputs)
-        return made == (__version__, self.step, self.inputs)
+        if made != (__version__, self.step, self.inputs):
+            return False
+        check_content(self.given, manifest, again=False)
+        return True
 
     def _check_out(self) -> None:
         """Raise OutputError for what is at `out` and stays there."""

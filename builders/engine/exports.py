@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smoothquant.artifacts.manifest import Manifest, Origin
+from smoothquant.digests import combined
 from smoothquant.errors import UserError
-from smoothquant.outputs import load_manifest
+from smoothquant.outputs import check_content, load_manifest
 
 MODEL = "model.onnx"
 GRAPHS = {"per-token": MODEL, "per-tensor": "model.per-tensor.onnx"}  # form -> file, where an export holds both
@@ -24,6 +25,11 @@ class OnnxExport:
     origin: Origin
     files: tuple[str, ...]
 
+    @property
+    def digest(self) -> str:
+        """Identity of what an engine is made of: SHA-256 over the graph and the files beside it, 16 hex digits."""
+        return combined({name: self.manifest.files[name].sha256 for name in (self.graph.name, *self.files)})
+
 
 def open_export(folder: str | Path, activations: str | None = None) -> OnnxExport:
     """Open a folder made by `export onnx`. activations: which form, where it holds both (by default "per-token").
@@ -32,6 +38,7 @@ def open_export(folder: str | Path, activations: str | None = None) -> OnnxExpor
     """
     folder = Path(folder)
     made = load_manifest(folder)
+    check_content(folder, made)
     if made.step != "export onnx":
         raise UserError(
             f"{folder}: made by {made.step!r}", expected="an ONNX export", do="smoothquant export onnx MODEL ..."

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from builders.engine.protocol import FOREIGN, Engine
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.errors import UserError
-from smoothquant.outputs import is_output, load_manifest
+from smoothquant.outputs import check_content, is_output, load_manifest
 
 
 class Row(NamedTuple):
@@ -46,10 +46,12 @@ ELSEWHERE: Mapping[str, str] = {  # step -> where its engines run
 def open_engine(folder: str | Path) -> Engine:
     """The engine in a folder.
 
-    Raises UserError for a folder that this tool did not make or that does not run, MissingPackageError if the package
-    that runs it is not installed.
+    Raises UserError for a folder that this tool did not make, that was changed since, or that does not run;
+    MissingPackageError if the package that runs it is not installed.
     """
-    row = ENGINES[engine_manifest(folder).step]
+    manifest = engine_manifest(folder)
+    check_content(folder, manifest, again=False)
+    row = ENGINES[manifest.step]
     return getattr(import_module(row.module), row.name)(folder)
 
 

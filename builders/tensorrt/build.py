@@ -13,7 +13,6 @@ Before the folder gets its name, the plan is loaded and run once: the logits mus
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -69,10 +68,9 @@ def build(
     quantized = _products(found.graph, found.origin.scheme.activations.form)
     version, gpu = hardware.require_tensorrt(), hardware.find_gpu()
     built = {"version": version, "gpu": gpu.name, "capability": list(gpu.capability)}
-    graph = hashlib.sha256(found.graph.read_bytes()).hexdigest()[:16]  # a newer exporter may draw another one
     inputs = {
         "export": as_json(found.origin),
-        "graph": graph,
+        "content": found.digest,
         "limits": held.as_dict(),
         "options": options.as_dict(),
         "tensorrt": built,

@@ -16,9 +16,17 @@ from smoothquant.files import write_bytes
 if TYPE_CHECKING:
     import tensorrt as trt
 
+NAMES = (".cache", ".timing")  # such a file is taken for a timing cache, and replaced
+
 
 def check(path: Path) -> None:
     """Raise OutputError unless the file can be read, if it is there, and written beside itself."""
+    if path.suffix not in NAMES:
+        raise OutputError(
+            f"--timing-cache {path}: this file is written over",
+            expected=f"a name that ends in {' or '.join(NAMES)}",
+            do="choose another file",
+        )
     try:
         if path.exists():
             path.open("rb").close()

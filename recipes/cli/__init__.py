@@ -21,6 +21,7 @@ from recipes.cli import (
     doctor,
     export,
     generate,
+    places,
     recipes,
     reproduce,
     run,
@@ -86,8 +87,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     set_up_libraries()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be ended by a scheduler is to be interrupted
+    ui = Ui(json=arguments.json, quiet=arguments.quiet)
     try:
-        arguments.run(arguments, Ui(json=arguments.json, quiet=arguments.quiet))
+        with ui.listening():
+            places.check(arguments)
+            arguments.run(arguments, ui)
         sys.stdout.flush()
     except UserError as error:
         return _fail(str(error), error.exit_code)

@@ -15,9 +15,9 @@ def add(targets: argparse._SubParsersAction, common: argparse.ArgumentParser) ->
         NAME,
         parents=[common],
         help="ONNX Runtime engine, also for onnxruntime-genai",
-        description="Make a folder that ONNX Runtime and onnxruntime-genai run: graph, weights (linked, not copied, "
-        "where the disk allows), tokenizer, session settings for this machine. The engine is loaded and run once, and "
-        "on a CPU every quantized linear must have become an integer kernel.",
+        description="Make a folder that ONNX Runtime and onnxruntime-genai run: graph, weights (a copy, which shares "
+        "the export's room where the disk can do that), tokenizer, session settings for this machine. The engine is "
+        "loaded and run once, and on a CPU every quantized linear must have become an integer kernel.",
     )
     options.add_engine(command)
     command.add_argument(
@@ -54,9 +54,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     ui.result({"out": arguments.out, "manifest": manifest.as_dict(), **triton})
     kernels = manifest.results["kernels"]
     if provider.name == "cpu":
-        ui.say(
-            f"{arguments.out}: {kernels['integer']} of {kernels['quantized']} quantized products are integer kernels"
-        )
+        told = f"{kernels['integer']} of {kernels['quantized']} quantized products are integer kernels"
     else:
-        ui.say(f"{arguments.out}: {kernels['quantized']} quantized products; on {provider.name}, {provider.effect}")
+        told = f"{kernels['quantized']} quantized products; on {provider.name}, {provider.effect}"
+    ui.done(arguments.out, f"{arguments.out}: {told}; {manifest.nbytes / 1e6:,.1f} MB on the disk")
     options.say_next(ui, arguments, triton)

@@ -85,4 +85,4 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             "metadata": dict(scales.metadata),
         }
     )
-    ui.say(f"{arguments.out}: activation ranges of {len(scales.input_absmax)} linears")
+    ui.done(arguments.out, f"{arguments.out}: activation ranges of {len(scales.input_absmax)} linears")

@@ -57,6 +57,18 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         metavar="EXPORT",
         help="run a TensorRT engine, and ONNX Runtime on what it was built from; compare every output (polygraphy)",
     )
+    command.add_argument(
+        "--integrity",
+        action="store_true",
+        help="read every file of an export, engine or repository of this tool, and compare it with what was written",
+    )
+    command.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="with --integrity: note that this file was changed on purpose (a tokenizer, a chat template, settings)",
+    )
     command.set_defaults(run=run)
 
 
@@ -65,6 +77,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         return show_rules(ui)
     if not arguments.path:
         raise UserError("nothing to check", expected="a folder or an .onnx file, or --rules")
+    if arguments.integrity or arguments.accept:
+        return check_integrity(arguments, ui)
     chosen = checker(Path(arguments.path))
     for option in ("--compiler", "--tensorrt"):
         if chosen is not check_onnx and getattr(arguments, attribute(option)):
@@ -77,6 +91,20 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     if arguments.against and chosen is not check_tensorrt:
         raise UserError(f"{arguments.path} with --against", expected="a folder made by smoothquant build tensorrt")
     chosen(arguments, ui)
+
+
+def check_integrity(arguments: argparse.Namespace, ui: Ui) -> None:
+    """Compare every file of an output with what was written. Raises UserError for the first that differs."""
+    from smoothquant.outputs import MANIFEST, TOP_MANIFEST, accept, check_content, load_manifest
+
+    folder = Path(arguments.path)
+    place = MANIFEST if (folder / MANIFEST).exists() else TOP_MANIFEST
+    manifest = accept(folder, arguments.accept, place) if arguments.accept else load_manifest(folder, place)
+    check_content(folder, manifest)
+    accepted = sorted(name for name, facts in manifest.files.items() if facts.accepted)
+    ui.result({"path": arguments.path, "files": len(manifest.files), "bytes": manifest.nbytes, "accepted": accepted})
+    changed = f"; changed on purpose: {', '.join(accepted)}" if accepted else ""
+    ui.say(f"{folder}: {len(manifest.files)} files, {manifest.nbytes / 1e6:,.1f} MB, all as written{changed}")
 
 
 def checker(path: Path) -> Checker:

@@ -40,7 +40,11 @@ def open_model(arguments: argparse.Namespace, folder: str, ui: Ui) -> Model:
     from recipes import families
 
     model = families.open_model(
-        folder, arguments.family, length=arguments.max_length, trust_family=arguments.trust_family
+        folder,
+        arguments.family,
+        length=arguments.max_length,
+        trust_family=arguments.trust_family,
+        again=getattr(arguments, "overwrite", False),
     )
     for line in model.checkpoint.notes:
         ui.note(line)
@@ -51,7 +55,8 @@ def add_overwrite(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace an existing output made from other inputs; it stays until the new one is complete",
+        help="make it in any case; an output of this tool that is there is replaced, once the new one is complete. "
+        "Nothing else is ever replaced",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+UNCHANGED = "%s: already there, unchanged"  # `smoothquant.workspace` logs it; not imported, since it needs torch
 EVERY = 30  # seconds between lines of progress in a log
 
 
@@ -25,6 +27,29 @@ class Ui:
         self.json, self.quiet = json, quiet
         self.out = Console(width=None if sys.stdout.isatty() else 120)
         self.err = Console(stderr=True)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Show what the other rooms log, while a command runs."""
+        logger = logging.getLogger("smoothquant")
+        handler = _Notes(self)
+        self.unchanged: list[str] = []  # what is already there, in the words of the other rooms
+        logger.addHandler(handler)
+        level = logger.level
+        logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            for line in self.unchanged:
+                self.note(line)
+
+    def done(self, out: str, text: str) -> None:
+        """Say what a command has made; where it was already there, that."""
+        there = [line for line in self.unchanged if line == UNCHANGED % out]
+        self.unchanged = [line for line in self.unchanged if line not in there]
+        self.say(there[0] if there else text)
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
@@ -103,6 +128,22 @@ class Ui:
         """A line of result for people: not printed with --json."""
         if not self.json:
             self.out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Notes(logging.Handler):
+    """Shows log records as notes, and those of a warning's level as warnings."""
+
+    def __init__(self, ui: Ui) -> None:
+        super().__init__(logging.INFO)
+        self.ui = ui
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.msg == UNCHANGED:
+            self.ui.unchanged.append(record.getMessage())
+        elif record.levelno >= logging.WARNING:
+            self.ui.warn(record.getMessage())
+        else:
+            self.ui.note(record.getMessage())
 
 
 def listed(names: Sequence[str], most: int = 16) -> str:

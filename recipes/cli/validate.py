@@ -62,14 +62,13 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from act_scales.text import load_text
     from builders.engine.protocol import FOREIGN
     from builders.validate import validate_engines
-    from builders.validate.report import write_json, write_report
-    from smoothquant.files import check_place
+    from builders.validate.report import check_report, write_json, write_report
     from smoothquant.workspace import forget
 
     limits = _limits(arguments)
     for option, path in (("--report", arguments.report), ("--out", arguments.out)):
         if path:
-            check_place(Path(path), option, path)
+            check_report(Path(path), option)
     model = options.open_model(arguments, arguments.reference, ui)
     text = load_text(arguments.text, model.checkpoint.folder, arguments.samples, arguments.length)
     names = [Path(folder).resolve().name for folder in arguments.engines]

@@ -25,7 +25,7 @@ from builders.tensorrt_llm.format.releases import IMAGE, serve_backend, triton_i
 from exporters.trtllm.versions import FIRST, LAST, builds_engines
 from smoothquant.errors import UserError
 from smoothquant.files import read_json, write_text
-from smoothquant.outputs import TOP_MANIFEST
+from smoothquant.outputs import TOP_MANIFEST, check_content, is_output, load_manifest
 from smoothquant.workspace import Workspace
 
 STEP = "serve-config"
@@ -113,6 +113,8 @@ def write_repository(
     and postprocessing. Raises UserError for a folder that is no engine, or has no tokenizer.
     """
     folder, out = Path(engine_folder).absolute(), Path(out).absolute()
+    if is_output(folder):
+        check_content(folder, load_manifest(folder))
     engine = read_engine(folder)
     if not 0 < memory < 1 or instances < 1:
         raise UserError(f"--memory {memory:g}, --instances {instances}", expected="a share in (0, 1), and at least 1")

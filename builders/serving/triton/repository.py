@@ -20,7 +20,7 @@ from builders.serving.triton.config import DecoderModel, ModelTensor, config
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.errors import OutputError, UserError
 from smoothquant.files import check_place, write_text
-from smoothquant.outputs import MANIFEST, is_output, load_manifest
+from smoothquant.outputs import MANIFEST, check_apart, check_content, check_replaceable, load_manifest
 from smoothquant.workspace import Workspace
 
 STEP = "triton"
@@ -44,11 +44,9 @@ def check_repository(engine: str | Path, repository: str | Path, *, overwrite: b
     out = Path(repository) / model_name(engine)
     if out.resolve() == Path(engine).resolve():
         raise OutputError(f"--triton {repository}: the model would be the engine's own folder", do="choose another")
-    if out.exists() and not is_output(out) and not overwrite:
-        raise OutputError(
-            f"--triton {repository}: {out} exists, and is no model made by this tool",
-            do="choose another --triton, or pass --overwrite",
-        )
+    check_apart(out, {"the engine": engine}, "--triton")
+    if out.exists():
+        check_replaceable(out)
     check_place(out / MANIFEST, "--triton", repository)
 
 
@@ -59,6 +57,7 @@ def write_model(engine: str | Path, repository: str | Path, *, overwrite: bool =
     """
     engine, out = Path(engine), Path(repository) / model_name(engine)
     manifest = load_manifest(engine)
+    check_content(engine, manifest)
     if manifest.step not in DECODERS:
         raise UserError(
             f"{engine}: made by {manifest.step!r}, which Triton's backends do not run",

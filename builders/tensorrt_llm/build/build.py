@@ -12,7 +12,6 @@ no half-built engine.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -32,9 +31,10 @@ from builders.tensorrt_llm.format.releases import is_listed
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.artifacts.record import as_json
 from smoothquant.checkpoint import SIDECARS
+from smoothquant.digests import combined, sha256
 from smoothquant.errors import CheckpointError, UserError
 from smoothquant.files import copy, remove_file
-from smoothquant.outputs import OURS, is_output, load_manifest
+from smoothquant.outputs import OURS, check_content, is_output, load_manifest
 from smoothquant.workspace import Workspace
 
 STEP = "build tensorrt-llm"
@@ -64,6 +64,8 @@ class Plan:
 def plan(checkpoint: str | Path, out: str | Path, limits: BuildLimits) -> Plan:
     """Check a checkpoint and the limits. Raises CheckpointError for the first error in it, and how many there are."""
     checkpoint = Path(checkpoint)
+    if is_output(checkpoint):
+        check_content(checkpoint, load_manifest(checkpoint))
     found = check(checkpoint)
     wrong = errors(found)
     if wrong:
@@ -96,6 +98,7 @@ def build(
         note(doubt)
     inputs = {
         "export": origin,
+        "content": _content(what.checkpoint),
         "limits": asdict(what.limits),
         "options": options(what.config),
         "tensorrt_llm": environment.version,
@@ -159,10 +162,13 @@ def _origin(checkpoint: Path) -> dict[str, Any]:
     """What the checkpoint was made from; of another tool's, what its files look like."""
     if is_output(checkpoint):
         return as_json(load_manifest(checkpoint).origin)
-    digest = hashlib.sha256((checkpoint / CONFIG).read_bytes())
-    for path in sorted(checkpoint.glob("rank*.safetensors")):
-        digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
-    return {"checkpoint": digest.hexdigest()[:16]}
+    return {"checkpoint": _content(checkpoint)}
+
+
+def _content(checkpoint: Path) -> str:
+    """Identity of what is built: SHA-256 over all files that the engine comes from, 16 hex digits."""
+    names = (CONFIG, *SIDECARS, *(path.name for path in checkpoint.glob("rank*.safetensors")))
+    return combined({name: sha256(checkpoint / name) for name in names if (checkpoint / name).is_file()})
 
 
 def _copy_tokenizer(checkpoint: Path, work: Workspace) -> None:

@@ -1,7 +1,7 @@
 """Reports on disk, written whole or not at all.
 
 report.html   for people: `page`
-report.json   {"made_by": `MARK`, "inputs": ..., "validations": [Validation.as_dict(), ...]}
+report.json   {"made_by": `MARK`, "inputs": ..., "validations": [Validation.as_dict(), ...], "sha256": of all this}
 
 Both hold `MARK` near their beginning. A file without it is not ours, and is never written over.
 """
@@ -16,8 +16,9 @@ from pathlib import Path
 from builders.validate.report.page import MARK, page
 from builders.validate.report.tables import ExtraRows
 from builders.validate.validation import Validation
+from smoothquant.artifacts.seal import opened, sealed
 from smoothquant.errors import OutputError
-from smoothquant.files import check_place, make_folder, write_text
+from smoothquant.files import check_place, make_folder, read_json, write_text
 
 
 def write_report(path: str | Path, validations: Sequence[Validation], extra_rows: ExtraRows | None = None) -> None:
@@ -38,7 +39,13 @@ def write_json(path: str | Path, validations: Sequence[Validation], inputs: str 
     Raises OutputError if `path` cannot be written.
     """
     content = {"made_by": MARK, "inputs": inputs, "validations": [found.as_dict() for found in validations]}
-    _write(Path(path), json.dumps(content, allow_nan=False) + "\n")
+    _write(Path(path), json.dumps(sealed(content), allow_nan=False) + "\n")
+
+
+def read_report(path: Path, inputs: str) -> list[Validation]:
+    """The validations of a JSON report that was written for these inputs; none, if it is not there or was changed."""
+    content = opened(read_json(path)) or {}
+    return [Validation.from_dict(found) for found in content["validations"]] if content.get("inputs") == inputs else []
 
 
 def check_report(path: Path, option: str) -> None:

@@ -56,4 +56,4 @@ def run(target: ExportTarget, arguments: argparse.Namespace, ui: Ui) -> None:
     manifest = load_manifest(arguments.out)
     size = manifest.nbytes
     ui.result({"out": arguments.out, "bytes": size, "manifest": manifest.as_dict()})
-    ui.say(f"{arguments.out}: {size / 1e6:,.1f} MB, from {model.checkpoint.nbytes / 1e6:,.1f} MB")
+    ui.done(arguments.out, f"{arguments.out}: {size / 1e6:,.1f} MB, from {model.checkpoint.nbytes / 1e6:,.1f} MB")
