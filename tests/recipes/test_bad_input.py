@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from act_scales.store import ActScales
 from recipes import tiny_llama
+from smoothquant.journal import work_folder
 from tests.models import OUTLIER, hooked_absmax, sample_ids, save_llama
 
 
@@ -303,7 +304,7 @@ def test_interrupted(number: signal.Signals, tmp_path: Path) -> None:
     arguments = ("calibrate", tiny_llama.PATH, "--text", tiny_llama.CALIBRATION_TEXT, "--out", out, "--samples", 100)
     command = [sys.executable, "-m", "recipes.cli", *map(str, arguments)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    _wait_for(lambda: (tmp_path / "x.safetensors.partial").exists() or process.poll() is not None)
+    _wait_for(lambda: work_folder(out).exists() or process.poll() is not None)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -13,6 +13,7 @@ import torch
 from builders.tensorrt import Options, TensorRTEngine, build, compiler
 from smoothquant.artifacts.smoothing_file import SMOOTHING
 from smoothquant.errors import OutputError
+from smoothquant.journal import work_folder
 from smoothquant.outputs import OURS, load_manifest
 from tests.builders.tensorrt import fake
 from tests.builders.tensorrt.conftest import LIMITS
@@ -190,4 +191,4 @@ def test_interrupted_build_stops_tensorrt_and_can_be_done_again(
     monkeypatch.setattr(compiler, "wait", gate)
     monkeypatch.setattr(fake.Builder, "build_serialized_network", original)
     assert build(exports["float"], tmp_path / "engine", LIMITS).step == "build tensorrt"
-    assert not list(tmp_path.glob("*.partial"))
+    assert not work_folder(tmp_path / "engine").exists()

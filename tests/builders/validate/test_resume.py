@@ -12,7 +12,7 @@ import pytest
 from act_scales.text import Text
 from builders.validate import Thresholds, Validation, run, validate_engines
 from smoothquant import hidden, sweep
-from smoothquant.errors import OutputError
+from smoothquant.journal import work_folder
 from smoothquant.model import Model
 from smoothquant.workspace import forget
 
@@ -87,13 +87,28 @@ def test_another_engine_begins_again(
     assert found == validate_engines({"w8a8": folders / "naive"}, llama, text, device="cpu")[0]
 
 
-def test_a_broken_state_is_one_line(validating: Validate, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("damaged", "note"),
+    [
+        (1, "the last state of an interrupted run is damaged; it goes on from the one before"),
+        (2, "what an interrupted run left is damaged; it starts again"),
+    ],
+)
+def test_a_broken_state_is_told_and_not_used(
+    damaged: int, note: str, validating: Validate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, work = validating(), tmp_path / "found.json"
     with pytest.raises(Interrupt):
-        validating(work=tmp_path / "found.json", progress=interrupting(STEPS - 1))
-    kept = tmp_path / "found.json.partial" / run.COMPARED
-    kept.write_bytes(kept.read_bytes()[:99])
-    with pytest.raises(OutputError, match=r"truncated or corrupt.*remove .*found\.json\.partial and start again"):
-        validating(work=tmp_path / "found.json")
+        validating(work=work, progress=interrupting(STEPS - 1))
+    kept = list(work_folder(work).glob(f"state.{run.COMPARED}.*"))
+    assert len(kept) == 2
+    for path in sorted(kept, key=lambda path: int(path.name.split(".")[2]), reverse=True)[:damaged]:
+        path.write_bytes(path.read_bytes()[:99])
+    caplog.clear()
+    told: list[int] = []
+    assert validating(work=work, progress=lambda done, total: told.append(done)) == whole
+    assert [record.getMessage() for record in caplog.records] == [f"{work}: {note}"]
+    assert (told[1] == 0) == (damaged == 2)
 
 
 @pytest.mark.parametrize(("held", "opened"), [(1 << 30, 3 + 3), (0, 3 + 3 + 3 * 2)])

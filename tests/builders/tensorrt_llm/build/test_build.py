@@ -20,6 +20,7 @@ from builders.tensorrt_llm.format.releases import TRITON, has_kernels, triton_im
 from exporters.trtllm.versions import FIRST, RELEASES, STABLE, builds_engines
 from smoothquant.artifacts.manifest import TrtllmOptions
 from smoothquant.errors import MissingPackageError, UserError
+from smoothquant.journal import work_folder
 from smoothquant.outputs import MANIFEST, OURS
 from smoothquant.workspace import Workspace
 from tests.builders.tensorrt_llm.checkpoints import PER_TOKEN, write
@@ -68,14 +69,14 @@ def test_an_engine(checkpoint: Path, tmp_path: Path) -> None:
     assert smoothquant(*arguments, "--workers", 2, env=environment).returncode == 0
     assert (out / "rank0.engine").stat().st_mtime_ns == before  # finished: not built again
     assert_one_line(smoothquant(*arguments, env=environment), 2, "exists and was not made", "--overwrite")
-    assert not out.with_name("engine.partial").exists()
+    assert not work_folder(out).exists()
 
 
 def test_a_failed_build(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "engine"
     arguments = ("build", "tensorrt-llm", checkpoint, "--out", out, "--quiet")
     found = smoothquant(*arguments, env=install(tmp_path / "broken", mode="fail"))
-    log = f"{out}.partial/smoothquant/trtllm-build.log"
+    log = str(work_folder(out) / "output/smoothquant/trtllm-build.log")
     assert_one_line(found, 2, "failed with status 3", "could not find any implementation for node", f"see {log}")
     assert "could not find any implementation" in Path(log).read_text()
     assert not out.exists()
@@ -94,7 +95,7 @@ def test_an_interrupted_build(number: signal.Signals, checkpoint: Path, tmp_path
     environment = install(tmp_path / "hanging", mode="hang")
     command = [sys.executable, "-m", "recipes.cli", *arguments]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    pids = tmp_path / "engine.partial/pids"
+    pids = work_folder(out) / "output/pids"
     deadline = time.monotonic() + 60
     while not (pids.exists() and pids.read_text()):
         assert process.poll() is None
@@ -190,7 +191,7 @@ def test_a_missing_gpu_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
     found = smoothquant("build", "tensorrt-llm", checkpoint, "--out", out, env=environment)
     assert_one_line(found, 3, "no GPU is visible here", "--gpus all")
     assert not out.exists()
-    assert not out.with_name("engine.partial").exists()
+    assert not work_folder(out).exists()
 
 
 def test_a_checkpoint_with_faults_is_not_built(tmp_path: Path) -> None:
