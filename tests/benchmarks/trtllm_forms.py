@@ -47,9 +47,9 @@ def main() -> None:
         for label, options in FORMS.items():
             chosen = dict(options)
             kv, groups = chosen.pop("kv", "float"), chosen.pop("groups", "default")
-            dtype = "float16" if groups in ("run-time", "unfolded") else "float32"
-            smoothing = SmoothingSettings(RECIPE.alpha, groups, dtype, kv == "int8")
-            export(replace(source, settings=smoothing), [TrtllmWriter(folders[label], choose(**chosen), kv=kv)])
+            writer = TrtllmWriter(folders[label], choose(**chosen), kv=kv)
+            smoothing = writer.smoothing.settings(model, RECIPE.alpha, groups)
+            export(replace(source, settings=smoothing), [writer])
         found = validate_engines(folders, model, heldout)
     details = {"columns": list(COLUMNS), "forms": {validation.label: facts(validation) for validation in found}}
     publish("trtllm_forms", [Row(v.label, ", ".join(cells(v))) for v in found], details)
