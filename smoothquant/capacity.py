@@ -62,7 +62,7 @@ class Capacity:
             )
         if settings.groups != "none" and not settings.chosen(model.groups, model.quantized_roles):
             raise UserError(
-                f"smoothing groups {settings.groups!r} with a {model.family.name} model: it has no such folds",
+                f"smoothing groups {settings.groups!r} with family {model.family.name}: it has no such folds",
                 expected="folds that the family's record names",
                 do="leave --groups away, or give none for plain quantization",
             )
