@@ -17,7 +17,6 @@ from recipes import pipeline, tiny_llama
 from recipes.families import open_model
 from recipes.models import RECIPES
 from recipes.recipe import find
-from smoothquant.settings import SmoothingSettings
 from tests.benchmarks.onnx_forms import COLUMNS, HELDOUT, cells, facts
 from tests.benchmarks.results import Row, publish
 
@@ -43,7 +42,7 @@ def main() -> None:
         root = Path(scratch)
         collect(model, text, root / "act_scales.safetensors")
         folders = {label: root / str(number) for number, label in enumerate(FORMS)}
-        source = pipeline.source_of(model, root / "act_scales.safetensors", SmoothingSettings(RECIPE.alpha))
+        source = pipeline.source_of(model, root / "act_scales.safetensors", RECIPE.settings(model))
         for label, options in FORMS.items():
             chosen = dict(options)
             kv, groups = chosen.pop("kv", "float"), chosen.pop("groups", "default")
