@@ -31,7 +31,7 @@ from smoothquant.model import Model
 from smoothquant.packages import require
 from smoothquant.settings import SmoothingSettings
 from smoothquant.static import linears_to_keep
-from smoothquant.steps import DEFAULT, Step
+from smoothquant.steps import DEFAULT, Step, as_records
 from smoothquant.workspace import forget, load_manifest, read_json
 
 Stage = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]  # name -> progress of a stage
@@ -62,6 +62,7 @@ class Output:
         """Raise UserError or MissingPackageError for what cannot be made or validated here."""
         self.target.check(model, self.activations)
         self.target.writer(Path(), model, self.activations, ()).smoothing.check(self.settings, model)
+        as_records(self.steps)  # which refuses a step that validation could not do again
         for package in self.target.readers if self.thresholds else ():
             require(package, package=package.replace("_", "-"))
 

@@ -77,3 +77,11 @@ def test_settings_that_a_target_cannot_hold(name: str, llama: Model, tmp_path: P
     with pytest.raises(UserError, match="smoothing groups 'unfolded' with"):
         run(job(llama, tmp_path / "out", Output("x", TARGETS[name], settings, thresholds=None)), silent)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_step_that_validation_would_not_know(llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(STEPS, ClipRows.name)
+    output = Output("x", TARGETS["w8a8"], FOLDED.settings(llama), thresholds=None, steps=CLIPPED)
+    with pytest.raises(UserError, match="step 'clip-rows'"):
+        run(job(llama, tmp_path / "out", output), silent)
+    assert not (tmp_path / "out").exists()

@@ -108,6 +108,16 @@ def test_records() -> None:
         from_records([{"name": "borrow-ranges", "from": "q"}])
 
 
+def test_a_step_that_validation_would_not_know(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused by the export, not by the validation of a folder that is there."""
+    monkeypatch.delitem(STEPS, ClipRows.name)
+    with pytest.raises(
+        UserError, match=r"step 'clip-rows' .* is not entered in smoothquant\.steps\.STEPS; expected one"
+    ):
+        export(source, [W8A8Writer(tmp_path / "out")])
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_step_leaves_the_layer_that_it_is_given(llama: Model) -> None:
     source, silent = float_layer(llama, 0), {"up.0": torch.zeros(4), "up.1": torch.tensor([1.0, 3.0, 2.0, 0.0])}
     layer = SmoothedLayer(llama, 0, source, source.norms, dict(silent))
