@@ -32,11 +32,13 @@ class Capacity:
 
         Raises UserError for what the format or the model cannot hold.
         """
-        groups = self.groups[0] if groups == "default" else groups
+        usual = self.groups[0]
+        groups = usual if groups == "default" else groups
+        divides = groups in RUN_TIME_GROUPS or usual in RUN_TIME_GROUPS  # by ones, where nothing is smoothed
         settings = SmoothingSettings(
             SmoothingSettings.alpha if alpha is None else alpha,
             groups,
-            self.smoother_dtype if groups in RUN_TIME_GROUPS else SmoothingSettings.smoother_dtype,
+            self.smoother_dtype if divides else SmoothingSettings.smoother_dtype,
             self.shared_cache_scale,
         )
         self.check(settings, model)
