@@ -9,6 +9,7 @@ from pathlib import Path
 from smoothquant.artifacts.manifest import ModelFacts, Origin
 from smoothquant.artifacts.record import as_json
 from smoothquant.artifacts.seal import sealed
+from smoothquant.files import sha256
 from smoothquant.outputs import FORMAT, MANIFEST, OURS
 from smoothquant.scheme import scheme_of
 from smoothquant.settings import SmoothingSettings
@@ -29,6 +30,17 @@ def write_manifest(folder: Path, step: str, inputs: Mapping | None = None) -> No
     path.parent.mkdir(exist_ok=True)
     content = {"format": FORMAT, "step": step, "inputs": inputs or {}, "files": {}, "versions": {}}
     path.write_text(json.dumps(sealed(content)))
+
+
+def agree(folder: Path, **changes: object) -> None:
+    """Make the manifest agree with files that a test has changed, and with other changes of its own."""
+    content = {**json.loads((folder / MANIFEST).read_text()), **changes}
+    for name in content["files"]:
+        path = folder / name
+        if path.exists():
+            content["files"][name] = {"size": path.stat().st_size, "sha256": sha256(path), "accepted": False}
+    content.pop("sha256")
+    (folder / MANIFEST).write_text(json.dumps(sealed(content)))
 
 
 def made_from(activations: str, **more: object) -> dict:

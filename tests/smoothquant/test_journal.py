@@ -15,7 +15,7 @@ from smoothquant.artifacts.seal import opened, sealed
 from smoothquant.errors import OutputError
 from smoothquant.journal import NAMES, work_folder
 from smoothquant.outputs import load_manifest
-from smoothquant.workspace import Workspace, forget
+from smoothquant.workspace import Workspace
 
 INPUTS = {"model": "a"}
 LAYERS = 4

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from builders.onnxruntime.genai import write_genai_config
+from builders.onnxruntime.genai import genai_config
 from builders.onnxruntime.session import SETTINGS
 from smoothquant.machine import physical_cores
 from tests.outputs import facts
@@ -68,11 +68,9 @@ def test_tokens_are_those_of_the_configs(tmp_path: Path) -> None:
     geometry = facts(8, None)
     (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": 3}))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
-    write_genai_config(tmp_path, geometry, threads=3)
-    model = written(tmp_path)["model"]
+    model = genai_config(tmp_path, geometry, threads=3)["model"]
     assert (model["bos_token_id"], model["eos_token_id"], model["pad_token_id"]) == (3, [7, 9], 7)
     assert model["decoder"]["session_options"]["intra_op_num_threads"] == 3
 
     (tmp_path / "generation_config.json").unlink()
-    write_genai_config(tmp_path, geometry, threads=3)
-    assert not {"eos_token_id", "pad_token_id"} & written(tmp_path)["model"].keys()
+    assert not {"eos_token_id", "pad_token_id"} & genai_config(tmp_path, geometry, threads=3)["model"].keys()

@@ -52,7 +52,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict]:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [TENSORRT, CUDA, CPU])
     monkeypatch.setattr(providers, "_check_library", lambda *_: None)
     monkeypatch.setattr("onnxruntime.preload_dlls", lambda: None)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SMOOTHQUANT_CACHE", str(tmp_path / "cache"))
     return noted
 
 
@@ -78,7 +78,7 @@ def test_tensorrt(exports: dict[str, Path], made: list[dict], tmp_path: Path) ->
     assert options["trt_fp16_enable"] == "False"
     cache = Path(options["trt_engine_cache_path"])
     assert cache.is_dir()
-    assert cache.parent == tmp_path / "cache/smoothquant"
+    assert cache.parent == tmp_path / "cache/engines"
     assert options["trt_profile_min_shapes"].startswith("input_ids:1x1,attention_mask:1x1,position_ids:1x1,")
     assert options["trt_profile_max_shapes"].endswith(",past_key_values.1.value:1x2x512x16")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -18,11 +17,11 @@ from exporters.export import Source, export
 from exporters.huggingface import W8A8Writer
 from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.model import Model
-from smoothquant.outputs import MANIFEST, load_manifest
+from smoothquant.outputs import load_manifest
 from smoothquant.settings import SmoothingSettings
 from tests.builders.tensorrt import fake
 from tests.builders.tensorrt.conftest import LIMITS
-from tests.outputs import made_from
+from tests.outputs import agree, made_from
 
 
 def refused(export_folder: Path, out: Path, **options: Any) -> str:
@@ -70,22 +69,17 @@ def test_other_kinds_of_folders(
 
 
 def change(folder: Path, edit: Callable[[onnx.ModelProto], None]) -> None:
-    """Edit a graph, and make the manifest agree with its new size."""
+    """Edit a graph, and make the manifest agree with it."""
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     edit(model)
     onnx.save(model, folder / "model.onnx")
-    manifest = json.loads((folder / MANIFEST).read_text())
-    for name in ("model.onnx", "model.onnx.data"):
-        manifest["files"][name] = (folder / name).stat().st_size if (folder / name).exists() else 0
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    agree(folder)
 
 
 def test_graph_without_quantize(copy_of: Callable[[str], Path], tmp_path: Path, trt: Any) -> None:
     """A graph of floats whose manifest promises INT8. (One that promises float becomes a float engine.)"""
     folder = copy_of("float")
-    manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["inputs"]["schemes"] = made_from("per-token")["schemes"]
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    agree(folder, inputs={**load_manifest(folder).inputs, "schemes": made_from("per-token")["schemes"]})
     assert "model.onnx: no matrix product is quantized" in refused(folder, tmp_path / "engine")
 
 
@@ -263,9 +257,7 @@ def test_plan_that_tensorrt_refuses(make: Callable[..., Path]) -> None:
 def test_a_plan_without_content(make: Callable[..., Path]) -> None:
     folder = make("float")
     (folder / "model.plan").write_bytes(b"")
-    manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["files"]["model.plan"] = 0
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    agree(folder)
     with pytest.raises(UserError, match=r"model\.plan: empty; expected TensorRT's plan; copy it again, or build"):
         TensorRTEngine(folder)
 

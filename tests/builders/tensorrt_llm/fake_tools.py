@@ -33,7 +33,7 @@ print("[TRT-LLM] [I] Set smooth_quant_gemm_plugin to float16.", file=sys.stderr)
 for rank in range(world):
     if "{mode}" == "hang" and rank == world - 1:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])  # as its workers are
-        (out / "pids").write_text(f"{{os.getpid()}} {{child.pid}}")
+        pathlib.Path(sys.argv[0]).with_name("pids").write_text(f"{{os.getpid()}} {{child.pid}}")
         print("building", flush=True)
         time.sleep(600)
     if "{mode}" == "fail" and rank == world - 1:

@@ -95,7 +95,7 @@ def test_an_interrupted_build(number: signal.Signals, checkpoint: Path, tmp_path
     environment = install(tmp_path / "hanging", mode="hang")
     command = [sys.executable, "-m", "recipes.cli", *arguments]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    pids = work_folder(out) / "output/pids"
+    pids = tmp_path / "hanging/bin/pids"
     deadline = time.monotonic() + 60
     while not (pids.exists() and pids.read_text()):
         assert process.poll() is None
