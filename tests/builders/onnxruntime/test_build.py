@@ -56,8 +56,10 @@ def test_engine_folder(form: str, kernels: int, exports: dict[str, Path], engine
         assert not (engines[form] / name).samefile(exports[form] / name)  # who changes one does not change the other
     manifest, made = load_manifest(engines[form]), load_manifest(exports[form])
     assert manifest.step == "build onnxruntime"
-    graph = hashlib.sha256((exports[form] / "model.onnx").read_bytes()).hexdigest()[:16]
-    assert manifest.inputs == {"export": made.inputs, "graph": graph, "threads": physical_cores()}
+    digests = {name: hashlib.sha256((exports[form] / name).read_bytes()).hexdigest() for name in made.files}
+    content = hashlib.sha256("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode())
+    threads = physical_cores()
+    assert manifest.inputs == {"export": made.inputs, "content": content.hexdigest()[:16], "threads": threads}
     assert manifest.results["kernels"] == {"integer": kernels, "quantized": kernels}
     assert manifest.contract == made.contract
 

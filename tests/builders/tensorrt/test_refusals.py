@@ -43,15 +43,23 @@ def test_options_out_of_range(option: dict) -> None:
         Options(**option)
 
 
-@pytest.mark.parametrize("place", ["missing/timing.cache", "file/timing.cache", "folder"])
+@pytest.mark.parametrize("place", ["missing/timing.cache", "file/timing.cache", "folder.cache"])
 def test_timing_cache_that_cannot_be_written(place: str, exports: dict[str, Path], tmp_path: Path, trt: Any) -> None:
     """Said before the build."""
     (tmp_path / "file").touch()
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.cache").mkdir()
     line = refused(exports["float"], tmp_path / "engine", timing_cache=tmp_path / place)
     assert f"{place}: cannot be read or written there (" in line
     assert "expected a file in a folder that is there and writable" in line
     assert not [call for call in trt.calls if call[0] == "config"]
+
+
+def test_a_timing_cache_is_known_by_its_name(exports: dict[str, Path], tmp_path: Path, trt: Any) -> None:
+    """The file is written over: a name that was mistyped costs nobody a file."""
+    (tmp_path / "thesis.txt").write_text("the only copy")
+    line = refused(exports["float"], tmp_path / "engine", timing_cache=tmp_path / "thesis.txt")
+    assert "expected a name that ends in .cache or .timing" in line
+    assert (tmp_path / "thesis.txt").read_text() == "the only copy"
 
 
 def test_limits_that_contradict_the_model(exports: dict[str, Path], tmp_path: Path, trt: Any) -> None:
@@ -128,6 +136,8 @@ def test_missing_and_short_data(copy_of: Callable[[str], Path], tmp_path: Path, 
 def test_not_an_onnx_file(copy_of: Callable[[str], Path], tmp_path: Path, trt: Any) -> None:
     folder = copy_of("per-token")
     (folder / "model.onnx").write_bytes(b"\xff" * (folder / "model.onnx").stat().st_size)
+    assert "its content is not what was written" in refused(folder, tmp_path / "engine")
+    agree(folder)  # and should the manifest not know: onnx does
     assert "model.onnx: not an ONNX model" in refused(folder, tmp_path / "engine")
 
 

@@ -19,6 +19,7 @@ from builders.tensorrt_llm.format.config import CheckpointConfig, parse
 from builders.tensorrt_llm.format.releases import TRITON, has_kernels, triton_image
 from exporters.trtllm.versions import FIRST, RELEASES, STABLE, builds_engines
 from smoothquant.artifacts.manifest import TrtllmOptions
+from smoothquant.artifacts.seal import opened
 from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.journal import work_folder
 from smoothquant.outputs import MANIFEST, OURS
@@ -51,7 +52,7 @@ def test_an_engine(checkpoint: Path, tmp_path: Path) -> None:
     assert found.returncode == 0, found.stderr
     assert "Set smooth_quant_gemm_plugin to float16" in found.stderr  # its log, on either stream
     manifest = json.loads(found.stdout)["manifest"]
-    assert manifest == json.loads((out / MANIFEST).read_text())
+    assert manifest == opened(json.loads((out / MANIFEST).read_text()))
     assert top(out) == {"rank0.engine", "rank1.engine", "config.json", "tokenizer.json", "tokenizer_config.json"}
     assert {path.name for path in (out / OURS).iterdir()} == {"manifest.json", "trtllm-build.log"}
     assert manifest["inputs"]["limits"] == {
@@ -173,6 +174,7 @@ def test_what_is_no_reason_to_stop(tmp_path: Path) -> None:
     inputs = made_from("per-token", trtllm=TrtllmOptions(PER_TOKEN, "float16", 1, 1, "1.2.1"))
     with Workspace(tmp_path / "checkpoint", "export trtllm", inputs) as work:
         write(build("llama"), work.folder, PER_TOKEN)
+        work.own()
         work.commit()
     arguments = ("build", "tensorrt-llm", tmp_path / "checkpoint", "--out", tmp_path / "engine")
     plain = smoothquant(*arguments, env=install(tmp_path / "right"))

@@ -33,6 +33,7 @@ def export(model: Path, out: Path, algorithm: str | None = PER_TOKEN, **options:
     with Workspace(out, "export trtllm", inputs) as work:
         write(build("llama", outlier=1), work.folder, algorithm, **options)
         save_file({}, work.path(SMOOTHING))
+        work.own()
         work.commit()
     return out
 
