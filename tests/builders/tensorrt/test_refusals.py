@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -117,7 +118,7 @@ def test_a_linear_that_lost_its_quantization(copy_of: Callable[[str], Path], tmp
     folder = copy_of("per-token")
     change(folder, edit)
     line = refused(folder, tmp_path / "engine")
-    assert "model.layers.1.mlp.down_proj: it was quantized, and is not any more; export again" in line
+    assert re.search(r"model\.layers\.1\.mlp\.down_proj: .*was quantized.*; export again", line)
 
 
 def test_missing_and_short_data(copy_of: Callable[[str], Path], tmp_path: Path, trt: Any) -> None:
