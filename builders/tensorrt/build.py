@@ -1,12 +1,12 @@
-"""A TensorRT engine folder out of an ONNX export.
+"""Build a TensorRT engine folder from an ONNX export.
 
     model.plan                      TensorRT's engine, for this GPU and this version
-    smoothquant/layers.json         the engine inspector on every layer: kernels, data types, ONNX nodes
+    smoothquant/layers.json         every layer by the engine inspector: kernels, data types, ONNX nodes
     config.json, tokenizer files    for `smoothquant generate`
     smoothquant/smoothing.safetensors   for validation
-    smoothquant/manifest.json       the export's inputs, limits, options, GPU, version; which products are INT8
+    smoothquant/manifest.json       the export's inputs, limits, options, GPU, version, and the INT8 products
 
-A float export gives a float engine: what an INT8 engine is timed against.
+A float export gives a float engine, with which the speed of an INT8 engine is compared.
 
 Before the folder gets its name, the plan is loaded and run once: the logits must be finite.
 """
@@ -53,12 +53,12 @@ def build(
 ) -> Manifest:
     """Make the engine folder `out` from the folder `export`, on the GPU that will run it. Returns its manifest.
 
-    limits: what to hold, by the names of `limits_for`; what is not given has a default. timing_cache: a file that
-    makes the next build quicker. activations: which graph, where the export holds both forms. warn: called with what
-    went wrong and left the engine whole; the manifest's warnings have it, too.
+    limits: the sizes that the engine must take, under the argument names of `limits_for`; absent ones have a default.
+    timing_cache: a file that makes the next build quicker. activations: the form of the graph, if the export holds
+    both. warn: called with each fault that leaves the engine whole; the manifest lists these warnings, too.
 
-    Raises UserError if `export` is no whole ONNX export, if the linter finds a fault in it, if the limits contradict
-    the model's, if TensorRT refuses the graph or builds nothing, or if a logit is not finite; OutputError if a place
+    Raises UserError if `export` is not a whole ONNX export, if the linter finds a fault in it, if the limits contradict
+    the model's, if TensorRT refuses the graph or builds nothing, or if a logit is not finite; OutputError if a file
     cannot be written; MissingPackageError without TensorRT or a GPU.
     """
     out, found = Path(out), open_export(export, activations)
@@ -111,7 +111,7 @@ def _products(graph: Path, activations: str) -> list[Product]:
 
 
 def _kernels(plan: LoadedPlan, layers: Path, nodes: Sequence[str]) -> Int8Kernels:
-    """Write the inspector's layers. Returns what became of the quantized products."""
+    """Write the inspector's layers to a file. Returns which quantized products are INT8."""
     inspected = plan.layers()
     layers.write_text(inspected, encoding="utf-8")
     found = built_products(read_layers(inspected), nodes)

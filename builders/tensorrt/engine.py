@@ -1,4 +1,4 @@
-"""An engine folder, opened on the GPU that it was built for: logits of whole sequences, and generation."""
+"""Run an engine folder on the GPU that it was built for: logits of whole sequences, and generation."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ PLAN = "model.plan"
 
 
 class TensorRTEngine(GeneratingEngine):
-    """Runs a folder made by `build tensorrt`.
+    """An engine folder that `build tensorrt` made, loaded on the GPU.
 
-    Raises MissingPackageError without TensorRT or a GPU, UserError if the plan is of another GPU or version.
+    Raises MissingPackageError without TensorRT or a GPU, UserError if the plan is for another GPU or version.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -46,10 +46,10 @@ class TensorRTEngine(GeneratingEngine):
         return self.limits.length
 
     def logits(self, ids: Tensor) -> Tensor:
-        """ids: (batch, tokens) int64, whole sequences without padding; returns float32 (batch, tokens, vocab)."""
+        """The logits of whole sequences without padding, float32 (batch, tokens, vocab). ids: int64 (batch, tokens)."""
         self.check_length(ids.shape[1])
         return torch.cat([self.session.logits(rows) for rows in ids.split(self.limits.batch)])
 
     def start(self, prompt: Sequence[int]) -> CachedDecoding:
-        """Run a prompt."""
+        """A sequence after its prompt. prompt: token ids."""
         return CachedDecoding(self.session, prompt)
