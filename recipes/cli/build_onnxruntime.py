@@ -33,6 +33,7 @@ def add(targets: argparse._SubParsersAction, common: argparse.ArgumentParser) ->
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from builders import onnxruntime
     from builders.onnxruntime.providers import find_provider
+    from builders.onnxruntime.record import OnnxRuntimeResults
 
     provider = find_provider(arguments.provider)
     options.check_triton(arguments)
@@ -52,10 +53,10 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         progress(1, 1)
     triton = options.write_triton(arguments)
     ui.result({"out": arguments.out, "manifest": manifest.as_dict(), **triton})
-    kernels = manifest.results["kernels"]
+    kernels = manifest.results_as(OnnxRuntimeResults).kernels
     if provider.name == "cpu":
-        told = f"{kernels['integer']} of {kernels['quantized']} quantized products are integer kernels"
+        told = f"{kernels.integer} of {kernels.quantized} quantized products are integer kernels"
     else:
-        told = f"{kernels['quantized']} quantized products; on {provider.name}, {provider.effect}"
+        told = f"{kernels.quantized} quantized products; on {provider.name}, {provider.effect}"
     ui.done(arguments.out, f"{arguments.out}: {told}; {manifest.nbytes / 1e6:,.1f} MB on the disk")
     options.say_next(ui, arguments, triton)

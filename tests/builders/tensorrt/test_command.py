@@ -69,4 +69,4 @@ def test_a_timing_cache_that_was_not_written(
 ) -> None:
     monkeypatch.setattr(timing, "write", lambda config, path: f"{path}: not written")
     status, _, errors = run("--quiet", "--timing-cache", str(tmp_path / "times.cache"))
-    assert (status, errors) == (0, [f"warning: {tmp_path / 'times'}: not written"])
+    assert (status, errors) == (0, [f"warning: {tmp_path / 'times.cache'}: not written"])
