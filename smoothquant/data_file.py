@@ -14,7 +14,7 @@ from smoothquant import files
 
 
 @dataclass(frozen=True)
-class Range:
+class WrittenRange:
     """The bytes [begin, end) of a file, and their SHA-256."""
 
     begin: int
@@ -28,7 +28,7 @@ class Written:
 
     length: int
     sha256: str
-    beyond: tuple[Range, ...] = ()
+    beyond: tuple[WrittenRange, ...] = ()
 
 
 class DataFile:
@@ -78,7 +78,7 @@ class DataFile:
         self._follow(0)
         ranges = self._written[1:] if self._prefix else self._written
         self._beyond = {found: self._beyond.get(found) or files.sha256(self.path, *found) for found in ranges}
-        beyond = tuple(Range(begin, end, digest) for (begin, end), digest in self._beyond.items())
+        beyond = tuple(WrittenRange(begin, end, digest) for (begin, end), digest in self._beyond.items())
         return Written(self._prefix, self._digested(), beyond)
 
     def restore(self, there: Written) -> bool:

@@ -40,6 +40,7 @@ from smoothquant.errors import OutputError, UserError
 END = ".smoothquant-work"
 OUTPUT, OLD, LOCK, NAMES = "output", "old", "lock", "names"
 SCRATCH = "scratch."
+DAMAGED = "what an interrupted run left is damaged; it starts again"
 STATE = "layer"  # the tensors that the next layer starts from
 OWN = re.compile(rf"{OUTPUT}|{OLD}|{LOCK}|{NAMES}|journal\.[01]\.json|state\.[a-z]+\.\d+\.safetensors|scratch\..+")
 ASIDE = re.compile(r"\.(.*)\.smoothquant-\d+")  # what `files.aside` makes
@@ -152,7 +153,9 @@ class Journal:
                     if ASIDE.fullmatch(Path(name).name):
                         files.remove_file(self.folder / name)
                 return kept
-            self.note = "what an interrupted run left is damaged; it starts again"
+            self.note = DAMAGED
+        if self.note:
+            self.note = DAMAGED
         self.clear()
         self.mark(0)
         return {}
@@ -236,11 +239,12 @@ class Journal:
     def _read_marks(self) -> list[Mark]:
         """The marks that are whole, newest first."""
         found = []
-        for order in (0, 1):
+        for path in (self.root / _journal(order) for order in (0, 1)):
             try:
-                found.append(read(Mark, opened(files.read_json(self.root / _journal(order))), "mark"))
+                found.append(read(Mark, opened(files.read_json(path)), "mark"))
             except UserError:
-                continue
+                if path.exists():
+                    self.note = "the last mark of an interrupted run is damaged; it goes on from the one before"
         return sorted(found, key=lambda mark: mark.order, reverse=True)
 
     def _is_ours(self, mark: Mark) -> bool:
@@ -283,7 +287,7 @@ class Journal:
             for name in os.listdir(self.root):
                 if not OWN.fullmatch(name) and not ASIDE.fullmatch(name):
                     raise _foreign(self.root, f"it holds {name}")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
 
     def check_foreign(self) -> None:

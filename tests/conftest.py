@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: test processes share the cores
+os.environ["SMOOTHQUANT_CACHE"] = str(Path(__file__).parents[1] / ".pytest_cache" / "smoothquant")  # not the user's
 
 import pytest
 import torch
@@ -19,12 +20,6 @@ from tests.models import TEXT, hooked_absmax, open_llama, sample_ids, save_llama
 settings.register_profile("shared", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("shared")
 torch.set_num_threads(1)  # tiny models are quickest on one thread; the test processes share the cores
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What tests remember is not the user's, and no other session's."""
-    os.environ["SMOOTHQUANT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

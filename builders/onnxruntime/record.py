@@ -14,8 +14,8 @@ CPU = "cpu"
 
 @dataclass(frozen=True)
 class OnnxRuntimeInputs:
-    """What an engine was built from. content: digest of the graph and the files beside it. provider: where the engine is
-    to run."""
+    """What an engine was built from. content: digest of the graph and the files beside it. provider: where the
+    engine is to run."""
 
     export: Origin
     content: str

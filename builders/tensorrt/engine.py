@@ -33,7 +33,7 @@ class TensorRTEngine(GeneratingEngine):
         made = self.manifest.inputs_as(TensorRTInputs)
         hardware.check_plan_fits(self.folder, made, gpu, version)
         self.limits, options, name = made.limits, made.options, str(self.folder / PLAN)
-        if not self.manifest.files[PLAN]:
+        if not self.manifest.files[PLAN].size:
             raise UserError(f"{name}: empty", expected="TensorRT's plan", do="copy it again, or build the engine again")
         with open(name, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             plan = LoadedPlan(

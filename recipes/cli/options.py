@@ -90,7 +90,7 @@ def check_triton(arguments: argparse.Namespace) -> None:
     if arguments.triton is not None:
         from builders.serving.triton import check_repository
 
-        check_repository(arguments.out, arguments.triton, overwrite=arguments.overwrite)
+        check_repository(arguments.out, arguments.triton)
 
 
 def write_triton(arguments: argparse.Namespace) -> dict[str, str]:

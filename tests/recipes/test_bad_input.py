@@ -104,7 +104,9 @@ def test_spoiled_model(fault: str, said: str, tmp_path: Path, text_file: Path, s
 def test_paths_and_options(model: Path, scales: Path, text_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert_one_line(smoothquant("export", "hf", "no/such", scales, "--out", out), 2, "no/such: no such folder")
-    assert_one_line(smoothquant("export", "hf", tmp_path, scales, "--out", out), 2, "config.json: no such file")
+    (tmp_path / "empty").mkdir()
+    assert_one_line(smoothquant("export", "hf", tmp_path / "empty", scales, "--out", out), 2, "config.json: no such")
+    assert_one_line(smoothquant("export", "hf", tmp_path, scales, "--out", out), 2, "--out", "lies inside the model")
     assert_one_line(
         smoothquant("export", "hf", model, "nope.safetensors", "--out", out), 2, "nope.safetensors: no such"
     )
@@ -165,7 +167,8 @@ def test_without_tensorrt_or_a_gpu(onnx_export: Path, tmp_path: Path) -> None:
 
 def test_exports_that_are_no_tensorrt_engine(onnx_export: Path, tmp_path: Path) -> None:
     out = tmp_path / "engine"
-    assert_one_line(smoothquant("build", "tensorrt", tmp_path, "--out", out), 2, "not an output of this tool")
+    (tmp_path / "empty").mkdir()
+    assert_one_line(smoothquant("build", "tensorrt", tmp_path / "empty", "--out", out), 2, "not an output of this tool")
     copy = tmp_path / "copy"
     shutil.copytree(onnx_export, copy)
     (copy / "model.onnx.data").unlink()
@@ -179,10 +182,10 @@ def test_triton_repositories(onnx_export: Path, tmp_path: Path) -> None:
     assert (repository / "engine/1/model.onnx").exists()
     assert smoothquant(*build).returncode == 0  # finished already
     (repository / "engine/smoothquant/manifest.json").unlink()
-    assert_one_line(smoothquant(*build, "--quiet"), 2, "repository/engine exists", "pass --overwrite")
+    assert_one_line(smoothquant(*build, "--quiet"), 2, "repository/engine exists, and this tool did not make it")
     assert_one_line(smoothquant("generate", engine, "x", "--triton", "127.0.0.1:1"), 2, "no Triton server answers")
     other = ("build", "onnxruntime", onnx_export, "--out", tmp_path / "new/engine", "--triton", repository)
-    assert_one_line(smoothquant(*other), 2, "repository/engine exists, and is no model made by this tool")
+    assert_one_line(smoothquant(*other), 2, "repository/engine exists, and this tool did not make it")
     assert not (tmp_path / "new").exists()  # said before the build
     copy = tmp_path / "copy"
     shutil.copytree(onnx_export, copy)

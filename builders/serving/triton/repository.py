@@ -20,6 +20,7 @@ from builders.serving.triton import accelerator
 from builders.serving.triton.config import DecoderModel, ModelTensor, config
 from builders.tensorrt.record import TensorRTInputs, TensorRTResults
 from smoothquant.artifacts.manifest import Manifest
+from smoothquant.digests import combined
 from smoothquant.errors import OutputError, UserError
 from smoothquant.files import check_place, write_text
 from smoothquant.outputs import MANIFEST, check_apart, check_content, check_replaceable, load_manifest
@@ -41,7 +42,7 @@ def model_name(engine: str | Path) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", Path(engine).resolve().name)
 
 
-def check_repository(engine: str | Path, repository: str | Path, *, overwrite: bool = False) -> None:
+def check_repository(engine: str | Path, repository: str | Path) -> None:
     """Raise OutputError where `write_model` could not write. engine: its folder, which need not be there yet."""
     out = Path(repository) / model_name(engine)
     if out.resolve() == Path(engine).resolve():
@@ -67,7 +68,9 @@ def write_model(engine: str | Path, repository: str | Path, *, overwrite: bool =
         )
     describe, names = DECODERS[manifest.step]
     text = config(describe(engine, manifest))
-    with Workspace(out, STEP, {"engine": manifest.inputs, "config": text}, overwrite=overwrite) as work:
+    content = combined({name: manifest.files[name].sha256 for name in names})
+    inputs = {"engine": manifest.inputs, "content": content, "config": text}
+    with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
         if not work.finished:
             for name in names:
                 work.adopt(engine / name, f"{VERSION}/{name}")

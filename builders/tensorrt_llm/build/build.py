@@ -133,8 +133,10 @@ def build(
             work.require(sum(rank_file(what.checkpoint, rank).stat().st_size for rank in range(ranks)))
             for name in (*_engines(ranks), CONFIG, LOG):
                 remove_file(work.path(name))
-            _run(what, environment.tool, work, progress, line)
-            work.own()
+            try:
+                _run(what, environment.tool, work, progress, line)
+            finally:
+                work.own()
             _copy_tokenizer(what.checkpoint, work)
             work.commit(as_json(TrtllmResults(tuple(what.command), {"tensorrt_llm": environment.version})))
     return load_manifest(what.out)
