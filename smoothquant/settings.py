@@ -15,7 +15,6 @@ GRAPH_FACTS = "smoothquant"  # key of an ONNX graph's metadata: what was exporte
 GROUPS = ("default", "paper", "none")  # what any format holds: nothing is left for run time
 RUN_TIME_GROUPS = ("run-time", "unfolded")  # only for engines that smooth an activation themselves
 SMOOTHER_DTYPES = ("float16", "bfloat16", "float32")
-KV_CACHES = ("float", "int8")
 
 
 @dataclass(frozen=True)

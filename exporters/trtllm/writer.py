@@ -28,8 +28,7 @@ from smoothquant.artifacts.manifest import TrtllmOptions
 from smoothquant.artifacts.safetensors_files import Planned, SafetensorsFile
 from smoothquant.errors import ContractError, UserError
 from smoothquant.model import Model
-from smoothquant.scheme import scheme_of
-from smoothquant.settings import KV_CACHES, SmoothingSettings
+from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace, write_json
 
@@ -44,9 +43,8 @@ def dtype_of(model: Model) -> str:
 class TrtllmWriter:
     """Writes the checkpoint to the folder `out`.
 
-    mode: the quant_algo. ranks: tensor and pipeline parallelism. dtype: "float16" or "bfloat16", the dtype of
-    everything that is neither INT8 nor a scale. kv: "float" or "int8", the KV cache. version: the TensorRT-LLM
-    that will build the engine.
+    mode: the quant_algo, and what is INT8. ranks: tensor and pipeline parallelism. dtype: "float16" or "bfloat16", the
+    dtype of everything that is neither INT8 nor a scale. version: the TensorRT-LLM that will build the engine.
     """
 
     step = "export trtllm"
@@ -57,18 +55,13 @@ class TrtllmWriter:
         mode: Mode = MODES[0],
         ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
         dtype: str = "float16",
-        kv: str = "float",
         version: str = STABLE,
     ) -> None:
-        for what, value, choices in (("dtype", dtype, DTYPES), ("KV cache", kv, KV_CACHES)):
-            if value not in choices:
-                raise UserError(f"TensorRT-LLM export: {what} {value!r}", expected=f"one of {', '.join(choices)}")
+        if dtype not in DTYPES:
+            raise UserError(f"TensorRT-LLM export: dtype {dtype!r}", expected=f"one of {', '.join(DTYPES)}")
         check_version(version)
-        self.out, self.mode, self.ranks, self.kv, self.version = Path(out), mode, ranks, kv, version
-        self.dtype = dtype
-        self.weights: str | None = mode.weights
-        cache = "int8-shared" if kv == "int8" else kv
-        self.schemes = (scheme_of(mode.activations, mode.weights, cache),)
+        self.out, self.mode, self.ranks, self.dtype, self.version = Path(out), mode, ranks, dtype, version
+        self.schemes = (mode.scheme,)
         self.options = {"trtllm": TrtllmOptions(mode.algo, dtype, ranks.tp, ranks.pp, version)}
 
     def check(self, source: Source) -> None:
@@ -78,7 +71,7 @@ class TrtllmWriter:
         if self.mode.static:
             check_static(source, self.out)
         static = self.mode.static and self.mode.plugin
-        for needed, why in ((static, "static activations"), (self.kv == "int8", "an INT8 KV cache")):
+        for needed, why in ((static, "static activations"), (self.mode.cache.quantized, "an INT8 KV cache")):
             if needed:
                 check_outputs(source, f"{self.out}: {why}")
 
@@ -97,7 +90,7 @@ class TrtllmWriter:
         ]
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
-        assert quantized is not None  # promised by the attribute `weights`
+        assert quantized is not None  # the scheme's weights are
         layers = self.model.geometry.layers
         stage, local = self.ranks.stage(layer.index, layers), self.ranks.local(layer.index, layers)
         content = LayerContent(quantized, layer.output_absmax, layer.cache_scales[0] if layer.cache_scales else None)
@@ -110,7 +103,7 @@ class TrtllmWriter:
         for outer in outer_tensors(self.model):
             outer.write(self.model, self._files(0 if outer.first else self.ranks.pp - 1), self._cast)
         decoder = decoder_of(self.model, self.mode)
-        content = config(self.model, decoder, self.mode, self.ranks, self.dtype, self.kv, self.alpha)
+        content = config(self.model, decoder, self.mode, self.ranks, self.dtype, self.alpha)
         write_json(self.work.path("config.json"), content)
         copy_tokenizer(self.model, self.work.folder)
 
@@ -123,9 +116,10 @@ class TrtllmWriter:
             )
         if settings.at_run_time and settings.smoother_dtype != self.dtype:
             raise UserError(f"run-time scales in {settings.smoother_dtype}", expected=f"the engine's {self.dtype}")
-        if settings.shared_cache_scale != (self.kv == "int8"):
+        if settings.shared_cache_scale != self.mode.cache.quantized:
             raise UserError(
-                f"smoothing with shared_cache_scale={settings.shared_cache_scale} for a KV cache in {self.kv}",
+                f"smoothing with shared_cache_scale={settings.shared_cache_scale} for a KV cache in "
+                f"{self.mode.cache.dtype}",
                 expected="True for int8, False for float",
             )
 
@@ -147,8 +141,7 @@ class TrtllmWriter:
         return plan | (outside(first=False) if stage == self.ranks.pp - 1 else {})
 
     def _layer_tensors(self, model: Model) -> tuple[LayerTensor, ...]:
-        dtype, int8_cache = DTYPES[self.dtype], self.kv == "int8"
-        return tuple(LayerTensors(model, self.mode, dtype, self.ranks.tp, int8_cache).planned())
+        return tuple(LayerTensors(model, self.mode, DTYPES[self.dtype], self.ranks.tp).planned())
 
     def _cast(self, name: str, tensor: Tensor) -> Tensor:
         return self._finite(name, tensor.to(DTYPES[self.dtype]))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from recipes.cli.export.target import ExportTarget, add_activations
 from recipes.cli.ui import Ui
 from smoothquant.errors import UserError
+from smoothquant.scheme import PER_TOKEN, SHARED_CACHES, WEIGHTS, Scheme, quantized_names, scheme_of
 from smoothquant.settings import SmoothingSettings
 
 if TYPE_CHECKING:
@@ -29,11 +31,11 @@ class TensorRTLLM(ExportTarget):
         add_activations(command)
         command.add_argument(
             "--weights",
-            choices=("per-channel", "per-tensor"),
-            default="per-channel",
+            choices=quantized_names(WEIGHTS),
+            default=PER_TOKEN.weights.form,
             help="weights: one scale per output channel (accurate, default) or per matrix",
         )
-        command.add_argument("--kv", choices=("float", "int8"), default="float", help="KV cache (default float)")
+        command.add_argument("--kv", choices=tuple(SHARED_CACHES), default="float", help="KV cache (default float)")
         command.add_argument(
             "--dtype",
             choices=("float16", "bfloat16"),
@@ -67,13 +69,11 @@ class TensorRTLLM(ExportTarget):
         from exporters.trtllm import Ranks, TrtllmWriter, choose
         from exporters.trtllm.versions import STABLE
 
-        activations = arguments.act or ("per-tensor" if arguments.no_plugins else "per-token")
         return TrtllmWriter(
             arguments.out,
-            choose(arguments.weights, activations, plugin=not arguments.no_plugins),
+            choose(_scheme(arguments), plugin=not arguments.no_plugins),
             Ranks(arguments.tp, arguments.pp),
             _dtype(arguments, source.model),
-            arguments.kv,
             arguments.trtllm_version or STABLE,
         )
 
@@ -86,13 +86,19 @@ class TensorRTLLM(ExportTarget):
             ui.note(
                 f"sliding window: give the runtime max_attention_window {window}; the checkpoint has no place for it"
             )
-        static = arguments.act == "per-tensor" or arguments.no_plugins
+        static = _scheme(arguments).activations.static
         ruined = ruined_linears(model, source.input_absmax, source.settings) if static and source.input_absmax else ()
         if ruined:
             ui.warn(
                 f"one static scale ruins the inputs of {len(ruined)} linears, as of {ruined[0]}, and TensorRT-LLM "
                 "leaves none in float: --act per-token is more accurate"
             )
+
+
+def _scheme(arguments: argparse.Namespace) -> Scheme:
+    """What is INT8. Without plugins, activations are static unless they are asked to be otherwise."""
+    scheme = scheme_of(arguments.act or ("per-tensor" if arguments.no_plugins else "per-token"), arguments.weights)
+    return replace(scheme, kv_cache=SHARED_CACHES[arguments.kv])
 
 
 def _settings(arguments: argparse.Namespace, model: Model) -> SmoothingSettings:
@@ -110,7 +116,7 @@ def _settings(arguments: argparse.Namespace, model: Model) -> SmoothingSettings:
         arguments.alpha,
         groups,
         smoother_dtype=_dtype(arguments, model) if asked else "float32",
-        shared_cache_scale=arguments.kv == "int8",
+        shared_cache_scale=_scheme(arguments).kv_cache.quantized,
     )
 
 
