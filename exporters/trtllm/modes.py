@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from smoothquant.errors import UserError
-from smoothquant.scheme import PER_TOKEN, SHARED_CACHES, Precision, Scheme, scheme_of
+from smoothquant.scheme import PER_TOKEN, SHARED_CACHES, WEIGHTS, Precision, Scheme, scheme_of
 
 CACHE_ALGOS = {SHARED_CACHES["float"]: None, SHARED_CACHES["int8"]: "INT8"}  # kv_cache_quant_algo
 
@@ -49,7 +49,7 @@ class Mode:
     @property
     def whole(self) -> bool:
         """Whether a matrix has one scale."""
-        return self.scheme.weights.granularity == "per-tensor"
+        return self.scheme.weights == WEIGHTS["per-tensor"]
 
     @property
     def cache(self) -> Precision:

@@ -63,7 +63,7 @@ class Onnx(ExportTarget):
 
         if not arguments.float:
             return super().source(arguments, model)
-        quantizing = {"--act": arguments.act, "--kv": None if arguments.kv == "float" else arguments.kv}
+        quantizing = {"--act": arguments.act, "--kv": arguments.kv if CACHES[arguments.kv].quantized else None}
         for option, value in quantizing.items():
             if value:
                 raise UserError(
