@@ -57,6 +57,11 @@ def absmax(x: Tensor, dim: int) -> Tensor:
     return x.abs().view(_INTEGER[x.dtype.itemsize]).amax(dim).view(x.dtype)
 
 
+def is_finite(x: Tensor) -> bool:
+    """Whether there is no NaN or Inf. Numbers of one byte have none: they were quantized."""
+    return x.dtype.itemsize == 1 or bool(x.isfinite().all())
+
+
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize dynamically, per token. x: (..., in) float32 or float64.
 

@@ -25,6 +25,7 @@ from smoothquant.artifacts.ports import graph_files
 from smoothquant.errors import ContractError, UserError
 from smoothquant.model import Model
 from smoothquant.packages import require
+from smoothquant.quantization import is_finite
 from smoothquant.scheme import PER_TOKEN, Scheme
 from smoothquant.settings import GRAPH_FACTS
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
@@ -100,10 +101,8 @@ class OnnxWriter:
 
 
 def _rounded(name: str, part: Tensor, dtype: torch.dtype) -> Tensor:
-    """Some rows of a float tensor in the planned dtype; those of an int8 one as they are."""
-    if not dtype.is_floating_point:
-        return part
+    """Some rows of a tensor in the planned dtype."""
     rounded = part.to(dtype)
-    if not rounded.isfinite().all():
+    if not is_finite(rounded):
         raise ContractError(f"{name} overflows {rounded.dtype}", do="export with --dtype fp32, or lower alpha")
     return rounded

@@ -28,6 +28,7 @@ from smoothquant.artifacts.manifest import TrtllmOptions
 from smoothquant.artifacts.safetensors_files import Planned, SafetensorsFile
 from smoothquant.errors import ContractError, UserError
 from smoothquant.model import Model
+from smoothquant.quantization import is_finite
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace, write_json
@@ -147,7 +148,7 @@ class TrtllmWriter:
         return self._finite(name, tensor.to(DTYPES[self.dtype]))
 
     def _finite(self, name: str, tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if not is_finite(tensor):
             raise ContractError(f"{name} overflows {tensor.dtype}", do="lower alpha, or export with --dtype bfloat16")
         return tensor
 
