@@ -51,6 +51,10 @@ class SmoothingSettings:
         """Whether the engine has to smooth, too."""
         return self.groups in RUN_TIME_GROUPS
 
+    def alpha_of(self, group: SmoothingGroup) -> float:
+        """The migration strength of one group."""
+        return self.alpha
+
     def chosen(self, groups: tuple[SmoothingGroup, ...], roles: tuple[str, ...]) -> tuple[SmoothingGroup, ...]:
         """What these settings smooth. groups: a family's smoothing groups; roles: of the linears that get quantized."""
         norms = tuple(group for group in groups if group.through == "norm")
