@@ -22,7 +22,6 @@ from recipes.recipe import Recipe
 from smoothquant.device import choose_device
 from smoothquant.errors import UserError
 from smoothquant.model import Model
-from smoothquant.settings import SmoothingSettings
 from smoothquant.workspace import Workspace, load_manifest
 
 WIKITEXT2 = "hf:Salesforce/wikitext/wikitext-2-raw-v1:test"
@@ -80,7 +79,7 @@ def reproduce(
     Raises ActScalesError for act scales of another model, OutputError for an `out` made from other inputs.
     """
     device, scales = choose_device(device), load_act_scales(act_scales).for_model(model)
-    settings = SmoothingSettings(recipe.alpha, "paper")
+    settings = recipe.settings(model, groups="paper")
     inputs = {
         "model": model.checkpoint.fingerprint,
         "act_scales": scales.fingerprint,

@@ -76,7 +76,8 @@ def perplexities(
 
 
 class Quantized(Listener):
-    """Smooths and quantizes every layer by settings and `SCHEME`, and has it run beside the checkpoint's own."""
+    """Smooths and quantizes every layer by settings and `SCHEME`, without any step between, and has it run beside the
+    checkpoint's own."""
 
     forms = MappingProxyType({W8A8: torch.float32})
 
@@ -86,7 +87,7 @@ class Quantized(Listener):
         self.model, self.input_absmax, self.settings, self.device = model, input_absmax, settings, device
 
     def enter(self, source: FloatLayer) -> dict[str, Layer]:
-        layer = smooth_layer(self.model, source.index, self.input_absmax, self.settings, source=source)
+        layer = smooth_layer(self.model, source.index, self.input_absmax, self.settings, steps=(), source=source)
         return {W8A8: quantize_layer(layer, SCHEME).runnable(SCHEME.activations).to(self.device)}
 
 

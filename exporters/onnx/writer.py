@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from exporters.export import Source, check_folded, check_outputs, check_static
+from exporters.export import Source, check_outputs, check_static
 from exporters.onnx.decoder import DecoderGraph
 from exporters.onnx.external_data import FILE, ExternalData
 from exporters.onnx.form import Form
@@ -22,6 +22,7 @@ from exporters.onnx.graph import OPSET
 from exporters.sidecars import copy_tokenizer
 from smoothquant.artifacts.manifest import OnnxOptions
 from smoothquant.artifacts.ports import graph_files
+from smoothquant.capacity import FOLDED
 from smoothquant.errors import ContractError, UserError
 from smoothquant.model import Model
 from smoothquant.packages import require
@@ -40,6 +41,7 @@ class OnnxWriter:
     """
 
     step = "export onnx"
+    smoothing = FOLDED
 
     def __init__(self, out: str | Path, *schemes: Scheme, body: str = "fp32", opset: int = OPSET) -> None:
         require("onnx")
@@ -48,7 +50,6 @@ class OnnxWriter:
         self.options = {"onnx": OnnxOptions(body, opset)}
 
     def check(self, source: Source) -> None:
-        check_folded(source, self.out)
         if any(scheme.activations.static for scheme in self.schemes):
             check_static(source, self.out)
         if any(scheme.kv_cache.quantized for scheme in self.schemes):

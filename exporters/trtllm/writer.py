@@ -26,10 +26,11 @@ from exporters.trtllm.tensors import LayerContent, LayerTensor, LayerTensors
 from exporters.trtllm.versions import STABLE, check_version
 from smoothquant.artifacts.manifest import TrtllmOptions
 from smoothquant.artifacts.safetensors_files import Planned, SafetensorsFile
+from smoothquant.capacity import Capacity
 from smoothquant.errors import ContractError, UserError
 from smoothquant.model import Model
 from smoothquant.quantization import is_finite
-from smoothquant.settings import SmoothingSettings
+from smoothquant.settings import GROUPS
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace, write_json
 
@@ -39,6 +40,12 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 def dtype_of(model: Model) -> str:
     """The dtype that an engine of this model has unless it is told: the model's, float16 for float32."""
     return "bfloat16" if model.checkpoint.dtype == torch.bfloat16 else "float16"
+
+
+def capacity(mode: Mode, dtype: str) -> Capacity:
+    """What the checkpoint of a mode holds of smoothing. dtype: of its engines."""
+    groups = (*GROUPS, "run-time") if mode.plugin else ("unfolded", "none")
+    return Capacity(f"{mode.algo}, {mode.cache.dtype} KV cache", groups, dtype, mode.cache.quantized)
 
 
 class TrtllmWriter:
@@ -62,13 +69,13 @@ class TrtllmWriter:
             raise UserError(f"TensorRT-LLM export: dtype {dtype!r}", expected=f"one of {', '.join(DTYPES)}")
         check_version(version)
         self.out, self.mode, self.ranks, self.dtype, self.version = Path(out), mode, ranks, dtype, version
+        self.smoothing = capacity(mode, dtype)
         self.schemes = (mode.scheme,)
         self.options = {"trtllm": TrtllmOptions(mode.algo, dtype, ranks.tp, ranks.pp, version)}
 
     def check(self, source: Source) -> None:
         self.alpha = source.settings.alpha
         check_model(source.model, self.mode, self.ranks)
-        self._check_smoothing(source.settings)
         if self.mode.static:
             check_static(source, self.out)
         static = self.mode.static and self.mode.plugin
@@ -107,22 +114,6 @@ class TrtllmWriter:
         content = config(self.model, decoder, self.mode, self.ranks, self.dtype, self.alpha)
         write_json(self.work.path("config.json"), content)
         copy_tokenizer(self.model, self.work.folder)
-
-    def _check_smoothing(self, settings: SmoothingSettings) -> None:
-        """Raise UserError for run-time scales or cache scales that this form has no place for."""
-        possible = ("unfolded", "none") if not self.mode.plugin else ("default", "paper", "none", "run-time")
-        if settings.groups not in possible:
-            raise UserError(
-                f"{self.mode.algo} with smoothing groups {settings.groups!r}", expected=f"one of {', '.join(possible)}"
-            )
-        if settings.at_run_time and settings.smoother_dtype != self.dtype:
-            raise UserError(f"run-time scales in {settings.smoother_dtype}", expected=f"the engine's {self.dtype}")
-        if settings.shared_cache_scale != self.mode.cache.quantized:
-            raise UserError(
-                f"smoothing with shared_cache_scale={settings.shared_cache_scale} for a KV cache in "
-                f"{self.mode.cache.dtype}",
-                expected="True for int8, False for float",
-            )
 
     def _files(self, stage: int) -> list[SafetensorsFile]:
         return [self.files[rank] for rank in self.ranks.ranks(stage)]

@@ -10,14 +10,16 @@ results   what else the step found: its own
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 from smoothquant.artifacts.record import as_json, read
 from smoothquant.errors import UserError
 from smoothquant.scheme import Scheme
 from smoothquant.settings import SmoothingSettings
+
+FIRST = ("model", "act_scales", "family", "max_positions")  # what reports say of an export before anything else
 
 
 @dataclass(frozen=True)
@@ -96,17 +98,30 @@ class Origin:
 
     def words(self) -> dict[str, Any]:
         """The same for a reader of reports: what is as usual is left out."""
-        told: dict[str, Any] = {"model": self.model, "act_scales": self.act_scales, "family": self.family}
-        told |= {"max_positions": self.max_positions}
-        told |= {"smoothing": {"alpha": self.smoothing.alpha, "groups": self.smoothing.groups}} | self.scheme.words()
-        told |= {"steps": [step["name"] for step in self.steps] or None}
-        for options in (self.onnx, self.trtllm, self.hf):
-            told |= as_json(options) if options else {}
+        told: dict[str, Any] = dict.fromkeys(FIRST)
+        for name, value in vars(self).items():
+            told |= self._words(name, value)
         return {key: value for key, value in told.items() if value is not None}
+
+    def _words(self, name: str, value: Any) -> dict[str, Any]:
+        """Of one field."""
+        if name == "schemes":
+            return self.scheme.words()
+        if name == "smoothing":
+            return {name: value.words()}
+        if name == "steps":
+            return {name: [" ".join(_step_words(step)) for step in value] or None}
+        return as_json(value) if is_dataclass(value) else {name: value}
 
     def only(self, scheme: Scheme) -> Origin:
         """The origin of one graph of it."""
         return replace(self, schemes=(scheme,))
+
+
+def _step_words(step: Mapping[str, Any]) -> Iterator[str]:
+    """The name of a step, and its numbers with theirs."""
+    yield step["name"]
+    yield from (f"{key} {value}" for key, value in step.items() if key != "name")
 
 
 @dataclass(frozen=True)

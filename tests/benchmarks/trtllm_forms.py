@@ -18,7 +18,6 @@ from recipes.families import open_model
 from recipes.models import RECIPES
 from recipes.recipe import find
 from smoothquant.scheme import scheme_of
-from smoothquant.settings import SmoothingSettings
 from tests.benchmarks.onnx_forms import COLUMNS, HELDOUT, cells, facts
 from tests.benchmarks.results import Row, publish
 
@@ -44,14 +43,14 @@ def main() -> None:
         root = Path(scratch)
         collect(model, text, root / "act_scales.safetensors")
         folders = {label: root / str(number) for number, label in enumerate(FORMS)}
-        source = pipeline.source_of(model, root / "act_scales.safetensors", SmoothingSettings(RECIPE.alpha))
+        source = pipeline.source_of(model, root / "act_scales.safetensors", RECIPE.settings(model))
         for label, options in FORMS.items():
             chosen = dict(options)
             plugin, groups = chosen.pop("plugin", True), chosen.pop("groups", "default")
             scheme = scheme_of(**{"activations": "per-token"} | chosen)
-            dtype = "float16" if groups in ("run-time", "unfolded") else "float32"
-            smoothing = SmoothingSettings(RECIPE.alpha, groups, dtype, scheme.kv_cache.quantized)
-            export(replace(source, settings=smoothing), [TrtllmWriter(folders[label], choose(scheme, plugin=plugin))])
+            writer = TrtllmWriter(folders[label], choose(scheme, plugin=plugin))
+            smoothing = writer.smoothing.settings(model, RECIPE.alpha, groups)
+            export(replace(source, settings=smoothing), [writer])
         found = validate_engines(folders, model, heldout)
     details = {"columns": list(COLUMNS), "forms": {validation.label: facts(validation) for validation in found}}
     publish("trtllm_forms", [Row(v.label, ", ".join(cells(v))) for v in found], details)

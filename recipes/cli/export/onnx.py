@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from recipes.cli.export.target import ExportTarget, add_activations, add_keep_float, with_kept
 from recipes.cli.ui import Ui
+from smoothquant.capacity import FOLDED, Capacity
 from smoothquant.errors import UserError
 from smoothquant.scheme import CACHES, HEADS, scheme_of
-from smoothquant.settings import SmoothingSettings
 
 if TYPE_CHECKING:
     from exporters.export import Source, Writer
@@ -58,18 +58,21 @@ class Onnx(ExportTarget):
         )
         add_keep_float(command)
 
-    def source(self, arguments: argparse.Namespace, model: Model) -> Source:
-        from recipes.pipeline import source_of
-
+    def smoothing(self, arguments: argparse.Namespace, model: Model) -> Capacity:
         if not arguments.float:
-            return super().source(arguments, model)
-        quantizing = {"--act": arguments.act, "--kv": arguments.kv if CACHES[arguments.kv].quantized else None}
-        for option, value in quantizing.items():
-            if value:
+            return FOLDED
+        kv = arguments.kv if CACHES[arguments.kv].quantized else None
+        asked = {"--act": arguments.act, "--kv": kv, "--alpha": arguments.alpha}
+        for option, value in asked.items():
+            if value is not None:
                 raise UserError(
                     f"--float with {option} {value}", expected="one of them: nothing is quantized by --float"
                 )
-        return source_of(model, None, SmoothingSettings(groups="none"))
+        return Capacity("--float", groups=("none",))
+
+    def source(self, arguments: argparse.Namespace, model: Model) -> Source:
+        unread = {"act_scales": None} if arguments.float else {}  # nothing is computed from them
+        return super().source(argparse.Namespace(**{**vars(arguments), **unread}), model)
 
     def writer(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> Writer:
         from exporters.onnx import OnnxWriter
