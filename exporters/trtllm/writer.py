@@ -1,7 +1,7 @@
 """A TensorRT-LLM checkpoint, from which `trtllm-build` makes engines: all ranks in one pass over the layers.
 
     config.json                the decoder, its numbers, mapping and quantization        (`decoders`)
-    rank0.safetensors, ...     the tensors of each rank                                  (`tensors`, `outer`)
+    rank0.safetensors, ...     the tensors of each rank                                  (`tensors`, `sharding`)
     tokenizer files; smoothquant/smoothing.safetensors, smoothquant/manifest.json
 
 Every tensor lands at its place in its rank's file as soon as its layer is quantized: memory is a layer, not a model,
@@ -19,8 +19,7 @@ from exporters.export import Source, check_outputs, check_static
 from exporters.sidecars import copy_tokenizer
 from exporters.trtllm.decoders import config
 from exporters.trtllm.modes import MODES, Mode
-from exporters.trtllm.outer import outer_tensors
-from exporters.trtllm.sharding import Ranks
+from exporters.trtllm.sharding import Ranks, outer_tensors
 from exporters.trtllm.suitable import check_model, decoder_of
 from exporters.trtllm.tensors import LayerContent, LayerTensor, LayerTensors
 from exporters.trtllm.versions import STABLE, check_version

@@ -2,23 +2,25 @@
 
 {"format", "step", "inputs", "files", "versions", "contract", "geometry", "results"}
 
-inputs    of an export: an `Origin`. Of a build: "export", the origin of what it was built from, and its own
+inputs    of an export: an `Origin`. Of a build: a record of its own, with the origin of what it was built from as
+          "export"
 contract  how far smoothing changed the logits of this model; of exports and engines
 geometry  numbers of the model that those who run it must know; of exports and engines
-results   what else the step found: its own
+results   what else the step found: a record of its own
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from smoothquant.artifacts.record import as_json, read
 from smoothquant.errors import UserError
 from smoothquant.scheme import Scheme
 from smoothquant.settings import SmoothingSettings
 
+T = TypeVar("T")
 FIRST = ("model", "act_scales", "family", "max_positions")  # what reports say of an export before anything else
 
 
@@ -150,6 +152,14 @@ class Manifest:
     def origin(self) -> Origin:
         """What the export was made from, or the export behind an engine. Raises UserError where there is none."""
         return read(Origin, self.inputs.get("export", self.inputs), f"manifest of {self.step!r}: inputs")
+
+    def inputs_as(self, record: type[T]) -> T:
+        """The inputs, as the record that the step writes. Raises UserError for those of another step."""
+        return read(record, self.inputs, f"manifest of {self.step!r}: inputs")
+
+    def results_as(self, record: type[T]) -> T:
+        """The results, as the record that the step writes. Raises UserError for those of another step."""
+        return read(record, self.results, f"manifest of {self.step!r}: results")
 
     @property
     def facts(self) -> ModelFacts:
