@@ -21,7 +21,6 @@ from typing import Any
 import numpy
 import torch
 
-from builders.engine.exports import MODEL
 from builders.onnx_graph import OnnxGraph
 from builders.onnxruntime.providers import (
     Provider,
@@ -34,7 +33,7 @@ from builders.onnxruntime.providers import (
     rtx_options,
 )
 from smoothquant.artifacts.manifest import Manifest, Origin
-from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, POSITION_IDS
+from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, MODEL, PAST, POSITION_IDS
 from smoothquant.artifacts.record import as_json
 from smoothquant.errors import UserError
 from smoothquant.files import scratch
