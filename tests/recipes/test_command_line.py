@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from act_scales.store import load_act_scales
 from recipes import tiny_llama
 from recipes.models import RECIPES
 from recipes.recipe import find
@@ -144,7 +145,8 @@ def test_a_family_file(tmp_path: Path, folder: Path) -> None:
         "from dataclasses import replace\nfrom recipes.llama import FAMILY as LLAMA\n"
         'FAMILY = replace(LLAMA, name="mine", architectures=("MineForCausalLM",))\n'
     )
-    scales = folder / "model.act_scales.safetensors"
+    scales = tmp_path / "published.pt"  # of no model in particular
+    load_act_scales(folder / "model.act_scales.safetensors").save_pt(scales)
     refused = smoothquant("export", "w8a8", model, scales, "--out", tmp_path / "out")
     assert refused.returncode == 2
     assert "pass --family FILE" in refused.stderr

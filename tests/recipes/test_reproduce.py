@@ -102,6 +102,7 @@ def test_what_cannot_be_reproduced(case: Case, rows_file: Path, tmp_path: Path) 
     with pytest.raises(UserError, match="at most 512, this model's positions"):
         whole_blocks(str(rows_file), model, 9, 1024)
     (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.txt").write_text("mine")
     assert case.act_scales
     text = whole_blocks(str(rows_file), model, 9, LENGTH)
     with pytest.raises(OutputError, match="exists"):

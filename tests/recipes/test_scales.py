@@ -257,7 +257,9 @@ def test_outputs(hub: Hub, model: Path, published: Scales, tmp_path: Path) -> No
     imported = ("scales", "import", mine, "--model", model, "--out")
     convert = ("scales", "convert", mine, "--out")
     for command in (pull, imported):
-        assert_one_line(smoothquant(*command, out, env=hub.environment), 2, "a.safetensors exists; expected a new file")
+        assert_one_line(
+            smoothquant(*command, out, env=hub.environment), 2, "a.safetensors exists, and it is no act scales file"
+        )
     assert not hub.asked
     assert out.read_text() == "precious"
     for command, place, said in (
@@ -271,6 +273,10 @@ def test_outputs(hub: Hub, model: Path, published: Scales, tmp_path: Path) -> No
         ),
     ):
         assert_one_line(smoothquant(*command, place, env=hub.offline), 2, said)
+    assert_one_line(smoothquant(*imported, out, "--overwrite"), 2, "a.safetensors exists, and it is no act scales file")
+    out.unlink()
+    assert smoothquant(*imported, out).returncode == 0
+    assert_one_line(smoothquant(*imported, out), 2, "a.safetensors exists; expected a new file")
     assert smoothquant(*imported, out, "--overwrite").returncode == 0
     assert load_act_scales(out).metadata["model_fingerprint"] == Checkpoint(model).fingerprint
     family = ("--family", tmp_path / "family.py")

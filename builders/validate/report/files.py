@@ -72,6 +72,8 @@ def _is_report(path: Path) -> bool:
 
 def _write(path: Path, content: str) -> None:
     check_report(path, "report")
+    if path.is_file() and path.read_bytes() == content.encode():
+        return
     try:
         make_folder(path.parent)
         write_text(path, content)
