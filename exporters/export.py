@@ -20,12 +20,13 @@ from smoothquant.artifacts.manifest import Origin, Promise
 from smoothquant.artifacts.ports import CACHED
 from smoothquant.artifacts.record import as_json
 from smoothquant.artifacts.smoothing_file import ENDS, SMOOTHING, tensors
+from smoothquant.capacity import Capacity
 from smoothquant.contract import TOLERANCE, Contract
-from smoothquant.errors import ActScalesError, UserError
+from smoothquant.errors import ActScalesError
 from smoothquant.machine import return_freed_tensors
 from smoothquant.model import Model
-from smoothquant.scheme import Scheme
-from smoothquant.settings import GROUPS, SmoothingSettings
+from smoothquant.scheme import Precision, Scheme
+from smoothquant.settings import SmoothingSettings
 from smoothquant.steps import DEFAULT, Step, as_records
 from smoothquant.stream import QuantizedLayer, QuantizingLayer, SmoothedLayer, check_scales, smoothed_layers
 from smoothquant.workspace import Workspace, save_tensors
@@ -37,16 +38,16 @@ class Writer(Protocol):
     """A format. Layers arrive in order; every one lands where it would land in an uninterrupted run.
 
     step: name of the step, as in "export onnx". out: folder to make.
-    weights: form of the quantized layers that `write` wants, "per-channel" or "per-tensor"; None for none.
+    smoothing: what the format holds of it.
     """
 
     step: str
     out: Path
-    weights: str | None
+    smoothing: Capacity
 
     @property
     def schemes(self) -> tuple[Scheme, ...]:
-        """What is INT8 in each of its graphs."""
+        """What is INT8 in each of its graphs, which share their weights."""
         ...
 
     @property
@@ -55,7 +56,7 @@ class Writer(Protocol):
         ...
 
     def check(self, source: Source) -> None:
-        """Raise UserError if this format cannot hold this model, smoothed and quantized like this."""
+        """Raise UserError if this format cannot hold this model, quantized like this."""
         ...
 
     def nbytes(self, model: Model) -> int:
@@ -67,7 +68,7 @@ class Writer(Protocol):
         ...
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
-        """Write one layer."""
+        """Write one layer. quantized: with the weights of `schemes`; None where they are float."""
         ...
 
     def end(self) -> None:
@@ -107,6 +108,7 @@ def export(
     """
     for writer in writers:
         writer.check(source)
+        writer.smoothing.check(source.settings, source.model)
     check_scales(source.model, source.input_absmax, source.settings)
     with ExitStack() as stack:
         todo = []
@@ -141,14 +143,6 @@ def check_outputs(source: Source, why: str) -> None:
             )
 
 
-def check_folded(source: Source, out: Path) -> None:
-    """Raise UserError where something is left for run time, in a format whose engines smooth nothing themselves."""
-    if source.settings.at_run_time:
-        raise UserError(
-            f"{out}: this format has no place for run-time smoothing scales", expected=f"groups {', '.join(GROUPS)}"
-        )
-
-
 def _inputs(source: Source, writer: Writer) -> dict:
     family = source.model.family.name
     made_from: Mapping[str, Any] = {
@@ -171,12 +165,13 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
     smoothed = smoothed_layers(model, source.input_absmax, source.settings, start, source.output_absmax, source.steps)
     for layer in smoothed:
         lacking = [(writer, work) for writer, work in todo if work.next_layer <= layer.index]
-        quantizing = {form: QuantizingLayer(layer, form) for writer, _ in lacking if (form := writer.weights)}
-        contract.check(layer, next(iter(quantizing.values()), None))
-        quantized = {form: running.quantized() for form, running in quantizing.items()}
+        wanted = dict.fromkeys(_weights(writer) for writer, _ in lacking)
+        quantizing = [QuantizingLayer(layer, weights) for weights in wanted if weights.quantized]
+        contract.check(layer, quantizing[0] if quantizing else None)
+        quantized = {running.weights: running.quantized() for running in quantizing}
         smoothing.update(_explain(model, layer))
         for writer, work in lacking:
-            writer.write(layer, quantized[writer.weights] if writer.weights else None)
+            writer.write(layer, quantized.get(_weights(writer)))
             work.mark(layer.index + 1, {**contract.state(), **smoothing})
         progress(layer.index + 1, layers)
         del layer, quantizing, quantized  # before the next one is loaded: one layer in memory, not two
@@ -185,6 +180,11 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
         writer.end()
         save_tensors(work.path(SMOOTHING), smoothing)
         work.commit(contract=Promise(error, TOLERANCE), geometry=model.facts())
+
+
+def _weights(writer: Writer) -> Precision:
+    """How a writer's graphs hold their weights."""
+    return writer.schemes[0].weights
 
 
 def _explain(model: Model, layer: SmoothedLayer) -> dict[str, Tensor]:

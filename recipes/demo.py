@@ -29,16 +29,19 @@ from recipes.models import RECIPES
 from recipes.recipe import Recipe, find
 from recipes.synthetic import save_random_llama
 from recipes.targets import TARGETS
+from smoothquant.capacity import FOLDED
 from smoothquant.checkpoint import Checkpoint
 from smoothquant.model import Model
+from smoothquant.scheme import IN_FLOAT, PER_TOKEN, scheme_of
 from smoothquant.settings import SmoothingSettings
 
 FLOAT = "FP32 ONNX"
-FORMS = {  # label -> (folder, smoothing groups, activations)
-    "naive, per tensor": ("naive-per-tensor", "none", "per-tensor"),
-    "naive, per token": ("naive-per-token", "none", "per-token"),
-    "SmoothQuant, per tensor": ("smoothquant-per-tensor", "default", "per-tensor"),
-    "SmoothQuant, per token": ("smoothquant-per-token", "default", "per-token"),
+STATIC = scheme_of("per-tensor")
+FORMS = {  # label -> (folder, smoothing groups, scheme)
+    "naive, per tensor": ("naive-per-tensor", "none", STATIC),
+    "naive, per token": ("naive-per-token", "none", PER_TOKEN),
+    "SmoothQuant, per tensor": ("smoothquant-per-tensor", "default", STATIC),
+    "SmoothQuant, per token": ("smoothquant-per-token", "default", PER_TOKEN),
 }
 BEST = "SmoothQuant, per token"
 HELDOUT = 32  # sequences
@@ -65,13 +68,13 @@ class Demonstration:
         }
 
 
-def demonstrate(out: Path, step: pipeline.Step, *, overwrite: bool = False) -> Demonstration:
-    """Run the pipeline, then measure speed; finished steps are not done again, except the measuring."""
+def demonstrate(out: Path, stage: pipeline.Stage, *, overwrite: bool = False) -> Demonstration:
+    """Run the pipeline, then measure speed; finished stages are not done again, except the measuring."""
     recipe, model = find(RECIPE, RECIPES), open_model(tiny_llama.PATH)
     text = load_text(tiny_llama.CALIBRATION_TEXT, tiny_llama.PATH, recipe.samples, recipe.length)
     heldout = load_text(tiny_llama.EVALUATION_TEXT, tiny_llama.PATH, HELDOUT, recipe.length)
-    made = pipeline.run(pipeline.Job(model, text, heldout, out, _outputs(recipe)), step, overwrite=overwrite)
-    with step("measure speed") as progress:
+    made = pipeline.run(pipeline.Job(model, text, heldout, out, _outputs(recipe, model)), stage, overwrite=overwrite)
+    with stage("measure speed") as progress:
         engines = {label: made.folders[label] for label in (FLOAT, *FORMS)}
         speeds = speed.measure({label: onnxruntime.OnnxRuntimeEngine(folder) for label, folder in engines.items()})
         progress(1, 2)
@@ -81,24 +84,24 @@ def demonstrate(out: Path, step: pipeline.Step, *, overwrite: bool = False) -> D
     return Demonstration(made.validations, speeds, real, made.folders, out / pipeline.REPORT)
 
 
-def _outputs(recipe: Recipe) -> tuple[pipeline.Output, ...]:
+def _outputs(recipe: Recipe, model: Model) -> tuple[pipeline.Output, ...]:
     """The engines, and the W8A8 checkpoint of the best one. No linear stays in float: naive means naive."""
     engine = partial(pipeline.Output, target=TARGETS["onnxruntime"], keep_float="none")
-    naive = SmoothingSettings(groups="none")
-    settings = {"none": naive, "default": recipe.settings()}
+    naive, smoothed = FOLDED.settings(model, groups="none"), recipe.settings(model)
+    settings = {"none": naive, "default": smoothed}
     return (
-        engine(FLOAT, settings=naive, activations="float", form="float", thresholds=None),
+        engine(FLOAT, settings=naive, scheme=IN_FLOAT, form="float", thresholds=None),
         *(
             engine(
                 label,
                 settings=settings[groups],
-                activations=activations,
+                scheme=scheme,
                 form=form,
                 thresholds=LIMITS if label == BEST else Thresholds(),
             )
-            for label, (form, groups, activations) in FORMS.items()
+            for label, (form, groups, scheme) in FORMS.items()
         ),
-        pipeline.Output("W8A8 checkpoint", TARGETS["w8a8"], recipe.settings(), thresholds=None),
+        pipeline.Output("W8A8 checkpoint", TARGETS["w8a8"], smoothed, thresholds=None),
     )
 
 
@@ -118,7 +121,7 @@ def _real_size() -> dict[str, speed.Speed]:
         save_random_llama(folder / "model", layers=LAYERS, vocabulary=1024, dtype=torch.float32)
         model = Model(Checkpoint(folder / "model"), find(RECIPE, RECIPES).family)
         source = Source(model, SmoothingSettings(groups="none"))
-        export(source, [OnnxWriter(folder / "float", "float"), OnnxWriter(folder / "int8", "per-token")])
+        export(source, [OnnxWriter(folder / "float", IN_FLOAT), OnnxWriter(folder / "int8")])
         engines = {
             FLOAT: onnxruntime.OnnxRuntimeEngine(folder / "float"),
             BEST: onnxruntime.OnnxRuntimeEngine(folder / "int8"),

@@ -15,7 +15,6 @@ GRAPH_FACTS = "smoothquant"  # key of an ONNX graph's metadata: what was exporte
 GROUPS = ("default", "paper", "none")  # what any format holds: nothing is left for run time
 RUN_TIME_GROUPS = ("run-time", "unfolded")  # only for engines that smooth an activation themselves
 SMOOTHER_DTYPES = ("float16", "bfloat16", "float32")
-KV_CACHES = ("float", "int8")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,9 @@ class SmoothingSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
-            raise UserError(f"alpha {self.alpha}", expected="a number in [0, 1]", do="0.5 suits most models")
+            raise UserError(
+                f"alpha {self.alpha}", expected="a number in [0, 1]", do=f"{type(self).alpha} suits most models"
+            )
         for what, found, known in (
             ("groups", self.groups, GROUPS + RUN_TIME_GROUPS),
             ("smoother dtype", self.smoother_dtype, SMOOTHER_DTYPES),
@@ -51,6 +52,10 @@ class SmoothingSettings:
     def at_run_time(self) -> bool:
         """Whether the engine has to smooth, too."""
         return self.groups in RUN_TIME_GROUPS
+
+    def alpha_of(self, group: SmoothingGroup) -> float:
+        """The migration strength of one group."""
+        return self.alpha
 
     def chosen(self, groups: tuple[SmoothingGroup, ...], roles: tuple[str, ...]) -> tuple[SmoothingGroup, ...]:
         """What these settings smooth. groups: a family's smoothing groups; roles: of the linears that get quantized."""
@@ -66,3 +71,8 @@ class SmoothingSettings:
     def as_dict(self) -> dict:
         """As JSON."""
         return asdict(self)
+
+    def words(self) -> dict:
+        """The same for a reader of reports: alpha and groups; of the others, what is not as usual."""
+        others = {name: value for name, value in self.as_dict().items() if value != getattr(SmoothingSettings, name)}
+        return {"alpha": self.alpha, "groups": self.groups} | others

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from builders.check.lint import Product, lint, quantized_products
-from builders.engine.exports import MODEL, open_export
+from builders.engine.exports import open_export
 from builders.nvidia.layers import read_layers
 from builders.onnx_graph import OnnxGraph
 from builders.tensorrt import hardware, timing
@@ -28,14 +28,16 @@ from builders.tensorrt.compiler import Options, compile_graph
 from builders.tensorrt.engine import PLAN
 from builders.tensorrt.kernels import built_products
 from builders.tensorrt.limits import Limits, limits_for
-from builders.tensorrt.runtime import LoadedPlan
+from builders.tensorrt.record import STEP, BuiltOn, Int8Kernels, StoredPort, TensorRTInputs, TensorRTResults
+from builders.tensorrt.runtime import LoadedPlan, Port
 from builders.tensorrt.session import Session
 from smoothquant.artifacts.manifest import Manifest
+from smoothquant.artifacts.ports import MODEL
 from smoothquant.artifacts.record import as_json
 from smoothquant.errors import UserError
+from smoothquant.scheme import Scheme
 from smoothquant.workspace import OURS, Workspace, load_manifest
 
-STEP = "build tensorrt"
 LAYERS = f"{OURS}/layers.json"
 
 
@@ -64,18 +66,11 @@ def build(
     out, found = Path(out), open_export(export, activations)
     made = found.manifest
     held = limits_for(made.facts, **(limits or {}))
-    quantized = _products(found.graph, found.origin.scheme.activations.form)
+    quantized = _products(found.graph, found.origin.scheme)
     version, gpu = hardware.require_tensorrt(), hardware.find_gpu()
-    built = {"version": version, "gpu": gpu.name, "capability": list(gpu.capability)}
-    graph = hashlib.sha256(found.graph.read_bytes()).hexdigest()[:16]  # a newer exporter may make another graph
-    inputs = {
-        "export": as_json(found.origin),
-        "graph": graph,
-        "limits": held.as_dict(),
-        "options": options.as_dict(),
-        "tensorrt": built,
-    }
-    with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
+    graph = hashlib.sha256(found.graph.read_bytes()).hexdigest()[:16]  # a newer exporter may draw another one
+    inputs = TensorRTInputs(found.origin, graph, held, options, BuiltOn(version, gpu.name, gpu.capability))
+    with Workspace(out, STEP, as_json(inputs), overwrite=overwrite) as work:
         if not work.finished:
             cache = Path(timing_cache) if timing_cache else None
             if cache:
@@ -101,33 +96,32 @@ def build(
             )
             kernels = _kernels(plan, work.path(LAYERS), [product.name for product in quantized])
             _check(found.folder, plan, held, made.facts.vocab_size)
-            ports = [port.as_dict() for port in plan.ports.values()]
-            warnings = [*compiled.warnings, *filter(None, [compiled.unsaved])]
-            results = {"ports": ports, "kernels": kernels, "warnings": warnings}
-            work.commit(results, contract=made.contract, geometry=made.geometry)
+            warnings = (*compiled.warnings, *filter(None, [compiled.unsaved]))
+            results = TensorRTResults(tuple(map(_stored, plan.ports.values())), kernels, warnings)
+            work.commit(as_json(results), contract=made.contract, geometry=made.geometry)
     return load_manifest(out)
 
 
-def _products(graph: Path, activations: str) -> list[Product]:
+def _products(graph: Path, scheme: Scheme) -> list[Product]:
     """The quantized products of a graph in which the linter finds no fault."""
     opened = OnnxGraph(graph)
     for finding in lint(opened):
-        if finding.effect.is_error and not (activations == "float" and finding.rule == "no-quantization"):
+        if finding.effect.is_error and (scheme.quantized or finding.rule != "no-quantization"):
             where = "" if finding.node == graph.name else f"{finding.module}: "
             raise UserError(f"{graph}: {where}{finding.what}", do=finding.do)
     return quantized_products(opened)
 
 
-def _kernels(plan: LoadedPlan, layers: Path, nodes: Sequence[str]) -> dict:
-    """Write the inspector's layers to a file. Returns for the manifest which quantized products are INT8."""
+def _kernels(plan: LoadedPlan, layers: Path, nodes: Sequence[str]) -> Int8Kernels:
+    """Write the inspector's layers to a file. Returns which quantized products are INT8."""
     inspected = plan.layers()
     layers.write_text(inspected, encoding="utf-8")
     found = built_products(read_layers(inspected), nodes)
-    return {
-        "int8": sum(product.int8 for product in found),
-        "quantized": len(found),
-        "products": [product.as_dict() for product in found],
-    }
+    return Int8Kernels(sum(product.int8 for product in found), len(found), found)
+
+
+def _stored(port: Port) -> StoredPort:
+    return StoredPort(port.name, str(port.dtype).removeprefix("torch."), port.shape, port.is_input)
 
 
 def _check(export: Path, plan: LoadedPlan, limits: Limits, vocab_size: int) -> None:

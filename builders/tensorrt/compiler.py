@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -49,9 +49,6 @@ class Options:
             raise UserError(f"--optimization-level {self.optimization_level}", expected="0 to 5")
         if self.workspace is not None and not 0 < self.workspace < 2**20:  # NaN fails too
             raise UserError(f"--workspace {self.workspace}", expected="GiB of GPU memory, more than 0")
-
-    def as_dict(self) -> dict:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from builders.engine.generation import GeneratingEngine
 from builders.tensorrt import hardware
-from builders.tensorrt.limits import Limits
+from builders.tensorrt.record import TensorRTInputs
 from builders.tensorrt.runtime import LoadedPlan
 from builders.tensorrt.session import CachedDecoding, Session
 from smoothquant.errors import UserError
@@ -30,14 +30,14 @@ class TensorRTEngine(GeneratingEngine):
         self.folder = Path(folder)
         self.manifest = load_manifest(folder)
         version, gpu = hardware.require_tensorrt(), hardware.find_gpu()
-        hardware.check_plan_fits(self.folder, self.manifest, gpu, version)
-        options, name = self.manifest.inputs["options"], str(self.folder / PLAN)
-        self.limits = Limits(**self.manifest.inputs["limits"])
+        made = self.manifest.inputs_as(TensorRTInputs)
+        hardware.check_plan_fits(self.folder, made, gpu, version)
+        self.limits, options, name = made.limits, made.options, str(self.folder / PLAN)
         if not self.manifest.files[PLAN]:
             raise UserError(f"{name}: empty", expected="TensorRT's plan", do="copy it again, or build the engine again")
         with open(name, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             plan = LoadedPlan(
-                content, name, gpu, trusted=options["version_compatible"], streaming=options["weight_streaming"]
+                content, name, gpu, trusted=options.version_compatible, streaming=options.weight_streaming
             )
         self.session = Session(plan, self.limits)
 

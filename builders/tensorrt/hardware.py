@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from smoothquant.artifacts.manifest import Manifest
+from builders.tensorrt.record import TensorRTInputs
 from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.packages import require
 
@@ -77,24 +77,24 @@ def find_gpu() -> Gpu:
     return Gpu()
 
 
-def check_plan_fits(folder: Path, manifest: Manifest, gpu: Gpu, version: str) -> None:
-    """Raise UserError if a plan was built for another GPU or TensorRT. manifest: the manifest of the engine folder."""
-    built, options = manifest.inputs["tensorrt"], manifest.inputs["options"]
-    there, here = tuple(built["capability"]), gpu.capability
-    portable = options["hardware_compatible"] and here >= AMPERE
+def check_plan_fits(folder: Path, made: TensorRTInputs, gpu: Gpu, version: str) -> None:
+    """Raise UserError if a plan was built for another GPU or TensorRT than these. made: of the engine's manifest."""
+    built, options = made.tensorrt, made.options
+    there, here = built.capability, gpu.capability
+    portable = options.hardware_compatible and here >= AMPERE
     if here != there and not portable:
         raise UserError(
-            f"{folder}: built for compute capability {_dotted(there)} ({built['gpu']}), this GPU has {_dotted(here)}",
-            expected=f"a GPU like the {built['gpu']}",
-            do="build it again on this GPU, or with --hardware-compatibility ampere+ for every GPU from Ampere on",
+            f"{folder}: built for compute capability {_dotted(there)} ({built.gpu}), this GPU has {_dotted(here)}",
+            expected=f"a GPU like the {built.gpu}",
+            do="build it again on this GPU, or with --hardware-compatibility ampere+ for all from Ampere on",
         )
-    made, now = _numbers(built["version"]), _numbers(version)
-    portable = options["version_compatible"] and made[0] == now[0] and made <= now
-    if made != now and not portable:
+    then, now = _numbers(built.version), _numbers(version)
+    portable = options.version_compatible and then[0] == now[0] and then <= now
+    if then != now and not portable:
         raise UserError(
-            f"{folder}: built by TensorRT {built['version']}, this is TensorRT {version}",
-            expected=f"TensorRT {built['version']}",
-            do="build it again with this version, or with --version-compatible for later ones of its generation",
+            f"{folder}: built by TensorRT {built.version}, this is {version}",
+            expected=f"TensorRT {built.version}",
+            do="build it again with this version, or with --version-compatible for later ones of the same generation",
         )
 
 

@@ -6,7 +6,7 @@ A product is INT8 if the matrix kernels that compute it read INT8, in every opti
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from builders.nvidia.layers import EngineLayer
 from builders.onnx_graph import module_of
@@ -24,9 +24,6 @@ class BuiltProduct:
     int8: bool
     kernels: tuple[str, ...]
     why: str = ""
-
-    def as_dict(self) -> dict:
-        return asdict(self)
 
 
 def built_products(layers: Sequence[EngineLayer], nodes: Iterable[str]) -> tuple[BuiltProduct, ...]:

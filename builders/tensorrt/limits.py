@@ -16,7 +16,7 @@ past is bounded by that.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from builders.nvidia.profiles import Profile
 from smoothquant.artifacts.manifest import ModelFacts
@@ -62,9 +62,6 @@ class Limits:
             yield first
         for _ in range(tokens // self.chunk):
             yield self.chunk
-
-    def as_dict(self) -> dict:
-        return asdict(self)
 
 
 def limits_for(

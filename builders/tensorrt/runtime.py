@@ -32,11 +32,6 @@ class Port:
     shape: Shape
     is_input: bool
 
-    def as_dict(self) -> dict:
-        """The fields as JSON values."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        return {"name": self.name, "dtype": dtype, "shape": list(self.shape), "input": self.is_input}
-
 
 class Binding(NamedTuple):
     """The tensor that an input or output is bound to: the first elements of a buffer, in this shape.

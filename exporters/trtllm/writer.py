@@ -1,7 +1,7 @@
 """A TensorRT-LLM checkpoint, from which `trtllm-build` makes engines: all ranks in one pass over the layers.
 
     config.json                the decoder, its numbers, mapping and quantization        (`decoders`)
-    rank0.safetensors, ...     the tensors of each rank                                  (`tensors`, `outer`)
+    rank0.safetensors, ...     the tensors of each rank                                  (`tensors`, `sharding`)
     tokenizer files; smoothquant/smoothing.safetensors, smoothquant/manifest.json
 
 Every tensor lands at its place in its rank's file as soon as its layer is quantized: memory is a layer, not a model,
@@ -19,17 +19,17 @@ from exporters.export import Source, check_outputs, check_static
 from exporters.sidecars import copy_tokenizer
 from exporters.trtllm.decoders import config
 from exporters.trtllm.modes import MODES, Mode
-from exporters.trtllm.outer import outer_tensors
-from exporters.trtllm.sharding import Ranks
+from exporters.trtllm.sharding import Ranks, outer_tensors
 from exporters.trtllm.suitable import check_model, decoder_of
 from exporters.trtllm.tensors import LayerContent, LayerTensor, LayerTensors
 from exporters.trtllm.versions import STABLE, check_version
 from smoothquant.artifacts.manifest import TrtllmOptions
 from smoothquant.artifacts.safetensors_files import Planned, SafetensorsFile
+from smoothquant.capacity import Capacity
 from smoothquant.errors import ContractError, UserError
 from smoothquant.model import Model
-from smoothquant.scheme import scheme_of
-from smoothquant.settings import KV_CACHES, SmoothingSettings
+from smoothquant.quantization import is_finite
+from smoothquant.settings import GROUPS
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace, write_json
 
@@ -41,12 +41,17 @@ def dtype_of(model: Model) -> str:
     return "bfloat16" if model.checkpoint.dtype == torch.bfloat16 else "float16"
 
 
+def capacity(mode: Mode, dtype: str) -> Capacity:
+    """What the checkpoint of a mode holds of smoothing. dtype: of its engines."""
+    groups = (*GROUPS, "run-time") if mode.plugin else ("unfolded", "none")
+    return Capacity(f"{mode.algo}, {mode.cache.dtype} KV cache", groups, dtype, mode.cache.quantized)
+
+
 class TrtllmWriter:
     """Writes the checkpoint to the folder `out`.
 
-    mode: the quant_algo. ranks: tensor and pipeline parallelism. dtype: "float16" or "bfloat16", the dtype of
-    everything that is neither INT8 nor a scale. kv: "float" or "int8", the KV cache. version: the TensorRT-LLM
-    that will build the engine.
+    mode: the quant_algo, and what is INT8. ranks: tensor and pipeline parallelism. dtype: "float16" or "bfloat16", the
+    dtype of everything that is neither INT8 nor a scale. version: the TensorRT-LLM that will build the engine.
     """
 
     step = "export trtllm"
@@ -57,28 +62,23 @@ class TrtllmWriter:
         mode: Mode = MODES[0],
         ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
         dtype: str = "float16",
-        kv: str = "float",
         version: str = STABLE,
     ) -> None:
-        for what, value, choices in (("dtype", dtype, DTYPES), ("KV cache", kv, KV_CACHES)):
-            if value not in choices:
-                raise UserError(f"TensorRT-LLM export: {what} {value!r}", expected=f"one of {', '.join(choices)}")
+        if dtype not in DTYPES:
+            raise UserError(f"TensorRT-LLM export: dtype {dtype!r}", expected=f"one of {', '.join(DTYPES)}")
         check_version(version)
-        self.out, self.mode, self.ranks, self.kv, self.version = Path(out), mode, ranks, kv, version
-        self.dtype = dtype
-        self.weights: str | None = mode.weights
-        cache = "int8-shared" if kv == "int8" else kv
-        self.schemes = (scheme_of(mode.activations, mode.weights, cache),)
+        self.out, self.mode, self.ranks, self.dtype, self.version = Path(out), mode, ranks, dtype, version
+        self.smoothing = capacity(mode, dtype)
+        self.schemes = (mode.scheme,)
         self.options = {"trtllm": TrtllmOptions(mode.algo, dtype, ranks.tp, ranks.pp, version)}
 
     def check(self, source: Source) -> None:
         self.alpha = source.settings.alpha
         check_model(source.model, self.mode, self.ranks)
-        self._check_smoothing(source.settings)
         if self.mode.static:
             check_static(source, self.out)
         static = self.mode.static and self.mode.plugin
-        for needed, why in ((static, "static activations"), (self.kv == "int8", "an INT8 KV cache")):
+        for needed, why in ((static, "static activations"), (self.mode.cache.quantized, "an INT8 KV cache")):
             if needed:
                 check_outputs(source, f"{self.out}: {why}")
 
@@ -97,7 +97,7 @@ class TrtllmWriter:
         ]
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
-        assert quantized is not None  # promised by the attribute `weights`
+        assert quantized is not None  # the scheme's weights are
         layers = self.model.geometry.layers
         stage, local = self.ranks.stage(layer.index, layers), self.ranks.local(layer.index, layers)
         content = LayerContent(quantized, layer.output_absmax, layer.cache_scales[0] if layer.cache_scales else None)
@@ -110,24 +110,9 @@ class TrtllmWriter:
         for outer in outer_tensors(self.model):
             outer.write(self.model, self._files(0 if outer.first else self.ranks.pp - 1), self._cast)
         decoder = decoder_of(self.model, self.mode)
-        content = config(self.model, decoder, self.mode, self.ranks, self.dtype, self.kv, self.alpha)
+        content = config(self.model, decoder, self.mode, self.ranks, self.dtype, self.alpha)
         write_json(self.work.path("config.json"), content)
         copy_tokenizer(self.model, self.work.folder)
-
-    def _check_smoothing(self, settings: SmoothingSettings) -> None:
-        """Raise UserError for run-time scales or cache scales that this form has no place for."""
-        possible = ("unfolded", "none") if not self.mode.plugin else ("default", "paper", "none", "run-time")
-        if settings.groups not in possible:
-            raise UserError(
-                f"{self.mode.algo} with smoothing groups {settings.groups!r}", expected=f"one of {', '.join(possible)}"
-            )
-        if settings.at_run_time and settings.smoother_dtype != self.dtype:
-            raise UserError(f"run-time scales in {settings.smoother_dtype}", expected=f"the engine's {self.dtype}")
-        if settings.shared_cache_scale != (self.kv == "int8"):
-            raise UserError(
-                f"smoothing with shared_cache_scale={settings.shared_cache_scale} for a KV cache in {self.kv}",
-                expected="True for int8, False for float",
-            )
 
     def _files(self, stage: int) -> list[SafetensorsFile]:
         return [self.files[rank] for rank in self.ranks.ranks(stage)]
@@ -147,14 +132,13 @@ class TrtllmWriter:
         return plan | (outside(first=False) if stage == self.ranks.pp - 1 else {})
 
     def _layer_tensors(self, model: Model) -> tuple[LayerTensor, ...]:
-        dtype, int8_cache = DTYPES[self.dtype], self.kv == "int8"
-        return tuple(LayerTensors(model, self.mode, dtype, self.ranks.tp, int8_cache).planned())
+        return tuple(LayerTensors(model, self.mode, DTYPES[self.dtype], self.ranks.tp).planned())
 
     def _cast(self, name: str, tensor: Tensor) -> Tensor:
         return self._finite(name, tensor.to(DTYPES[self.dtype]))
 
     def _finite(self, name: str, tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if not is_finite(tensor):
             raise ContractError(f"{name} overflows {tensor.dtype}", do="lower alpha, or export with --dtype bfloat16")
         return tensor
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from recipes.cli.ui import Ui
+from smoothquant.scheme import ACTIVATIONS, quantized_names
 from smoothquant.settings import GROUPS
 
 if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
@@ -69,7 +70,7 @@ def add_engine(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", required=True, metavar="ENGINE", help="folder to make")
     command.add_argument(
         "--act",
-        choices=("per-token", "per-tensor"),
+        choices=quantized_names(ACTIVATIONS),
         help="which graph of an export --act both (default: per-token)",
     )
     command.add_argument(
@@ -104,14 +105,13 @@ def say_next(ui: Ui, arguments: argparse.Namespace, triton: Mapping[str, str]) -
         ui.say(f"{triton['triton']}: try  tritonserver --model-repository {arguments.triton}")
 
 
-def add_smoothing(command: argparse.ArgumentParser, *, alpha_default: float | None) -> None:
-    shown = "the recipe's" if alpha_default is None else str(alpha_default)
+def add_smoothing(command: argparse.ArgumentParser, usual: str) -> None:
+    """Add --alpha and --groups, which `Capacity.settings` reads. usual: the alpha where none is given, in words."""
     command.add_argument(
         "--alpha",
         type=float,
-        default=alpha_default,
         help="migration strength in [0, 1]: how much of the activations' range moves into the weights "
-        f"(default {shown}; published: Llama-2 0.85, its 70B 0.9, OPT and BLOOM 0.5)",
+        f"(default {usual}; published: Llama-2 0.85, its 70B 0.9, OPT and BLOOM 0.5)",
     )
     command.add_argument(
         "--groups",

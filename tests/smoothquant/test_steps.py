@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from builders.validate import read_scheme, validate_engines
 from builders.validate.scheme import EngineScheme
 from exporters.export import Source, export
 from exporters.huggingface import W8A8Writer
-from exporters.onnx import OnnxWriter
 from smoothquant.errors import OutputError, UserError
 from smoothquant.fold import SmoothedLayer
 from smoothquant.layers import float_layer
@@ -26,41 +24,14 @@ from smoothquant.steps import DEFAULT, STEPS, BorrowRanges, as_records, from_rec
 from smoothquant.stream import quantize_layer
 from smoothquant.workspace import load_manifest
 from tests.models import sample_ids
-
-
-@dataclass(frozen=True)
-class ClipRows:
-    """Rows of a weight are cut at a quantile of their own magnitudes."""
-
-    quantile: float
-    name: ClassVar[str] = "clip-rows"
-
-    def __call__(self, layer: SmoothedLayer) -> SmoothedLayer:
-        def clipped(layer: SmoothedLayer, role: str, weight: Tensor, granularity: str) -> Tensor:
-            limit = weight.abs().quantile(self.quantile, dim=1, keepdim=True)
-            return weight.clamp(-limit, limit)
-
-        return replace(layer, edits=(*layer.edits, clipped))
-
-
-@dataclass(frozen=True)
-class Shrink:
-    """Ranges become smaller, and weights are scaled by what has become of them: neither is idempotent."""
-
-    name: ClassVar[str] = "shrink"
-
-    def __call__(self, layer: SmoothedLayer) -> SmoothedLayer:
-        def scaled(layer: SmoothedLayer, role: str, weight: Tensor, granularity: str) -> Tensor:
-            return weight * layer.input_absmax[role]
-
-        ranges = {role: 0.9 * reach for role, reach in layer.input_absmax.items()}
-        return replace(layer, input_absmax=ranges, edits=(*layer.edits, scaled))
+from tests.steps import KNOWN, ClipRows, Shrink
+from tests.writers import onnx_writer, w8a8_writer
 
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(STEPS, ClipRows.name, ClipRows)
-    monkeypatch.setitem(STEPS, Shrink.name, Shrink)
+    for name, step in KNOWN.items():
+        monkeypatch.setitem(STEPS, name, step)
 
 
 @pytest.fixture
@@ -87,7 +58,7 @@ def same_weights(model: Model, scheme: EngineScheme, folder: Path) -> list[bool]
 
 
 def test_validation_has_the_weights_of_the_export(source: Source, tmp_path: Path) -> None:
-    export(source, [W8A8Writer(tmp_path / "out", "per-tensor")])
+    export(source, [w8a8_writer(tmp_path / "out", "per-tensor")])
     manifest, scheme = load_manifest(tmp_path / "out"), read_scheme(tmp_path / "out")
     assert manifest.inputs["steps"] == [{"name": "borrow-ranges"}, {"name": "clip-rows", "quantile": 0.9}]
     assert manifest.contract is not None
@@ -98,14 +69,14 @@ def test_validation_has_the_weights_of_the_export(source: Source, tmp_path: Path
 
 
 def test_what_steps_make_of_ranges_is_read_and_not_made_again(source: Source, tmp_path: Path) -> None:
-    export(replace(source, steps=(Shrink(), ClipRows(0.9), Shrink())), [W8A8Writer(tmp_path / "out", "per-tensor")])
+    export(replace(source, steps=(Shrink(), ClipRows(0.9), Shrink())), [w8a8_writer(tmp_path / "out", "per-tensor")])
     assert all(same_weights(source.model, read_scheme(tmp_path / "out"), tmp_path / "out"))
 
 
 def test_the_engine_that_exists_is_measured(source: Source, tmp_path: Path) -> None:
     """Our own arithmetic with the recorded steps is the engine's; without them it is another engine's."""
-    export(source, [OnnxWriter(tmp_path / "clipped")])
-    export(replace(source, steps=DEFAULT), [OnnxWriter(tmp_path / "plain")])
+    export(source, [onnx_writer(tmp_path / "clipped")])
+    export(replace(source, steps=DEFAULT), [onnx_writer(tmp_path / "plain")])
     text = Text(tuple(sample_ids(sequences=2, tokens=24)), "sample")
     folders = {"clipped": tmp_path / "clipped", "plain": tmp_path / "plain"}
     clipped, plain = validate_engines(folders, source.model, text, exact=True)
@@ -135,6 +106,16 @@ def test_records() -> None:
         from_records([{"name": "clip-rows"}])
     with pytest.raises(UserError, match="step 'borrow-ranges': unknown key 'from'"):
         from_records([{"name": "borrow-ranges", "from": "q"}])
+
+
+def test_a_step_that_validation_would_not_know(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused by the export, not by the validation of a folder that is there."""
+    monkeypatch.delitem(STEPS, ClipRows.name)
+    with pytest.raises(
+        UserError, match=r"step 'clip-rows' .* is not entered in smoothquant\.steps\.STEPS; expected one"
+    ):
+        export(source, [W8A8Writer(tmp_path / "out")])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_step_leaves_the_layer_that_it_is_given(llama: Model) -> None:

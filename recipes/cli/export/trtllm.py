@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from recipes.cli.export.target import ExportTarget, add_activations
 from recipes.cli.ui import Ui
+from smoothquant.capacity import Capacity
 from smoothquant.errors import UserError
-from smoothquant.settings import SmoothingSettings
+from smoothquant.scheme import PER_TOKEN, SHARED_CACHES, WEIGHTS, quantized_names, scheme_of
 
 if TYPE_CHECKING:
     from exporters.export import Source, Writer
+    from exporters.trtllm import Mode
     from smoothquant.model import Model
 
 
@@ -29,11 +32,11 @@ class TensorRTLLM(ExportTarget):
         add_activations(command)
         command.add_argument(
             "--weights",
-            choices=("per-channel", "per-tensor"),
-            default="per-channel",
+            choices=quantized_names(WEIGHTS),
+            default=PER_TOKEN.weights.form,
             help="weights: one scale per output channel (accurate, default) or per matrix",
         )
-        command.add_argument("--kv", choices=("float", "int8"), default="float", help="KV cache (default float)")
+        command.add_argument("--kv", choices=tuple(SHARED_CACHES), default="float", help="KV cache (default float)")
         command.add_argument(
             "--dtype",
             choices=("float16", "bfloat16"),
@@ -58,22 +61,28 @@ class TensorRTLLM(ExportTarget):
             "to build any): whether it can is checked, and it is recorded; the files are the same for all of them",
         )
 
-    def source(self, arguments: argparse.Namespace, model: Model) -> Source:
-        from recipes.pipeline import source_of
+    def smoothing(self, arguments: argparse.Namespace, model: Model) -> Capacity:
+        from exporters.trtllm import capacity
 
-        return source_of(model, arguments.act_scales, _settings(arguments, model))
+        found = capacity(_mode(arguments), _dtype(arguments, model))
+        if not arguments.runtime_smoother:
+            return found
+        if arguments.no_plugins:
+            raise UserError(
+                "--no-plugins and --runtime-smoother",
+                expected="one of them: the former does what the latter asks for",
+            )
+        return replace(found, name="--runtime-smoother", groups=("run-time",))
 
     def writer(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> Writer:
-        from exporters.trtllm import Ranks, TrtllmWriter, choose
+        from exporters.trtllm import Ranks, TrtllmWriter
         from exporters.trtllm.versions import STABLE
 
-        activations = arguments.act or ("per-tensor" if arguments.no_plugins else "per-token")
         return TrtllmWriter(
             arguments.out,
-            choose(arguments.weights, activations, plugin=not arguments.no_plugins),
+            _mode(arguments),
             Ranks(arguments.tp, arguments.pp),
             _dtype(arguments, source.model),
-            arguments.kv,
             arguments.trtllm_version or STABLE,
         )
 
@@ -86,7 +95,7 @@ class TensorRTLLM(ExportTarget):
             ui.note(
                 f"sliding window: give the runtime max_attention_window {window}; the checkpoint has no place for it"
             )
-        static = arguments.act == "per-tensor" or arguments.no_plugins
+        static = _mode(arguments).static
         ruined = ruined_linears(model, source.input_absmax, source.settings) if static and source.input_absmax else ()
         if ruined:
             ui.warn(
@@ -95,23 +104,13 @@ class TensorRTLLM(ExportTarget):
             )
 
 
-def _settings(arguments: argparse.Namespace, model: Model) -> SmoothingSettings:
-    """How to smooth for this form. Raises UserError for options that contradict each other."""
-    at_run_time = {"--no-plugins": arguments.no_plugins, "--runtime-smoother": arguments.runtime_smoother}
-    asked = [option for option, given in at_run_time.items() if given]
-    if len(asked) > 1:
-        raise UserError(f"{' and '.join(asked)}", expected="one of them: the former does what the latter asks for")
-    groups = arguments.groups
-    if asked and groups != "default" and (groups, asked[0]) != ("none", "--no-plugins"):
-        raise UserError(f"{asked[0]} with --groups {groups}", expected="no --groups: it smooths whatever it can")
-    if asked and groups == "default":
-        groups = "unfolded" if arguments.no_plugins else "run-time"
-    return SmoothingSettings(
-        arguments.alpha,
-        groups,
-        smoother_dtype=_dtype(arguments, model) if asked else "float32",
-        shared_cache_scale=arguments.kv == "int8",
-    )
+def _mode(arguments: argparse.Namespace) -> Mode:
+    """The quant_algo that these options ask for, and what is INT8. Without plugins, activations are static unless they
+    are asked to be otherwise. Raises UserError if there is none."""
+    from exporters.trtllm import choose
+
+    scheme = scheme_of(arguments.act or ("per-tensor" if arguments.no_plugins else "per-token"), arguments.weights)
+    return choose(replace(scheme, kv_cache=SHARED_CACHES[arguments.kv]), plugin=not arguments.no_plugins)
 
 
 def _dtype(arguments: argparse.Namespace, model: Model) -> str:

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import pytest
 import torch
 
 from builders.tensorrt import Options, TensorRTEngine, build, hardware
+from builders.tensorrt.record import TensorRTInputs, TensorRTResults
 from exporters.export import Source, export
 from exporters.huggingface import W8A8Writer
+from smoothquant.artifacts.record import as_json
 from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
@@ -273,10 +276,28 @@ def test_a_plan_without_content(make: Callable[..., Path]) -> None:
 
 def test_the_gpu_check_needs_no_deserialization(make: Callable[..., Path], gpu: fake.FakeGpu, trt: Any) -> None:
     folder, other = make("float"), fake.FakeGpu("NVIDIA A100", (8, 0))
+    made = load_manifest(folder).inputs_as(TensorRTInputs)
     trt.calls.clear()
     with pytest.raises(UserError):
-        hardware.check_plan_fits(folder, load_manifest(folder), other, trt.__version__)
+        hardware.check_plan_fits(folder, made, other, trt.__version__)
     assert trt.calls == []
+
+
+@pytest.mark.parametrize("where", ["inputs", "results"])
+def test_a_manifest_with_a_key_more_or_less(where: str, make: Callable[..., Path]) -> None:
+    manifest = load_manifest(make("float"))
+    read = {
+        "inputs": lambda changed: changed.inputs_as(TensorRTInputs),
+        "results": lambda changed: changed.results_as(TensorRTResults),
+    }[where]
+    content = dict(getattr(manifest, where))
+    assert as_json(read(manifest)) == content
+    with pytest.raises(UserError, match="unknown key 'surplus'"):
+        read(replace(manifest, **{where: content | {"surplus": 1}}))
+    for key in content:
+        lacking = {name: value for name, value in content.items() if name != key}
+        with pytest.raises(UserError, match=f"key '{key}' is missing"):
+            read(replace(manifest, **{where: lacking}))
 
 
 def test_engine_needs_no_export(make: Callable[..., Path], exports: dict[str, Path], tmp_path: Path) -> None:
