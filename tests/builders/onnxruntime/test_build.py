@@ -154,14 +154,14 @@ def test_truncated_data_file(copy_of: Callable[[str], Path], tmp_path: Path) -> 
         file.truncate(1000)
     assert "model.onnx.data has 1000 bytes" in refused(folder, tmp_path / "engine")
     remember_size(folder, "model.onnx.data")  # and should the manifest not know: onnxruntime does
-    assert "ONNX Runtime refuses it" in refused(folder, tmp_path / "engine")
+    assert "ONNX Runtime refuses" in refused(folder, tmp_path / "engine")
 
 
 def test_garbage_graph(copy_of: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     folder = copy_of("per-token")
     size = (folder / "model.onnx").stat().st_size
     (folder / "model.onnx").write_bytes(b"\xff" * size)
-    assert "ONNX Runtime refuses it" in refused(folder, tmp_path / "engine")
+    assert "ONNX Runtime refuses" in refused(folder, tmp_path / "engine")
     assert capfd.readouterr() == ("", "")  # the line is all that the user sees
 
 
@@ -203,7 +203,7 @@ def test_linear_that_is_not_an_integer_kernel(
     onnx.checker.check_model(str(folder / "model.onnx"), full_check=True)
     remember_size(folder, "model.onnx")
     line = refused(folder, tmp_path / "engine")
-    assert "made 7 integer kernels; expected 8, one per quantized matrix product" in line
+    assert "made 7 integer kernels; expected 8" in line
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
