@@ -1,5 +1,5 @@
-"""What all engines share: their protocol, generation, speed, exports. `table` says which class opens which folder.
+"""The shared parts of all engines: protocol, generation, speed, exports, and the table of the classes of engines.
 
-The classes import what they share from here, and the table names the classes: so this package imports no module of its
-own.
+The classes import the shared parts from here, and the table names the classes. So this file imports no module of the
+package.
 """

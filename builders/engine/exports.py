@@ -1,4 +1,4 @@
-"""An ONNX export as builders find it: one graph, or two that share their weights."""
+"""Open an ONNX export, which holds one graph, or two graphs that share their weights."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from smoothquant.outputs import check_content, load_manifest
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """One graph of an export. manifest: the folder's; graph: its file; origin: what this graph was made from; files:
-    names of those that an engine needs beside it."""
+    """One graph of an export.
+
+    manifest: the folder's manifest. graph: the file of the graph. origin: the inputs that the graph was made from.
+    files: the names of the files that an engine needs beside the graph.
+    """
 
     folder: Path
     manifest: Manifest
@@ -30,9 +33,10 @@ class OnnxExport:
 
 
 def open_export(folder: str | Path, activations: str | None = None) -> OnnxExport:
-    """Open a folder made by `export onnx`. activations: which form, where it holds both (by default "per-token").
+    """One graph of a folder made by `export onnx`.
 
-    Raises UserError if it is no such folder, or does not hold this form.
+    activations: the form of the graph if the folder holds both, by default "per-token".
+    Raises UserError if the folder is not an ONNX export or does not hold this form.
     """
     folder = Path(folder)
     made = load_manifest(folder)
@@ -48,7 +52,7 @@ def open_export(folder: str | Path, activations: str | None = None) -> OnnxExpor
     if graph is None:
         raise UserError(
             f"{folder}: its activations are {' and '.join(graphs)}",
-            expected=f"{activations}, as asked for",
+            expected=f"{activations} activations",
             do=f"export with --act {activations}, or with --act both",
         )
     others = tuple(name for name in made.files if name not in files)

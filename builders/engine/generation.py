@@ -1,6 +1,6 @@
-"""Text out of an engine, token by token: the loop, the choice of a token, and where it ends.
+"""Generate text with an engine, token by token: the loop, the choice of a token, and the end of a text.
 
-An engine that generates says how decoding starts; everything else is the same for all of them.
+An engine that generates says how decoding starts. The rest is the same for all engines.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from smoothquant.files import read_json
 
 
 class Decoding(ABC):
-    """One sequence under way. logits: (vocab,) float32, on the CPU, of the last token."""
+    """One sequence under way. logits: the logits of its last token, float32 (vocab,) on the CPU."""
 
     logits: Tensor
 
     @abstractmethod
     def step(self, token: int) -> None:
-        """Append a token."""
+        """Append a token to the sequence and compute its logits."""
 
     def close(self) -> None:  # noqa: B027 (most engines' caches go with the object)
         """Forget the cache."""
 
 
 class GeneratingEngine(Engine):
-    """An engine that generates text, because it keeps a KV cache. folder: the engine's, with a config.json."""
+    """An engine that keeps a KV cache and so generates text. folder: the engine's folder, which has a config.json."""
 
     folder: Path
 
     @abstractmethod
     def start(self, prompt: Sequence[int]) -> Decoding:
-        """Run a prompt, which is not empty."""
+        """A sequence after its prompt. prompt: token ids, at least one."""
 
     @property
     def longest(self) -> int:
-        """Tokens that a sequence may have."""
+        """The largest number of tokens of a sequence."""
         return self.manifest.facts.max_positions
 
     def check_length(self, tokens: int) -> None:
-        """Raise UserError for a sequence that the engine does not hold."""
+        """Raise UserError if a sequence of so many tokens is too long for the engine."""
         if tokens > self.longest:
             raise UserError(
                 f"{self.folder}: a sequence of {tokens} tokens",
@@ -63,10 +63,10 @@ class GeneratingEngine(Engine):
         top_p: float = 1.0,
         seed: int = 0,
     ) -> Iterator[int]:
-        """Continue a prompt, token by token, until the model's end-of-sequence token or `max_new_tokens`.
+        """Yield the tokens that continue a prompt, until the model's end-of-sequence token or `max_new_tokens`.
 
-        temperature 0 is greedy; otherwise tokens are sampled from the smallest set of mass `top_p`.
-        Raises UserError for an empty prompt, a prompt that is too long and settings out of range.
+        Temperature 0 always takes the likeliest token; otherwise tokens are sampled from the smallest set of
+        probability `top_p`. Raises UserError for an empty or too long prompt and for settings out of range.
         """
         if not 0 < len(prompt) <= self.longest - max_new_tokens:
             raise UserError(
@@ -89,25 +89,28 @@ class GeneratingEngine(Engine):
 
 
 def end_tokens(folder: Path) -> set[int]:
-    """Tokens that end a sequence, by generation_config.json or else config.json."""
+    """The tokens that end a sequence, from generation_config.json or else from config.json."""
     config = read_json(folder / "config.json")
     found = read_json(folder / "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
     return set(found if isinstance(found, list) else [found])
 
 
 def pick(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    """A token from logits (vocab,): the likeliest at temperature 0, else one of the nucleus of mass top_p."""
+    """A token chosen by its logits: the likeliest at temperature 0, or else a sample of the nucleus.
+
+    logits: (vocab,). top_p: the probability of the nucleus, the smallest set of likeliest tokens that reaches it.
+    """
     if temperature == 0:
         return int(logits.argmax())
     probabilities, order = (logits.double() / temperature).softmax(dim=-1).sort(descending=True)
-    before = probabilities.cumsum(dim=-1) - probabilities  # mass of the likelier tokens; the first is always kept
+    before = probabilities.cumsum(dim=-1) - probabilities  # of all likelier tokens; the first is always kept
     return int(order[torch.multinomial(probabilities * (before < top_p), 1, generator=generator)])
 
 
 def tokens_to_keep(cached: int, window: int | None) -> int:
-    """How many of the newest tokens in a cache are worth keeping, where no layer looks further back than `window`.
+    """The number of newest tokens that stay in a cache, if no layer looks further back than `window`.
 
-    The next token sees itself and window - 1 before it. The cache is cut when it holds twice the window, not before:
-    to cut is to copy.
+    The next token sees itself and window - 1 tokens before it. The cache is only cut when it holds twice the window,
+    because cutting copies.
     """
     return window - 1 if window and cached > 2 * window else cached

@@ -1,4 +1,4 @@
-"""What an engine is to everybody above it."""
+"""The protocol of engines, which everything above them uses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOREIGN = "another TensorRT-LLM converter"  # the step of a checkpoint that carr
 
 @dataclass(frozen=True)
 class ForeignInputs:
-    """What config.json of such a checkpoint says of its model, and of how the model was quantized."""
+    """The sizes of a model and its quantization, from config.json of another tool's checkpoint."""
 
     dtype: str
     vocab_size: int
@@ -26,7 +26,7 @@ class ForeignInputs:
 
 
 class Engine(Protocol):
-    """Something that computes logits. manifest: of its folder."""
+    """An object that computes logits. manifest: the manifest of its folder."""
 
     manifest: Manifest
 

@@ -1,7 +1,7 @@
-"""How quick engines are beside each other: prefill of a prompt, and one-token steps behind it.
+"""Compare the speed of engines: prefill of a prompt, and steps of one token after it.
 
-Engines take turns and the median counts, because machines are never quiet: what is worth comparing are ratios of one
-run, not seconds of two.
+Engines take turns and the median counts, because machines are never quiet. Compare the ratios of one run, not the
+seconds of two runs.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ from builders.engine.generation import GeneratingEngine
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds for a prompt, and for one more token behind it."""
+    """The speed of one engine. prefill: the seconds of a prompt. decode: the seconds of one more token after it."""
 
     prefill: float
     decode: float
 
     def over(self, other: Speed) -> tuple[float, float]:
-        """How many times as quick the other one is: (prefill, decode)."""
+        """The factors by which the other one is quicker: (prefill, decode)."""
         return self.prefill / other.prefill, self.decode / other.decode
 
 
 def measure(
     engines: Mapping[str, GeneratingEngine], *, prompt: int = 256, steps: int = 8, rounds: int = 7
 ) -> dict[str, Speed]:
-    """Median seconds of every engine, by label. prompt: tokens of prefill, and in the cache when decoding starts;
-    steps: tokens decoded in a round; rounds: how often all engines take their turn, after one that warms them up."""
+    """The median seconds of every engine, by label.
+
+    prompt: the tokens of the prefill, which fill the cache before decoding. steps: the tokens decoded in a round.
+    rounds: the number of rounds in which every engine takes a turn, after one round of warming up.
+    """
     prefill: dict[str, list[float]] = {label: [] for label in engines}
     decode: dict[str, list[float]] = {label: [] for label in engines}
     for turn in range(rounds + 1):

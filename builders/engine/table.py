@@ -1,7 +1,7 @@
-"""Which class opens which folder.
+"""The table of engines: the class that opens each kind of folder.
 
-Every folder that computes logits carries a manifest. The manifest's `step` says what made the folder, and so what runs
-it. A TensorRT-LLM checkpoint by another tool carries none: its own files are read instead.
+Every folder that computes logits has a manifest. Its `step` names the command that made the folder, and so the class
+that runs it. A TensorRT-LLM checkpoint by another tool has no manifest; its own files are read instead.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from smoothquant.outputs import check_content, is_output, load_manifest
 class Row(NamedTuple):
     """A class that opens folders. Its module is imported when a folder asks for it.
 
-    foreign: the module's function that recognises a folder without a manifest. It returns the manifest that stands for
-    the folder, or None where the folder is not one of these.
+    foreign: the name of the module's function that recognises a folder without a manifest. The function returns a
+    manifest for such a folder, and None for any other folder.
     """
 
     module: str
@@ -29,7 +29,7 @@ class Row(NamedTuple):
     foreign: str | None = None
 
 
-ENGINES: Mapping[str, Row] = {  # by the step
+ENGINES: Mapping[str, Row] = {  # by the manifest's step
     "build onnxruntime": Row("builders.onnxruntime", "OnnxRuntimeEngine"),
     "build tensorrt": Row("builders.tensorrt", "TensorRTEngine"),
     "export onnx": Row("builders.onnxruntime", "OnnxRuntimeEngine"),
@@ -38,7 +38,7 @@ ENGINES: Mapping[str, Row] = {  # by the step
     "export trtllm": Row("builders.tensorrt_llm", "CheckpointEngine"),
     FOREIGN: Row("builders.tensorrt_llm", "CheckpointEngine", foreign="foreign_manifest"),
 }
-ELSEWHERE: Mapping[str, str] = {  # step -> where its engines run
+ELSEWHERE: Mapping[str, str] = {  # step -> advice to a user whose engine does not run here
     "build tensorrt-llm": "serve it on its GPU (smoothquant serve-config); here, validate the checkpoint behind it",
 }
 
@@ -56,7 +56,7 @@ def open_engine(folder: str | Path) -> Engine:
 
 
 def engine_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a folder that runs here, or the one that stands for a foreign checkpoint.
+    """The manifest of a folder that runs here, or a manifest made from a foreign checkpoint.
 
     Raises UserError for a folder that this tool did not make or that does not run, CheckpointError for a foreign
     checkpoint with a broken config.json.
@@ -68,7 +68,7 @@ def engine_manifest(folder: str | Path) -> Manifest:
     manifest = load_manifest(folder)
     if manifest.step not in ENGINES:
         raise UserError(
-            f"{folder}: made by {manifest.step!r}, which gives nothing to run here",
+            f"{folder}: made by {manifest.step!r}, whose output does not run here",
             expected=f"a folder made by one of: {', '.join(ENGINES)}",
             do=ELSEWHERE.get(manifest.step, "build an engine from it first: smoothquant build --help"),
         )
@@ -76,7 +76,7 @@ def engine_manifest(folder: str | Path) -> Manifest:
 
 
 def _foreign(folder: Path) -> Manifest | None:
-    """The manifest that stands for a folder of another tool, None where no row of the table knows the folder."""
+    """A manifest made from a folder of another tool; None if no row of the table knows the folder."""
     for row in ENGINES.values():
         found = getattr(import_module(row.module), row.foreign)(folder) if row.foreign else None
         if found is not None:

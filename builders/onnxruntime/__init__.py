@@ -1,4 +1,4 @@
-"""ONNX Runtime engines: `build` makes the folder, `OnnxRuntimeEngine` runs it."""
+"""ONNX Runtime engines: `build` makes an engine folder, `OnnxRuntimeEngine` runs it."""
 
 from builders.onnxruntime.build import build
 from builders.onnxruntime.engine import OnnxRuntimeEngine

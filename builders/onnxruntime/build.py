@@ -1,10 +1,10 @@
-"""An ONNX Runtime engine folder out of an ONNX export.
+"""Build an ONNX Runtime engine folder from an ONNX export.
 
-    model.onnx, model.onnx.data     linked from the export where the disk allows, else copied
+    model.onnx, model.onnx.data     linked from the export if the disk allows, or else copied
     config.json, tokenizer files    for `smoothquant generate`, onnxruntime-genai, optimum
     genai_config.json               for onnxruntime-genai
     smoothquant/smoothing.safetensors   for validation
-    smoothquant/manifest.json       the export's inputs, threads, and how many linears became integer kernels
+    smoothquant/manifest.json       the export's inputs, threads, and the number of integer kernels
 
 Before the folder gets its name, the graph is loaded and run once: the logits must be finite and every quantized
 matrix product must have become an integer kernel.
@@ -35,7 +35,7 @@ from smoothquant.outputs import load_manifest
 from smoothquant.workspace import Workspace
 
 INTEGER_KERNEL = "MatMulIntegerToFloat"
-FUSES = ("x86_64", "amd64")  # where ONNX Runtime has the fused kernel
+FUSES = ("x86_64", "amd64")  # processors for which ONNX Runtime has the fused kernel
 
 
 def build(
@@ -48,10 +48,11 @@ def build(
 ) -> Manifest:
     """Make the engine folder `out` from the folder `export`. Returns its manifest.
 
-    activations: which graph, where the export holds both forms. provider: where it is to run.
+    activations: the form of the graph, if the export holds both. provider: the provider that will run the engine.
 
-    Raises UserError if `export` is no whole ONNX export, if ONNX Runtime refuses the graph, if a logit is not finite,
-    or if a quantized linear did not become an integer kernel; MissingPackageError without onnxruntime or the provider.
+    Raises UserError if `export` is not a whole ONNX export, if ONNX Runtime refuses the graph, if a logit is not
+    finite, or if a quantized linear did not become an integer kernel; MissingPackageError without onnxruntime or the
+    provider.
     """
     out = Path(out)
     check_available(find_provider(provider))
@@ -73,9 +74,10 @@ def build(
 
 
 def _check(folder: Path, manifest: Manifest, provider: str) -> IntegerKernels:
-    """Run the graph once. Returns how many integer kernels it has, and how many it should have. manifest: the engine's.
+    """Run the graph once. Returns the number of integer kernels that it has and should have.
 
-    Only the CPU's provider shows its kernels; what others do with Q/DQ is theirs (`providers`).
+    manifest: the engine's manifest. Only the CPU's provider shows its kernels. The other providers choose their own way
+    to compute Q/DQ (`providers`).
     """
     ids = numpy.arange(4, dtype=numpy.int64)[None] % manifest.facts.vocab_size
     ran, logits = operators_run(folder, ids, provider, manifest)
@@ -89,14 +91,14 @@ def _check(folder: Path, manifest: Manifest, provider: str) -> IntegerKernels:
     if lost := missing_products(graph):
         raise UserError(
             f"{graph.path}: {lost[0]} is not quantized",
-            expected="INT8, as its exporter wrote into the file",
+            expected="an INT8 product, as the exporter wrote into the file",
             do="make the export again, and change nothing afterwards",
         )
     expected = len(quantized_products(graph))
     if provider == "cpu" and platform.machine().lower() in FUSES and ran[INTEGER_KERNEL] != expected:
         raise UserError(
             f"{folder}: ONNX Runtime made {ran[INTEGER_KERNEL]} integer kernels",
-            expected=f"{expected}, one per quantized matrix product",
+            expected=f"{expected}, one for each quantized matrix product",
             do="use onnxruntime >= 1.20, or report this export",
         )
     return IntegerKernels(ran[INTEGER_KERNEL], expected)

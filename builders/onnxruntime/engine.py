@@ -1,4 +1,4 @@
-"""An engine folder, opened: logits of whole sequences, and generation with a KV cache."""
+"""Run an engine folder in ONNX Runtime: logits of whole sequences, and generation with a KV cache."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from smoothquant.packages import require
 
 
 class OnnxRuntimeEngine(GeneratingEngine):
-    """Runs an engine folder, or an ONNX export as it is.
+    """An engine folder or an ONNX export, opened in ONNX Runtime.
 
-    manifest: the folder's. provider: of `providers.PROVIDERS`; the default is the one that the engine was built for,
-    which is the CPU's for an export. threads: by default one per physical core.
+    manifest: the folder's manifest. provider: a name of `providers.PROVIDERS`; the default is the provider that the
+    engine was built for, and the CPU for an export. threads: the number of threads; the default is the number of
+    physical cores.
     """
 
     def __init__(self, folder: str | Path, provider: str | None = None, threads: int | None = None) -> None:
@@ -33,18 +34,21 @@ class OnnxRuntimeEngine(GeneratingEngine):
         self.session = open_session(self.folder, provider=self.provider.name, threads=threads)
 
     def logits(self, ids: Tensor) -> Tensor:
-        """ids: (batch, tokens) int64, whole sequences without padding; returns float32 (batch, tokens, vocab)."""
+        """The logits of whole sequences without padding, float32 (batch, tokens, vocab). ids: int64 (batch, tokens)."""
         feed = first_feed(self.session, ids.numpy())
         with subnormals_as_zero():
             return torch.from_numpy(self.session.run([LOGITS], feed)[0])
 
     def start(self, prompt: Sequence[int]) -> OnnxRuntimeDecoding:
-        """Run a prompt."""
+        """A sequence after its prompt. prompt: token ids."""
         return OnnxRuntimeDecoding(self, numpy.array([prompt], dtype=numpy.int64))
 
 
 class OnnxRuntimeDecoding(Decoding):
-    """One sequence under way. logits: (vocab,) float32, of the last token. The cache stays inside the runtime."""
+    """One sequence under way. Its cache stays inside the runtime.
+
+    logits: the logits of its last token, float32 (vocab,).
+    """
 
     def __init__(self, engine: OnnxRuntimeEngine, prompt: numpy.ndarray) -> None:
         self.session = engine.session
@@ -58,7 +62,7 @@ class OnnxRuntimeDecoding(Decoding):
         self._run(prompt, feed[POSITION_IDS])
 
     def step(self, token: int) -> None:
-        """Append a token."""
+        """Append a token to the sequence and compute its logits."""
         self.tokens += 1
         self._run(numpy.array([[token]], dtype=numpy.int64), numpy.array([[self.tokens - 1]], dtype=numpy.int64))
 

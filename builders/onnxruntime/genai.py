@@ -1,6 +1,6 @@
-"""genai_config.json: what onnxruntime-genai needs beside the graph to run the folder as it is.
+"""Write genai_config.json, with which onnxruntime-genai runs the folder.
 
-Keys as onnxruntime-genai 0.18 reads them. The cache is grown by Concat, so past and present never share a buffer.
+The keys are those of onnxruntime-genai 0.18. Concat grows the cache, so past and present never share a buffer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from smoothquant.artifacts.manifest import ModelFacts
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, MODEL, POSITION_IDS, past, present
 from smoothquant.files import read_json
 
-PROVIDER_OPTIONS: Mapping[str, Mapping] = {  # those that it has a name for
+PROVIDER_OPTIONS: Mapping[str, Mapping] = {  # the providers that it has a name for
     "cuda": {"provider_options": [{"cuda": {}}]},
     "nv-tensorrt-rtx": {"provider_options": [{"NvTensorRtRtx": {}}]},
 }
@@ -24,7 +24,7 @@ TYPE = "decoder"  # its name for a decoder of any family
 def genai_config(folder: Path, geometry: ModelFacts, threads: int, provider: str = "cpu") -> dict:
     """The content of genai_config.json. folder: holds config.json and generation_config.json, which name the tokens.
 
-    geometry: of the export's manifest. provider: of `providers.PROVIDERS`.
+    geometry: the model's sizes, from the export's manifest. provider: a name of `providers.PROVIDERS`.
     """
     config: Mapping = read_json(folder / "config.json")
     tokens = {**config, **read_json(folder / "generation_config.json")}

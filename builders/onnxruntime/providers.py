@@ -1,8 +1,8 @@
-"""Where ONNX Runtime runs a graph, and what becomes of its Q/DQ there.
+"""The execution providers of ONNX Runtime, and their way to compute Q/DQ.
 
 cpu               every quantized product is one integer kernel
-cuda              Q/DQ computed as float: the right answers (fake quantization), no INT8 speed, and no less memory
-tensorrt          TensorRT 10 (libnvinfer.so.10), weakly typed: INT8 kernels where it finds them quicker
+cuda              Q/DQ runs as float: the right logits (fake quantization), but no INT8 speed and no less memory
+tensorrt          TensorRT 10 (libnvinfer.so.10), weakly typed: INT8 kernels where TensorRT finds them quicker
 nv-tensorrt-rtx   TensorRT for RTX, strongly typed: INT8 kernels; RTX GPUs only, no A100 or H100
 
 A provider that fails to load is an error here; ONNX Runtime itself would go on with the next one, ten times slower.
@@ -28,13 +28,16 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 TENSORRT, RTX = "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider"
 RTX_PACKAGE, RTX_MODULE = "onnxruntime-ep-nv-tensorrt-rtx-cu13", "onnxruntime_ep_nv_tensorrt_rtx"
 LONGEST_PROFILE = 2048
-CUDA_OPTIONS = {"use_tf32": "0"}  # float32 products of fake-quantized operands are then as exact as the CPU's
+CUDA_OPTIONS = {"use_tf32": "0"}  # makes float32 products of fake-quantized operands as exact as the CPU's
 
 
 @dataclass(frozen=True)
 class Provider:
-    """name: as an option; execution_provider: ONNX Runtime's name; effect: on the quantized products, for people.
-    device: where its outputs may stay, for ONNX Runtime's I/O binding."""
+    """One execution provider.
+
+    name: the value of --provider. execution_provider: ONNX Runtime's name. effect: a sentence about quantized products,
+    for people. device: the device on which outputs may stay, for ONNX Runtime's I/O binding.
+    """
 
     name: str
     execution_provider: str
@@ -54,7 +57,7 @@ PROVIDERS: Mapping[str, Provider] = {
 
 
 def find_provider(name: str) -> Provider:
-    """A provider by its name. Raises UserError if there is none."""
+    """The provider of this name. Raises UserError if there is none."""
     if name not in PROVIDERS:
         raise UserError(f"--provider {name}", expected=f"one of {', '.join(PROVIDERS)}")
     return PROVIDERS[name]
@@ -63,10 +66,10 @@ def find_provider(name: str) -> Provider:
 def provider_options(
     name: str, inputs: Mapping[str, Sequence[int | str]], *, half: bool, longest: int, cache: Path
 ) -> list:
-    """ONNX Runtime's `providers` for all but the RTX plugin, most wanted first.
+    """The argument `providers` of an ONNX Runtime session, in order of preference. The RTX plugin has none.
 
-    inputs: of the graph, name -> dims, strings where they vary. half: the body is float16. longest: tokens of a
-    sequence. cache: a folder for compiled engines.
+    inputs: the dimensions of each input of the graph; a string is a dimension that varies. half: whether the body is
+    float16. longest: the most tokens of a sequence. cache: a folder for compiled engines.
     """
     cuda = (CUDA, dict(CUDA_OPTIONS))
     if name == "cpu":
@@ -75,7 +78,7 @@ def provider_options(
         return [cuda, CPU]
     least, usual, most = profile_shapes(inputs, longest)
     options = {
-        "trt_int8_enable": "True",  # Q/DQ has its scales: no calibration table
+        "trt_int8_enable": "True",  # Q/DQ has its scales, so no calibration table is needed
         "trt_fp16_enable": str(half),
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(cache),
@@ -89,7 +92,7 @@ def provider_options(
 
 
 def rtx_options(inputs: Mapping[str, Sequence[int | str]], *, longest: int, cache: Path) -> dict[str, str]:
-    """Options of the RTX plugin."""
+    """The options of the RTX plugin. The arguments are those of `provider_options`."""
     least, usual, most = profile_shapes(inputs, longest)
     return {
         "nv_profile_min_shapes": least,
@@ -100,10 +103,11 @@ def rtx_options(inputs: Mapping[str, Sequence[int | str]], *, longest: int, cach
 
 
 def profile_shapes(inputs: Mapping[str, Sequence[int | str]], longest: int) -> tuple[str, str, str]:
-    """Least, usual and most shapes, as both TensorRT providers spell them: "input_ids:1x1,attention_mask:1x1,...".
+    """The least, usual and most shapes of all inputs, in the spelling of both TensorRT providers:
+    "input_ids:1x1,attention_mask:1x1,...".
 
-    One profile for prefill and decode of one sequence: without explicit shapes the providers would compile again
-    whenever the cache is longer than ever before. longest: tokens of a sequence; the profile may hold fewer.
+    One profile serves prefill and decode of one sequence. Without explicit shapes the providers would compile again
+    whenever the cache is longer than ever before. longest: the most tokens of a sequence.
     """
     length = min(longest, LONGEST_PROFILE)
     profile = single_profile(1, length, length)
@@ -122,14 +126,15 @@ def engine_cache(source: str) -> Path:
 
 
 def check_available(provider: Provider) -> None:
-    """Raise MissingPackageError, with what to install, if this ONNX Runtime has no such provider or it cannot load."""
+    """Raise MissingPackageError if this ONNX Runtime lacks the provider or cannot load it. The error says what to
+    install."""
     onnxruntime = require("onnxruntime")
     if provider.name == "nv-tensorrt-rtx":
         _check_rtx(onnxruntime)
         return
     if provider.execution_provider not in onnxruntime.get_available_providers():
         raise MissingPackageError(
-            f"ONNX Runtime {onnxruntime.__version__} here has no {provider.execution_provider}",
+            f"this ONNX Runtime ({onnxruntime.__version__}) has no {provider.execution_provider}",
             expected="the package onnxruntime-gpu",
             do="pip uninstall onnxruntime && pip install onnxruntime-gpu[cuda,cudnn]",
         )
@@ -146,7 +151,7 @@ def check_available(provider: Provider) -> None:
 
 
 def check_loaded(provider: Provider, session: Any) -> None:
-    """Raise MissingPackageError if ONNX Runtime made the session without the provider, as it does in silence."""
+    """Raise MissingPackageError if ONNX Runtime made the session without the provider, which it does in silence."""
     if provider.execution_provider not in session.get_providers():
         raise MissingPackageError(
             f"ONNX Runtime could not load {provider.execution_provider}, and fell back to "
@@ -157,7 +162,7 @@ def check_loaded(provider: Provider, session: Any) -> None:
 
 
 def rtx_devices() -> list:
-    """Devices of the registered RTX plugin. Raises MissingPackageError if there is none."""
+    """The devices of the registered RTX plugin. Raises MissingPackageError if there are none."""
     onnxruntime = require("onnxruntime")
     devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == RTX]
     if not devices:
@@ -170,13 +175,13 @@ def rtx_devices() -> list:
 
 
 def _check_rtx(onnxruntime: Any) -> None:
-    """Register the plugin. A second time does no harm, but is an error of ONNX Runtime's."""
+    """Register the RTX plugin. ONNX Runtime's error about a second registration is ignored."""
     plugin = require(RTX_MODULE, "the RTX provider is not installed", RTX_PACKAGE)
     if any(device.ep_name == RTX for device in onnxruntime.get_ep_devices()):
         return
     try:
         onnxruntime.register_execution_provider_library(RTX, plugin.get_library_path())
-    except Exception as error:  # onnxruntime raises bare exceptions of many kinds
+    except Exception as error:  # onnxruntime raises bare exceptions of many classes
         if "already registered" in str(error):
             return
         reason = str(error).rpartition("with error: ")[2]

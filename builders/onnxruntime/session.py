@@ -1,10 +1,10 @@
-"""ONNX Runtime sessions with the settings that suit the machine.
+"""Open ONNX Runtime sessions with settings that suit the machine.
 
-Threads: one per physical core, since matrix products saturate a core's units; no spinning, which on shared cores
-takes time from the thread that works. Weights are mapped from the external data file, not read. Subnormal numbers
-count as zero: exp of a masked score is subnormal, and makes the softmax of a prompt eight times slower. x86 without
-VNNI multiplies u8 by u8, because its u8-by-s8 instruction saturates at 16 bits; with VNNI that costs 4x and is off.
-On a GPU the same settings hold for what stays on the CPU (`providers`).
+A session has one thread per physical core, since matrix products saturate a core's units. Threads do not spin, since
+spinning takes time from the working thread on shared cores. Weights are mapped from the external data file, not read.
+Subnormal numbers count as zero: exp of a masked score is subnormal and makes the softmax of a prompt eight times
+slower. x86 without VNNI multiplies u8 by u8, because its u8-by-s8 instruction saturates at 16 bits; with VNNI that
+would be four times slower and is off. On a GPU the settings hold for the operators that stay on the CPU (`providers`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from smoothquant.packages import require
 
 
 def settings(flags: set[str]) -> dict[str, str]:
-    """Session settings for a processor with these features (`smoothquant.machine.cpu_flags`)."""
+    """The session settings for a processor with these features (`smoothquant.machine.cpu_flags`)."""
     saturates = "avx2" in flags and not flags & {"avx512_vnni", "avx_vnni"}
     return {
         "session.intra_op.allow_spinning": "0",
@@ -57,10 +57,10 @@ CACHES = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16, "ten
 
 
 def check_body(folder: Path, origin: Origin) -> None:
-    """Raise UserError for a body that ONNX Runtime does not run. origin: of the export."""
+    """Raise UserError if ONNX Runtime does not run the body's dtype. origin: the origin of the export."""
     if origin.onnx is not None and origin.onnx.body == "bf16":
         raise UserError(
-            f"{folder}: a bfloat16 graph, for which ONNX Runtime lacks operators",
+            f"{folder}: ONNX Runtime lacks operators for a bfloat16 graph",
             expected="a body of fp32 or fp16",
             do="export with --dtype fp32 or fp16; bf16 is for TensorRT",
         )
@@ -74,10 +74,11 @@ def open_session(
     profile: Path | None = None,
     manifest: Manifest | None = None,
 ) -> Any:
-    """An InferenceSession on `folder/model.onnx`. provider: of `providers.PROVIDERS`. manifest: what a folder that is
-    still being made will have; by default its own.
+    """An InferenceSession on `folder/model.onnx`.
 
-    Raises UserError if the runtime refuses the graph, MissingPackageError if it lacks the provider.
+    provider: a name of `providers.PROVIDERS`. manifest: the future manifest of a folder that is being made; by default
+    the folder's manifest. Raises UserError if the runtime refuses the graph, MissingPackageError if it lacks the
+    provider.
     """
     onnxruntime = require("onnxruntime")
     chosen = find_provider(provider)
@@ -85,7 +86,7 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 4  # an error is raised, and says the same
+    options.log_severity_level = 4  # raised errors say the same
     for key, value in SETTINGS.items():
         options.add_session_config_entry(key, value)
     if profile:
@@ -104,14 +105,14 @@ def open_session(
 
 
 def _where(provider: Provider, options: Any, folder: Path, manifest: Manifest | None) -> dict:
-    """What tells a session to use a provider. options: of the session; the RTX plugin is told there."""
+    """The arguments that make a session use a provider. options: the session's options, which get the RTX plugin."""
     if provider.name in ("cpu", "cuda"):
         return {"providers": provider_options(provider.name, {}, half=False, longest=0, cache=folder)}
     path = folder / MODEL
     inputs = OnnxGraph(path).symbols
     manifest = load_manifest(folder) if manifest is None else manifest
     origin = manifest.origin
-    source = as_json(replace(origin, schemes=()))  # the graph shows its own; an export may hold two
+    source = as_json(replace(origin, schemes=()))  # an export may hold two schemes; the graph shows its own
     content = path.read_bytes() + json.dumps(source, sort_keys=True).encode()  # the weights are not in the graph
     cache = engine_cache(hashlib.sha256(content).hexdigest()[:16])
     longest = manifest.facts.max_positions
@@ -124,10 +125,10 @@ def _where(provider: Provider, options: Any, folder: Path, manifest: Manifest | 
 
 @contextmanager
 def subnormals_as_zero() -> Iterator[None]:
-    """Subnormal numbers count as zero in this thread, and only inside.
+    """Make subnormal numbers count as zero in this thread, for the length of a block.
 
-    The session's own setting reaches the threads that it starts. The thread that calls it takes part in its work; of
-    all sessions of a process the first would set that thread, too, and for whatever it computes ever after.
+    The session's own setting reaches the threads that it starts. The calling thread takes part in the work, too, and
+    without this block the first session of a process would change that thread for good.
     """
     torch.set_flush_denormal(True)
     try:
@@ -137,9 +138,10 @@ def subnormals_as_zero() -> Iterator[None]:
 
 
 def first_feed(session: Any, ids: numpy.ndarray, mask: numpy.ndarray | None = None) -> dict[str, numpy.ndarray]:
-    """Inputs for whole sequences and an empty cache.
+    """The inputs of a run on whole sequences with an empty cache, by name.
 
-    ids: (batch, tokens) int64; mask: the same shape, 0 for padding on the left, 1 elsewhere (the default).
+    ids: int64 (batch, tokens). mask: (batch, tokens), 0 for padding on the left and 1 elsewhere; the default has no
+    padding.
     """
     mask = numpy.ones_like(ids) if mask is None else mask
     feed = {INPUT_IDS: ids, ATTENTION_MASK: mask, POSITION_IDS: numpy.maximum(mask.cumsum(axis=1) - 1, 0)}
@@ -168,7 +170,7 @@ def operators_run(
 def _refused(folder: Path, error: Exception) -> UserError:
     reason = str(error).partition("\n")[0]
     return UserError(
-        f"{folder / MODEL}: ONNX Runtime refuses it ({reason})",
+        f"{folder / MODEL}: ONNX Runtime refuses the graph ({reason})",
         expected="a graph made by smoothquant export onnx",
         do="make the export again",
     )

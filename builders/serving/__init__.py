@@ -1,1 +1,1 @@
-"""Engines handed over to servers: Triton, and TensorRT-LLM behind Triton."""
+"""Prepare engines for servers: Triton Inference Server with its own backends or TensorRT-LLM's, and trtllm-serve."""

@@ -1,7 +1,7 @@
-r"""Protocol buffers' text format, written from plain values: as much of it as a config.pbtxt needs.
+r"""Write plain values in Protocol buffers' text format, as far as a config.pbtxt needs it.
 
-    str -> "quoted"    Name -> BARE    bool, int -> as they are
-    dict -> { ... }    Line -> the same on one line    list -> the field again and again
+    str -> "quoted"    Name -> BARE    bool -> true, false    int -> digits
+    dict -> { ... }    Line -> { ... } on one line    list -> the field once for each entry
 
 A string holds its characters in UTF-8. A backslash stands before a quote and a backslash; control characters are three
 octal digits, or \n, \r, \t (https://protobuf.dev/reference/protobuf/textformat-spec, "String Literals").
@@ -28,7 +28,7 @@ class Line(Message):
 
 
 def dumps(message: Mapping[str, object], notes: Iterable[str] = ()) -> str:
-    """The text of a message. notes: comments at its head.
+    """The text of a message. notes: comments for the head of the text.
 
     Raises UserError for a string that UTF-8 cannot hold, such as the path of a file with another encoding.
     """
@@ -69,7 +69,7 @@ def _scalar(value: object) -> str:
 
 
 def _printable(text: str) -> str:
-    """Text whose control characters are escaped."""
+    """A text with its control characters escaped. Raises UserError for a text that UTF-8 cannot hold."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

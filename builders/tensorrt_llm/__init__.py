@@ -1,7 +1,7 @@
-"""TensorRT-LLM: checkpoints checked and run here, engines built where its container runs.
+"""TensorRT-LLM checkpoints and engines. Checkpoints are checked and run here; its container builds the engines.
 
-`check` finds what its loader would refuse, `Interpreter` runs a checkpoint in PyTorch, `CheckpointEngine` does that
-for `smoothquant validate`.
+`check` finds the faults that the loader of TensorRT-LLM would refuse. `Interpreter` runs a checkpoint in PyTorch, and
+`CheckpointEngine` runs it for `smoothquant validate`.
 """
 
 from builders.tensorrt_llm.format.check import check

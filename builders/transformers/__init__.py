@@ -1,4 +1,4 @@
-"""Hugging Face folders as engines, run by transformers."""
+"""Run Hugging Face folders as engines, in transformers."""
 
 from builders.transformers.engine import OLDEST, TransformersEngine
 

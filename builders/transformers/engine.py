@@ -1,20 +1,21 @@
 """Run a Hugging Face folder in transformers: an independent reader of our float and W8A8 checkpoints.
 
-    export hf     the smoothed float model, as any other checkpoint
+    export hf     the smoothed float model, an ordinary checkpoint
     export w8a8   compressed-tensors' int-quantized format; the package must be installed
 
-What loading a W8A8 folder gives (transformers 5.23, compressed-tensors 0.20): linears keep their int8 weights until
-the first forward pass, which decompresses them for good, to float32(weight) * weight_scale. From then on every linear
+transformers 5.23 with compressed-tensors 0.20 loads a W8A8 folder like this. Linears keep their int8 weights until the
+first forward pass, which decompresses them for good to float32(weight) * weight_scale. From then on every linear
 fake-quantizes its input and multiplies in float32:
 
     static    round(x / input_scale) clamped to [-128, 127]: our numbers, up to float32 rounding
-    dynamic   the same with token_scale = token_amax / 127.5, where ours is token_amax / 127
+    dynamic   the same with token_scale = token_amax / 127.5, while ours is token_amax / 127
 
-compressed-tensors 0.20 takes an input of two dimensions for one token: linears that are given (tokens, in), as OPT's
-MLP and experts are, get it as one sequence. Experts are loaded as linears (`builders.transformers.linear_experts`).
+So a dynamic W8A8 folder agrees with `smoothquant.quantization` in accuracy, not in digits, since the two round to
+different grids.
 
-So a dynamic W8A8 folder agrees with `smoothquant.quantization` in accuracy, not in digits: each rounds to a grid of
-its own. Memory is the whole model in float32.
+compressed-tensors 0.20 mistakes an input of two dimensions for one token. So linears with an input (tokens, in), those
+of OPT's MLP and of experts, get it as one sequence. Experts are loaded as linears
+(`builders.transformers.linear_experts`). The whole model lies in memory in float32.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ OLDEST = "4.56"
 
 
 class TransformersEngine(Engine):
-    """A folder made by `export hf` or `export w8a8`, through AutoModelForCausalLM in float32.
+    """A folder made by `export hf` or `export w8a8`, loaded by AutoModelForCausalLM in float32.
 
-    Raises UserError if the folder is no such output, or if transformers finds tensors missing, left over or of another
-    shape; MissingPackageError if a W8A8 folder meets no compressed-tensors, or any a transformers that is too old.
+    Raises UserError if the folder is not such an output, or if transformers finds tensors that are missing, left over
+    or of another shape; MissingPackageError if transformers is too old, or compressed-tensors is missing for a W8A8
+    folder.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -61,13 +63,13 @@ class TransformersEngine(Engine):
                 "W8A8 checkpoints need compressed-tensors to run in transformers",
                 "compressed-tensors",
             )
-        with contextlib.redirect_stderr(io.StringIO()):  # progress bars of two packages
+        with contextlib.redirect_stderr(io.StringIO()):  # two packages draw progress bars
             self.model = _load(Path(folder), quantized)
             self.logits(torch.zeros(1, 1, dtype=torch.int64))  # decompresses
 
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
-        """ids: (batch, tokens) int64; returns float32 (batch, tokens, vocab)."""
+        """The logits of whole sequences, float32 (batch, tokens, vocab). ids: int64 (batch, tokens)."""
         return self.model(ids, use_cache=False).logits.float()
 
 

@@ -1,10 +1,10 @@
-"""Experts as linears in transformers, where it would fuse them into one tensor.
+"""Load experts as linears in transformers, which would otherwise fuse them into one tensor.
 
 transformers >= 5 keeps all experts of a layer in two parameters of three dimensions. A W8A8 checkpoint has an int8
-matrix with its scales for each linear of each expert, as vLLM wants it; transformers 5.23 cannot load that: its fusing
-drops int8 weights. Inside `linear_experts()` it builds the experts as modules of linears instead, by a hook that it has
-for that purpose (`quantizers.base.MODULES_TO_PATCH_FOR_QUANTIZATION`), and renames only what it must; loading,
-attention, routing and the quantized arithmetic stay its own.
+matrix and its scales for each linear of each expert, as vLLM reads them. transformers 5.23 cannot load these, because
+its fusing drops int8 weights. Inside `linear_experts()` transformers builds the experts as modules of linears instead,
+through its hook for that purpose (`quantizers.base.MODULES_TO_PATCH_FOR_QUANTIZATION`), and renames only the tensors
+that it must. Loading, attention, routing and the quantized arithmetic stay those of transformers.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from smoothquant.errors import UserError
 
 @dataclass(frozen=True)
 class Packed:
-    """How transformers packs the experts of a model. module: its class of all experts of a layer; gate, up, down: names
-    of an expert's linears on disk; inner: key of config.json with an expert's channels; renamed: what else it names
-    otherwise than the disk, part of a name on disk -> its own."""
+    """The way in which transformers packs the experts of a model.
+
+    module: the name of its class for all experts of a layer. gate, up, down: the names of an expert's linears on disk.
+    inner: the key of config.json with the number of an expert's channels. renamed: parts of names on disk, with their
+    names in transformers.
+    """
 
     module: str
     gate: str
@@ -42,7 +45,7 @@ PACKED: Mapping[str, Packed] = {  # by model_type
 
 
 class Expert(nn.Module):
-    """One expert, its linears named as on disk."""
+    """One expert. Its linears have their names on disk."""
 
     def __init__(self, config: Any, packed: Packed) -> None:
         super().__init__()
@@ -58,7 +61,10 @@ class Expert(nn.Module):
 
 
 class LinearExperts(nn.ModuleList):
-    """Called as transformers' own: x (tokens, hidden); chosen, shares (tokens, experts per token)."""
+    """All experts of a layer, with the call of transformers' class.
+
+    x: (tokens, hidden). chosen, shares: the indices and weights of each token's experts, (tokens, experts per token).
+    """
 
     def __init__(self, config: Any) -> None:
         packed = PACKED[config.model_type]
@@ -75,9 +81,10 @@ class LinearExperts(nn.ModuleList):
 
 @contextmanager
 def linear_experts(model_type: str) -> Iterator[None]:
-    """While a quantized model of `PACKED` is loaded. Changes transformers' tables meanwhile: one thread at a time.
+    """Make transformers load experts as linears, for the length of a block.
 
-    Raises UserError if this version of transformers has no such hook.
+    The block changes tables of transformers, so only one thread may be in it. Raises UserError if this version of
+    transformers lacks the hook.
     """
     packed = PACKED[model_type]
     try:
@@ -91,7 +98,7 @@ def linear_experts(model_type: str) -> Iterator[None]:
     except (ImportError, AttributeError) as error:
         raise UserError(
             "this version of transformers cannot run W8A8 experts",
-            expected="one that can build experts as linears",
+            expected="a version that can build experts as linears",
             do="pip install transformers==5.23.0, or serve the folder with vLLM",
         ) from error
     patches[packed.module] = {

@@ -1,7 +1,7 @@
-"""Engines against the float reference of their source checkpoint, on held-out text.
+"""Compare engines with the float reference of their source checkpoint, on held-out text.
 
-`validate_engines` is the way in: folders, a model and a text, in one call. `read_scheme`, `Reference` and `validate`
-are its parts.
+`validate_engines` takes folders, a model and a text, and does everything. `read_scheme`, `Reference` and `validate` are
+its parts.
 """
 
 from builders.validate.reference import Reference

@@ -1,4 +1,4 @@
-"""An engine under comparison with the reference, sequence after sequence."""
+"""Compare an engine with the reference, sequence after sequence."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.outputs import versions
 
-UNBOUND = ("export hf", "export w8a8")  # they hold both sets of LongRoPE's frequencies: who reads them goes by length
+UNBOUND = ("export hf", "export w8a8")  # they hold both sets of LongRoPE's frequencies; readers choose by length
 
 
 class Candidate:
-    """What is known of one engine so far. `add` every sequence in order, then ask for the `result`.
+    """The comparison of one engine so far. `add` every sequence in order, then take the `result`.
 
-    manifest: of the engine's folder. compared: the number of sequences so far.
+    manifest: the manifest of the engine's folder. compared: the number of sequences so far.
     Raises UserError for an engine of another model.
     """
 
@@ -39,7 +39,7 @@ class Candidate:
         self.reference, self.compared = reference, 0
         self._stream = reference.streams.get(scheme.key)
         self._comparison = Comparison(reference.tokens)
-        self._squares = torch.zeros(3, dtype=torch.float64)  # to the exact logits: engine's, PyTorch's; of these
+        self._squares = torch.zeros(3, dtype=torch.float64)  # |engine - exact|^2, |PyTorch - exact|^2, |exact|^2
 
     @property
     def exact(self) -> bool:
@@ -47,7 +47,7 @@ class Candidate:
         return self._stream is not None and self._stream.exact
 
     def add(self, engine: Engine, reference_logits: Tensor) -> None:
-        """Compare one more sequence. reference_logits: (tokens, vocab), the reference's.
+        """Compare one more sequence. reference_logits: the logits of the reference, (tokens, vocab).
 
         Raises UserError for an engine with another vocabulary, ThresholdError for logits that are not finite.
         """
@@ -66,17 +66,17 @@ class Candidate:
         self.compared += 1
 
     def state(self) -> dict[str, Tensor]:
-        """What all sequences so far have given."""
+        """The sums over all sequences so far, by name."""
         compared = torch.tensor([self.compared])
         return {**self._comparison.state(), "compared": compared, "squares": self._squares}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from the sums that `state` returned."""
         self._comparison.restore(state)
         self.compared, self._squares = int(state["compared"]), state["squares"]
 
     def result(self) -> Validation:
-        """The validation. Raises UserError for a threshold on what was not measured."""
+        """The validation of the engine. Raises UserError for a threshold on a measure that was not taken."""
         metrics = self._comparison.metrics()
         engine, pytorch = (self._squares[:2] / self._squares[2].clamp_min(1e-300)).sqrt().tolist()
         exactness = Exactness(engine, pytorch) if self.exact else None
@@ -119,8 +119,10 @@ class Candidate:
 
 
 def check_model(manifest: Manifest, model: Model, name: str) -> None:
-    """Raise UserError unless an engine was made from the reference's checkpoint; one by another tool, unless it has its
-    shape. name: what errors call it."""
+    """Raise UserError if an engine was not made from the reference's checkpoint.
+
+    Another tool's checkpoint must have the sizes of the reference. name: the engine's name in errors.
+    """
     geometry = model.geometry
     if manifest.step == FOREIGN:
         found = manifest.inputs_as(ForeignInputs)

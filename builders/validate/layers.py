@@ -1,12 +1,12 @@
-"""Where the error comes from: the W8A8 form of every layer, computed beside the float one.
+"""Find the sources of the error: run the W8A8 form of every layer beside the float layer.
 
-    SQNR of a linear     10 log10( sum |y|^2 / sum |y' - y|^2 )  in dB: y the smoothed float output, y' the W8A8 output
-                         for the same float input, so that each linear answers for itself alone
-    error of the hidden  sqrt( mean over tokens of |h' - h|^2 / |h|^2 ): h' is what the W8A8 layers so far have made of
-                         the text, all errors accumulated. Each token counts the same: the few tokens with huge hidden
-                         states would otherwise hide all others.
+    SQNR of a linear     10 log10( sum |y|^2 / sum |y' - y|^2 )  in dB. y is the smoothed float output, y' the W8A8
+                         output for the same float input. So errors of earlier linears do not count.
+    error of the hidden  sqrt( mean over tokens of |h' - h|^2 / |h|^2 ). h' are the hidden states of the W8A8 layers,
+                         with all errors so far. Each token counts the same: otherwise the few tokens with huge hidden
+                         states would hide all others.
 
-A batch's power is a float32 norm, squared; batches are summed in float64.
+The power of a batch is the square of a float32 norm. Batches are summed in float64.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from smoothquant.quantization import quantize_weight, w8a8_linear
 from smoothquant.stream import SmoothedLayer, quantize_layer
 from smoothquant.sweep import FLOAT, Listener
 
-NO_ERROR = 200.0  # dB: what no error at all is shown as; float32 cannot tell more than 150 apart
+NO_ERROR = 200.0  # dB, for no error at all; float32 resolves no more than 150 dB
 
 
 @dataclass(frozen=True)
 class LinearError:
-    """name: the linear's module name in the checkpoint; sqnr: in dB, higher is better."""
+    """The error of one linear. name: its module name in the checkpoint. sqnr: in dB; higher is better."""
 
     layer: int
     role: str
@@ -41,9 +41,10 @@ class LinearError:
 
 
 class W8A8Stream(Listener):
-    """The W8A8 layers of one scheme beside the float ones, in float32 and, if `exact`, in float64.
+    """A listener that runs the W8A8 layers of one scheme beside the float layers, in float32 and, if `exact`, also in
+    float64.
 
-    device: that of the sweep.
+    device: the device of the sweep.
     """
 
     def __init__(self, model: Model, scheme: EngineScheme, exact: bool = False, device: str = "cpu") -> None:
@@ -53,12 +54,12 @@ class W8A8Stream(Listener):
         self._errors = torch.full((model.geometry.layers,), math.nan, dtype=torch.float64)
 
     def form(self, dtype: torch.dtype) -> str:
-        """Name of the form that is computed in a dtype."""
+        """The name of the form that is computed in a dtype."""
         return f"w8a8.{self.scheme.key}.{str(dtype).removeprefix('torch.')}"
 
     @property
     def linears(self) -> tuple[LinearError, ...]:
-        """Errors of all linears so far; experts that no token reached have none."""
+        """The errors of all linears so far. Experts that no token reached have no error."""
         return tuple(
             LinearError(index, role, self.model.linear(index, role), found)
             for index, row in enumerate(self._sqnr.tolist())
@@ -68,7 +69,7 @@ class W8A8Stream(Listener):
 
     @property
     def hidden_errors(self) -> tuple[float, ...]:
-        """Errors of the hidden states after each layer so far."""
+        """The errors of the hidden states after each layer so far."""
         return tuple(found for found in self._errors.tolist() if not math.isnan(found))
 
     def enter(self, source: FloatLayer) -> dict[str, Layer]:
@@ -77,7 +78,7 @@ class W8A8Stream(Listener):
         quantized = quantize_layer(smoothed, scheme).runnable(scheme.activations)
         cache_scales = self.scheme.cache_scales(self.model, source.index)
         self._layer = replace(quantized, cache_scales=cache_scales, ranks=self.scheme.ranks).to(self.device)
-        # what the input of a linear was divided by before it; one with a smoother divides its input itself
+        # the divisors of inputs that norms or linears before them hold; a linear with a smoother divides its own input
         divided = {role: scale for role, scale in smoothed.column.items() if role not in smoothed.smoother}
         self._column = {role: scale.to(self.device) for role, scale in divided.items()}
         self._row = {role: scale.to(self.device) for role, scale in smoothed.row.items()}
@@ -100,7 +101,7 @@ class W8A8Stream(Listener):
         self._tokens += error.numel()
 
     def leave(self) -> None:
-        """Note the layer's errors."""
+        """Store the layer's errors."""
         index = self._layer.index
         for place, role in enumerate(self.model.roles):
             if role in self._powers:
@@ -121,8 +122,10 @@ class W8A8Stream(Listener):
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits (tokens, vocab) of the scheme's head, in the dtype of its input. hidden: (tokens, hidden) after the
-        last layer."""
+        """The logits of the scheme's head, (tokens, vocab), in the dtype of its input.
+
+        hidden: the hidden states after the last layer, (tokens, hidden).
+        """
         model, scheme, hidden = self.model, self.scheme.scheme, hidden[None].to(self.device)
         if not scheme.head.quantized:
             return decoder.logits(model, hidden)[0]
@@ -135,7 +138,7 @@ class W8A8Stream(Listener):
 
 
 def sqnr(signal: Tensor | float, noise: Tensor | float) -> float:
-    """Signal-to-quantization-noise ratio in dB of two sums of squares, within +-200."""
+    """The signal-to-quantization-noise ratio of two sums of squares, in dB, within +-200."""
     if noise <= 0:
         return NO_ERROR
     return min(max(10 * math.log10(max(float(signal), 1e-300) / float(noise)), -NO_ERROR), NO_ERROR)

@@ -1,11 +1,11 @@
-"""How far an engine's logits are from the reference's, in one pass over the sequences.
+"""Measure the distance of an engine's logits to the reference's, in one pass over the sequences.
 
     relative error   |e - r| / |r| over all logits;  cosine  e.r / (|e| |r|)
     KL               sum_v p_r(v) (log p_r(v) - log p_e(v))   in nats, for every token
-    top-1            share of tokens where both have the same likeliest successor (the first of equals)
+    top-1            the share of tokens whose likeliest successor (the first of equals) is the same for both
     perplexity       exp(mean of -log p(next token)) over tokens 2..n of every sequence
 
-r, e: logits of reference and engine. Everything is computed and summed in float64, some tokens at a time.
+r and e are the logits of reference and engine. Everything is computed and summed in float64, some tokens at a time.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from torch import Tensor
 
 from smoothquant.errors import ThresholdError, UserError
 
-ELEMENTS = 1 << 20  # logits widened to float64 at a time: a few rows that stay in the processor's cache
-POINTS = 5000  # of the scatter plot
-EDGES_PER_DECADE, LOWEST, HIGHEST = 4, -12, 2  # of the KL histogram, in log10 nats
+ELEMENTS = 1 << 20  # the logits in float64 at a time: a few rows, which stay in the processor's cache
+POINTS = 5000  # points of the scatter plot
+EDGES_PER_DECADE, LOWEST, HIGHEST = 4, -12, 2  # edges of the KL histogram, in log10 nats
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """tokens: compared; predicted: those with a successor to predict. KL in nats per token."""
+    """The measures of one engine. tokens: the number of compared tokens. predicted: the number of tokens with a
+    successor. KL is in nats per token."""
 
     tokens: int
     predicted: int
@@ -43,8 +44,8 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Samples:
-    """For plots. histogram: number of tokens by KL, between consecutive `edges` (nats; the outermost are open);
-    points: some (reference logit, engine logit)."""
+    """The data of the plots. histogram: the number of tokens by KL, between consecutive `edges` (in nats; the outermost
+    bins are open). points: some pairs (reference logit, engine logit)."""
 
     edges: tuple[float, ...]
     histogram: tuple[int, ...]
@@ -52,9 +53,9 @@ class Samples:
 
 
 class Comparison:
-    """Accumulates the metrics of one engine. `add` every sequence, then ask for `metrics` and `samples`.
+    """The measures of one engine so far. `add` every sequence, then take `metrics` and `samples`.
 
-    tokens: number of all tokens to come, so that the plotted points spread evenly.
+    tokens: the number of all tokens to come, so that the plotted points spread evenly.
     """
 
     def __init__(self, tokens: int) -> None:
@@ -67,7 +68,7 @@ class Comparison:
         self._points: list[Tensor] = []
 
     def add(self, reference: Tensor, engine: Tensor, ids: Tensor) -> None:
-        """reference, engine: (tokens, vocab) float; ids: (tokens,) int64, the sequence they are logits of."""
+        """Add one sequence. reference, engine: its logits, float (tokens, vocab). ids: its tokens, int64 (tokens,)."""
         step = max(1, ELEMENTS // reference.shape[1])
         for start in range(0, len(ids), step):
             part = slice(start, start + step)
@@ -75,7 +76,7 @@ class Comparison:
         self._sample(reference, engine)
 
     def state(self) -> dict[str, Tensor]:
-        """What all sequences so far have given."""
+        """The sums over all sequences so far, by name."""
         return {
             "sums": self._sums,
             "losses": self._losses,
@@ -87,7 +88,7 @@ class Comparison:
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from the sums that `state` returned."""
         self._sums, self._losses = state["sums"], state["losses"]
         self._agreeing, self._predicted = state["counts"].tolist()
         self._largest = state["largest"].item()
@@ -95,7 +96,7 @@ class Comparison:
         self._generator.set_state(state["generator"])
 
     def metrics(self) -> Metrics:
-        """Of all sequences so far."""
+        """The measures over all sequences so far."""
         difference, reference, engine, product = self._sums.tolist()
         kl = torch.cat(self._kl)
         losses = (self._losses / self._predicted).tolist()
@@ -140,7 +141,7 @@ class Comparison:
         r_weights, r_total = _exponentials(r, r_best)
         _, e_total = _exponentials(e, e_best)
         r_log_sum, e_log_sum = r_best + r_total.log(), e_best + e_total.log()
-        expected = torch.linalg.vecdot(r_weights, difference) / r_total  # of e - r, over p_r
+        expected = torch.linalg.vecdot(r_weights, difference) / r_total  # the mean of e - r over p_r
         self._kl.append((e_log_sum - r_log_sum - expected).clamp_min(0).cpu())  # below 0 by rounding only
         for side, (logits, log_sum) in enumerate(zip(chosen, (r_log_sum, e_log_sum), strict=True)):
             self._losses[side] += (log_sum[: len(rows)] - logits).sum().item()
@@ -157,7 +158,7 @@ def check_logits(logits: Tensor, tokens: int, vocabulary: int, sequence: int) ->
     if logits.shape[-1] != vocabulary:
         raise UserError(
             f"the engine has a vocabulary of {logits.shape[-1]}",
-            expected=f"{vocabulary}, the reference model's",
+            expected=f"{vocabulary}, the vocabulary of the reference",
             do="validate against the checkpoint that the engine was made from",
         )
     if tuple(logits.shape) != (1, tokens, vocabulary):
@@ -168,18 +169,19 @@ def check_logits(logits: Tensor, tokens: int, vocabulary: int, sequence: int) ->
             f"the engine's logits hold {logits[0, token, entry].item()}, first at sequence {sequence}, token {token}, "
             f"entry {entry}",
             expected="finite logits",
-            do="make the engine again; if it stays, export with a lower alpha or in float32",
+            do="make the engine again; if that does not help, export with a lower alpha or in float32",
         )
 
 
 def _exponentials(logits: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
-    """exp(logits - best) (tokens, vocab), in the place of the logits, and their sums (tokens,)."""
+    """exp(logits - best), (tokens, vocab), which overwrites the logits, and its sums, (tokens,)."""
     weights = logits.sub_(best[:, None]).exp_()
     return weights, weights.sum(dim=-1)
 
 
 def percentile(values: Tensor, share: float) -> float:
-    """Linear between the two nearest values. (torch.quantile stops at 16 million.)"""
+    """The value below which a share of the values lies, interpolated linearly. (torch.quantile takes at most 16 million
+    values.)"""
     ordered = values.sort().values
     place = share * (len(ordered) - 1)
     low = math.floor(place)
@@ -188,7 +190,7 @@ def percentile(values: Tensor, share: float) -> float:
 
 
 def _exp(value: float) -> float:
-    return math.exp(min(value, 700.0))  # beyond lies the end of float64
+    return math.exp(min(value, 700.0))  # float64 ends beyond
 
 
 def _short(value: float) -> float:

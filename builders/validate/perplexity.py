@@ -1,9 +1,9 @@
-"""Perplexity of a model in float and in W8A8, in one pass over its layers.
+"""Measure the perplexity of a model in float and in W8A8, in one pass over its layers.
 
     perplexity = exp(mean of -log p(next token)) over tokens 2..n of every sequence
 
-The layers as they are on disk and their smoothed and quantized form (`quantization.w8a8_linear`) go through one sweep
-side by side, in float32, each with hidden states of its own.
+One sweep runs the stored layers and their smoothed and quantized form (`quantization.w8a8_linear`) side by side, in
+float32, each with hidden states of its own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ SCHEME = PER_TOKEN  # what is measured
 
 @dataclass(frozen=True)
 class Perplexities:
-    """plain: of the model as stored, in float; w8a8: of its quantized form; over so many predicted tokens."""
+    """Two perplexities of a model. plain: in float, as stored. w8a8: of its quantized form. predicted: the number of
+    predicted tokens."""
 
     plain: float
     w8a8: float
@@ -50,10 +51,10 @@ def perplexities(
     device: str = "cpu",
     progress: Progress = lambda done, total: None,
 ) -> Perplexities:
-    """Both perplexities of a text. An interrupted pass goes on from `work`.
+    """Both perplexities of a text. The workspace `work` continues an interrupted pass.
 
-    progress: called with (done, total), in layers and batches of the output head. Raises ActScalesError for act scales
-    that are not the model's, OutputError for a disk without room for the hidden states.
+    progress: called with (done, total), counted in layers and batches of the output head.
+    Raises ActScalesError for act scales of another model, OutputError if the disk has no room for the hidden states.
     """
     check_scales(model, input_absmax, settings)
     layers = model.geometry.layers
@@ -76,8 +77,8 @@ def perplexities(
 
 
 class Quantized(Listener):
-    """Smooths and quantizes every layer by settings and `SCHEME`, without any step between, and has it run beside the
-    checkpoint's own."""
+    """A listener that runs a smoothed and quantized form of every layer beside the stored layer, without steps between
+    smoothing and quantizing. settings: the smoothing settings. The scheme is `SCHEME`."""
 
     forms = MappingProxyType({W8A8: torch.float32})
 
@@ -92,6 +93,6 @@ class Quantized(Listener):
 
 
 def _loss(model: Model, hidden: Tensor, ids: Tensor) -> float:
-    """Sum of -log p(next token). hidden: (tokens, hidden); ids: (tokens,)."""
+    """The sum of -log p(next token) over a sequence. hidden: (tokens, hidden). ids: (tokens,)."""
     logits = decoder.logits(model, hidden[None])[0, :-1]
     return torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum").item()

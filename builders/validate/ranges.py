@@ -1,8 +1,9 @@
-"""How far the activations reach, before and after smoothing, on the text of the reference.
+"""The ranges of the activations before and after smoothing, on the text of the reference.
 
     before_j = max over tokens of |x_j|        after_j = before_j / s_j
 
-INT8 spends its 127 steps on the largest channel: what the others get is the ratio of their range to the largest.
+INT8 spends its 127 steps on the largest channel. A smaller channel uses only its share of them: the ratio of its range
+to the largest.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from smoothquant.model import Model
 from smoothquant.quantization import absmax
 from smoothquant.sweep import Listener
 
-BARS = 256  # a channel plot shows at most so many values, each the maximum of its neighbours
+BARS = 256  # the most values of a channel plot; each is the maximum of some neighbours
 
 
 @dataclass(frozen=True)
 class Range:
-    """One input of one layer: the largest and the median channel. roles: of the linears that read it."""
+    """The ranges of one input of a layer: its largest and its median channel, before and after smoothing.
+
+    roles: the roles of the linears that read the input.
+    """
 
     layer: int
     roles: tuple[str, ...]
@@ -36,7 +40,8 @@ class Range:
 
 @dataclass(frozen=True)
 class Channels:
-    """All channels of one input, in order. count: of channels; more than `BARS` are shown as maxima of neighbours."""
+    """All channels of one input, in order. count: the number of channels; more than `BARS` are shown as maxima of
+    neighbours."""
 
     layer: int
     roles: tuple[str, ...]
@@ -46,10 +51,10 @@ class Channels:
 
 
 class InputMaxima(Listener):
-    """Maxima of |input| over all tokens.
+    """A listener that takes the maxima of |input| over all tokens.
 
-    found: linear -> float32 (in,); linears with a common input hold it once, under the first of them. An expert that
-    no token reached has none.
+    found: for each linear its maxima, float32 (in,). Linears with a common input have one entry, under the first of
+    them. An expert that no token reached has no entry.
     """
 
     def __init__(self, model: Model) -> None:
@@ -76,8 +81,10 @@ class InputMaxima(Listener):
 def activation_ranges(
     model: Model, act_absmax: Mapping[str, Tensor], scheme: EngineScheme
 ) -> tuple[tuple[Range, ...], Channels]:
-    """Ranges of every input of every layer, and the channels of the input whose outliers stood out furthest.
-    act_absmax: what `InputMaxima` found."""
+    """The ranges of every input of every layer, and the channels of the input with the most prominent outliers.
+
+    act_absmax: the maxima that `InputMaxima` found.
+    """
     ranges, worst, channels = [], -1.0, None
     for layer in range(model.geometry.layers):
         for roles in model.inputs:

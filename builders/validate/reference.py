@@ -1,7 +1,7 @@
-"""The reference of every engine: the original checkpoint, its weights as stored, computed in float32 by our decoder.
+"""The reference of every engine: the original checkpoint with its stored weights, run in float32 by our decoder.
 
 One sweep over the layers (`smoothquant.sweep`) serves any number of engines: beside the float layers it runs their
-W8A8 forms. Logits are made one sequence at a time, on demand: they never exist all at once.
+W8A8 forms. Logits are computed one sequence at a time, on demand, so they never exist all at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ STORED = {torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32"}
 
 
 class HeldOutText(Protocol):
-    """Held-out text. sequences: token ids, each (tokens,) int64; source: where it is from; fingerprint: of its ids."""
+    """Held-out text. sequences: the token ids, int64 (tokens,) each. source: the name of the text. fingerprint: a hash
+    of the ids."""
 
     @property
     def sequences(self) -> tuple[Tensor, ...]: ...
@@ -38,17 +39,17 @@ class HeldOutText(Protocol):
 
 
 class Reference:
-    """What a model makes of a text, in float and in the W8A8 forms of `schemes`.
+    """The results of a model on a text, in float and in the W8A8 forms of `schemes`.
 
-    exact: also compute the W8A8 forms in float64, the yardstick of exactness. device: where to compute.
-    work: an interrupted pass goes on from there.
-    progress: called with (layers done, layers).
+    exact: whether to compute the W8A8 forms in float64, too, the yardstick of exactness. device: the device that
+    computes. work: the workspace of an interrupted pass, which is continued. progress: called with (layers done, all
+    layers).
 
     Attributes:
-        fingerprint: of the model. name: "FP16", "BF16" or "FP32", by how the weights are stored.
-        act_absmax: linear -> float32 (in,), maxima of |input| on this text; linears with a common input hold it once,
-            under the first of them.
-        streams: scheme key -> `W8A8Stream`, with its per-layer errors; none for float engines.
+        fingerprint: the fingerprint of the model. name: "FP16", "BF16" or "FP32", the dtype of the stored weights.
+        act_absmax: for each linear the maxima of |input| on this text, float32 (in,). Linears with a common input have
+            one entry, under the first of them.
+        streams: for each scheme key its `W8A8Stream` with its errors; float engines have none.
 
     Raises UserError for a text that is too short or too long for the model, or made with another tokenizer.
     """
@@ -84,7 +85,7 @@ class Reference:
 
     @property
     def description(self) -> str:
-        """What exactly "the reference" is, in words."""
+        """A description of the reference, for reports."""
         return f"the original checkpoint: weights as stored ({self.name}), arithmetic in float32"
 
     @property
@@ -92,17 +93,18 @@ class Reference:
         return sum(len(ids) for ids in self.text.sequences)
 
     def hidden(self, sequence: int, form: str = FLOAT) -> Tensor:
-        """Hidden states (tokens, hidden) of one sequence after the last layer, in a form of the layers."""
+        """The hidden states of one sequence after the last layer, (tokens, hidden). form: the form of the layers."""
         return self._end.states(sequence, form)
 
     @torch.no_grad()
     def logits(self, sequence: int) -> Tensor:
-        """Float logits of one sequence, float32 (tokens, vocab)."""
+        """The float logits of one sequence, float32 (tokens, vocab)."""
         return decoder.logits(self.model, self.hidden(sequence)[None].to(self.device))[0]
 
     @torch.no_grad()
     def w8a8_logits(self, scheme: EngineScheme, sequence: int, dtype: torch.dtype) -> Tensor:
-        """Logits (tokens, vocab) of the W8A8 form by PyTorch. dtype: float32, or float64 of an exact reference."""
+        """The logits of the W8A8 form in PyTorch, (tokens, vocab). dtype: float32, or float64 if the reference is
+        exact."""
         stream = self.streams[scheme.key]
         return stream.logits(self.hidden(sequence, stream.form(dtype)))
 

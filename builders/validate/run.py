@@ -1,12 +1,12 @@
 """Run engines over a text and compare them with the reference.
 
-    for each engine:  open -> forget it
-    the reference:    every layer, once
-    for each block of sequences, for each engine:  open -> logits of both for each sequence -> metrics
+    for each engine:  open it, then close it
+    the reference:    run every layer once
+    for each block of sequences, for each engine:  open it -> logits of both for each sequence -> metrics
 
-Engines are opened before because the reference may take hours: what cannot run here is to be told at once. No engine
-lies in memory beside the reference's layers, or beside another engine. The reference's logits of a block are computed
-once for all engines, and held until the last of them has met them.
+Engines are opened first because the reference may take hours, and an engine that does not run here must be reported at
+once. An engine is never in memory together with the reference's layers or another engine. The reference's logits of a
+block are computed once for all engines, and held until the last engine has been compared with them.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from smoothquant.scheme import IN_FLOAT
 from smoothquant.sweep import KEEP_EVERY, Progress
 from smoothquant.workspace import Workroom
 
-HELD = 2 << 30  # bytes of the reference's logits in memory at a time, where several engines want them
-COMPARED = "compared"  # tensors in the workspace: what the engines have shown so far
-# of an engine that does not say how it was smoothed: none of its layers can be rebuilt
+HELD = 2 << 30  # bytes of the reference's logits in memory at a time, if several engines need them
+COMPARED = "compared"  # tensors in the workspace: the sums of all engines so far
+# the scheme of an engine whose smoothing is not recorded: its layers cannot be rebuilt
 UNKNOWN = EngineScheme("", IN_FLOAT)
 
 
@@ -52,18 +52,20 @@ def validate_engines(
     work: str | Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> list[Validation]:
-    """Validate engine folders, one open at a time, against one reference pass.
+    """The validations of engine folders against one pass of the reference. One engine is open at a time.
 
-    folders: label -> engine or export folder. thresholds: by label; an engine without is only measured.
-    exact: measure exactness too (a float64 pass; asked for by itself where a threshold needs it).
-    device: where the reference is computed ("auto", "cpu", "cuda", "cuda:N"); engines choose their own.
-    work: the folder WORK.smoothquant-work keeps what an interrupted validation has found, and the same call goes on
-        from there; it stays until `workspace.forget(work)`. Without one, an interrupted validation begins again.
-    progress: called with (done, total), where one is a layer of the reference or a sequence of an engine.
+    folders: the engine or export folders, by label. thresholds: the thresholds, by label; an engine without thresholds
+        is only measured.
+    exact: whether to measure exactness, too, which takes a float64 pass. A threshold on exactness implies it.
+    device: the device of the reference ("auto", "cpu", "cuda", "cuda:N"). Engines choose their own devices.
+    work: the folder WORK.smoothquant-work keeps the results of an interrupted validation, and the same call continues
+        them. It stays until `workspace.forget(work)`. Without `work`, an interrupted validation begins again.
+    progress: called with (done, total), counted in layers of the reference and sequences of an engine.
 
-    Raises UserError before any work is done: a folder that is no engine, an engine of another model, of another
-    machine, or for shorter sequences; MissingPackageError if what would run an engine is not here. An engine by another
-    tool does not say how it was smoothed: it has no exactness, and no errors of its linears.
+
+    Raises UserError before any work if a folder is not an engine, or if an engine is of another model, for another
+    machine, or for shorter sequences; MissingPackageError if the package that runs an engine is missing. The smoothing
+    of another tool's engine is not recorded: it has no exactness, and no errors of its linears.
     """
     thresholds, device = thresholds or {}, choose_device(device)
     exact = exact or any(limits.exactness_ratio is not None for limits in thresholds.values())
@@ -119,10 +121,10 @@ def validate(
     *,
     label: str = "engine",
 ) -> Validation:
-    """Compare one engine with a reference that was run with its scheme.
+    """The validation of one engine against a reference that was run with its scheme.
 
-    Raises UserError for an engine of another model or vocabulary and for a threshold on what was not measured,
-    ThresholdError for logits that are not finite. Missed thresholds are in the result, not raised.
+    Raises UserError for an engine of another model or vocabulary and for a threshold on a measure that was not taken,
+    ThresholdError for logits that are not finite. The result holds missed thresholds; they are not raised.
     """
     candidate = Candidate(label, engine.manifest, scheme, thresholds, reference)
     for sequence in range(len(reference.text.sequences)):
@@ -137,7 +139,7 @@ def _compare(
     work: Workroom | None,
     progress: Callable[[int], None],
 ) -> None:
-    """Take every engine through all sequences that it has not met yet."""
+    """Compare every engine on all sequences that it has not been compared on yet."""
     if work:
         _restore(candidates, work)
         progress(sum(candidate.compared for candidate in candidates))
@@ -149,7 +151,7 @@ def _compare(
         for candidate, folder in order:
             for sequence in block[max(0, candidate.compared - block.start) :]:
                 if opened is None or opened[0] is not candidate:
-                    opened = None  # one is forgotten before the next
+                    opened = None  # an engine is closed before the next is opened
                     opened = (candidate, open_engine(folder))
                 if sequence not in held:
                     held[sequence] = reference.logits(sequence)
@@ -164,7 +166,8 @@ def _compare(
 
 
 def _blocks(reference: Reference, nbytes: int) -> Iterator[range]:
-    """Consecutive sequences whose logits take no more than `nbytes`; one, where that is too little."""
+    """Yield blocks of consecutive sequences. The logits of a block take at most `nbytes`, unless one sequence takes
+    more."""
     start, size = 0, 0
     for number, ids in enumerate(reference.text.sequences):
         more = 4 * len(ids) * reference.model.geometry.vocab_size
@@ -188,7 +191,7 @@ def _restore(candidates: Sequence[Candidate], work: Workroom) -> None:
 
 
 def _try(folder: str | Path, text: HeldOutText) -> None:
-    """Open an engine, to find out whether it can be."""
+    """Open an engine and close it, to find out whether it runs."""
     engine = open_engine(folder)
     if isinstance(engine, GeneratingEngine):
         engine.check_length(max(map(len, text.sequences)))

@@ -1,11 +1,11 @@
-"""How an engine was smoothed and quantized, by what its folder says: enough to compute it again, layer by layer.
+"""Read the smoothing and quantization of an engine from its folder, and rebuild its layers from them.
 
-    smoothquant/manifest.json          what it was made from: model, smoothing settings, quantization scheme
-    smoothquant/smoothing.safetensors  the scales that were folded, and the ranges that static scales come from
+    smoothquant/manifest.json          the inputs: model, smoothing settings, quantization scheme
+    smoothquant/smoothing.safetensors  the scales that were folded, and the ranges behind static scales
 
-The layers are rebuilt from the recorded scales, not from the equation that once gave them: int8 weights and static
-input scales come out bit for bit as the engine holds them. (A norm's folded gain is gain / s once more. In 16 bits
-that is the engine's own; in float32 it may be one rounding off, like any other float32 operation.)
+The layers are rebuilt from the recorded scales, not from the equation that gave them, so int8 weights and static input
+scales are the engine's bit for bit. (The folded gain of a norm is gain / s, computed again. In 16 bits it is the
+engine's; in float32 it may differ by one rounding, like any other float32 operation.)
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from smoothquant.steps import Step, as_records, from_records, replay
 
 @dataclass(frozen=True)
 class EngineScheme:
-    """Smoothing and quantization of one engine.
+    """The smoothing and quantization of one engine.
 
-    key: identity; two engines with the same key quantize alike, and share one pass over the layers.
-    scheme: what is INT8. smoothing: the recorded scales. settings: say which of them were folded into what.
-    ranks: of tensor parallelism. steps: between smoothing and storing.
+    key: the identity; engines with the same key quantize alike and share one pass over the layers. scheme: the
+    quantization scheme. smoothing: the recorded scales. settings: the smoothing settings, which say where the scales
+    were folded. ranks: the number of ranks of tensor parallelism. steps: the steps between smoothing and storing.
     """
 
     key: str
@@ -49,27 +49,27 @@ class EngineScheme:
 
     @property
     def smoothing_scale(self) -> Mapping[str, Tensor]:
-        """By linear, float32 (in,)."""
+        """The smoothing scale of each linear, float32 (in,)."""
         return self.smoothing.smoothing_scale
 
     @property
     def input_absmax(self) -> Mapping[str, Tensor]:
-        """By linear, float32 (in,)."""
+        """The maxima of |input| of each linear, float32 (in,)."""
         return self.smoothing.input_absmax
 
     def column(self, model: Model, index: int, role: str) -> Tensor | None:
-        """smoothing_scale (in,) of a linear, None where its input is as it was."""
+        """The smoothing_scale of a linear, (in,); None if its input was not smoothed."""
         return self.smoothing_scale.get(model.linear(index, role))
 
     def cache_scales(self, model: Model, index: int) -> tuple[Tensor, Tensor] | None:
-        """Of the keys and values of a layer, None for a float cache."""
+        """The scales of the keys and of the values of a layer; None for a float cache."""
         if not self.scheme.kv_cache.quantized:
             return None
         key, value = (self.smoothing.cache_scale[model.family.module(index, part)] for part in CACHED)
         return key, value
 
     def layer(self, model: Model, index: int, source: FloatLayer) -> SmoothedLayer:
-        """One layer of the checkpoint with the recorded smoothing folded in and the recorded steps done."""
+        """One layer of the checkpoint, with the recorded smoothing folded in and the recorded steps applied."""
         names = {role: model.linear(index, role) for role in model.roles}
         scales = Scales(
             column={role: self.smoothing_scale[name] for role, name in names.items() if name in self.smoothing_scale},
@@ -79,14 +79,15 @@ class EngineScheme:
 
 
 def read_scheme(folder: str | Path) -> EngineScheme:
-    """The scheme of a finished export or engine folder. Raises UserError if it does not explain itself."""
+    """The scheme of a finished export or engine folder. Raises UserError if the folder does not record it."""
     folder = Path(folder)
     origin = load_manifest(folder).origin
     if len(origin.schemes) > 1:
         raise UserError(
-            f"{folder}: two graphs, per token and per tensor",
-            expected="one of them",
-            do=f"smoothquant build onnxruntime {folder} --act per-token (or per-tensor) --out ENGINE; validate that",
+            f"{folder}: the export holds two graphs, per token and per tensor",
+            expected="one graph",
+            do=f"run smoothquant build onnxruntime {folder} --act per-token (or per-tensor) --out ENGINE, "
+            "and validate ENGINE",
         )
     recorded, ranks = read_smoothing(folder), origin.trtllm.tp if origin.trtllm else 1
     steps = from_records(origin.steps)

@@ -1,6 +1,6 @@
-"""What an engine must reach, and the smallest threshold that would have passed where it does not.
+"""Thresholds for the measures of an engine, and for a missed threshold the smallest one that would have passed.
 
-A limit holds when  value <= limit  (`top1`: value >= limit).  NaN holds no limit. The suggested limit is the measured
+A limit holds if  value <= limit  (`top1`: value >= limit).  No limit holds for NaN. The suggested limit is the measured
 value rounded outwards to four digits, so that it really passes.
 """
 
@@ -20,19 +20,19 @@ MEASURES: Mapping[str, str] = {
     "relative_error": "relative error of the logits",
     "exactness_ratio": "distance to the exact W8A8 logits over PyTorch's own",
 }
-AT_LEAST = frozenset({"top1"})  # a floor; all others are ceilings
+AT_LEAST = frozenset({"top1"})  # measures with a lower limit; all others have an upper limit
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Limits on a validation's measures; None is no limit.
+    """The limits on a validation's measures; None stands for no limit.
 
-    kl_mean, kl_p99: KL(reference || engine) in nats per token, at most.
-    top1: share of tokens whose likeliest successor is the reference's, at least.
-    perplexity_ratio: perplexity of the engine over the reference's, at most.
-    relative_error: norm of the logits' difference over the norm of the reference's logits, at most.
-    exactness_ratio: the engine's distance to the float64 W8A8 logits over that of PyTorch in float32, at most;
-        asks for a validation with `exact=True`.
+    kl_mean, kl_p99: the largest KL(reference || engine), in nats per token.
+    top1: the smallest share of tokens whose likeliest successor is the reference's.
+    perplexity_ratio: the largest ratio of the engine's perplexity to the reference's.
+    relative_error: the largest ratio of the norm of the logits' difference to the norm of the reference's logits.
+    exactness_ratio: the largest ratio of the engine's distance to the float64 W8A8 logits to the distance of PyTorch in
+        float32. It needs a validation with `exact=True`.
     """
 
     kl_mean: float | None = None
@@ -51,7 +51,7 @@ class Thresholds:
             raise UserError(f"threshold top1 is {self.top1}", expected="a share in [0, 1]", do="write 93 % as 0.93")
 
     def check(self, measured: Mapping[str, float]) -> tuple[Check, ...]:
-        """One `Check` per limit that is set. Raises UserError for a limit on something that was not measured."""
+        """One `Check` for each limit that is set. Raises UserError for a limit on a measure that was not taken."""
         checks = []
         for name, limit in asdict(self).items():
             if limit is None:
@@ -64,7 +64,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Check:
-    """One threshold, compared. name: field of `Thresholds`."""
+    """One threshold and the measured value. name: the field of `Thresholds`."""
 
     name: str
     value: float
@@ -76,12 +76,12 @@ class Check:
 
     @property
     def smallest_passing(self) -> float | None:
-        """The tightest limit, of four digits, that the measured value passes; None where none would."""
+        """The tightest limit of four digits that the measured value passes; None if no limit passes."""
         return _outwards(self.value, up=self.name not in AT_LEAST)
 
     @property
     def sentence(self) -> str:
-        """The verdict, ready to print."""
+        """The verdict in one sentence, for people."""
         bound = "at least" if self.name in AT_LEAST else "at most"
         verdict = f"{MEASURES[self.name]} is {self.value:.4g}, {bound} {self.limit:g} wanted"
         if self.passed:

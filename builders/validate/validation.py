@@ -1,4 +1,4 @@
-"""The result of validating one engine: plain values, to JSON and back."""
+"""The result of validating one engine, in plain values that go to JSON and back."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from builders.validate.thresholds import Check
 
 @dataclass(frozen=True)
 class Exactness:
-    """Relative error of the logits to those of the same W8A8 model in float64: the engine's, and PyTorch's in float32.
+    """The relative errors of two sets of logits to those of the same W8A8 model in float64.
 
-    Both come from activations that fall on the other side of a rounding boundary. That is rare: over few tokens
-    neither may have met one, and the ratio then says nothing.
+    engine: the error of the engine. pytorch: the error of PyTorch in float32. Both errors come from activations that
+    fall on the other side of a rounding boundary. These are rare: few tokens may have none, and then the ratio says
+    nothing.
     """
 
     engine: float
@@ -30,12 +31,12 @@ class Exactness:
 
 @dataclass(frozen=True)
 class Validation:
-    """One engine against the reference.
+    """The comparison of one engine with the reference.
 
-    label: the engine's name in tables. subject: what was run: model, text, settings, versions (JSON values).
-    checks: one per threshold. exactness: None unless it was asked for.
-    linears, hidden_errors (by layer): W8A8 error in PyTorch, see `builders.validate.layers`; empty for float engines.
-    ranges, channels: activations before and after smoothing. samples: for the plots.
+    label: the engine's name in tables. subject: model, text, settings and versions of the run (JSON values).
+    checks: one for each threshold. exactness: None if it was not measured.
+    linears, hidden_errors (by layer): the W8A8 errors in PyTorch (`builders.validate.layers`); empty for float engines.
+    ranges, channels: the activations before and after smoothing. samples: the data of the plots.
     """
 
     label: str
@@ -56,16 +57,16 @@ class Validation:
 
     @property
     def verdict(self) -> str:
-        """One line: which thresholds are missed and what would have passed, or that all hold."""
+        """One line that names the missed thresholds and those that would have passed, or says that all hold."""
         missed = [check.sentence for check in self.checks if not check.passed]
         if missed:
             return f"{self.label}: " + "; ".join(missed)
         if not self.checks:
-            return f"{self.label}: measured, no thresholds were set"
+            return f"{self.label}: measured; no thresholds were set"
         return f"{self.label}: all {len(self.checks)} thresholds hold"
 
     def as_dict(self) -> dict:
-        """JSON values: all fields, and of every check whether it passed, the smallest passing limit and a sentence."""
+        """All fields as JSON values. Each check also has its verdict, its smallest passing limit and a sentence."""
         checks = [
             {
                 **asdict(check),

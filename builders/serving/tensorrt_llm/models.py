@@ -1,14 +1,13 @@
 """The four models of the repository, as messages of Triton's `ModelConfig`.
 
-    ensemble          text_input, max_tokens, sampling  ->  text_output; it only says who hands what to whom
+    ensemble          text_input, max_tokens, sampling  ->  text_output; it only connects the other three
     preprocessing     text -> tokens             Python backend, `preprocessing.py`
     tensorrt_llm      tokens -> tokens           NVIDIA's C++ backend, in-flight batching, the engine
     postprocessing    tokens -> text             Python backend, `postprocessing.py`
 
 Names, types and shapes of `tensorrt_llm` are those of NVIDIA's template (TensorRT-LLM 0.20 to 1.2,
-triton_backend/all_models/inflight_batcher_llm/tensorrt_llm/config.pbtxt). Of its parameters the backend reads three
-without a fallback although they may be empty (model_instance_state.cc, getGuidedDecodingConfigFromParams); what is not
-said has its default.
+triton_backend/all_models/inflight_batcher_llm/tensorrt_llm/config.pbtxt). The backend needs three of its parameters,
+though they may be empty (model_instance_state.cc, getGuidedDecodingConfigFromParams). Absent parameters have a default.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from builders.serving.pbtxt import Message, Name, entries, parameters
 
 INT32, FP32, BOOL, UINT64, STRING = (Name(f"TYPE_{kind}") for kind in ("INT32", "FP32", "BOOL", "UINT64", "STRING"))
 
-# name of the ensemble -> (name of tensorrt_llm, type): one number each, all optional but max_tokens
+# input of the ensemble -> (input of tensorrt_llm, type): one number each; only max_tokens is required
 REQUEST: Mapping[str, tuple[str, Name]] = {
     "max_tokens": ("request_output_len", INT32),
     "temperature": ("temperature", FP32),
@@ -33,7 +32,7 @@ REQUEST: Mapping[str, tuple[str, Name]] = {
     "seed": ("seed", UINT64),
 }
 REQUIRED = "max_tokens"
-TOKENS: Mapping[str, tuple[str, list[int]]] = {  # of preprocessing -> (of tensorrt_llm, shape); int32
+TOKENS: Mapping[str, tuple[str, list[int]]] = {  # output of preprocessing -> (input of tensorrt_llm, shape); int32
     "INPUT_IDS": ("input_ids", [-1]),
     "INPUT_LENGTHS": ("input_lengths", [1]),
     "END_ID": ("end_id", [1]),
@@ -44,8 +43,12 @@ TOKENS: Mapping[str, tuple[str, list[int]]] = {  # of preprocessing -> (of tenso
 
 @dataclass(frozen=True)
 class Serving:
-    """engine, tokenizer: folders as the server sees them. batch: requests at once. paged_context: whether prompts may
-    be computed out of the paged cache, in pieces, and be reused. memory: share of the free GPU memory for the cache."""
+    """The settings of a server.
+
+    engine, tokenizer: the folders' paths on the server. batch: the number of requests in one step. paged_context:
+    whether prompts may be cut into pieces and reused, through the paged cache. memory: the share of the free GPU
+    memory for the cache. instances: the number of instances of preprocessing and of postprocessing.
+    """
 
     engine: str
     tokenizer: str
@@ -166,7 +169,7 @@ def _tensor(name: str, kind: Name, dims: list[int], *, optional: bool = False, r
 
 
 def _scalar(name: str, kind: Name, *, optional: bool = True) -> Message:
-    """One number for each request: the backend sees (batch,)."""
+    """A tensor with one number for each request; the backend sees the shape (batch,)."""
     return _tensor(name, kind, [1], optional=optional) | {"reshape": {}}
 
 

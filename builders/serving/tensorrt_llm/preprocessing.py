@@ -34,8 +34,8 @@ class TritonPythonModel:
             texts = pb_utils.get_input_tensor_by_name(request, "QUERY").as_numpy().reshape(-1)
             rows = [self.tokenizer(text.decode("utf-8"))["input_ids"] for text in texts]
             if not all(rows):
-                raise ValueError("a prompt without tokens")
-        except Exception as error:  # whatever is wrong with one request is that request's answer
+                raise ValueError("the prompt has no tokens")
+        except Exception as error:  # a fault of one request is the answer to that request
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"preprocessing: {error}"))
         batch, longest = len(rows), max(map(len, rows))
         ids = [row + [self.pad] * (longest - len(row)) for row in rows]
@@ -53,11 +53,11 @@ class TritonPythonModel:
 
 
 def _end_tokens(folder: Path, eos_token_id: int | None) -> list[int]:
-    """All tokens that end an answer, the tokenizer's own first."""
+    """All tokens that end an answer; the tokenizer's end token is the first."""
     found = [eos_token_id]
     path = folder / "generation_config.json"
     if path.is_file():
         listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
         found += listed if isinstance(listed, list) else [listed]
     ends = list(dict.fromkeys(token for token in found if token is not None))
-    return ends or [-1]  # none: only the length ends an answer
+    return ends or [-1]  # -1: only the length ends an answer

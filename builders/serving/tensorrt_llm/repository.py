@@ -1,4 +1,4 @@
-"""Write the repository, and say how to start the two servers that an engine has.
+"""Write a Triton repository for a TensorRT-LLM engine, and say how to start Triton or trtllm-serve.
 
     ensemble/config.pbtxt  preprocessing/{config.pbtxt,1/model.py}  tensorrt_llm/config.pbtxt
     postprocessing/{config.pbtxt,1/model.py}  llm_api_options.yaml  manifest.json
@@ -30,8 +30,8 @@ from smoothquant.workspace import Workspace
 
 STEP = "serve-config"
 API_OPTIONS = "llm_api_options.yaml"
-LAUNCHER = "/app/scripts/launch_triton_server.py"  # in Triton's trtllm containers
-MODELS: dict[str, tuple[Callable[[Serving], Message], str | None]] = {  # folder -> its config, and its model.py
+LAUNCHER = "/app/scripts/launch_triton_server.py"  # its path in Triton's trtllm containers
+MODELS: dict[str, tuple[Callable[[Serving], Message], str | None]] = {  # folder -> its config.pbtxt, and its model.py
     "ensemble": (models.ensemble, None),
     "preprocessing": (models.preprocessing, "preprocessing.py"),
     "tensorrt_llm": (models.tensorrt_llm, None),
@@ -49,7 +49,11 @@ enable_chunked_prefill: false
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """What TensorRT-LLM's own config.json says of an engine folder."""
+    """The facts about an engine from TensorRT-LLM's own config.json.
+
+    version: the version of TensorRT-LLM. tp, pp: tensor and pipeline parallelism. batch: the sequences in one step.
+    paged_context: whether prompts may be computed with the paged cache.
+    """
 
     version: str
     tp: int
@@ -64,7 +68,7 @@ class BuiltEngine:
 
 @dataclass(frozen=True)
 class Handoff:
-    """How to serve. triton: None where no Triton container has this version of TensorRT-LLM, by NVIDIA's list."""
+    """The commands that start a server. triton: None if NVIDIA lists no Triton container with this TensorRT-LLM."""
 
     engine: BuiltEngine
     triton: str | None
@@ -72,14 +76,14 @@ class Handoff:
 
 
 def read_engine(folder: Path) -> BuiltEngine:
-    """Raises UserError for a folder that is no engine of a version that can be served."""
+    """The facts about an engine. Raises UserError for another folder, or a version that is not served."""
     content = read_json(folder / "config.json")
     model, build = content.get("pretrained_config"), content.get("build_config")
     if not isinstance(model, dict) or not isinstance(build, dict):
         raise UserError(
-            f"{folder}: no TensorRT-LLM engine (its config.json has no pretrained_config and build_config)",
+            f"{folder}: not a TensorRT-LLM engine (its config.json has no pretrained_config and build_config)",
             expected="a folder made by smoothquant build tensorrt-llm",
-            do="check the path, or build it",
+            do="check the path, or build the engine",
         )
     version = str(content.get("version"))
     if not builds_engines(version):
@@ -106,11 +110,12 @@ def write_repository(
     instances: int = 1,
     overwrite: bool = False,
 ) -> Handoff:
-    """Write a model repository for Triton and say how to start it.
+    """Write a model repository for Triton. Returns the commands that start a server.
 
-    tokenizer: folder with the tokenizer, if the engine's has none. engine_at, repository_at: where a server finds the
-    two folders, if not where they are here. memory: share of the free GPU memory for the KV cache. instances: of pre-
-    and postprocessing. Raises UserError for a folder that is no engine, or has no tokenizer.
+    tokenizer: the folder with the tokenizer, if the engine's has none. engine_at, repository_at: the paths of the two
+    folders on the server, if they differ from here. memory: the share of the free GPU memory for the KV cache.
+    instances: the number of instances of preprocessing and of postprocessing.
+    Raises UserError if the folder is not an engine or has no tokenizer.
     """
     folder, out = Path(engine_folder).absolute(), Path(out).absolute()
     if is_output(folder):
@@ -144,7 +149,7 @@ def write_repository(
 
 
 def _texts(serving: Serving) -> dict[str, str]:
-    """File of the repository -> what is in it."""
+    """The content of each file of the repository, by name."""
     found = {API_OPTIONS: REUSE if serving.paged_context else NO_REUSE.format(memory=serving.memory)}
     for name, (message, program) in MODELS.items():
         found[f"{name}/config.pbtxt"] = pbtxt.dumps(message(serving))
@@ -152,7 +157,7 @@ def _texts(serving: Serving) -> dict[str, str]:
             source = resources.files("builders.serving.tensorrt_llm").joinpath(program)
             found[f"{name}/1/model.py"] = source.read_text(encoding="utf-8")
         else:
-            found[f"{name}/1/.keep"] = ""  # Triton wants the folder, even of a model without files
+            found[f"{name}/1/.keep"] = ""  # Triton demands the folder, even for a model without files
     return found
 
 
@@ -174,6 +179,6 @@ def _handoff(engine: BuiltEngine, serving: Serving, repository: str, folders: se
 
 
 def request_example(text: str = "Once upon a time") -> str:
-    """A request to Triton's generate endpoint."""
+    """A command that sends a request to Triton's generate endpoint."""
     body = json.dumps({"text_input": text, "max_tokens": 64, "temperature": 0.7, "top_p": 0.9})
     return f"curl localhost:8000/v2/models/ensemble/generate -d {shlex.quote(body)}"

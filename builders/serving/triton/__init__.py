@@ -1,7 +1,7 @@
-"""Serving by Triton Inference Server: `write_model` puts an engine into a model repository, `TritonEngine` talks to it.
+"""Serve engines with Triton: `write_model` puts an engine into a model repository, `TritonEngine` calls the server.
 
-The backends are Triton's own, tensorrt and onnxruntime: one sequence a request, no paged cache, no batching of
-sequences in flight. Where that matters, use TensorRT-LLM's backend.
+The backends are Triton's own, tensorrt and onnxruntime. They run one sequence per request, without a paged cache and
+without batching of sequences in flight. If you need these, use TensorRT-LLM's backend.
 """
 
 from builders.serving.triton.accelerator import check_provider

@@ -1,7 +1,7 @@
-"""An engine on a Triton server, used like one that is here. The folder gives its tokenizer and its limits.
+"""Use an engine on a Triton server like an engine on this machine. Its folder here gives the tokenizer and the limits.
 
-Tokens go there and logits come back, by gRPC; the cache stays on the server (`builders.serving.triton.config`). Needs
-tritonclient[grpc].
+Tokens go to the server and logits come back, by gRPC. The cache stays on the server
+(`builders.serving.triton.config`). The package tritonclient[grpc] is needed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from smoothquant.errors import UserError
 from smoothquant.outputs import load_manifest
 from smoothquant.packages import require
 
-CHUNK = 512  # tokens of a prompt in a request, where the engine does not say
+CHUNK = 512  # the tokens of a request, unless the engine has a limit
 
 
 class TritonEngine(GeneratingEngine):
-    """folder: the engine's, which the server serves under its name. url: HOST:PORT of its gRPC service.
+    """An engine on a Triton server.
 
-    Raises UserError if the server is not there or does not serve this engine.
+    folder: the engine's folder here; the server serves the engine under the folder's name. url: HOST:PORT of the
+    server's gRPC service. Raises UserError if no server answers or it does not serve this engine.
     """
 
     def __init__(self, folder: str | Path, url: str, client: Any = None) -> None:
@@ -53,7 +54,7 @@ class TritonEngine(GeneratingEngine):
         return self._most - 2  # the hidden position that a cache begins with, and the request that ends a sequence
 
     def logits(self, ids: Tensor) -> Tensor:
-        """ids: (batch, tokens) int64, whole sequences without padding; returns float32 (batch, tokens, vocab)."""
+        """The logits of whole sequences without padding, float32 (batch, tokens, vocab). ids: int64 (batch, tokens)."""
         rows = []
         for row in ids.tolist():
             sequence = Served(self)
@@ -62,7 +63,7 @@ class TritonEngine(GeneratingEngine):
         return torch.stack(rows)
 
     def start(self, prompt: Sequence[int]) -> Served:
-        """Run a prompt."""
+        """A sequence after its prompt. prompt: token ids."""
         sequence = Served(self)
         for logits in sequence.prefill(prompt):
             sequence.logits = logits[-1]
@@ -71,40 +72,40 @@ class TritonEngine(GeneratingEngine):
     def _check(self) -> None:
         try:
             ready = self.client.is_model_ready(self.name)
-        except Exception as error:  # grpc's, of many kinds
+        except Exception as error:  # grpc raises errors of many classes
             reason = str(error).partition("\n")[0]
             raise UserError(
                 f"{self.url}: no Triton server answers ({reason})",
-                expected="HOST:PORT of its gRPC service, port 8001 unless it was told otherwise",
+                expected="HOST:PORT of its gRPC service, whose default port is 8001",
                 do="start it: tritonserver --model-repository DIR",
             ) from error
         if not ready:
             raise UserError(
-                f"{self.url}: serves no model {self.name!r}",
+                f"{self.url}: this server has no model {self.name!r}",
                 expected="a repository that this engine was put into",
                 do="smoothquant build ... --triton DIR, then start the server again",
             )
 
 
 class Served(Decoding):
-    """One sequence on the server. logits: (vocab,) float32, of the last token."""
+    """One sequence on the server. logits: the logits of its last token, float32 (vocab,)."""
 
     def __init__(self, engine: TritonEngine) -> None:
         self._engine, self._id, self._tokens = engine, secrets.randbits(63) | 1, 0
 
     def prefill(self, prompt: Sequence[int]) -> Iterator[Tensor]:
-        """Yields the logits of every request, (tokens, vocab). The short one goes first: see `builders.tensorrt`."""
+        """Yield the logits of every request, (tokens, vocab). The short request goes first: see `builders.tensorrt`."""
         chunk, first = self._engine.chunk, len(prompt) % self._engine.chunk
         starts = [0, *range(first, len(prompt), chunk)] if first else range(0, len(prompt), chunk)
         for start, end in zip(starts, [*starts[1:], len(prompt)], strict=True):
             yield self._request(prompt[start:end])
 
     def step(self, token: int) -> None:
-        """Append a token."""
+        """Append a token to the sequence and compute its logits."""
         self.logits = self._request([token])[-1]
 
     def close(self) -> None:
-        """Have the server forget the cache."""
+        """Tell the server to forget the cache."""
         if self._tokens:
             self._request([0], end=True)
 

@@ -1,15 +1,16 @@
-"""config.pbtxt of a decoder: what Triton has to know, and who keeps the KV cache.
+"""Write config.pbtxt of a decoder, whose KV cache Triton keeps.
 
-The server keeps it, as implicit state of a sequence (`sequence_batching { state }`): what a request writes to present
-is the past of the next request with the same sequence id, and grows from one to the next. The client sends tokens and
-gets logits; the cache never leaves the server.
+Triton keeps the cache as the implicit state of a sequence (`sequence_batching { state }`). The present that a request
+writes is the past of the next request with the same sequence id, and grows from one request to the next. The client
+sends tokens and gets logits; the cache never leaves the server.
 
 Triton cannot begin a state with an empty tensor: a dimension that varies begins at 1. So a cache begins with one
-position of zeros, and the mask hides it: every attention_mask has a 0 before its ones. A hidden position has weight 0
-in the softmax, exactly. position_ids count the real tokens, from 0.
+position of zeros, which the mask hides: every attention_mask has a 0 before its ones. The weight of a hidden position
+in the softmax is exactly 0. position_ids count the real tokens, from 0.
 
-max_batch_size is 0, the batch dimension is explicit and 1: sequences differ in length, so no two of them fit into one
-run. `oldest` lets several take turns on one instance. States grow, which rules out use_same_buffer_for_input_output.
+max_batch_size is 0, and the explicit batch dimension is 1: sequences differ in length, so no two of them fit into one
+run. `oldest` lets several sequences take turns on one instance. States grow, which rules out
+use_same_buffer_for_input_output.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from typing import NamedTuple
 from builders.serving.pbtxt import Line, Message, Name, dumps, entries, parameters
 from smoothquant.artifacts.ports import PAST, PRESENT
 
-IDLE_MICROSECONDS = 600_000_000  # a sequence that sends nothing for so long is forgotten
+IDLE_MICROSECONDS = 600_000_000  # the server forgets a sequence after so long without a request
 DTYPES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16", "int8": "INT8", "int64": "INT64"}
 
 
 class ModelTensor(NamedTuple):
-    """An input or output. dtype: PyTorch's name; shape: -1 where it varies, the batch first."""
+    """An input or output. dtype: PyTorch's name. shape: its dimensions, the batch first; -1 stands for any size."""
 
     name: str
     dtype: str
@@ -35,11 +36,12 @@ class ModelTensor(NamedTuple):
 
 @dataclass(frozen=True)
 class DecoderModel:
-    """A decoder, as Triton serves it.
+    """A decoder for Triton.
 
-    backend: Triton's. inputs, outputs: of the graph, the cache among them. gpu: whether it runs on one. profiles:
-    optimization profiles of a TensorRT engine. accelerator: of ONNX Runtime on a GPU, name and parameters.
-    parameters: of the backend. sequences: how many may take turns on an instance. notes: for the head of the file.
+    backend: the name of Triton's backend. inputs, outputs: those of the graph, the cache included. gpu: whether it runs
+    on a GPU. profiles: the number of optimization profiles of a TensorRT engine. accelerator: the name and parameters
+    of ONNX Runtime's accelerator on a GPU. parameters: the backend's parameters. sequences: the number of sequences
+    that may take turns on an instance. notes: comments for the head of the file.
     """
 
     backend: str
@@ -54,7 +56,7 @@ class DecoderModel:
 
 
 def config(serving: DecoderModel) -> str:
-    """The text of config.pbtxt. The folder's name is the model's."""
+    """The text of config.pbtxt. It holds no name, since Triton takes the folder's name for the model's."""
     group: Message = {"count": 1, "kind": Name("KIND_GPU" if serving.gpu else "KIND_CPU")}
     if serving.profiles:
         group["profile"] = [str(index) for index in range(serving.profiles)]

@@ -1,10 +1,10 @@
-"""A model of a Triton repository out of an engine folder.
+"""Put an engine folder into a Triton repository as a model.
 
     DIR/NAME/config.pbtxt        `builders.serving.triton.config`
-    DIR/NAME/1/model.plan        or model.onnx and model.onnx.data: linked where the disk allows, else copied
-    DIR/NAME/smoothquant/manifest.json   the engine's inputs; Triton looks only at folders that are numbers
+    DIR/NAME/1/model.plan        or model.onnx and model.onnx.data: linked if the disk allows, or else copied
+    DIR/NAME/smoothquant/manifest.json   the engine's inputs; Triton only reads folders whose names are numbers
 
-NAME is the engine folder's. The tokenizer stays with the client, in the engine folder.
+NAME is the name of the engine folder. The tokenizer stays with the client, in the engine folder.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ CONFIG, VERSION = "config.pbtxt", "1"
 ELEMENTS = {1: "float32", 10: "float16", 16: "bfloat16", 3: "int8", 7: "int64"}  # ONNX's codes
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 PROTOCOL = (
-    "The server keeps the KV cache of every sequence. A request: input_ids [1, n]; position_ids [1, n], the numbers of",
-    "these tokens from 0; attention_mask [1, 1 + tokens so far], ones after a single 0, which hides the position that",
-    "the cache begins with. sequence_id, and sequence_start and sequence_end at the first and last request of one.",
+    "The server keeps the KV cache of every sequence. A request has input_ids [1, n]; position_ids [1, n], the numbers",
+    "of these tokens from 0; attention_mask [1, 1 + tokens so far], ones after a single 0, which hides the first",
+    "position of the cache; a sequence_id, and sequence_start or sequence_end if it is a sequence's first or last.",
 )
 
 
@@ -56,7 +56,7 @@ def check_repository(engine: str | Path, repository: str | Path) -> None:
 def write_model(engine: str | Path, repository: str | Path, *, overwrite: bool = False) -> Path:
     """Put an engine into a model repository. Returns the model's folder.
 
-    Raises UserError if the engine is none that Triton's backends run, OutputError if another model has its name.
+    Raises UserError if Triton's backends do not run such an engine, OutputError if another model has its name.
     """
     engine, out = Path(engine), Path(repository) / model_name(engine)
     manifest = load_manifest(engine)
@@ -115,8 +115,8 @@ def _onnxruntime(engine: Path, manifest: Manifest) -> DecoderModel:
     notes = [*PROTOCOL]
     if told:
         notes.append(
-            f"TensorRT compiles it at its first request, and keeps that in {told['trt_engine_cache_path']}: a folder "
-            "mounted there outlives the container."
+            f"TensorRT compiles the model at its first request and keeps it in {told['trt_engine_cache_path']}; "
+            "a folder mounted there outlives the container."
         )
     on_cpu = made.provider == CPU
     return DecoderModel(
@@ -131,7 +131,8 @@ def _onnxruntime(engine: Path, manifest: Manifest) -> DecoderModel:
 
 
 def _state_bytes(inputs: list[ModelTensor], length: int) -> int:
-    """Of one sequence at its longest: Triton holds what a run reads and what it writes."""
+    """The bytes of the state of one sequence at its longest. Triton holds the cache that a run reads and the one that
+    it writes."""
     states = [tensor for tensor in inputs if tensor.dtype in BYTES and len(tensor.shape) == 4]
     return sum(2 * BYTES[dtype] * shape[1] * shape[3] * length for _, dtype, shape in states)
 

@@ -1,1 +1,1 @@
-"""TensorRT-LLM engines: the command that builds one, where it runs, and the folder that it leaves."""
+"""Build TensorRT-LLM engines: the command, the machine that runs it, and the engine folder."""

@@ -1,13 +1,13 @@
-"""A TensorRT-LLM engine folder out of a checkpoint folder, by NVIDIA's `trtllm-build`.
+"""Build a TensorRT-LLM engine folder from a checkpoint folder, with NVIDIA's `trtllm-build`.
 
-    rank0.engine, rank1.engine, ...    one for each GPU that serves; they run on the kind of GPU they were built on
-    config.json                        TensorRT-LLM's own, of model and build
-    tokenizer files                    those of the checkpoint, for serving
-    smoothquant/trtllm-build.log       everything that the tool said
+    rank0.engine, rank1.engine, ...    one for each GPU that serves; they run on the kind of GPU that built them
+    config.json                        TensorRT-LLM's own description of the model and the build
+    tokenizer files                    copies of the checkpoint's, for serving
+    smoothquant/trtllm-build.log       everything that the tool printed
     smoothquant/manifest.json          the checkpoint's inputs, limits, version, GPU, command
 
-The checkpoint is checked first. An interrupted build is ended with all its processes, and starts anew: the tool keeps
-no half-built engine.
+The checkpoint is checked first. An interruption ends the build with all its processes. The next build starts anew,
+since the tool keeps no half-built engine.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ FAULT = re.compile(r"error|exception|assert|\[E\]|out of memory", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class TrtllmInputs:
-    """What an engine was built from, for its manifest.
+    """The inputs of an engine, for its manifest.
 
     export: the checkpoint's `Origin`, empty for one by another tool. content: digest of its files. options: of
     `trtllm-build`.
@@ -62,7 +62,7 @@ class TrtllmInputs:
 
 @dataclass(frozen=True)
 class TrtllmResults:
-    """How an engine was built, for its manifest."""
+    """The facts about a finished build, for the engine's manifest."""
 
     command: tuple[str, ...]
     versions_of_build: Mapping[str, str]
@@ -70,8 +70,8 @@ class TrtllmResults:
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be built. asked: limits as they were given; warnings: what the check of the checkpoint found, and
-    doubts about the limits."""
+    """A planned build. asked: the limits that the user gave. limits: the same with every number known. warnings: the
+    warnings about the checkpoint, and doubts about the limits."""
 
     checkpoint: Path
     out: Path
@@ -82,12 +82,16 @@ class Plan:
 
     @property
     def command(self) -> list[str]:
-        """What builds it."""
+        """The command that builds the engine."""
         return build_command(self.checkpoint, self.out, self.limits, self.config)
 
 
 def plan(checkpoint: str | Path, out: str | Path, limits: BuildLimits) -> Plan:
-    """Check a checkpoint and the limits. Raises CheckpointError for the first error in it, and how many there are."""
+    """The plan of a build, after a check of the checkpoint and the limits.
+
+    Raises CheckpointError if the checkpoint has errors, with the first of them and their number; UserError if the
+    limits contradict each other or the model.
+    """
     checkpoint = Path(checkpoint)
     if is_output(checkpoint):
         check_content(checkpoint, load_manifest(checkpoint))
@@ -112,10 +116,11 @@ def build(
     line: Callable[[str], None] = lambda words: None,
     note: Callable[[str], None] = lambda words: None,
 ) -> Manifest:
-    """Build an engine folder. Returns its manifest. progress: (ranks built, ranks); line: gets the tool's log; note:
-    what to know of this machine.
+    """Build an engine folder. Returns its manifest.
 
-    Raises MissingPackageError where the tool or a GPU is missing, UserError if the tool fails.
+    progress: called with (ranks built, all ranks). line: called with each line of the tool's log. note: called with
+    each doubt about this machine.
+    Raises MissingPackageError if the tool or a GPU is missing, UserError if the tool fails.
     """
     instead = container_command(what.checkpoint, what.out, what.asked)
     environment = find_environment(instead)
@@ -143,18 +148,18 @@ def build(
 
 
 def _doubts(environment: Environment, origin: Origin | None) -> Iterator[str]:
-    """What is no reason to stop. origin: of the checkpoint, None for one by another tool."""
+    """Yield doubts that do not stop a build. origin: the checkpoint's; None for a checkpoint by another tool."""
     exported_for = origin.trtllm.trtllm_version if origin and origin.trtllm else None
     if exported_for and Version(exported_for) != Version(environment.version):
         yield (
-            f"exported for TensorRT-LLM {exported_for}, built by {environment.version}: the files are the same for "
-            "both, but an engine runs in the version that built it"
+            f"the checkpoint was exported for TensorRT-LLM {exported_for}, and {environment.version} builds it: the "
+            "files are the same for both, but an engine only runs in the version that built it"
         )
     for name, capability in environment.gpus:
         if not is_listed(capability):
             yield (
-                f"{name}, compute capability {capability}: only later versions of TensorRT-LLM give it SmoothQuant "
-                "kernels, and nobody here has tried them"
+                f"{name} has compute capability {capability}: only later versions of TensorRT-LLM have SmoothQuant "
+                "kernels for it, and we have not tried them"
             )
 
 

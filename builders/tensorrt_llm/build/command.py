@@ -1,9 +1,9 @@
-"""The `trtllm-build` command of a checkpoint, and the container that has the tool.
+"""The `trtllm-build` command for a checkpoint, and the container that has the tool.
 
-gemm_plugin auto                cuBLASLt for what is not INT8: lm_head
-context_fmha, paged cache       what in-flight batching serves from
-use_paged_context_fmha          KV cache reuse and chunked prompts; no kernel of it reads an INT8 cache
-reduce_fusion, use_fused_mlp,   fusions that no SmoothQuant layer has: off, whatever a version's default
+gemm_plugin auto                cuBLASLt computes the one product that is not INT8, lm_head
+context_fmha, paged cache       in-flight batching needs both
+use_paged_context_fmha          allows KV cache reuse and chunked prompts; none of its kernels reads an INT8 cache
+reduce_fusion, use_fused_mlp,   no SmoothQuant layer has these fusions, so they are off in every version
 norm_quant_fusion
 """
 
@@ -21,15 +21,16 @@ from smoothquant.errors import UserError
 
 TOOL = "trtllm-build"
 CONTAINER = "smoothquant-tensorrt-llm"  # docker/tensorrt-llm
-MOST_TOKENS = 8192  # of all prompts that are computed in one go
+MOST_TOKENS = 8192  # the default number of tokens in one step, over all prompts
 
 
 @dataclass(frozen=True)
 class BuildLimits:
-    """What an engine can do at most. None: found from the model.
+    """The largest sizes that an engine takes. None stands for a number that follows from the model.
 
-    max_batch_size: sequences at once. max_input_len: tokens of a prompt. max_seq_len: of prompt and answer.
-    max_num_tokens: of all sequences in one step. workers: ranks built at once, a GPU each.
+    max_batch_size: the sequences in one step. max_input_len: the tokens of a prompt. max_seq_len: the tokens of prompt
+    and answer. max_num_tokens: the tokens of all sequences in one step. workers: the ranks that are built at the same
+    time, each on a GPU.
     """
 
     max_batch_size: int = 32
@@ -39,7 +40,7 @@ class BuildLimits:
     workers: int = 1
 
     def resolved(self, config: CheckpointConfig) -> BuildLimits:
-        """With every number known. Raises UserError for numbers that contradict each other or the model."""
+        """The same limits with every number known. Raises UserError if they contradict each other or the model."""
         for name, value in asdict(self).items():
             if value is not None and value < 1:
                 raise UserError(f"{_option(name)} {value}", expected="a positive number")
@@ -53,7 +54,7 @@ class BuildLimits:
         prompt = self.max_input_len or longest
         if prompt > longest:
             raise UserError(f"--max-input-len {prompt}", expected=f"at most --max-seq-len, {longest}")
-        whole = 0 if paged_context(config) else prompt  # a prompt that must be computed in one piece
+        whole = 0 if paged_context(config) else prompt  # the tokens that must be computed in one piece
         tokens = self.max_num_tokens or max(MOST_TOKENS, self.max_batch_size, whole)
         if tokens < self.max_batch_size:
             raise UserError(
@@ -69,20 +70,20 @@ class BuildLimits:
 
 
 def doubts(limits: BuildLimits, config: CheckpointConfig) -> list[str]:
-    """What is likely to be no good idea. limits: resolved."""
+    """Doubts about limits, one sentence each. limits: resolved ones."""
     found, longest, tokens = [], limits.max_seq_len or 0, limits.max_num_tokens or 0
     if config.positions == ROPE and config.max_positions and longest > config.max_positions:
         found.append(f"--max-seq-len {longest} is beyond the {config.max_positions} positions that the model knows")
     if not paged_context(config) and tokens > MOST_TOKENS:
         found.append(
-            f"--max-num-tokens {tokens}: with an INT8 KV cache prompts are computed in one piece, and an engine keeps "
-            "memory for activations of so many tokens; a smaller --max-input-len takes less"
+            f"--max-num-tokens {tokens}: with an INT8 KV cache prompts are computed in one piece, and the engine keeps "
+            "memory for the activations of so many tokens; a smaller --max-input-len needs less"
         )
     return found
 
 
 def paged_context(config: CheckpointConfig) -> bool:
-    """Whether prompts may be computed out of the paged cache: no kernel does so from an INT8 one."""
+    """Whether the engine may compute prompts with the paged cache. No kernel does so with an INT8 cache."""
     return config.kv_cache != "INT8"
 
 
@@ -103,14 +104,14 @@ def options(config: CheckpointConfig) -> dict[str, str]:
 
 
 def build_command(checkpoint: Path, out: Path, limits: BuildLimits, config: CheckpointConfig) -> list[str]:
-    """The whole command. limits: resolved."""
+    """The whole command, word by word. limits: resolved ones."""
     numbers = {name: str(value) for name, value in asdict(limits).items()}
     given = {"checkpoint_dir": str(checkpoint), "output_dir": str(out), **numbers, **options(config)}
     return [TOOL, *(word for name, value in given.items() for word in (f"--{name}", value))]
 
 
 def container_command(checkpoint: Path, out: Path, limits: BuildLimits) -> str:
-    """The same build by the image of docker/tensorrt-llm, with the folders at the places they have here."""
+    """The same build in a container of docker/tensorrt-llm. The folders have the same paths inside it as here."""
     checkpoint, out = checkpoint.absolute(), out.absolute()
     common = os.path.commonpath([checkpoint.parent, out.parent])
     mounts = [common] if common != "/" else sorted({str(checkpoint.parent), str(out.parent)})

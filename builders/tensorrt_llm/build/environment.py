@@ -1,4 +1,4 @@
-"""Whether this machine can build an engine: the tool, its version, a GPU that runs INT8 kernels."""
+"""Find out whether this machine can build an engine: the tool, its version, a GPU that runs INT8 kernels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ SUPPORTED = f"TensorRT-LLM {FIRST} to {STABLE}"
 
 @dataclass(frozen=True)
 class Environment:
-    """tool: `trtllm-build`. version: of TensorRT-LLM. gpus: (name, compute capability), empty where nobody can tell."""
+    """The means to build an engine here. tool: the path of `trtllm-build`. version: the version of TensorRT-LLM.
+    gpus: (name, compute capability) of each GPU; empty if unknown."""
 
     tool: Path
     version: str
@@ -27,10 +28,10 @@ class Environment:
 
 
 def find_environment(instead: str) -> Environment:
-    """What will build here. instead: a command that builds elsewhere, for the error.
+    """The means to build an engine here. instead: a command that builds it elsewhere, for the errors.
 
-    Raises MissingPackageError without the tool, with a version that builds no such engines, or without a GPU that runs
-    them.
+    Raises MissingPackageError without the tool, with a version that builds no SmoothQuant engines, or without a GPU
+    that runs them.
     """
     found = shutil.which(TOOL)
     if found is None:
@@ -51,7 +52,7 @@ def find_environment(instead: str) -> Environment:
     if gpus == ():
         raise MissingPackageError(
             "no GPU is visible here (nvidia-smi lists none)",
-            expected="one to build on",
+            expected="a GPU to build on",
             do="start the container with --gpus all",
         )
     for name, capability in gpus or ():
@@ -65,7 +66,8 @@ def find_environment(instead: str) -> Environment:
 
 
 def _version(tool: Path) -> str | None:
-    """Of the Python that the tool's first line names; else of this one."""
+    """The version of TensorRT-LLM in the Python that the tool's first line names, or else in this Python; None if
+    neither can tell."""
     try:
         with open(tool, "rb") as file:
             first = file.readline(1000).decode(errors="replace")
@@ -82,7 +84,7 @@ def _version(tool: Path) -> str | None:
 
 
 def _gpus() -> tuple[tuple[str, str], ...] | None:
-    """(name, compute capability) of every GPU; None where nvidia-smi is missing or does not answer."""
+    """(name, compute capability) of every GPU; None if nvidia-smi is missing or fails."""
     if not shutil.which("nvidia-smi"):
         return None
     query = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]

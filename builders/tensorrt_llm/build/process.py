@@ -1,4 +1,4 @@
-"""A child process whose words are seen and kept, and that never outlives its parent's interest."""
+"""Run a child process whose output is shown and logged, and which ends when its parent does."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ GRACE = 10.0  # seconds between asking a process to end and ending it
 
 
 def run_logged(command: Sequence[str], log: Path, line: Callable[[str], None]) -> int:
-    """Run a command; returns its exit status. line: gets every line that it prints, on either stream, as `log` does.
+    """The exit status of a command, after running it.
 
-    An exception on the way, an interruption too, ends the process and all that it started.
+    log: a file for everything that the command prints. line: called with each line of it. Any exception, an
+    interruption included, ends the process and all processes that it started.
     """
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with (
@@ -49,7 +50,7 @@ def _end(process: subprocess.Popen[str]) -> None:
     _signal(process, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         process.wait(GRACE)
-    _signal(process, signal.SIGKILL)  # whoever is left of the group
+    _signal(process, signal.SIGKILL)  # the rest of the group
     process.wait()
 
 

@@ -1,1 +1,1 @@
-"""What a TensorRT-LLM checkpoint is: its configuration, its tensors, and the rules that its loader and builder have."""
+"""The format of TensorRT-LLM checkpoints: configuration, tensors, and the rules of its loader and builder."""

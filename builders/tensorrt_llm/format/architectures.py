@@ -1,4 +1,4 @@
-"""The architectures of TensorRT-LLM checkpoints, one record each: what a name in config.json stands for.
+"""The architectures of TensorRT-LLM checkpoints: one record for each name in config.json.
 
 A layer is    h += dense(attention(norm(h)));  h += proj(act(fc(norm(h))))          one after the other, or in parallel
 gated         proj(act(fc(x)) * gate(x)): `fc` is Hugging Face's gate_proj, `gate` its up_proj
@@ -10,20 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-UNSET_EPSILON = 1e-5  # LayerNorm's own
+UNSET_EPSILON = 1e-5  # the default of LayerNorm
 LEARNED, ROPE, ALIBI, SCALED_ALIBI = "learned_absolute", "rope_gpt_neox", "alibi", "alibi_with_scale"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What all models of one architecture share.
+    """The properties that all models of one architecture share.
 
     norm: "rms" or "layer" (with bias). gated: whether the MLP has a `gate`.
-    positions: values of position_embedding_type that it may have.
-    qkv_bias, dense_bias, mlp_bias: whether the linears have one, or the key of config.json that says so.
-    embedding_norm: a norm behind the embedding (`ln_embed`). parallel: attention and MLP may read one input.
-    dynamic: whether its decoder layer takes what the per-token modes give it.
-    unset_epsilon: names of norms to which NVIDIA's models/ hand no epsilon: they have LayerNorm's, not config.json's.
+    positions: the values that position_embedding_type may have.
+    qkv_bias, dense_bias, mlp_bias: whether the linears have a bias, or the key of config.json that says so.
+    embedding_norm: whether a norm follows the embedding (`ln_embed`). parallel: whether attention and MLP may read the
+    same input. dynamic: whether the decoder layer takes per-token activations.
+    unset_epsilon: the names of norms that NVIDIA's models/ make without an epsilon. These have the default of
+    LayerNorm, not the number in config.json.
     """
 
     norm: str
@@ -68,9 +69,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 class Algorithm:
     """A value of quantization.quant_algo.
 
-    form: "float"; "plugin", NVIDIA's SmoothQuant kernels; or "qdq", Q/DQ around every linear, as ModelOpt writes it.
-    per_channel: one weight scale for each output channel, or one for each matrix.
-    per_token: one activation scale for each token, found at run time, or one for each tensor, from calibration.
+    form: "float"; "plugin" for NVIDIA's SmoothQuant kernels; or "qdq" for Q/DQ around every linear, as ModelOpt writes.
+    per_channel: whether weights have one scale for each output channel, or one for each matrix.
+    per_token: whether activations have one scale for each token, found at run time, or one for each tensor, from
+    calibration.
     """
 
     form: str

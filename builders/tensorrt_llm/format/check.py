@@ -1,10 +1,10 @@
-"""Check a checkpoint folder as the loader will read it, before anybody spends a GPU on it.
+"""Check a checkpoint folder by the rules of TensorRT-LLM's loader, before a GPU is spent on it.
 
-config.json     keys, names, numbers that contradict each other     `builders.tensorrt_llm.format.rules`
-rank files      all there, whole, none too many
-tensors         missing (refused), of another shape (refused), of another dtype (a warning of the loader's), extra
-values          NaN and Inf anywhere but in int8; scales that are not > 0; smoothers that are 0
-ranks           what every rank of a stage must have alike, is alike
+config.json     keys, names, and numbers that contradict each other (`builders.tensorrt_llm.format.rules`)
+rank files      missing, broken and surplus files
+tensors         missing ones and wrong shapes, which the loader refuses; wrong dtypes and surplus tensors
+values          NaN and Inf in floats; scales that are not > 0; smoothers that are 0
+ranks           tensors that every rank of a stage must share, but that differ
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from builders.tensorrt_llm.format.rules import config_findings
 from builders.tensorrt_llm.format.tensors import DIVISOR, PLAIN, SCALE, Expected, expected
 from smoothquant.errors import CheckpointError
 
-CHUNK = 1 << 24  # elements looked at in one go
+CHUNK = 1 << 24  # the number of elements that are checked at a time
 Progress = Callable[[int, int], None]  # (done, total)
 
 
 def check(folder: str | Path, progress: Progress = lambda done, total: None) -> list[FormatFinding]:
-    """Everything that is wrong with a checkpoint folder, and what is suspicious. progress: (ranks done, ranks)."""
+    """All errors and warnings about a checkpoint folder. progress: called with (ranks done, all ranks)."""
     folder = Path(folder)
     try:
         content = read_config(folder)
@@ -35,7 +35,7 @@ def check(folder: str | Path, progress: Progress = lambda done, total: None) -> 
         return [FormatFinding(ERROR, CONFIG, error.what.removeprefix(f"{folder / CONFIG}: "), error.expected)]
     found = config_findings(content)
     if errors(found):
-        return found  # without its numbers, no tensor can be judged
+        return found  # tensors can only be checked against a valid configuration
     config = parse(content)
     found += _files(folder, config)
     shared: dict[tuple[int, str], Tensor] = {}
@@ -52,9 +52,9 @@ def _files(folder: Path, config: CheckpointConfig) -> Iterator[FormatFinding]:
     there = {path.name for path in folder.glob("rank*.safetensors")}
     for name in needed:
         if name not in there:
-            yield FormatFinding(ERROR, name, "no such file", f"{config.ranks} rank files, by mapping")
+            yield FormatFinding(ERROR, name, "no such file", f"{config.ranks} rank files, as mapping says")
     for name in sorted(there - set(needed)):
-        yield FormatFinding(WARNING, name, "not loaded", f"{config.ranks} rank files, by mapping")
+        yield FormatFinding(WARNING, name, "not loaded", f"{config.ranks} rank files, as mapping says")
 
 
 def _rank(
@@ -85,11 +85,11 @@ def _rank(
             if not torch.equal(shared.setdefault(key, values).flatten(), values.flatten()):
                 first = rank_file(folder, rank // config.tp * config.tp).name
                 yield FormatFinding(
-                    ERROR, f"{name} {tensor}", f"differs from {first}'s", "the same on every rank of a stage"
+                    ERROR, f"{name} {tensor}", f"differs from {first}'s", "the same tensor on every rank of a stage"
                 )
     for tensor in headers:
         if tensor not in demanded:
-            yield FormatFinding(WARNING, f"{name} {tensor}", "is read by nobody", "no such tensor")
+            yield FormatFinding(WARNING, f"{name} {tensor}", "is not read", "no such tensor")
 
 
 _READABLE = frozenset({torch.int8, torch.float16, torch.bfloat16, torch.float32})
@@ -104,7 +104,7 @@ def _header(found: Header, wanted: Expected) -> Iterator[tuple[str, str, str]]:
 
 
 def _values(values: Tensor, wanted: Expected) -> tuple[str, str] | None:
-    """What is wrong with the numbers of a tensor, and what they should be; None if nothing is."""
+    """The fault in the values of a tensor and the values expected; None without a fault."""
     if values.dtype == torch.int8:
         return None
     flat = values.flatten()

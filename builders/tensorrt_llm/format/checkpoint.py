@@ -1,4 +1,4 @@
-"""A TensorRT-LLM checkpoint folder on disk: config.json and rank0.safetensors, rank1.safetensors, ..."""
+"""Read a TensorRT-LLM checkpoint folder: config.json and rank0.safetensors, rank1.safetensors, ..."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Header:
-    """What a rank file says of a tensor. dtype: torch's, or safetensors' name for others."""
+    """The header of a tensor in a rank file. dtype: the dtype of torch, or safetensors' name if torch has none."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | str
@@ -39,12 +39,12 @@ def rank_file(folder: Path, rank: int) -> Path:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder looks like a TensorRT-LLM checkpoint, whole or not."""
+    """Whether a folder looks like a TensorRT-LLM checkpoint, even a broken one."""
     return any(folder.glob("rank*.safetensors")) or {"architecture", "mapping"} <= read_json(folder / CONFIG).keys()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as an object. Raises CheckpointError."""
+    """The object in config.json. Raises CheckpointError if it is missing or not JSON."""
     path = folder / CONFIG
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -60,20 +60,20 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_config(folder: Path) -> CheckpointConfig:
-    """The checkpoint's numbers. Raises CheckpointError with the first error that `config_findings` has."""
+    """The configuration of a checkpoint. Raises CheckpointError with the first error that `config_findings` finds."""
     content = read_config(folder)
     found = errors(config_findings(content))
     if found:
         raise CheckpointError(
             f"{folder}: {found[0].where} {found[0].what}",
             expected=found[0].expected,
-            do="see all with smoothquant check",
+            do="see all faults with smoothquant check",
         )
     return parse(content)
 
 
 class RankFile:
-    """One rank's tensors, mapped and not read until they are asked for. Raises CheckpointError for a broken file."""
+    """The tensors of one rank in a mapped file, read on demand. Raises CheckpointError for a broken file."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         self.path = rank_file(folder, rank)
@@ -88,7 +88,7 @@ class RankFile:
 
     @property
     def headers(self) -> dict[str, Header]:
-        """name -> shape and dtype."""
+        """The shape and dtype of each tensor, by name."""
         found = {}
         for name in self._file.keys():  # noqa: SIM118 (no mapping)
             part = self._file.get_slice(name)

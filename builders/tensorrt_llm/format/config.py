@@ -1,8 +1,8 @@
-"""config.json of a TensorRT-LLM checkpoint, read by the rules of its loader.
+"""Parse config.json of a TensorRT-LLM checkpoint by the rules of its loader.
 
-rank = pp_rank * tp_size + tp_rank. Layers are split evenly over the pipeline stages and counted from 0 on each; heads
-and intermediate channels are split over the tensor-parallel ranks, KV heads too, or repeated where there are fewer of
-them than ranks.
+rank = pp_rank * tp_size + tp_rank. Layers are split evenly over the pipeline stages and counted from 0 on each stage.
+Heads and intermediate channels are split over the tensor-parallel ranks. KV heads are split too, or repeated if there
+are fewer of them than ranks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """A checkpoint's numbers. All sizes are those of the whole model; methods say what one rank holds."""
+    """The configuration of a checkpoint. The fields are sizes of the whole model; the methods give sizes of a rank."""
 
     name: str
     architecture: Architecture
@@ -43,7 +43,7 @@ class CheckpointConfig:
     tp: int
     pp: int
     parallel_embedding: bool
-    embedding_dim: int  # that parallel_embedding splits: 0 the vocabulary, 1 the channels
+    embedding_dim: int  # the dimension that parallel_embedding splits: 0 vocabulary, 1 channels
     qkv_bias: bool
     dense_bias: bool
     mlp_bias: bool
@@ -56,12 +56,12 @@ class CheckpointConfig:
 
     @property
     def stage_layers(self) -> int:
-        """Layers of a pipeline stage."""
+        """The number of layers of a pipeline stage."""
         return self.layers // self.pp
 
     @property
     def norms(self) -> tuple[str, ...]:
-        """Names of a layer's norms."""
+        """The names of a layer's norms."""
         names = ["input_layernorm"]
         if not self.parallel:
             names.append("post_layernorm")
@@ -79,17 +79,17 @@ class CheckpointConfig:
 
     @property
     def rank_qkv(self) -> int:
-        """Rows of qkv on a rank: its queries, keys and values."""
+        """The number of rows of qkv on a rank: those of its queries, keys and values."""
         return (self.rank_heads + 2 * self.rank_kv_heads) * self.head_size
 
     @property
     def rank_vocab(self) -> int:
-        """Rows of a rank, where the vocabulary is split: padded to a multiple of tp."""
+        """The number of vocabulary rows on a rank if the vocabulary is split; it is padded to a multiple of tp."""
         return math.ceil(self.vocab_size / self.tp)
 
 
 def parse(content: Mapping) -> CheckpointConfig:
-    """config.json as an object; `rules.config_findings` must have found no errors in it."""
+    """The configuration in a JSON object, in which `rules.config_findings` has found no errors."""
     architecture = ARCHITECTURES[content["architecture"]]
     quantization, mapping = content.get("quantization") or {}, content.get("mapping") or {}
     hidden, heads = content["hidden_size"], content["num_attention_heads"]
@@ -129,8 +129,10 @@ def parse(content: Mapping) -> CheckpointConfig:
 
 
 def falcon_form(content: Mapping) -> tuple[bool, bool]:
-    """Whether attention and MLP read in parallel, and whether the MLP then has a norm of its own: two norms are what
-    the new decoder architecture has, unless it says one."""
+    """Whether attention and MLP of a Falcon run in parallel, and whether the MLP then has a norm of its own.
+
+    The new decoder architecture has two norms, unless config.json says one.
+    """
     new = bool(content.get("new_decoder_architecture"))
     norms = content.get("num_ln_in_parallel_attn") or (2 if new else 1)
     parallel = new or bool(content.get("parallel_attention"))

@@ -1,4 +1,4 @@
-"""Combinations that a builder of TensorRT-LLM 0.20 to 1.2.1 refuses, or builds wrongly.
+"""Rules about combinations that the builders of TensorRT-LLM 0.20 to 1.2.1 refuse or build wrongly.
 
 alignment    An INT8 GEMM reads 16 channels at once, and writes 8 (float32: 4): 128 bits. CUTLASS's can_implement asks
              for it (cutlass_extensions' gemm_with_epilogue_visitor.h; DefaultGemmConfiguration's alignments in
@@ -31,7 +31,7 @@ REASON = "which the INT8 kernels move at once"
 
 
 def engine_findings(content: Mapping, architecture: Architecture, algorithm: Algorithm) -> Iterator[FormatFinding]:
-    """What is wrong with a config.json whose keys, names and types are right."""
+    """Yield the faults of a config.json whose keys, names and types are right."""
     for wrong, key, what, expected in RULES:
         if wrong(content, architecture, algorithm):
             yield config_error(key, what, expected)
@@ -65,12 +65,12 @@ def _alignment(content: Mapping) -> Iterator[FormatFinding]:
 
 
 def rope_type(content: Mapping) -> Any:
-    """Of config.json's rotary_scaling, in either spelling; None without one."""
+    """The type of config.json's rotary_scaling, in either spelling of its key; None without one."""
     scaling = content.get("rotary_scaling") or {}
     return scaling.get("rope_type") or scaling.get("type")
 
 
-RULES: tuple[Rule, ...] = (  # whether it is broken; the key; what, expected
+RULES: tuple[Rule, ...] = (  # a test that is true for a fault; the key; what was found; what was expected
     (
         lambda content, architecture, algorithm: content.get("qk_layernorm"),
         "qk_layernorm",
@@ -94,7 +94,7 @@ RULES: tuple[Rule, ...] = (  # whether it is broken; the key; what, expected
     (
         lambda content, architecture, algorithm: content.get("do_layer_norm_before") is False,
         "do_layer_norm_before",
-        "false: a norm behind the linears is none that quantizes their input",
+        "false: a norm behind the linears cannot quantize their input",
         "true",
     ),
     (
@@ -104,7 +104,7 @@ RULES: tuple[Rule, ...] = (  # whether it is broken; the key; what, expected
             and not falcon_form(content)[0]
         ),
         "num_ln_in_parallel_attn",
-        "2, where attention and MLP are one after the other",
+        "2, but attention and MLP run one after the other",
         "1 or null",
     ),
     (
@@ -122,27 +122,27 @@ DOUBTS: tuple[Rule, ...] = (
             algorithm.form == "plugin" and content.get("position_embedding_type") == SCALED_ALIBI
         ),
         "position_embedding_type",
-        "SmoothQuant attention hands slopes on for 'alibi' only: alibi_with_scale is likely to compute without a bias",
-        "validation on the GPU before anybody serves it",
+        "SmoothQuant attention takes slopes for 'alibi' only: alibi_with_scale is likely to compute without a bias",
+        "validation on the GPU before it is served",
     ),
     (
         lambda content, architecture, algorithm: (
             algorithm.form == "plugin" and (content.get("quantization") or {}).get("exclude_modules")
         ),
         "quantization.exclude_modules",
-        "is ignored in the plugin modes: every linear of a layer is quantized",
+        "is ignored in the plugin modes, which quantize every linear of a layer",
         "null",
     ),
     (
         lambda content, architecture, algorithm: rope_type(content) not in (None, "default", *ROPE_SCALINGS),
         "rotary_scaling",
-        "of a type that this tool cannot run",
+        "has a type that this tool cannot run",
         "linear or llama3",
     ),
     (
         lambda content, architecture, algorithm: content.get("hidden_act") not in (None, *RUNNABLE_ACTIVATIONS),
         "hidden_act",
-        "TensorRT-LLM has it, and this tool cannot run it",
+        "TensorRT-LLM knows this activation, but this tool cannot run it",
         f"one of {', '.join(RUNNABLE_ACTIVATIONS)}, to validate here",
     ),
     (
@@ -150,13 +150,13 @@ DOUBTS: tuple[Rule, ...] = (
             architecture.unset_epsilon and content.get("norm_epsilon", UNSET_EPSILON) != UNSET_EPSILON
         ),
         "norm_epsilon",
-        "is not what all norms of this architecture have: some are built without it, whatever the file says",
+        "is not the epsilon of all norms: this architecture builds some without it",
         f"{UNSET_EPSILON}",
     ),
     (
         lambda content, architecture, algorithm: "rank" in (content.get("mapping") or {}),
         "mapping.rank",
-        "is the loader's own, and does not belong into the file",
+        "is set by the loader and does not belong in the file",
         "no such key",
     ),
 )

@@ -1,4 +1,4 @@
-"""What is wrong with a TensorRT-LLM checkpoint: findings, as `smoothquant check` gives them."""
+"""Findings about a TensorRT-LLM checkpoint, which `smoothquant check` prints."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class FormatFinding:
-    """One thing that is wrong, or likely to be.
+    """One fault of a checkpoint, or one doubt about it.
 
-    severity: ERROR, whatever reads the folder will refuse it or compute nonsense; or WARNING.
-    where: the file, and the key or tensor in it. what: what was found there. expected: what would have been right.
+    severity: ERROR if readers of the folder refuse it or compute nonsense, or else WARNING. where: the file, and the
+    key or tensor in it. what: the fault. expected: the right value.
     """
 
     severity: str
@@ -29,15 +29,15 @@ class FormatFinding:
 
 
 def errors(findings: Iterable[FormatFinding]) -> list[FormatFinding]:
-    """Those that are errors."""
+    """The findings that are errors."""
     return [finding for finding in findings if finding.severity == ERROR]
 
 
 def config_error(key: str, what: str, expected: str = "") -> FormatFinding:
-    """An error in config.json."""
+    """An error in config.json at a key."""
     return FormatFinding(ERROR, f"{CONFIG} {key}", what, expected)
 
 
 def config_warning(key: str, what: str, expected: str = "") -> FormatFinding:
-    """A doubt about config.json."""
+    """A warning about a key of config.json."""
     return FormatFinding(WARNING, f"{CONFIG} {key}", what, expected)

@@ -1,4 +1,4 @@
-"""A checkpoint by another converter, which carries no manifest: config.json says what a manifest would."""
+"""Read a checkpoint that another converter made. It has no manifest, so config.json takes its place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from smoothquant.outputs import FORMAT, is_output
 
 
 def foreign_manifest(folder: Path) -> Manifest | None:
-    """The manifest that stands for another tool's checkpoint, None for any other folder.
+    """A manifest made from config.json of another tool's checkpoint; None for any other folder.
 
     Raises CheckpointError for a broken config.json.
     """

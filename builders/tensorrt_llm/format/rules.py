@@ -1,8 +1,8 @@
-"""What TensorRT-LLM's loader and builder demand of config.json, as findings: every fault, not the first one.
+"""Rules of TensorRT-LLM's loader and builder about config.json. All faults are found, not only the first.
 
-shape of the file    keys that must be there, their types, names that must be known
-numbers              what has to divide what
-engine               what a builder refuses, or builds wrongly     `builders.tensorrt_llm.format.engine_rules`
+shape of the file    required keys, their types, known names
+numbers              divisors and ranges
+engine               combinations that a builder refuses or builds wrongly (`builders.tensorrt_llm.format.engine_rules`)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from builders.tensorrt_llm.format.engine_rules import ROPE_SCALINGS, engine_find
 from builders.tensorrt_llm.format.findings import FormatFinding, config_error, config_warning, errors
 
 REQUIRED = ("architecture", "dtype", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-POSITIVE = (  # integers, where they are given
+POSITIVE = (  # optional integers
     "vocab_size",
     "hidden_size",
     "num_hidden_layers",
@@ -28,7 +28,7 @@ POSITIVE = (  # integers, where they are given
     "max_position_embeddings",
     "rotary_embedding_dim",
 )
-ACTIVATIONS = (  # TensorRT-LLM's: ACT2FN of tensorrt_llm/functional.py
+ACTIVATIONS = (  # ACT2FN of tensorrt_llm/functional.py
     "silu",
     "relu",
     "tanh",
@@ -48,7 +48,7 @@ ACTIVATIONS = (  # TensorRT-LLM's: ACT2FN of tensorrt_llm/functional.py
     "sigmoid",
     "quick_gelu",
 )
-QUANTIZATION: Mapping[str, str] = {  # key -> what its value is, if it is not null: QuantConfig of modeling_utils.py
+QUANTIZATION: Mapping[str, str] = {  # key -> the type of its value unless null: QuantConfig of modeling_utils.py
     "quant_algo": "a name",
     "kv_cache_quant_algo": "a name",
     "group_size": "a whole number",
@@ -63,10 +63,10 @@ LATER = frozenset({"mamba_ssm_cache_dtype"})  # keys of quantization that only s
 
 
 def config_findings(content: Mapping) -> list[FormatFinding]:
-    """Everything that is wrong with config.json. content: its JSON object."""
+    """All faults of config.json. content: its JSON object."""
     found = [*_shape(content), *_names(content), *_quantization(content), *_rotary(content)]
     if errors(found):
-        return found  # numbers of a file that cannot be read say nothing
+        return found  # numbers are only compared in a file of the right shape
     found += _numbers(content)
     architecture = ARCHITECTURES[content["architecture"]]
     algorithm = ALGORITHMS[(content.get("quantization") or {}).get("quant_algo")]
@@ -120,9 +120,11 @@ def _quantization(content: Mapping) -> Iterator[FormatFinding]:
         return
     for key in block:
         if key in LATER:
-            yield config_warning(f"quantization.{key}", "only TensorRT-LLM 1.1 and later know it", "no such key")
+            yield config_warning(f"quantization.{key}", "only TensorRT-LLM 1.1 and later know this key", "no such key")
         elif key not in QUANTIZATION:
-            yield config_error(f"quantization.{key}", "unknown key: a TypeError at load", f"of {_listed(QUANTIZATION)}")
+            yield config_error(
+                f"quantization.{key}", "unknown key: a TypeError at load", f"one of {_listed(QUANTIZATION)}"
+            )
     for key, kind in QUANTIZATION.items():
         value = block.get(key)
         if value is not None and not KINDS[kind](value):
@@ -133,8 +135,10 @@ def _quantization(content: Mapping) -> Iterator[FormatFinding]:
 
 
 def _rotary(content: Mapping) -> Iterator[FormatFinding]:
-    """The numbers of a RoPE scaling. Without one of them TensorRT-LLM takes a number of its own, Llama 3.1's
-    (RopeEmbeddingUtils.apply_llama3_scaling), or 1."""
+    """Yield faults in the numbers of a RoPE scaling.
+
+    TensorRT-LLM replaces a missing number by 1 or by that of Llama 3.1 (RopeEmbeddingUtils.apply_llama3_scaling).
+    """
     scaling = content.get("rotary_scaling") or {}
     if not isinstance(scaling, Mapping) or not _among(kind := rope_type(content), ROPE_SCALINGS):
         return
@@ -175,7 +179,7 @@ def _numbers(content: Mapping) -> Iterator[FormatFinding]:
         yield config_error("mapping.pp_size", f"{pp}", f"a divisor of num_hidden_layers, {layers}")
     if content.get("use_parallel_embedding") and content.get("embedding_sharding_dim", 0) == 1 and hidden % tp:
         yield config_error(
-            "mapping.tp_size", f"{tp}", f"a divisor of hidden_size, {hidden}, which the embedding is split by"
+            "mapping.tp_size", f"{tp}", f"a divisor of hidden_size, {hidden}, along which the embedding is split"
         )
     rotary = content.get("rotary_embedding_dim") or head_size
     if rotary > head_size or rotary % 2:

@@ -1,12 +1,13 @@
-"""The tensors that the loader demands of a rank file, name by name: shape, dtype, and how ranks share it.
+"""The tensors that the loader demands of a rank file: the name, shape and dtype of each, and how ranks share it.
 
     transformer.vocab_embedding, position_embedding, ln_embed        first pipeline stage
     transformer.layers.N.{input,post,mlp}_layernorm                  N counts from 0 on every stage
     transformer.layers.N.attention.{qkv,dense}, mlp.{fc,gate,proj}
     transformer.ln_f, lm_head                                        last pipeline stage
 
-Column-parallel linears (qkv, fc, gate) are split by rows, with their biases and per-channel scales; row-parallel ones
-(dense, proj) by columns, with what is applied to their input. All else is the same on every rank.
+Column-parallel linears (qkv, fc, gate) are split by rows, with their biases and per-channel scales. Row-parallel
+linears (dense, proj) are split by columns, with the factors of their input. All other tensors are the same on every
+rank.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 
 from builders.tensorrt_llm.format.config import CheckpointConfig
 
-SCALE, DIVISOR, PLAIN = "scale", "divisor", "plain"  # must be > 0 and finite; finite and not 0; finite
+SCALE, DIVISOR, PLAIN = "scale", "divisor", "plain"  # values must be finite and > 0; finite and not 0; finite
 LINEARS: Mapping[str, bool] = {  # name in a layer -> whether it is column-parallel
     "attention.qkv": True,
     "attention.dense": False,
@@ -30,7 +31,11 @@ LINEARS: Mapping[str, bool] = {  # name in a layer -> whether it is column-paral
 
 @dataclass(frozen=True)
 class Expected:
-    """One tensor of a rank. split: whether each rank has its own part, or all ranks of a stage the same."""
+    """One tensor of a rank file.
+
+    split: whether each rank has a part of its own, or all ranks of a stage have the same tensor. role: the demand on
+    its values. optional: whether the loader does without it.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -39,17 +44,17 @@ class Expected:
     optional: bool = False
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Exactly this shape; a scalar of no dimensions also where all are 1."""
+        """Whether a shape is right. A scalar without dimensions also fits a shape of ones."""
         return shape == self.shape or (shape == () and all(size == 1 for size in self.shape))
 
 
 def linears(config: CheckpointConfig) -> tuple[str, ...]:
-    """Names of the linears of a layer."""
+    """The names of a layer's linears."""
     return tuple(name for name in LINEARS if config.architecture.gated or name != "mlp.gate")
 
 
 def expected(config: CheckpointConfig, rank: int) -> dict[str, Expected]:
-    """name -> tensor of rank file `rank`, in the order of computation."""
+    """The tensors of rank file `rank`, by name, in the order of computation."""
     stage = rank // config.tp
     found: dict[str, Expected] = {}
     if stage == 0:
@@ -65,7 +70,7 @@ def expected(config: CheckpointConfig, rank: int) -> dict[str, Expected]:
 
 
 def layer_tensors(config: CheckpointConfig) -> Iterator[tuple[str, Expected]]:
-    """(name within a layer, tensor)."""
+    """Yield (name within the layer, tensor) for each tensor of a layer."""
     quantized = config.algorithm.form == "plugin"
     for norm in config.norms:
         yield from ((f"{norm}.{part}", tensor) for part, tensor in _norm(config, quantized))
@@ -126,7 +131,7 @@ def _linear(config: CheckpointConfig, name: str) -> Iterator[tuple[str, Expected
 
 
 def sizes(config: CheckpointConfig, name: str) -> tuple[int, int]:
-    """(rows, columns) of a linear on a rank."""
+    """The number of rows and of columns of a linear on a rank."""
     attention, intermediate = config.rank_heads * config.head_size, config.intermediate_size // config.tp
     return {
         "attention.qkv": (config.rank_qkv, config.hidden_size),
@@ -143,7 +148,7 @@ def biased(config: CheckpointConfig, name: str) -> bool:
 
 
 def _may_be_tied(config: CheckpointConfig) -> bool:
-    """Whether the loader can take lm_head from the embedding: both on one rank, and of one shape."""
+    """Whether the loader can take lm_head from the embedding: both lie on one rank and have one shape."""
     alike = config.tp == 1 or (config.parallel_embedding and config.embedding_dim == 0)
     return config.pp == 1 and alike
 

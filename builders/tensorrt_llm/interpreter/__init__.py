@@ -1,1 +1,1 @@
-"""A TensorRT-LLM checkpoint run in PyTorch, without the exporter's code."""
+"""Run a TensorRT-LLM checkpoint in PyTorch, without the exporter's code."""

@@ -1,4 +1,4 @@
-"""A checkpoint folder, ours or another tool's, as an engine for `smoothquant validate`."""
+"""Use a checkpoint folder, ours or another tool's, as an engine for `smoothquant validate`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from smoothquant.outputs import load_manifest
 
 
 class CheckpointEngine(Engine):
-    """Runs the interpreter in float32. Raises UserError if the folder is no checkpoint or breaks the format."""
+    """A checkpoint that the interpreter runs in float32. Raises UserError if the folder breaks the format."""
 
     def __init__(self, folder: str | Path) -> None:
         self.manifest = foreign_manifest(Path(folder)) or load_manifest(folder)
         self.interpreter = Interpreter(folder)
 
     def logits(self, ids: Tensor) -> Tensor:
-        """ids: (batch, tokens) int64; returns float32 (batch, tokens, vocab)."""
+        """The logits of whole sequences, float32 (batch, tokens, vocab). ids: int64 (batch, tokens)."""
         return self.interpreter.logits(ids).float()

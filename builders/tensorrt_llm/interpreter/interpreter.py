@@ -1,10 +1,10 @@
 """Run a TensorRT-LLM checkpoint in PyTorch, by the rules of its format and the arithmetic of NVIDIA's kernels.
 
-    every rank holds its own shard and computes with it; all-reduce is a sum over ranks; a bias of a row-parallel
-    linear is added once, behind it; pipeline stages follow each other
+Every rank holds its own shard and computes with it. All-reduce is a sum over ranks. The bias of a row-parallel linear
+is added once, behind the sum. Pipeline stages follow each other.
 
-Nothing here is shared with `exporters`: what both agree on is the format. In float64 the only roundings are those to
-int8; with `Precision(held=torch.float16)` activations are rounded wherever an engine of that dtype writes them.
+No code is shared with `exporters`, only the format. In float64 the only roundings are those to int8. With
+`EnginePrecision(held=torch.float16)` activations are rounded wherever an engine of that dtype writes them.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ from builders.tensorrt_llm.interpreter.attention import PositionTerms, attend, p
 from smoothquant.errors import CheckpointError, UserError
 
 EMBEDDING = "transformer.vocab_embedding.weight"
-Activation = tuple[Tensor, Tensor | None]  # whole numbers and their token_scale; or numbers and None
+Activation = tuple[Tensor, Tensor | None]  # whole numbers and their token_scale or None; floats and None
 
 
 class Interpreter:
-    """A checkpoint folder, ready to run. Weights are mapped; one linear's are widened at a time.
+    """A checkpoint folder, ready to run. Weights are mapped, and widened one linear at a time.
 
-    Raises CheckpointError for a folder that breaks the format.
+    Raises CheckpointError if the folder breaks the format, UserError if it needs an activation or a KV cache that the
+    interpreter lacks.
     """
 
     def __init__(self, folder: str | Path, precision: EnginePrecision = EnginePrecision()) -> None:  # noqa: B008 (frozen)
@@ -48,15 +49,18 @@ class Interpreter:
         self._ranks = [_load(Path(folder), self.config, rank) for rank in range(self.config.ranks)]
         if self.config.activation not in RUNNABLE_ACTIVATIONS:
             raise CheckpointError(
-                f"{folder}: hidden_act {self.config.activation!r}", expected=f"one of {', '.join(RUNNABLE_ACTIVATIONS)}"
+                f"{folder}: hidden_act {self.config.activation!r} cannot be run here",
+                expected=f"one of {', '.join(RUNNABLE_ACTIVATIONS)}",
             )
         if self.config.kv_cache not in (None, "INT8"):
             raise UserError(f"{folder}: an {self.config.kv_cache} KV cache cannot be run here", expected="INT8 or none")
 
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
-        """ids: (batch, tokens) int64, whole sequences without padding; returns (batch, tokens, vocab), float32 or, in
-        float64, float64."""
+        """The logits of whole sequences without padding, (batch, tokens, vocab), in the dtype of the arithmetic.
+
+        ids: int64 (batch, tokens). Raises UserError if a sequence is longer than the learned positions.
+        """
         config, hold = self.config, self.precision.hold
         places = positions(config, ids.shape[1], self.precision.compute)
         hidden = self._embed(ids)
@@ -103,13 +107,13 @@ class Interpreter:
         return hold(hidden + (hold(mlp + attention) if config.parallel else mlp))
 
     def _attention(self, part: _Part, x: Activation, places: PositionTerms, rank: int) -> Tensor:
-        """What a rank's dense reads, (batch, tokens, its heads x head_size)."""
+        """The input of a rank's dense, (batch, tokens, its heads x head_size)."""
         qkv = self._linear(part, "attention.qkv", x)
         kv_scale = part.get("attention.kv_cache_scaling_factor") if self.config.kv_cache else None
         return self.precision.hold(attend(self.config, qkv, places, rank * self.config.rank_heads, kv_scale))
 
     def _inner(self, part: _Part, x: Activation) -> Tensor:
-        """What a rank's proj reads, (batch, tokens, its intermediate channels)."""
+        """The input of a rank's proj, (batch, tokens, its intermediate channels)."""
         hold = self.precision.hold
         inner = hold(activation(self.config.activation, self._linear(part, "mlp.fc", x)))
         return hold(inner * self._linear(part, "mlp.gate", x)) if self.config.architecture.gated else inner
@@ -120,7 +124,7 @@ class Interpreter:
         return normalize(architecture.norm, hidden, weight, bias, epsilon)
 
     def _input(self, part: _Part, norm: str, hidden: Tensor) -> Activation:
-        """What a norm hands to the linears behind it."""
+        """The input of the linears behind a norm, quantized if they are."""
         normed = self.precision.hold(self._norm(part, norm, hidden))
         if self.config.algorithm.form != "plugin":
             return normed, None
@@ -129,7 +133,7 @@ class Interpreter:
         return quantize_per_tensor(normed, part[f"{norm}.scale_to_int"]), None
 
     def _reduce(self, ranks: Sequence[_Part], name: str, inputs: Sequence[Tensor]) -> Tensor:
-        """A row-parallel linear: products of all ranks, all-reduced, and the bias once."""
+        """The output of a row-parallel linear: the products of all ranks, all-reduced, and the bias once."""
         hold = self.precision.hold
         products = [
             self._product(part, name, self._smooth(part, name, x)) for part, x in zip(ranks, inputs, strict=True)
@@ -139,7 +143,7 @@ class Interpreter:
         return total if bias is None else hold(total + self._wide(bias))
 
     def _smooth(self, part: _Part, name: str, x: Tensor) -> Activation:
-        """Divide by the smoother, in the engine's dtype, and quantize."""
+        """The quantized quotient of x and a linear's smoother. The division is in the engine's dtype."""
         if self.config.algorithm.form != "plugin":
             return x, None
         hold = self.precision.hold
@@ -149,7 +153,7 @@ class Interpreter:
         return quantize_per_tensor(x, part[f"{name.partition('.')[0]}.quantization_scaling_factor"]), None
 
     def _linear(self, part: _Part, name: str, x: Activation) -> Tensor:
-        """A column-parallel linear with its bias."""
+        """The output of a column-parallel linear, with its bias."""
         assert LINEARS[name]
         y, bias = self._product(part, name, x), part.get(f"{name}.bias")
         return y if bias is None else self.precision.hold(y + self._wide(bias))

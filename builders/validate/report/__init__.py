@@ -1,4 +1,4 @@
-"""Validations as one self-contained HTML page, and as JSON."""
+"""Write validations as one self-contained HTML page, and as JSON."""
 
 from builders.validate.report.files import check_report, read_report, write_json, write_report
 

@@ -1,4 +1,4 @@
-"""Reports on disk, written whole or not at all.
+"""Write reports to disk, whole or not at all.
 
 report.html   for people: `page`
 report.json   {"made_by": `MARK`, "inputs": ..., "validations": [Validation.as_dict(), ...], "sha256": of all this}
@@ -24,8 +24,8 @@ from smoothquant.files import check_place, make_folder, read_json, write_text
 def write_report(path: str | Path, validations: Sequence[Validation], extra_rows: ExtraRows | None = None) -> None:
     """Write the HTML report of one or more engines, validated against one reference.
 
-    extra_rows: title -> one text per engine, added to the table of measures. Raises OutputError if `path` cannot be
-    written, ValueError without validations or for a row of another length.
+    extra_rows: further rows of the table of measures, by title, with one text for each engine. Raises OutputError if
+    `path` cannot be written, ValueError without validations or for a row of another length.
     """
     rows = extra_rows or {}
     if not validations or any(len(texts) != len(validations) for texts in rows.values()):
@@ -34,7 +34,7 @@ def write_report(path: str | Path, validations: Sequence[Validation], extra_rows
 
 
 def write_json(path: str | Path, validations: Sequence[Validation], inputs: str | None = None) -> None:
-    """Write the same as JSON. inputs: identity of what was validated, for a caller that reads the file again.
+    """Write validations as JSON. inputs: the identity of the validated engines, for a caller that reads the file again.
 
     Raises OutputError if `path` cannot be written.
     """

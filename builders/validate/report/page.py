@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page. It loads nothing: style and plots are in it, and there are no scripts.
+"""Make the report: one HTML page that holds its style and plots, has no scripts and loads nothing.
 
 report.html.jinja   the page
 style.css           its colours and sizes, for light and for dark
@@ -28,7 +28,7 @@ TEMPLATES = Environment(
 
 
 def page(validations: Sequence[Validation], extra_rows: tables.ExtraRows) -> str:
-    """The whole document."""
+    """The text of the whole page."""
     colours = {found.label: f"s{number % SERIES}" for number, found in enumerate(validations)}
     quantized = [found for found in validations if found.linears]
     verdict, css = tables.verdict(validations)
@@ -63,7 +63,7 @@ def page(validations: Sequence[Validation], extra_rows: tables.ExtraRows) -> str
 
 
 def _smoothed(validations: Sequence[Validation]) -> Sequence[Validation]:
-    """The engines whose activations smoothing has changed, or the first where there is none."""
+    """The engines whose activations smoothing has changed; the first engine if there are none."""
     changed = [v for v in validations if any(found.before_max != found.after_max for found in v.ranges)]
     return changed or validations[:1]
 
@@ -71,7 +71,7 @@ def _smoothed(validations: Sequence[Validation]) -> Sequence[Validation]:
 def _alike(
     validations: Sequence[Validation], trait: Callable[[Validation], Hashable]
 ) -> Iterator[tuple[Validation, str]]:
-    """One validation of each group with an equal trait, and the labels of the whole group."""
+    """Yield one validation of each group with an equal trait, with the labels of the whole group."""
     groups: dict[Hashable, list[Validation]] = {}
     for found in validations:
         groups.setdefault(trait(found), []).append(found)

@@ -1,10 +1,10 @@
 """The plots of a report, each made from validations.
 
-activation_ranges   per input of a layer: largest and median channel before and after smoothing, by layer
-channels            every channel of the input whose outliers stood out furthest, before and after
-sqnr_map            SQNR of every linear: a row per role, a column per layer
-hidden_errors       error of the hidden state along the layers, a line per engine
-kl_histogram        tokens by KL to the reference, a line per engine
+activation_ranges   the largest and the median channel of each input by layer, before and after smoothing
+channels            every channel of the input with the most prominent outliers, before and after smoothing
+sqnr_map            the SQNR of every linear: a row for each role, a column for each layer
+hidden_errors       the error of the hidden state along the layers, a line for each engine
+kl_histogram        the number of tokens by KL to the reference, a line for each engine
 scatter             engine logit over reference logit
 """
 
@@ -18,11 +18,11 @@ from builders.validate.validation import Validation
 
 BINS = (5, 10, 15, 20, 25, 30, 35)  # dB: edges of the map's colours h0 .. h7, shared by all maps
 WIDE, ROW = 800, 24
-NUMBERED = 20  # up to so many layers, the cells carry their values
+NUMBERED = 20  # with at most so many layers, the cells show their values
 
 
 def activation_ranges(validation: Validation) -> list[str]:
-    """One panel per input ("q, k, v", "o", ...), all with the same y axis."""
+    """One panel for each input ("q, k, v", "o", ...), all with the same y axis."""
     values = [
         value
         for found in validation.ranges
@@ -46,7 +46,7 @@ def activation_ranges(validation: Validation) -> list[str]:
 
 
 def channels(validation: Validation) -> list[str]:
-    """Two panels with the same y axis: before and after."""
+    """Two panels with the same y axis: before and after smoothing."""
     found = validation.channels
     y = log_axis("max |activation|", [value for value in (*found.before, *found.after) if value > 0], floor=1e-4)
     where = f"layer {found.layer}, input of {', '.join(found.roles)}"
@@ -88,7 +88,7 @@ def sqnr_map(validation: Validation) -> str:
 
 
 def hidden_errors(validations: Sequence[Validation], colours: dict[str, str]) -> str:
-    """A line per quantized engine."""
+    """A plot of the error of the hidden states by layer, with a line for each quantized engine."""
     shown = [found for found in validations if found.hidden_errors]
     layers = max(len(found.hidden_errors) for found in shown)
     y = log_axis("relative error", [error for found in shown for error in found.hidden_errors], floor=1e-9)
@@ -99,7 +99,7 @@ def hidden_errors(validations: Sequence[Validation], colours: dict[str, str]) ->
 
 
 def kl_histogram(validations: Sequence[Validation], colours: dict[str, str]) -> str:
-    """Share of tokens by KL, outlines over each other."""
+    """A histogram of the tokens by KL, with the engines' outlines over each other."""
     filled = [n for found in validations for n, count in enumerate(found.samples.histogram) if count]
     first, last = min(filled), max(filled) + 1
     edges = validations[0].samples.edges[first : last + 1]
@@ -116,7 +116,7 @@ def kl_histogram(validations: Sequence[Validation], colours: dict[str, str]) -> 
 
 
 def scatter(validation: Validation, css: str) -> str:
-    """Some logits, with the diagonal where they should lie."""
+    """A plot of some logits, with the diagonal on which they should lie."""
     points = validation.samples.points
     values = [value for point in points for value in point]
     x, y = linear_axis("reference logit", values), linear_axis("engine logit", values)

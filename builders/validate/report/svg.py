@@ -1,7 +1,7 @@
-"""Small plots as SVG text: axes with round ticks, lines, bands, bars and dots.
+"""Draw small plots as SVG text: axes with round ticks, lines, bands, bars and dots.
 
-Nothing is coloured here. Marks carry the classes s0, s1, ... (series), `before` and `after`, and the page's style
-sheet colours them, for light and for dark. Hovering shows a mark's <title>.
+Nothing is coloured here. Marks have the classes s0, s1, ... (series), `before` and `after`, which the page's style
+sheet colours for light and for dark screens. Hovering shows the <title> of a mark.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Axis:
-    """Values low..high, on a linear or a logarithmic scale. whole: ticks at whole numbers only."""
+    """An axis from low to high, on a linear or a logarithmic scale. whole: whether ticks are whole numbers only."""
 
     label: str
     low: float
@@ -29,14 +29,14 @@ class Axis:
     whole: bool = False
 
     def place(self, value: float) -> float:
-        """Where a value lies: 0 at low, 1 at high, clipped to that."""
+        """The place of a value on the axis: 0 at low, 1 at high, clipped to that range."""
         if self.log:
             value = max(value, self.low)
             return min(math.log(value / self.low) / math.log(self.high / self.low), 1.0)
         return min(max((value - self.low) / (self.high - self.low), 0.0), 1.0)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Round values in range, with their labels."""
+        """The ticks: round values in range, with their labels."""
         return self._decades() if self.log else self._steps()
 
     def _decades(self) -> list[tuple[float, str]]:
@@ -57,7 +57,7 @@ class Axis:
 
 
 def log_axis(label: str, values: Sequence[float], floor: float = 1e-12) -> Axis:
-    """A logarithmic axis around positive values; what is below `floor` counts as `floor`."""
+    """A logarithmic axis around positive values. A value below `floor` counts as `floor`."""
     known = [max(value, floor) for value in values] or [0.1, 1.0]
     return Axis(label, min(known) / 1.3, max(known) * 1.3, log=True)
 
@@ -70,12 +70,12 @@ def linear_axis(label: str, values: Sequence[float]) -> Axis:
 
 
 def layer_axis(layers: int) -> Axis:
-    """Layer numbers along x."""
+    """An axis of layer numbers."""
     return Axis("layer", -0.5, layers - 0.5, whole=True)
 
 
 def power_label(value: float) -> str:
-    """1000 and 0.01 as they are, 1e-5 with its power."""
+    """The label of a power of ten: 1000 and 0.01 in full, 1e-5 with its exponent."""
     if 1e-3 <= value < 1e5:
         return f"{value:g}"
     return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
@@ -89,31 +89,31 @@ class Panel:
         self._marks: list[str] = []
 
     def line(self, points: Sequence[Point], css: str, title: str = "", dots: bool = False) -> None:
-        """A line through points; dots: with a dot at each, for few."""
+        """Draw a line through points. dots: whether each point has a dot."""
         self._add(f'<path class="line {css}" d="{self._path(points)}">{_title(title)}</path>')
         if dots:
             for x, y in points:
                 self._add(f'<circle class="dot {css}" cx="{self._x(x)}" cy="{self._y(y)}" r="2.5"/>')
 
     def band(self, lower: Sequence[Point], upper: Sequence[Point], css: str) -> None:
-        """The area between two lines."""
+        """Draw the area between two lines."""
         self._add(f'<path class="band {css}" d="{self._path([*upper, *reversed(lower)])}Z"/>')
 
     def bars(self, heights: Sequence[float], css: str) -> None:
-        """Thin bars from the bottom, at x = 0, 1, 2, ..."""
+        """Draw thin bars from the bottom, at x = 0, 1, 2, ..."""
         bottom = self._y(self.y.low)
         path = "".join(f"M{self._x(n)} {bottom}V{self._y(height)}" for n, height in enumerate(heights))
         width = max(1.0, 0.8 * (self.width - LEFT - RIGHT) / max(len(heights), 1))
         self._add(f'<path class="bars {css}" stroke-width="{width:.2f}" d="{path}"/>')
 
     def steps(self, edges: Sequence[float], heights: Sequence[float], css: str, title: str = "") -> None:
-        """A histogram's outline, filled faintly."""
+        """Draw the outline of a histogram, filled faintly."""
         points = [point for (a, b), h in zip(pairwise(edges), heights, strict=True) for point in ((a, h), (b, h))]
         points = [(edges[0], self.y.low), *points, (edges[-1], self.y.low)]
         self._add(f'<path class="steps {css}" d="{self._path(points)}">{_title(title)}</path>')
 
     def cloud(self, points: Sequence[Point], css: str) -> None:
-        """Many dots."""
+        """Draw many dots."""
         path = "".join(f"M{self._x(x)} {self._y(y)}h0" for x, y in points)
         self._add(f'<path class="cloud {css}" d="{path}"/>')
 
@@ -157,7 +157,7 @@ class Panel:
 
 
 def element(width: int, height: int, content: str, name: str) -> str:
-    """An <svg> that scales with its container. name: read out by screen readers."""
+    """An <svg> that scales with its container. name: the text that screen readers read out."""
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(name)}">{content}</svg>'
 
 

@@ -1,4 +1,4 @@
-"""What the report's headline and tables say, as plain text: the template escapes it."""
+"""The texts of the report's headline and tables. They are plain: the template escapes them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from builders.validate.validation import Validation
 
-ExtraRows = Mapping[str, Sequence[str]]  # title of a row -> one text per engine
+ExtraRows = Mapping[str, Sequence[str]]  # title of a row -> one text for each engine
 Row = tuple[
     str, str, list[tuple[str, str]]
-]  # title, reference's value, and per engine its value and "pass", "miss", ""
+]  # title, the reference's value, and for each engine its value and "pass", "miss" or ""
 
 
 def primary(validations: Sequence[Validation]) -> Validation:
-    """The engine that the headline is about: the first with thresholds, else the first that is quantized."""
+    """The engine of the headline: the first with thresholds, or else the first that is quantized."""
     return next(
         (found for found in validations if found.checks),
         next((found for found in validations if found.linears), validations[0]),
@@ -21,7 +21,7 @@ def primary(validations: Sequence[Validation]) -> Validation:
 
 
 def verdict(validations: Sequence[Validation]) -> tuple[str, str]:
-    """What became of all thresholds: a sentence, and "pass", "miss", or "" without thresholds."""
+    """The verdict on all thresholds: a sentence, and "pass", "miss", or "" without thresholds."""
     checked = [found for found in validations if found.checks]
     missed = [found.label for found in checked if not found.passed]
     if not checked:
@@ -32,7 +32,7 @@ def verdict(validations: Sequence[Validation]) -> tuple[str, str]:
 
 
 def tiles(found: Validation) -> list[tuple[str, str]]:
-    """The headline's four numbers, each with what it is."""
+    """The four numbers of the headline, each with its label."""
     metrics = found.metrics
     perplexities = f"{metrics.perplexity:.4g} against {metrics.reference_perplexity:.4g}"
     return [
@@ -44,7 +44,7 @@ def tiles(found: Validation) -> list[tuple[str, str]]:
 
 
 def measures(validations: Sequence[Validation], extra_rows: ExtraRows) -> list[Row]:
-    """A row per measure, then `extra_rows`."""
+    """The rows of the table: one for each measure, then `extra_rows`."""
 
     def row(title: str, reference: str, show: Callable[[Validation], str], threshold: str = "") -> Row:
         return title, reference, [(show(found), _mark(found, threshold)) for found in validations]
@@ -71,7 +71,7 @@ def measures(validations: Sequence[Validation], extra_rows: ExtraRows) -> list[R
 
 
 def provenance(validations: Sequence[Validation]) -> list[tuple[str, str]]:
-    """What was run: what all engines share, then the settings of each."""
+    """The rows about the run: first the facts that all engines share, then the settings of each."""
     subject, metrics = validations[0].subject, validations[0].metrics
     count = f"{subject['tokens']:,} in {subject['sequences']} sequences"
     return [
@@ -85,7 +85,7 @@ def provenance(validations: Sequence[Validation]) -> list[tuple[str, str]]:
 
 
 def size(nbytes: int) -> str:
-    """Bytes for people: 7.9 MB."""
+    """A number of bytes for people, such as 7.9 MB."""
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 

@@ -187,7 +187,7 @@ def test_linear_that_is_not_an_integer_kernel(
     onnx.checker.check_model(str(folder / "model.onnx"), full_check=True)
     agree(folder)
     line = refused(folder, tmp_path / "engine")
-    assert "made 7 integer kernels; expected 8, one per quantized matrix product" in line
+    assert "made 7 integer kernels; expected 8" in line
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -193,7 +193,7 @@ def test_package_without_the_provider(name: str, expected: str, exports: dict[st
         pytest.skip("onnxruntime-gpu is installed")
     with pytest.raises(MissingPackageError) as caught:
         build(exports["float"], tmp_path / "engine", provider=name)
-    assert f"here has no {expected}; expected the package onnxruntime-gpu; pip uninstall" in str(caught.value)
+    assert f"has no {expected}; expected the package onnxruntime-gpu; pip uninstall" in str(caught.value)
     assert caught.value.exit_code == 3
     assert not (tmp_path / "engine").exists()
 

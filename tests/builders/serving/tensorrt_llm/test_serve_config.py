@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -231,7 +232,7 @@ def test_places_of_the_server(tmp_path: Path, model_config: Callable[[], Any]) -
 
 def test_what_is_no_engine(tmp_path: Path) -> None:
     out = tmp_path / "repository"
-    with pytest.raises(UserError, match="no TensorRT-LLM engine"):
+    with pytest.raises(UserError, match="not a TensorRT-LLM engine"):
         write_repository(tmp_path, out)
     with pytest.raises(UserError, match=r"built by TensorRT-LLM 0\.17\.0"):
         write_repository(engine(tmp_path / "engine", version="0.17.0"), out)
@@ -305,7 +306,7 @@ def test_text_to_tokens_and_back(start: Callable[[str], Any]) -> None:
 
 def test_a_bad_request_is_its_own_error(start: Callable[[str], Any]) -> None:
     bad, good = start("preprocessing").execute([query(""), query("a")])
-    assert bad.error == "preprocessing: a prompt without tokens"
+    assert re.match("preprocessing: .*no tokens", bad.error)
     assert good.error is None
 
 

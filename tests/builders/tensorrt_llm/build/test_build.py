@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -183,8 +184,8 @@ def test_what_is_no_reason_to_stop(tmp_path: Path) -> None:
     tools = install(tmp_path / "other", version="1.1.0", gpus=("NVIDIA GeForce RTX 5090, 12.0",))
     found = smoothquant(*arguments, "--overwrite", env=tools)
     assert found.returncode == 0, found.stderr
-    assert "exported for TensorRT-LLM 1.2.1, built by 1.1.0: the files are the same for both" in found.stderr
-    assert "NVIDIA GeForce RTX 5090, compute capability 12.0: only later versions" in found.stderr
+    assert re.search(r"exported for TensorRT-LLM 1\.2\.1\b.*\b1\.1\.0\b", found.stderr)
+    assert re.search(r"RTX 5090\b.* compute capability 12\.0: only later versions", found.stderr)
 
 
 def test_a_missing_gpu_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def test_limits_that_contradict(limits: BuildLimits, changes: dict, said: str) -
         (
             {},
             {"max_position_embeddings": 131072, **INT8_CACHE},
-            ["--max-num-tokens 131072: with an INT8 KV cache prompts are computed in one piece, and an engine keeps"],
+            ["--max-num-tokens 131072: with an INT8 KV cache"],
         ),
     ],
 )
