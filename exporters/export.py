@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from smoothquant import float16
 from smoothquant.artifacts.manifest import Origin, Promise
 from smoothquant.artifacts.ports import CACHED
 from smoothquant.artifacts.record import as_json
@@ -38,11 +40,13 @@ class Writer(Protocol):
 
     step: name of the step, as in "export onnx". out: folder to make.
     weights: form of the quantized layers that `write` wants, "per-channel" or "per-tensor"; None for none.
+    wider: what to do where float16 is too small.
     """
 
     step: str
     out: Path
     weights: str | None
+    wider: str
 
     @property
     def schemes(self) -> tuple[Scheme, ...]:
@@ -52,6 +56,10 @@ class Writer(Protocol):
     @property
     def options(self) -> Mapping[str, Any]:
         """Options of the format, by their name in `Origin`."""
+        ...
+
+    def held(self, model: Model) -> torch.dtype:
+        """The dtype of the activations that its engines keep between their kernels."""
         ...
 
     def check(self, source: Source) -> None:
@@ -81,6 +89,7 @@ class Source:
 
     input_absmax: linear -> float32 (in,); None where nothing is smoothed and no static scale is wanted.
     output_absmax: linear -> float32 (out,), of those that are known; some formats want it.
+    held_absmax: layer or head -> float32 (1,), see `smoothquant.float16`; empty where it is not known.
     fingerprints: of the model and of the act scales, for the manifest.
     steps: what is done to every layer between smoothing and storing.
     """
@@ -90,6 +99,7 @@ class Source:
     input_absmax: Mapping[str, Tensor] | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     output_absmax: Mapping[str, Tensor] = field(default_factory=dict)
+    held_absmax: Mapping[str, Tensor] = field(default_factory=dict)
     steps: tuple[Step, ...] = DEFAULT
 
 
@@ -107,6 +117,8 @@ def export(
     """
     for writer in writers:
         writer.check(source)
+        if holds_float16(writer, source):
+            float16.check_held(source.model, source.held_absmax, str(writer.out), writer.wider)
     check_scales(source.model, source.input_absmax, source.settings)
     with ExitStack() as stack:
         todo = []
@@ -118,6 +130,11 @@ def export(
                 todo.append((writer, work))
         if todo:
             _run(source, todo, progress)
+
+
+def holds_float16(writer: Writer, source: Source) -> bool:
+    """Whether engines of a writer's output keep activations in float16."""
+    return writer.held(source.model) == torch.float16
 
 
 def check_static(source: Source, out: Path) -> None:
@@ -171,6 +188,9 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
     smoothed = smoothed_layers(model, source.input_absmax, source.settings, start, source.output_absmax, source.steps)
     for layer in smoothed:
         lacking = [(writer, work) for writer, work in todo if work.next_layer <= layer.index]
+        for writer, _ in lacking:
+            if holds_float16(writer, source):
+                float16.check_layer(layer, str(writer.out), writer.wider)
         quantizing = {form: QuantizingLayer(layer, form) for writer, _ in lacking if (form := writer.weights)}
         contract.check(layer, next(iter(quantizing.values()), None))
         quantized = {form: running.quantized() for form, running in quantizing.items()}

@@ -104,7 +104,7 @@ def source_of(model: Model, act_scales: str | Path | None, settings: SmoothingSe
         return Source(model, settings, None, fingerprints)
     scales = load_act_scales(act_scales).for_model(model)
     fingerprints |= {"act_scales": scales.fingerprint}
-    return Source(model, settings, scales.input_absmax, fingerprints, scales.output_absmax)
+    return Source(model, settings, scales.input_absmax, fingerprints, scales.output_absmax, scales.held_absmax)
 
 
 def split_text(source: str, model: Model, recipe: Recipe, heldout: int) -> tuple[Text, Text]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -15,6 +16,7 @@ from smoothquant.model import Model
 
 VOCABULARY = 288
 OUTLIER = 64
+EMBEDDING = "model.embed_tokens.weight"
 TEXT = "".join(
     f"def f_{n}(x): return x * {n} + {n * n % 97}  # line {n} of a text long enough to calibrate on\n"
     for n in range(400)
@@ -67,6 +69,21 @@ def save_llama(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float3
     model.to(dtype).save_pretrained(folder)
     save_tokenizer(folder)
     return folder
+
+
+def scale_tensors(folder: Path, factors: Mapping[str, float]) -> Path:
+    """Multiply tensors of a model folder. factors: by tensor name."""
+    tensors = load_file(folder / "model.safetensors")
+    for name, factor in factors.items():
+        tensors[name] = (tensors[name].float() * factor).to(tensors[name].dtype)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def stretch_residual(folder: Path, reach: float) -> Path:
+    """Let the residual stream of a Llama begin at `reach`, which its norms undo: its branches stay as they are."""
+    table = load_file(folder / "model.safetensors")[EMBEDDING]
+    return scale_tensors(folder, {EMBEDDING: reach / table[:256].abs().max().item()})
 
 
 def open_llama(folder: Path) -> Model:

@@ -25,6 +25,7 @@ class SmoothedWriter(CheckpointWriter):
 
     step = "export hf"
     weights: str | None = None
+    wider = "export with --dtype bfloat16"
 
     def __init__(self, out: str | Path, dtype: torch.dtype | None = None, max_shard: int = MAX_SHARD) -> None:
         super().__init__(out, max_shard)

@@ -18,6 +18,7 @@ from exporters.export import Source, check_folded
 from exporters.sidecars import copy_tokenizer
 from smoothquant.artifacts.safetensors_files import Planned
 from smoothquant.artifacts.shards import MAX_SHARD, SafetensorsShards
+from smoothquant.device import declared_dtype
 from smoothquant.errors import ContractError
 from smoothquant.model import Model
 from smoothquant.norms import Norm
@@ -49,6 +50,9 @@ class CheckpointWriter(ABC):
     @abstractmethod
     def config(self, model: Model) -> dict:
         """The config.json of the output."""
+
+    def held(self, model: Model) -> torch.dtype:
+        return declared_dtype(self.config(model), model.checkpoint.dtype)
 
     def check(self, source: Source) -> None:
         check_folded(source, self.out)

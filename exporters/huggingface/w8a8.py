@@ -37,6 +37,7 @@ class W8A8Writer(CheckpointWriter):
 
     step = "export w8a8"
     weights: str | None = "per-channel"
+    wider = 'write "torch_dtype": "bfloat16" into config.json of the model: who loads it casts the weights'
 
     def __init__(
         self,

@@ -47,6 +47,7 @@ class OnnxWriter:
     """
 
     step = "export onnx"
+    wider = "export with --dtype fp32, or for TensorRT with --dtype bf16"
 
     def __init__(
         self,
@@ -70,6 +71,9 @@ class OnnxWriter:
         }
         self.schemes = tuple(form.scheme for form in self.forms.values())
         self.options = {"onnx": OnnxOptions(body, opset)}
+
+    def held(self, model: Model) -> torch.dtype:
+        return next(iter(self.forms.values())).dtype
 
     def check(self, source: Source) -> None:
         check_folded(source, self.out)

@@ -50,6 +50,7 @@ class TrtllmWriter:
     """
 
     step = "export trtllm"
+    wider = "export with --dtype bfloat16"
 
     def __init__(
         self,
@@ -70,6 +71,9 @@ class TrtllmWriter:
         cache = "int8-shared" if kv == "int8" else kv
         self.schemes = (scheme_of(mode.activations, mode.weights, cache),)
         self.options = {"trtllm": TrtllmOptions(mode.algo, dtype, ranks.tp, ranks.pp, version)}
+
+    def held(self, model: Model) -> torch.dtype:
+        return DTYPES[self.dtype]
 
     def check(self, source: Source) -> None:
         self.alpha = source.settings.alpha

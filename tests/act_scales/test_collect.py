@@ -117,7 +117,7 @@ def test_the_file_tells_what_it_was_made_from(llama: Model, tmp_path: Path) -> N
     versions = json.loads(read.metadata["versions"])
     assert versions["torch"] == torch.__version__
     assert {key: value for key, value in read.metadata.items() if key != "versions"} == {
-        "format_version": "1",
+        "format_version": "2",
         "model_fingerprint": llama.checkpoint.fingerprint,
         "text_fingerprint": text.fingerprint,
         "text_source": "random",
