@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from act_scales.collect import collect
@@ -172,6 +172,7 @@ def validated(
         text.fingerprint,
         {label: asdict(limits) for label, limits in thresholds.items()},
         exact,
+        [field.name for field in fields(Validation)],
     )
     done = read_json(out / VALIDATION)
     if done.get("inputs") == key and (out / REPORT).exists():

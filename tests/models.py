@@ -16,7 +16,6 @@ from smoothquant.model import Model
 
 VOCABULARY = 288
 OUTLIER = 64
-EMBEDDING = "model.embed_tokens.weight"
 TEXT = "".join(
     f"def f_{n}(x): return x * {n} + {n * n % 97}  # line {n} of a text long enough to calibrate on\n"
     for n in range(400)
@@ -81,9 +80,15 @@ def scale_tensors(folder: Path, factors: Mapping[str, float]) -> Path:
 
 
 def stretch_residual(folder: Path, reach: float) -> Path:
-    """Let the residual stream of a Llama begin at `reach`, which its norms undo: its branches stay as they are."""
-    table = load_file(folder / "model.safetensors")[EMBEDDING]
-    return scale_tensors(folder, {EMBEDDING: reach / table[:256].abs().max().item()})
+    """Let the residual stream of a Llama reach `reach` from the first layer's attention on. Later norms undo that, and
+    no weight is beyond float16."""
+    name = "model.layers.0.self_attn.o_proj"
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    outputs: list[torch.Tensor] = []
+    model.get_submodule(name).register_forward_hook(lambda _module, _args, output: outputs.append(output))
+    with torch.no_grad():
+        model(sample_ids())
+    return scale_tensors(folder, {f"{name}.weight": reach / outputs[0].abs().max().item()})
 
 
 def open_llama(folder: Path) -> Model:

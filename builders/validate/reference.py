@@ -17,6 +17,7 @@ from builders.validate.ranges import InputMaxima
 from builders.validate.scheme import EngineScheme
 from smoothquant import decoder
 from smoothquant.errors import UserError
+from smoothquant.float16 import HeldMaxima
 from smoothquant.model import Model
 from smoothquant.sweep import FLOAT, Progress, sweep
 from smoothquant.workspace import Workspace
@@ -48,6 +49,7 @@ class Reference:
         fingerprint: of the model. name: "FP16", "BF16" or "FP32", by how the weights are stored.
         act_absmax: linear -> float32 (in,), maxima of |input| on this text; linears with a common input hold it once,
             under the first of them.
+        held_absmax: layer or head -> float32 (1,), how far it reaches on this text (`smoothquant.float16`).
         streams: scheme key -> `W8A8Stream`, with its per-layer errors; none for float engines.
 
     Raises UserError for a text that is too short or too long for the model, or made with another tokenizer.
@@ -70,17 +72,17 @@ class Reference:
         self.name = STORED[model.checkpoint.dtype]
         quantized = {scheme.key: scheme for scheme in schemes if scheme.activations != "float"}
         self.streams = {key: W8A8Stream(model, scheme, exact, device) for key, scheme in quantized.items()}
-        maxima = InputMaxima(model)
+        maxima, held = InputMaxima(model), HeldMaxima(model)
         self._end = sweep(
             model,
             text.sequences,
-            [maxima, *self.streams.values()],
+            [maxima, held, *self.streams.values()],
             device=device,
             work=work,
             keep_last=True,
             progress=progress,
         )
-        self.act_absmax = maxima.found
+        self.act_absmax, self.held_absmax = maxima.found, held.with_head(self._end)
 
     @property
     def description(self) -> str:

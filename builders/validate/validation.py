@@ -36,6 +36,7 @@ class Validation:
     checks: one per threshold. exactness: None unless it was asked for.
     linears, hidden_errors (by layer): W8A8 error in PyTorch, see `builders.validate.layers`; empty for float engines.
     ranges, channels: activations before and after smoothing. samples: for the plots.
+    overflow: where the engine overflows in float16, though it was run here in float32; empty where it does not.
     """
 
     label: str
@@ -48,16 +49,19 @@ class Validation:
     ranges: tuple[Range, ...]
     channels: Channels
     samples: Samples
+    overflow: str = ""
 
     @property
     def passed(self) -> bool:
-        """Whether every threshold holds."""
-        return all(check.passed for check in self.checks)
+        """Whether every threshold holds, and nothing overflows."""
+        return not self.overflow and all(check.passed for check in self.checks)
 
     @property
     def verdict(self) -> str:
-        """One line: which thresholds are missed and what would have passed, or that all hold."""
-        missed = [check.sentence for check in self.checks if not check.passed]
+        """One line: what overflows, which thresholds are missed and what would have passed, or that all hold."""
+        unseen = "; the engine was run here in float32, which does not show it: export in bfloat16 or float32"
+        missed = [self.overflow + unseen] if self.overflow else []
+        missed += [check.sentence for check in self.checks if not check.passed]
         if missed:
             return f"{self.label}: " + "; ".join(missed)
         if not self.checks:
@@ -97,6 +101,7 @@ class Validation:
                 histogram=tuple(samples["histogram"]),
                 points=tuple((r, e) for r, e in samples["points"]),
             ),
+            overflow=content["overflow"],
         )
 
 

@@ -63,7 +63,7 @@ def test_maxima_are_those_of_transformers(reach: float, make_llama: Callable[...
     assert found.keys() == expected.keys()
     for name in float16.layers(model):
         assert found[name].item() == pytest.approx(expected[name], rel=1e-5)
-        assert found[name].item() == pytest.approx(reach, rel=1e-2)
+        assert found[name].item() == pytest.approx(reach, rel=0.2)  # on other text than it was stretched for
     # a bound on the logits: no less than they are, and no more than what lies along a row could be
     assert expected["lm_head"] <= found["lm_head"].item() <= 30 * expected["lm_head"]
 

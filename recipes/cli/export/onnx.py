@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from recipes.cli.export.target import ExportTarget, add_activations, add_keep_float, kept_linears
@@ -66,7 +67,8 @@ class Onnx(ExportTarget):
                 raise UserError(
                     f"--float with {option} {value}", expected="one of them: nothing is quantized by --float"
                 )
-        return source_of(model, None, SmoothingSettings(groups="none"))
+        plain = source_of(model, None, SmoothingSettings(groups="none"))
+        return replace(plain, held_absmax=super().source(arguments, model).held_absmax)
 
     def writer(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> Writer:
         from exporters.onnx import OnnxWriter
