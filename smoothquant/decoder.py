@@ -46,7 +46,7 @@ def forward(
     """One decoder layer over whole sequences, causal. hidden: (batch, tokens, hidden) float; returns the same shape.
 
     patterns: of so many tokens (`attention.patterns`). hear: is given the residual stream, as it is read and whenever
-    something has been added to it.
+    something has been added to it, and what is added.
     """
     hear(hidden)
     scale = model.geometry.residual_scale
@@ -56,12 +56,15 @@ def forward(
         x = _normed(model, layer, "mlp", hidden) if "mlp" in layer.norms else x
         other = _normed(model, layer, "mlp_output", _mlp(model, layer, x))
         hidden = hidden + _scaled(branch, scale) + _scaled(other, scale)
-        hear(hidden)
+        for held in (branch, other, branch + other, hidden):
+            hear(held)
         return hidden
+    hear(branch)
     hidden = hidden + _scaled(branch, scale)
     hear(hidden)
     hidden = _normed(model, layer, "attention_residual", hidden)
     branch = _normed(model, layer, "mlp_output", _mlp(model, layer, _normed(model, layer, "mlp", hidden)))
+    hear(branch)
     hidden = hidden + _scaled(branch, scale)
     hear(hidden)
     return _normed(model, layer, "mlp_residual", hidden)

@@ -55,7 +55,7 @@ class Listener:
 
     def residual(self, x: Tensor) -> None:
         """x: (sequences, tokens, hidden): the residual stream of the checkpoint's own layer, as the layer reads it and
-        whenever something has been added to it."""
+        whenever something has been added to it, and what is added."""
 
     def advance(self, hidden: Mapping[str, Tensor]) -> None:
         """hidden: what one batch has become, by form, (sequences, tokens, hidden)."""

@@ -75,7 +75,7 @@ def test_an_export_in_float16_is_refused(target: str, wide: Calibrated, run: Com
     status, err = run("export", half[0], wide.model, wide.scales, *half[1:], "--out", tmp_path / "half")
     assert (status, err.count("\n")) == (2, 0)
     assert "half: float16 cannot hold this model: the residual stream of model.layers.0 reaches" in err
-    assert f"expected at most 32752, half of float16's range, since other text may reach further; {way_out}" in err
+    assert f"expected at most 52403: other text may reach further, and float16 ends at 65504; {way_out}" in err
     assert not list(tmp_path.iterdir())
     assert run("export", other[0], wide.model, wide.scales, *other[1:], "--out", tmp_path / "other") == (0, "")
 

@@ -92,8 +92,8 @@ def test_logits_beyond_the_bound_are_computed(make_llama: Callable[..., Path]) -
     assert not beyond(model, {"lm_head": torch.tensor([float16.LARGEST])})
 
 
-def test_the_margin_is_one_bit(llama: Model) -> None:
-    for reach, refused in ((32000.0, False), (33000.0, True), (1e5, True)):
+def test_the_margin_is_a_quarter(llama: Model) -> None:
+    for reach, refused in ((52000.0, False), (53000.0, True), (1e5, True)):
         found = {"model.layers.0": torch.ones(1), "model.layers.1": torch.tensor([reach])}
         assert bool(beyond(llama, found)) == (reach > float16.LARGEST)
         if not refused:
@@ -103,7 +103,7 @@ def test_the_margin_is_one_bit(llama: Model) -> None:
             check_held(llama, found, "out", "use another")
         assert str(caught.value) == (
             f"out: float16 cannot hold this model: the residual stream of model.layers.1 reaches {reach:.3g}; expected "
-            "at most 32752, half of float16's range, since other text may reach further; use another"
+            "at most 52403: other text may reach further, and float16 ends at 65504; use another"
         )
 
 
