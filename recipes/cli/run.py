@@ -39,7 +39,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "checkpoint, which transformers validates with the whole model in memory",
     )
     command.add_argument("--out", required=True, metavar="DIR", help="folder for everything that is made")
-    options.add_smoothing(command, alpha_default=None)
+    options.add_smoothing(command, "the recipe's")
     command.add_argument(
         "--act", choices=("per-token", "per-tensor"), default="per-token", help="activation scales (default per-token)"
     )
@@ -66,8 +66,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
 
     recipe = find(arguments.recipe, RECIPES)
     recipe = replace(recipe, samples=arguments.samples or recipe.samples, length=arguments.length or recipe.length)
-    settings = recipe.settings(arguments.alpha, arguments.groups)
     model = options.open_model(arguments, arguments.model, ui)
+    settings = recipe.settings(model, arguments.alpha, arguments.groups)
     if arguments.heldout:
         text = load_text(arguments.text, model.checkpoint.folder, recipe.samples, recipe.length)
         heldout = load_text(arguments.heldout, model.checkpoint.folder, HELDOUT, recipe.length)
@@ -75,7 +75,12 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         text, heldout = pipeline.split_text(arguments.text, model, recipe, HELDOUT)
     outputs = tuple(
         pipeline.Output(
-            name, TARGETS[name], settings, arguments.act, thresholds=recipe.thresholds if validated else None
+            name,
+            TARGETS[name],
+            settings,
+            arguments.act,
+            steps=recipe.steps,
+            thresholds=recipe.thresholds if validated else None,
         )
         for name, validated in _wanted(arguments.target, recipe.targets).items()
     )
