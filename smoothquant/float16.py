@@ -6,7 +6,8 @@
     the head     what it reads, and its logits, before they are multiplied or capped
 
 Folding leaves the residual stream and the branches as they are: no smoothing makes them smaller. Scores are not looked
-at: queries are scaled before the product, and attention kernels sum it in float32.
+at: graphs scale queries before the product, and most kernels sum it in float32. Where neither is so, as in the eager
+attention of transformers, Qwen2-7B gives NaN in float16, and in no other kernel (huggingface/transformers#33317).
 
 What reaches furthest are a few channels of a few tokens, on any text alike: SmolLM2-135M's reach 27,914 on one text and
 27,047 on another, on an eighth of the first 27,339. A quarter of the range is a margin many times as wide.

@@ -14,7 +14,6 @@ from builders.engine.protocol import FOREIGN, ForeignInputs
 from builders.validate.ranges import Range
 from builders.validate.reference import Reference
 from smoothquant.artifacts.manifest import Manifest
-from smoothquant.artifacts.record import read
 from smoothquant.device import declared_dtype
 from smoothquant.float16 import LARGEST, beyond
 from smoothquant.model import Model
@@ -33,7 +32,7 @@ def overflow(manifest: Manifest, reference: Reference, ranges: Sequence[Range]) 
 def holds_float16(manifest: Manifest, model: Model) -> bool:
     """Whether an engine of `model` holds activations in float16."""
     if manifest.step == FOREIGN:
-        return read(ForeignInputs, manifest.inputs, "checkpoint").dtype == "float16"
+        return manifest.inputs_as(ForeignInputs).dtype == "float16"
     origin = manifest.origin
     if origin.onnx:
         return origin.onnx.body == "fp16"

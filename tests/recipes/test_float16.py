@@ -114,7 +114,7 @@ def test_scales_that_do_not_tell_are_a_note(wide: Calibrated, tmp_path: Path, ca
         assert (said in told) == noted, told
 
 
-@pytest.mark.parametrize("target", ["onnx", "float onnx"])
+@pytest.mark.parametrize("target", ["onnx", "float onnx", "hf"])
 def test_validation_says_what_a_cpu_cannot_show(
     target: str, wide: Calibrated, narrow: Calibrated, run: Command, tmp_path: Path
 ) -> None:
@@ -156,3 +156,18 @@ def test_a_tensorrt_llm_checkpoint_overflows_here_as_it_does_there(
                 assert found is not None
                 assert found.overflow == ""
                 assert found.metrics.relative_error < 0.5
+
+
+def test_calibration_and_show_tell_it_first(
+    wide: Calibrated, narrow: Calibrated, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    for case, told in ((wide, True), (narrow, False)):
+        out = tmp_path / f"{case.reach}.safetensors"
+        text = ("--text", str(case.text), "--samples", "4", "--length", "64", "--out", str(out))
+        assert main(["calibrate", str(case.model), *text]) == 0
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("which float16 may not hold: export in bfloat16 or float32" in said) == told
+        assert main(["scales", "show", str(out), "--json"]) == 0
+        held = json.loads(capsys.readouterr().out)["held"]
+        assert held.keys() == {"model.layers.0", "model.layers.1", "lm_head"}
+        assert held["model.layers.1"] == pytest.approx(case.reach, rel=0.3)  # on other text than it was stretched for
