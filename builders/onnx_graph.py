@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from builders.engine.exports import MODEL
+from smoothquant.artifacts.ports import MODEL
 from smoothquant.errors import UserError
 from smoothquant.packages import require
 from smoothquant.settings import GRAPH_FACTS

@@ -27,7 +27,7 @@ from smoothquant.contract import TOLERANCE, Contract
 from smoothquant.errors import ActScalesError
 from smoothquant.machine import return_freed_tensors
 from smoothquant.model import Model
-from smoothquant.scheme import Scheme
+from smoothquant.scheme import Precision, Scheme
 from smoothquant.settings import SmoothingSettings
 from smoothquant.steps import DEFAULT, Step, as_records
 from smoothquant.stream import QuantizedLayer, QuantizingLayer, SmoothedLayer, check_scales, smoothed_layers
@@ -40,20 +40,18 @@ class Writer(Protocol):
     """A format. Layers arrive in order; every one lands where it would land in an uninterrupted run.
 
     step: name of the step, as in "export onnx". out: folder to make.
-    weights: form of the quantized layers that `write` wants, "per-channel" or "per-tensor"; None for none.
     smoothing: what the format holds of it.
     wider: what to do where float16 is too small.
     """
 
     step: str
     out: Path
-    weights: str | None
     smoothing: Capacity
     wider: str
 
     @property
     def schemes(self) -> tuple[Scheme, ...]:
-        """What is INT8 in each of its graphs."""
+        """What is INT8 in each of its graphs, which share their weights."""
         ...
 
     @property
@@ -78,7 +76,7 @@ class Writer(Protocol):
         ...
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
-        """Write one layer."""
+        """Write one layer. quantized: with the weights of `schemes`; None where they are float."""
         ...
 
     def end(self) -> None:
@@ -187,12 +185,13 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
         for writer, _ in lacking:
             if holds_float16(writer, source):
                 float16.check_layer(layer, str(writer.out), writer.wider)
-        quantizing = {form: QuantizingLayer(layer, form) for writer, _ in lacking if (form := writer.weights)}
-        contract.check(layer, next(iter(quantizing.values()), None))
-        quantized = {form: running.quantized() for form, running in quantizing.items()}
+        wanted = dict.fromkeys(_weights(writer) for writer, _ in lacking)
+        quantizing = [QuantizingLayer(layer, weights) for weights in wanted if weights.quantized]
+        contract.check(layer, quantizing[0] if quantizing else None)
+        quantized = {running.weights: running.quantized() for running in quantizing}
         smoothing.update(_explain(model, layer))
         for writer, work in lacking:
-            writer.write(layer, quantized[writer.weights] if writer.weights else None)
+            writer.write(layer, quantized.get(_weights(writer)))
             work.mark(layer.index + 1, {**contract.state(), **smoothing})
         progress(layer.index + 1, layers)
         del layer, quantizing, quantized  # before the next one is loaded: one layer in memory, not two
@@ -201,6 +200,11 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
         writer.end()
         save_tensors(work.path(SMOOTHING), smoothing)
         work.commit(contract=Promise(error, TOLERANCE), geometry=model.facts())
+
+
+def _weights(writer: Writer) -> Precision:
+    """How a writer's graphs hold their weights."""
+    return writer.schemes[0].weights
 
 
 def _explain(model: Model, layer: SmoothedLayer) -> dict[str, Tensor]:

@@ -32,14 +32,16 @@ from recipes.targets import TARGETS
 from smoothquant.capacity import FOLDED
 from smoothquant.checkpoint import Checkpoint
 from smoothquant.model import Model
+from smoothquant.scheme import IN_FLOAT, PER_TOKEN, scheme_of
 from smoothquant.settings import SmoothingSettings
 
 FLOAT = "FP32 ONNX"
-FORMS = {  # label -> (folder, smoothing groups, activations)
-    "naive, per tensor": ("naive-per-tensor", "none", "per-tensor"),
-    "naive, per token": ("naive-per-token", "none", "per-token"),
-    "SmoothQuant, per tensor": ("smoothquant-per-tensor", "default", "per-tensor"),
-    "SmoothQuant, per token": ("smoothquant-per-token", "default", "per-token"),
+STATIC = scheme_of("per-tensor")
+FORMS = {  # label -> (folder, smoothing groups, scheme)
+    "naive, per tensor": ("naive-per-tensor", "none", STATIC),
+    "naive, per token": ("naive-per-token", "none", PER_TOKEN),
+    "SmoothQuant, per tensor": ("smoothquant-per-tensor", "default", STATIC),
+    "SmoothQuant, per token": ("smoothquant-per-token", "default", PER_TOKEN),
 }
 BEST = "SmoothQuant, per token"
 HELDOUT = 32  # sequences
@@ -88,16 +90,16 @@ def _outputs(recipe: Recipe, model: Model) -> tuple[pipeline.Output, ...]:
     naive, smoothed = FOLDED.settings(model, groups="none"), recipe.settings(model)
     settings = {"none": naive, "default": smoothed}
     return (
-        engine(FLOAT, settings=naive, activations="float", form="float", thresholds=None),
+        engine(FLOAT, settings=naive, scheme=IN_FLOAT, form="float", thresholds=None),
         *(
             engine(
                 label,
                 settings=settings[groups],
-                activations=activations,
+                scheme=scheme,
                 form=form,
                 thresholds=LIMITS if label == BEST else Thresholds(),
             )
-            for label, (form, groups, activations) in FORMS.items()
+            for label, (form, groups, scheme) in FORMS.items()
         ),
         pipeline.Output("W8A8 checkpoint", TARGETS["w8a8"], smoothed, thresholds=None),
     )
@@ -119,7 +121,7 @@ def _real_size() -> dict[str, speed.Speed]:
         save_random_llama(folder / "model", layers=LAYERS, vocabulary=1024, dtype=torch.float32)
         model = Model(Checkpoint(folder / "model"), find(RECIPE, RECIPES).family)
         source = Source(model, SmoothingSettings(groups="none"))
-        export(source, [OnnxWriter(folder / "float", "float"), OnnxWriter(folder / "int8", "per-token")])
+        export(source, [OnnxWriter(folder / "float", IN_FLOAT), OnnxWriter(folder / "int8")])
         engines = {
             FLOAT: onnxruntime.OnnxRuntimeEngine(folder / "float"),
             BEST: onnxruntime.OnnxRuntimeEngine(folder / "int8"),

@@ -29,6 +29,7 @@ from recipes.targets import Target
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.packages import require
+from smoothquant.scheme import PER_TOKEN, Scheme
 from smoothquant.settings import SmoothingSettings
 from smoothquant.static import linears_to_keep
 from smoothquant.steps import DEFAULT, Step, as_records
@@ -43,16 +44,16 @@ ACT_SCALES, VALIDATION, REPORT = "act_scales.safetensors", "validation.json", "r
 class Output:
     """One engine or checkpoint to make.
 
-    label: its name in tables, and in OUT/engine. activations: "per-token", "per-tensor", or "float" for the
-    unquantized model. form: the name of its folder where a target has several outputs. keep_float: linears to leave in
-    float where activations are static, as in `linears_to_keep`. thresholds: what validation must reach; None for an
-    output that is not validated. steps: between smoothing and storing.
+    label: its name in tables, and in OUT/engine. scheme: what is INT8. form: the name of its folder where a target has
+    several outputs. keep_float: linears to leave in float where activations are static, as in `linears_to_keep`.
+    thresholds: what validation must reach; None for an output that is not validated. steps: between smoothing and
+    storing.
     """
 
     label: str
     target: Target
     settings: SmoothingSettings
-    activations: str = "per-token"
+    scheme: Scheme = PER_TOKEN
     form: str = ""
     keep_float: str = "auto"
     thresholds: Thresholds | None = Thresholds()  # noqa: RUF009 (frozen)
@@ -60,8 +61,8 @@ class Output:
 
     def check(self, model: Model) -> None:
         """Raise UserError or MissingPackageError for what cannot be made or validated here."""
-        self.target.check(model, self.activations)
-        self.target.writer(Path(), model, self.activations, ()).smoothing.check(self.settings, model)
+        self.target.check(model, self.scheme)
+        self.target.writer(Path(), model, self.scheme).smoothing.check(self.settings, model)
         as_records(self.steps)  # which refuses a step that validation could not do again
         for package in self.target.readers if self.thresholds else ():
             require(package, package=package.replace("_", "-"))
@@ -76,10 +77,9 @@ class Output:
 
     def writer(self, out: Path, source: Source) -> Writer:
         """The writer of its export."""
-        static = self.activations == "per-tensor"
-        keep = self.keep_float if static else "none"
+        keep = self.keep_float if self.scheme.activations.static else "none"
         kept = linears_to_keep(keep, source.model, source.input_absmax, source.settings)
-        return self.target.writer(self.export(out), source.model, self.activations, kept)
+        return self.target.writer(self.export(out), source.model, replace(self.scheme, float_linears=kept))
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,9 @@ def _passes(job: Job) -> Iterator[tuple[Source, list[Output]]]:
     """Outputs with the same smoothing and steps share a pass over the layers; float ones start from no act scales."""
     together: dict[tuple[SmoothingSettings, tuple[Step, ...], bool], list[Output]] = {}
     for output in job.outputs:
-        plain = output.activations == "float"
-        together.setdefault((output.settings, output.steps, plain), []).append(output)
-    for (settings, steps, plain), outputs in together.items():
-        yield source_of(job.model, None if plain else job.out / ACT_SCALES, settings, steps), outputs
+        together.setdefault((output.settings, output.steps, output.scheme.quantized), []).append(output)
+    for (settings, steps, quantized), outputs in together.items():
+        yield source_of(job.model, job.out / ACT_SCALES if quantized else None, settings, steps), outputs
 
 
 def validated(

@@ -13,12 +13,13 @@ loader takes and whose logits are measured.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smoothquant.errors import CheckpointError
 from smoothquant.packages import require
+from smoothquant.scheme import Scheme
 
 if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
     from exporters.export import Writer
@@ -30,9 +31,9 @@ class Target:
     """One target.
 
     name: on the command line. export: the folder of its export.
-    check: called with the model and the form of its activations, before any work; raises UserError for a model that
-        the target cannot hold, MissingPackageError for a package or a GPU that is not here.
-    writer: the export's, for the folder, the model, the form of the activations and the linears to leave in float.
+    check: called with the model and the scheme, before any work; raises UserError for what the target cannot hold,
+        MissingPackageError for a package or a GPU that is not here.
+    writer: the export's, for the folder, the model and the scheme.
     finish: called with the folders of export and engine and with whether to overwrite; makes what runs, and returns
         its folder.
     readers: packages that validation needs beyond what `check` asks for. then: what to do with the folder elsewhere.
@@ -40,34 +41,34 @@ class Target:
 
     name: str
     export: str
-    check: Callable[[Model, str], None]
-    writer: Callable[[Path, Model, str, tuple[str, ...]], Writer]
+    check: Callable[[Model, Scheme], None]
+    writer: Callable[[Path, Model, Scheme], Writer]
     finish: Callable[[Path, Path, bool], Path]
     readers: tuple[str, ...] = ()
     then: str = ""
 
 
-def _needs_nothing(model: Model, activations: str) -> None:
+def _needs_nothing(model: Model, scheme: Scheme) -> None:
     """Every model has this form, and nothing is needed to write it."""
 
 
-def _w8a8(out: Path, model: Model, activations: str, kept: tuple[str, ...]) -> Writer:
+def _w8a8(out: Path, model: Model, scheme: Scheme) -> Writer:
     from exporters.huggingface import W8A8Writer
 
-    return W8A8Writer(out, activations, kept=kept)
+    return W8A8Writer(out, scheme)
 
 
 def _as_it_is(export: Path, engine: Path, overwrite: bool) -> Path:
     return export
 
 
-def _onnx(out: Path, model: Model, activations: str, kept: tuple[str, ...]) -> Writer:
+def _onnx(out: Path, model: Model, scheme: Scheme) -> Writer:
     from exporters.onnx import OnnxWriter
 
-    return OnnxWriter(out, activations, kept=kept)
+    return OnnxWriter(out, scheme)
 
 
-def _needs_onnxruntime(model: Model, activations: str) -> None:
+def _needs_onnxruntime(model: Model, scheme: Scheme) -> None:
     require("onnx")
     require("onnxruntime")
 
@@ -79,7 +80,7 @@ def _onnxruntime(export: Path, engine: Path, overwrite: bool) -> Path:
     return engine
 
 
-def _needs_tensorrt(model: Model, activations: str) -> None:
+def _needs_tensorrt(model: Model, scheme: Scheme) -> None:
     from builders.tensorrt import hardware
 
     require("onnx")
@@ -94,16 +95,17 @@ def _tensorrt(export: Path, engine: Path, overwrite: bool) -> Path:
     return engine
 
 
-def _needs_decoder(model: Model, activations: str) -> None:
+def _needs_decoder(model: Model, scheme: Scheme) -> None:
     from exporters.trtllm import check_model, choose
 
-    check_model(model, choose(activations=activations))
+    check_model(model, choose(scheme))
 
 
-def _trtllm(out: Path, model: Model, activations: str, kept: tuple[str, ...]) -> Writer:
+def _trtllm(out: Path, model: Model, scheme: Scheme) -> Writer:
     from exporters.trtllm import TrtllmWriter, choose, dtype_of
 
-    return TrtllmWriter(out, choose(activations=activations), dtype=dtype_of(model))
+    every = replace(scheme, float_linears=())  # the format leaves none in float
+    return TrtllmWriter(out, choose(every), dtype=dtype_of(model))
 
 
 def _checked(export: Path, engine: Path, overwrite: bool) -> Path:

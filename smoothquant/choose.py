@@ -53,7 +53,9 @@ def _group_scale(
 ) -> Tensor:
     columns = [absmax(source.weights[role], dim=0).float() for role in group.linears]
     weight_absmax = _shared(model, group, torch.stack(columns).amax(dim=0))
-    return smoothing.smoothing_scale(_shared(model, group, act[group.linears[0]]), weight_absmax, settings.alpha)
+    return smoothing.smoothing_scale(
+        _shared(model, group, act[group.linears[0]]), weight_absmax, settings.alpha_of(group)
+    )
 
 
 def _shared(model: Model, group: SmoothingGroup, values: Tensor) -> Tensor:

@@ -21,10 +21,11 @@ from smoothquant import kv_cache, smoothing
 from smoothquant.layers import FloatLayer, float_linear
 from smoothquant.model import Model
 from smoothquant.norms import Norm
+from smoothquant.scheme import Precision
 from smoothquant.settings import SmoothingSettings
 
-# (layer as it is stored, role, smoothed weight float32 (out, in), granularity of its scales) -> the weight to quantize
-Edit = Callable[["SmoothedLayer", str, Tensor, str], Tensor]
+# (layer as it is stored, role, smoothed weight float32 (out, in), how it is to be held) -> the weight to quantize
+Edit = Callable[["SmoothedLayer", str, Tensor, Precision], Tensor]
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,10 @@ class SmoothedLayer:
             weight /= self.row[role][:, None]
         return weight
 
-    def edited(self, role: str, weight: Tensor, granularity: str) -> Tensor:
-        """What is quantized in place of a smoothed weight (out, in). granularity: of its scales."""
+    def edited(self, role: str, weight: Tensor, precision: Precision) -> Tensor:
+        """What is quantized in place of a smoothed weight (out, in). precision: how it is to be held."""
         for edit in self.edits:
-            weight = edit(self, role, weight, granularity)
+            weight = edit(self, role, weight, precision)
         return weight
 
     def bias(self, role: str) -> Tensor | None:

@@ -14,6 +14,7 @@ from smoothquant import kv_cache
 from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.quantization import w8a8_linear
+from smoothquant.scheme import Precision
 
 ROW_PARALLEL = ("o", "down")  # linears whose input is divided among the ranks of tensor parallelism
 Listener = Callable[[str, Tensor, Tensor], None]  # (role, input, output) of a linear
@@ -69,7 +70,8 @@ class FloatLayer:
 class W8A8Layer:
     """A quantized layer, computed with `quantization.w8a8_linear` in the dtype of its input.
 
-    weights: int8 (out, in) by role; weight_scales: (out,); input_scales: scalars, empty for per-token activations.
+    weights: int8 (out, in) by role; weight_scales: (out,); activations: how inputs are quantized; input_scales: where
+    those are static, scalars.
     float_weights: of the linears that stay float. smoothers: what inputs are divided by first, (in,).
     cache_scales: of an 8-bit KV cache, keys' and values'; None for a float one. ranks: of tensor parallelism; each has
     scales per token of its own for its part of what o and down read.
@@ -80,6 +82,7 @@ class W8A8Layer:
     weight_scales: Mapping[str, Tensor]
     biases: Mapping[str, Tensor]
     norms: Mapping[str, Norm]
+    activations: Precision
     input_scales: Mapping[str, Tensor]
     float_weights: Mapping[str, Tensor] = field(default_factory=dict)
     smoothers: Mapping[str, Tensor] = field(default_factory=dict)
@@ -95,6 +98,7 @@ class W8A8Layer:
             weight_scales=_moved(self.weight_scales, device),
             biases=_moved(self.biases, device),
             norms=_norms(self.norms, device),
+            activations=self.activations,
             input_scales=_moved(self.input_scales, device),
             float_weights=_moved(self.float_weights, device),
             smoothers=_moved(self.smoothers, device),
@@ -117,10 +121,10 @@ class W8A8Layer:
 
     def _quantized(self, role: str, x: Tensor) -> Tensor:
         weight, scale = self.weights[role], self.weight_scales[role]
-        if role in self.input_scales or role not in ROW_PARALLEL:
-            return w8a8_linear(x, weight, scale, None, self.input_scales.get(role))
+        if self.activations.static or role not in ROW_PARALLEL:
+            return w8a8_linear(x, weight, scale, self.activations, self.input_scales.get(role))
         parts = zip(x.chunk(self.ranks, dim=-1), weight.chunk(self.ranks, dim=1), strict=True)
-        products = [w8a8_linear(part, columns, scale) for part, columns in parts]
+        products = [w8a8_linear(part, columns, scale, self.activations) for part, columns in parts]
         return torch.stack(products).sum(dim=0) if len(products) > 1 else products[0]
 
     def cached(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from smoothquant.machine import cpu_flags
+from smoothquant.scheme import WEIGHTS, Precision
 
 QMAX = 127
 EPS = 1e-12  # floor of a token's maximum: an all-zero token quantizes to zeros
@@ -31,17 +32,17 @@ def weight_scale(weight_absmax: Tensor) -> Tensor:
     return (weight_absmax.float() / QMAX).clamp_min(_TINY)
 
 
-def quantize_weight(weight: Tensor, granularity: str = "per-channel") -> tuple[Tensor, Tensor]:
+def quantize_weight(weight: Tensor, precision: Precision = WEIGHTS["per-channel"]) -> tuple[Tensor, Tensor]:
     """The weight as int8 (out, in) in [-127, 127], and its weight_scale float32 (out,). weight: (out, in) float.
 
-    granularity: "per-channel", or "per-tensor", which gives every channel the scale of the largest one.
+    precision: of a scheme's weights or head; one scale per tensor gives every channel that of the largest one.
     """
     weight = weight.float()
     scale = weight_scale(absmax(weight, dim=1))
-    if granularity == "per-tensor":
+    if precision == WEIGHTS["per-tensor"]:
         scale = scale.amax().repeat(len(scale))
-    elif granularity != "per-channel":
-        raise ValueError(f"granularity {granularity!r} of a weight's scales")
+    elif precision != WEIGHTS["per-channel"]:
+        raise ValueError(f"weights as {precision}")
     return (weight / scale[:, None]).round_().clamp_(-QMAX, QMAX).to(torch.int8), scale
 
 
@@ -54,6 +55,11 @@ def absmax(x: Tensor, dim: int) -> Tensor:
     if dim in (-1, x.dim() - 1):
         return torch.maximum(x.amax(dim), -x.amin(dim))
     return x.abs().view(_INTEGER[x.dtype.itemsize]).amax(dim).view(x.dtype)
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether there is no NaN or Inf. Numbers of one byte have none: they were quantized."""
+    return x.dtype.itemsize == 1 or bool(x.isfinite().all())
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,15 +80,29 @@ def quantize_tensor(x: Tensor, input_scale: Tensor) -> tuple[Tensor, Tensor]:
     return _round_to_int8(x, scale), scale
 
 
+def quantize_input(x: Tensor, precision: Precision, input_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Integer values (..., in) and scale of an input. precision: of a scheme's activations; input_scale: scalar, for
+    static ones."""
+    if not precision.static:
+        return quantize_tokens(x)
+    assert input_scale is not None
+    return quantize_tensor(x, input_scale)
+
+
 def w8a8_linear(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, input_scale: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    activations: Precision,
+    input_scale: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """A quantized linear in the dtype of x. In float64 it is exact: the reference of every engine.
 
     x: (..., in) float32 or float64; weight: (out, in) int8; weight_scale: (out,);
-    input_scale: scalar for static activations, None for dynamic ones. Returns (..., out).
+    input_scale: scalar, for static activations. Returns (..., out).
     """
-    quantized, scale = quantize_tokens(x) if input_scale is None else quantize_tensor(x, input_scale)
+    quantized, scale = quantize_input(x, activations, input_scale)
     y = _product(quantized, weight) * scale * weight_scale.to(x.dtype)
     return y if bias is None else y + bias.to(x.dtype)
 

@@ -1,11 +1,12 @@
-"""What is INT8 and how: one record, that exporters write into every manifest and validation reads.
+"""What is INT8 and how: one record, which every room passes on, exporters write into manifests, and validation reads.
 
     weights      int8, one static scale per output channel or per matrix            (linears of the layers)
     activations  int8, one dynamic scale per token or one static scale per tensor   (their inputs)
     kv_cache     int8, one static scale for the keys of a layer and one for the values, or one for both
     head         int8 weights per output channel, activations per token             (the output head)
 
-Each of them may be float. Linears that stay in float though the others do not are named.
+Each of them may be float. Linears that stay in float though the others do not are named. The tables of presets are the
+only list of what there is: options of the command line offer their names.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ class Precision:
     static: bool
 
     @property
+    def quantized(self) -> bool:
+        """Whether it is no float."""
+        return self.dtype != "float"
+
+    @property
     def form(self) -> str:
         """The granularity, or "float": the word of the command line."""
         return self.granularity if self.dtype == "int8" else self.dtype
@@ -42,16 +48,13 @@ ACTIVATIONS = {
     "per-tensor": Precision("int8", "per-tensor", static=True),
     "float": FLOAT,
 }
-CACHES = {
-    "float": FLOAT,
-    "int8": Precision("int8", "per-tensor", static=True),  # keys have a scale, values another
-    "int8-shared": Precision("int8", "per-layer", static=True),
-}
+CACHES = {"float": FLOAT, "int8": Precision("int8", "per-tensor", static=True)}  # keys have a scale, values another
+SHARED_CACHES = {"float": FLOAT, "int8": Precision("int8", "per-layer", static=True)}  # they have one together
 HEADS = {"float": FLOAT, "int8": Precision("int8", "per-channel", static=True)}
 KNOWN: Mapping[str, Mapping[str, Precision]] = {
     "weights": WEIGHTS,
     "activations": ACTIVATIONS,
-    "kv_cache": CACHES,
+    "kv_cache": CACHES | {"int8-shared": SHARED_CACHES["int8"]},
     "head": HEADS,
 }
 
@@ -75,11 +78,21 @@ class Scheme:
             if found not in known.values():
                 forms = ", ".join(precision.form for precision in known.values())
                 raise UserError(f"quantization scheme: {name} {found.form!r}", expected=f"one of {forms}")
-        if (self.weights == FLOAT) != (self.activations == FLOAT):
+        if self.weights.quantized != self.activations.quantized:
             raise UserError(
                 f"quantization scheme: {self.weights.form} weights with {self.activations.form} activations",
                 expected="both in INT8 or both in float",
             )
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the linears of the layers are quantized."""
+        return self.weights.quantized
+
+    @property
+    def head_activations(self) -> Precision:
+        """How the input of the output head is held."""
+        return ACTIVATIONS["per-token"] if self.head.quantized else FLOAT
 
     def words(self) -> dict[str, str | list[str]]:
         """The same for a reader of reports."""
@@ -109,3 +122,12 @@ def scheme_of(
         if name not in KNOWN[part]:
             raise UserError(f"{part} {name!r}", expected=f"one of {', '.join(KNOWN[part])}")
     return Scheme(**{part: KNOWN[part][name] for part, name in names.items()}, float_linears=float_linears)
+
+
+def quantized_names(presets: Mapping[str, Precision]) -> tuple[str, ...]:
+    """The names of a table's presets, without the float one."""
+    return tuple(name for name, precision in presets.items() if precision.quantized)
+
+
+IN_FLOAT = scheme_of("float")
+PER_TOKEN = scheme_of("per-token")  # the usual one

@@ -15,7 +15,6 @@ GRAPH_FACTS = "smoothquant"  # key of an ONNX graph's metadata: what was exporte
 GROUPS = ("default", "paper", "none")  # what any format holds: nothing is left for run time
 RUN_TIME_GROUPS = ("run-time", "unfolded")  # only for engines that smooth an activation themselves
 SMOOTHER_DTYPES = ("float16", "bfloat16", "float32")
-KV_CACHES = ("float", "int8")
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,10 @@ class SmoothingSettings:
     def at_run_time(self) -> bool:
         """Whether the engine has to smooth, too."""
         return self.groups in RUN_TIME_GROUPS
+
+    def alpha_of(self, group: SmoothingGroup) -> float:
+        """The migration strength of one group."""
+        return self.alpha
 
     def chosen(self, groups: tuple[SmoothingGroup, ...], roles: tuple[str, ...]) -> tuple[SmoothingGroup, ...]:
         """What these settings smooth. groups: a family's smoothing groups; roles: of the linears that get quantized."""

@@ -36,12 +36,13 @@ def spread(act_absmax: Tensor) -> float:
 def ruined_linears(model: Model, input_absmax: Mapping[str, Tensor], settings: SmoothingSettings) -> tuple[str, ...]:
     """Module names, in order, of the linears whose smoothed input is wider than `LIMIT`. Linears that read one input
     are named together. input_absmax: every linear's, unsmoothed."""
-    smoothed = {role for group in settings.chosen(model.groups, model.quantized_roles) for role in group.linears}
+    chosen = settings.chosen(model.groups, model.quantized_roles)
+    alphas = {role: settings.alpha_of(group) for group in chosen for role in group.linears}  # 0: left as it is
     found = []
     for layer in range(model.geometry.layers):
         for roles in _quantized(model):
             width = max(spread(input_absmax[model.linear(layer, role)]) for role in roles)
-            if width ** (1 - settings.alpha if roles[0] in smoothed else 1) > LIMIT:
+            if width ** (1 - alphas.get(roles[0], 0)) > LIMIT:
                 found += [model.linear(layer, role) for role in roles]
     return tuple(dict.fromkeys(found))
 

@@ -11,7 +11,7 @@ Peak memory is one layer on disk plus a few copies of its largest matrix, whatev
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -26,7 +26,7 @@ from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.quantization import input_scale, quantize_weight
 from smoothquant.ranges import check_act_scales, input_ranges, output_ranges
-from smoothquant.roles import ROUTER
+from smoothquant.scheme import PER_TOKEN, Precision, Scheme
 from smoothquant.settings import SmoothingSettings
 from smoothquant.steps import DEFAULT, Step, run_steps
 
@@ -49,27 +49,29 @@ class QuantizedLinear:
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """linears: by role, all that get quantized; float_weights: of the others, float32, smoothed; norms: by role,
-    smoothing folded in; smoothers: by role, what the engine divides inputs by."""
+    """linears: by role, all that get quantized; float_weights, float_biases: of the others, float32, smoothed;
+    norms: by role, smoothing folded in; smoothers: by role, what the engine divides inputs by."""
 
     index: int
     linears: dict[str, QuantizedLinear]
     float_weights: dict[str, Tensor]
     norms: dict[str, Norm]
     smoothers: dict[str, Tensor] = field(default_factory=dict)
+    float_biases: dict[str, Tensor] = field(default_factory=dict)
 
-    def runnable(self, act: str = "per-token", kept: Mapping[str, Tensor] | None = None) -> W8A8Layer:
-        """This layer for the decoder. act: "per-token" or "per-tensor"; kept: smoothed weights, by role, of linears
-        that are left in float after all."""
+    def runnable(self, activations: Precision = PER_TOKEN.activations) -> W8A8Layer:
+        """This layer for the decoder. activations: how its linears' inputs are quantized."""
         static = {role: linear.input_scale for role, linear in self.linears.items() if linear.input_scale is not None}
+        biases = {role: linear.bias for role, linear in self.linears.items() if linear.bias is not None}
         return W8A8Layer(
             index=self.index,
             weights={role: linear.weight for role, linear in self.linears.items()},
             weight_scales={role: linear.weight_scale for role, linear in self.linears.items()},
-            biases={role: linear.bias for role, linear in self.linears.items() if linear.bias is not None},
+            biases=biases | self.float_biases,
             norms=self.norms,
-            input_scales=static if act == "per-tensor" else {},
-            float_weights={**self.float_weights, **(kept or {})},
+            activations=activations,
+            input_scales=static if activations.static else {},
+            float_weights=self.float_weights,
             smoothers=self.smoothers,
         )
 
@@ -126,16 +128,15 @@ def smooth_layer(
     return run_steps(steps, layer)
 
 
-def quantize_layer(layer: SmoothedLayer, weights: str = "per-channel") -> QuantizedLayer:
-    """Quantize every linear of a smoothed layer; holds one float32 matrix at a time."""
-    return QuantizingLayer(layer, weights).quantized()
+def quantize_layer(layer: SmoothedLayer, scheme: Scheme = PER_TOKEN) -> QuantizedLayer:
+    """The layer with its linears quantized, but those that the scheme leaves in float. Holds one float32 matrix at a
+    time."""
+    return QuantizingLayer(layer, scheme.weights, scheme.float_linears).quantized()
 
 
-def quantize_linear(
-    layer: SmoothedLayer, role: str, weight: Tensor, granularity: str = "per-channel"
-) -> QuantizedLinear:
-    """Quantize one linear of a smoothed layer. weight: `layer.weight(role)`."""
-    quantized, scale = quantize_weight(layer.edited(role, weight, granularity), granularity)
+def quantize_linear(layer: SmoothedLayer, role: str, weight: Tensor, precision: Precision) -> QuantizedLinear:
+    """Quantize one linear of a smoothed layer. weight: `layer.weight(role)`; precision: how it is to be held."""
+    quantized, scale = quantize_weight(layer.edited(role, weight, precision), precision)
     return QuantizedLinear(
         name=layer.model.linear(layer.index, role),
         weight=quantized,
@@ -150,16 +151,20 @@ def quantize_linear(
 class QuantizingLayer:
     """A smoothed layer that the decoder runs in float, quantized on the way: each weight is computed once for both.
 
-    weights: "per-channel" or "per-tensor".
+    weights: how they are to be held. kept: module names of linears that stay in float.
     """
 
-    def __init__(self, layer: SmoothedLayer, weights: str = "per-channel") -> None:
+    def __init__(
+        self, layer: SmoothedLayer, weights: Precision = PER_TOKEN.weights, kept: Collection[str] = ()
+    ) -> None:
         self.layer, self.index, self.norms, self.weights = layer, layer.index, layer.norms, weights
+        model = layer.model
+        self._roles = [role for role in model.quantized_roles if model.linear(layer.index, role) not in kept]
         self._linears: dict[str, QuantizedLinear] = {}
 
     def linear(self, role: str, x: Tensor) -> Tensor:
         weight = self.layer.weight(role)
-        if role != ROUTER:
+        if role in self._roles:
             self._linears[role] = self._quantize(role, weight)
         return float_linear(self.layer.divided(role, x), weight, self.layer.bias(role))
 
@@ -168,10 +173,12 @@ class QuantizingLayer:
 
     def quantized(self) -> QuantizedLayer:
         """The quantized layer. Linears that the decoder did not run (experts without a token) are done now."""
-        layer, roles = self.layer, self.layer.model.quantized_roles
-        linears = {role: self._linears.get(role) or self._quantize(role, layer.weight(role)) for role in roles}
-        float_weights = {role: layer.weight(role) for role in layer.source.weights if role not in linears}
-        return QuantizedLayer(layer.index, linears, float_weights, layer.norms, layer.smoother)
+        layer = self.layer
+        linears = {role: self._linears.get(role) or self._quantize(role, layer.weight(role)) for role in self._roles}
+        in_float = [role for role in layer.source.weights if role not in linears]
+        weights = {role: layer.weight(role) for role in in_float}
+        biases = {role: bias for role in in_float if (bias := layer.bias(role)) is not None}
+        return QuantizedLayer(layer.index, linears, weights, layer.norms, layer.smoother, biases)
 
     def _quantize(self, role: str, weight: Tensor) -> QuantizedLinear:
         return quantize_linear(self.layer, role, weight, self.weights)

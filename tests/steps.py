@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from smoothquant.fold import SmoothedLayer
+from smoothquant.scheme import Precision
 from smoothquant.steps import Step
 
 
@@ -19,7 +20,7 @@ class ClipRows:
     name: ClassVar[str] = "clip-rows"
 
     def __call__(self, layer: SmoothedLayer) -> SmoothedLayer:
-        def clipped(layer: SmoothedLayer, role: str, weight: Tensor, granularity: str) -> Tensor:
+        def clipped(layer: SmoothedLayer, role: str, weight: Tensor, precision: Precision) -> Tensor:
             limit = weight.abs().quantile(self.quantile, dim=1, keepdim=True)
             return weight.clamp(-limit, limit)
 
@@ -33,7 +34,7 @@ class Shrink:
     name: ClassVar[str] = "shrink"
 
     def __call__(self, layer: SmoothedLayer) -> SmoothedLayer:
-        def scaled(layer: SmoothedLayer, role: str, weight: Tensor, granularity: str) -> Tensor:
+        def scaled(layer: SmoothedLayer, role: str, weight: Tensor, precision: Precision) -> Tensor:
             return weight * layer.input_absmax[role]
 
         ranges = {role: 0.9 * reach for role, reach in layer.input_absmax.items()}

@@ -13,6 +13,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("smoothquant", "act_scales", "exporters", "builders", "recipes")
 SHARED = {"TritonPythonModel"}  # Triton wants this name in every model.py
+SPELLED = {  # the scheme itself, and where TensorRT-LLM's own algorithms have a form
+    "smoothquant/scheme.py",
+    "builders/tensorrt_llm/format/tensors.py",
+    "builders/tensorrt_llm/interpreter/interpreter.py",
+}
 INTERPRETER = "builders/tensorrt_llm/interpreter/interpreter.py"
 
 
@@ -41,6 +46,26 @@ def test_a_manifest_is_read_by_its_fields() -> None:
                 r"""manifest(\(.*\))?(\.inputs|\.results)?(\[|\.get\()""", path.read_text(encoding="utf-8")
             )
             assert found is None, (path, found)
+
+
+def test_only_the_scheme_spells_its_words() -> None:
+    """What is quantized, and how, is asked of the record: no module compares the words of its presets."""
+    word = r"""["'](float|int8|int8-shared|per-token|per-tensor|per-channel|per-layer)["']"""
+    compared = re.compile(rf"([!=]= |\bin ){word}|{word} [!=]= ")
+    assert compared.search('if activations == "float":')  # the control
+    found = {
+        (str(path.relative_to(ROOT)), line.strip())
+        for room in ROOMS
+        for path in (ROOT / room).rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if compared.search(line)
+    }
+    assert {file for file, _ in found} == SPELLED, found
+
+
+def test_rules_of_the_tensorrt_llm_format_do_without_its_interpreter() -> None:
+    for path in (ROOT / "builders/tensorrt_llm/format").glob("*.py"):
+        assert not [name for name in imported(path) if "interpreter" in name], path
 
 
 def test_scales_are_folded_in_one_place() -> None:

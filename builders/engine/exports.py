@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smoothquant.artifacts.manifest import Manifest, Origin
+from smoothquant.artifacts.ports import MODEL, graph_files
 from smoothquant.errors import UserError
 from smoothquant.workspace import load_manifest
-
-MODEL = "model.onnx"
-GRAPHS = {"per-token": MODEL, "per-tensor": "model.per-tensor.onnx"}  # form -> file, where an export holds both
 
 
 @dataclass(frozen=True)
@@ -37,14 +35,14 @@ def open_export(folder: str | Path, activations: str | None = None) -> OnnxExpor
             f"{folder}: made by {made.step!r}", expected="an ONNX export", do="smoothquant export onnx MODEL ..."
         )
     origin = made.origin
-    schemes = {scheme.activations.form: scheme for scheme in origin.schemes}
-    chosen = activations or origin.scheme.activations.form
-    if chosen not in schemes:
+    files = graph_files(origin.schemes)
+    graphs = {scheme.activations.form: graph for graph, scheme in files.items()}
+    graph = graphs.get(activations) if activations else MODEL
+    if graph is None:
         raise UserError(
-            f"{folder}: its activations are {' and '.join(schemes)}",
+            f"{folder}: its activations are {' and '.join(graphs)}",
             expected=f"{activations}, as asked for",
             do=f"export with --act {activations}, or with --act both",
         )
-    graph = GRAPHS[chosen] if len(schemes) > 1 else MODEL
-    others = tuple(name for name in made.files if name not in GRAPHS.values())
-    return OnnxExport(folder, made, folder / graph, origin.only(schemes[chosen]), others)
+    others = tuple(name for name in made.files if name not in files)
+    return OnnxExport(folder, made, folder / graph, origin.only(files[graph]), others)

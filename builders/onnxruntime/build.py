@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy
 
 from builders.check.lint import missing_products, quantized_products
-from builders.engine.exports import MODEL, open_export
+from builders.engine.exports import open_export
 from builders.onnx_graph import OnnxGraph
 from builders.onnxruntime.genai import write_genai_config
 from builders.onnxruntime.providers import check_available, find_provider
 from builders.onnxruntime.record import STEP, IntegerKernels, OnnxRuntimeInputs, OnnxRuntimeResults
 from builders.onnxruntime.session import check_body, operators_run
 from smoothquant.artifacts.manifest import Manifest
+from smoothquant.artifacts.ports import MODEL
 from smoothquant.artifacts.record import as_json
 from smoothquant.errors import UserError
 from smoothquant.machine import physical_cores

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from builders.engine.exports import MODEL
 from builders.onnxruntime.session import SETTINGS
 from smoothquant.artifacts.manifest import ModelFacts
-from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, POSITION_IDS, past, present
+from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, MODEL, POSITION_IDS, past, present
 from smoothquant.workspace import read_json, write_json
 
 PROVIDER_OPTIONS: Mapping[str, Mapping] = {  # those that it has a name for

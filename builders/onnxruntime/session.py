@@ -22,7 +22,6 @@ from typing import Any
 import numpy
 import torch
 
-from builders.engine.exports import MODEL
 from builders.onnx_graph import OnnxGraph
 from builders.onnxruntime.providers import (
     Provider,
@@ -35,7 +34,7 @@ from builders.onnxruntime.providers import (
     rtx_options,
 )
 from smoothquant.artifacts.manifest import Manifest, Origin
-from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, POSITION_IDS
+from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, MODEL, PAST, POSITION_IDS
 from smoothquant.artifacts.record import as_json
 from smoothquant.errors import UserError
 from smoothquant.machine import cpu_flags, physical_cores

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from builders.check.lint import Product, lint, quantized_products
-from builders.engine.exports import MODEL, open_export
+from builders.engine.exports import open_export
 from builders.nvidia.layers import read_layers
 from builders.onnx_graph import OnnxGraph
 from builders.tensorrt import hardware, timing
@@ -32,8 +32,10 @@ from builders.tensorrt.record import STEP, BuiltOn, Int8Kernels, StoredPort, Ten
 from builders.tensorrt.runtime import LoadedPlan, Port
 from builders.tensorrt.session import Session
 from smoothquant.artifacts.manifest import Manifest
+from smoothquant.artifacts.ports import MODEL
 from smoothquant.artifacts.record import as_json
 from smoothquant.errors import UserError
+from smoothquant.scheme import Scheme
 from smoothquant.workspace import OURS, Workspace, load_manifest
 
 LAYERS = f"{OURS}/layers.json"
@@ -64,7 +66,7 @@ def build(
     out, found = Path(out), open_export(export, activations)
     made = found.manifest
     held = limits_for(made.facts, **(limits or {}))
-    quantized = _products(found.graph, found.origin.scheme.activations.form)
+    quantized = _products(found.graph, found.origin.scheme)
     version, gpu = hardware.require_tensorrt(), hardware.find_gpu()
     graph = hashlib.sha256(found.graph.read_bytes()).hexdigest()[:16]  # a newer exporter may draw another one
     inputs = TensorRTInputs(found.origin, graph, held, options, BuiltOn(version, gpu.name, gpu.capability))
@@ -100,11 +102,11 @@ def build(
     return load_manifest(out)
 
 
-def _products(graph: Path, activations: str) -> list[Product]:
+def _products(graph: Path, scheme: Scheme) -> list[Product]:
     """The quantized products of a graph in which the linter finds no fault."""
     opened = OnnxGraph(graph)
     for finding in lint(opened):
-        if finding.effect.is_error and not (activations == "float" and finding.rule == "no-quantization"):
+        if finding.effect.is_error and (scheme.quantized or finding.rule != "no-quantization"):
             where = "" if finding.node == graph.name else f"{finding.module}: "
             raise UserError(f"{graph}: {where}{finding.what}", do=finding.do)
     return quantized_products(opened)

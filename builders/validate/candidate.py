@@ -34,7 +34,7 @@ class Candidate:
         self, label: str, manifest: Manifest, scheme: EngineScheme, thresholds: Thresholds, reference: Reference
     ) -> None:
         check_model(manifest, reference.model, label)
-        if scheme.activations != "float" and scheme.key not in reference.streams:
+        if scheme.scheme.quantized and scheme.key not in reference.streams:
             raise ValueError("the reference was run without this engine's scheme")
         self.label, self.manifest, self.scheme, self.thresholds = label, manifest, scheme, thresholds
         self.reference, self.compared = reference, 0

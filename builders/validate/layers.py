@@ -73,12 +73,8 @@ class W8A8Stream(Listener):
 
     def enter(self, source: FloatLayer) -> dict[str, Layer]:
         smoothed: SmoothedLayer = self.scheme.layer(self.model, source.index, source)
-        kept = {
-            role: smoothed.weight(role)
-            for role in self.model.quantized_roles
-            if self.model.linear(source.index, role) in self.scheme.float_linears
-        }
-        quantized = quantize_layer(smoothed, self.scheme.weights).runnable(self.scheme.activations, kept)
+        scheme = self.scheme.scheme
+        quantized = quantize_layer(smoothed, scheme).runnable(scheme.activations)
         cache_scales = self.scheme.cache_scales(self.model, source.index)
         self._layer = replace(quantized, cache_scales=cache_scales, ranks=self.scheme.ranks).to(self.device)
         # what the input of a linear was divided by before it; one with a smoother divides its input itself
@@ -127,14 +123,14 @@ class W8A8Stream(Listener):
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (tokens, vocab) of the scheme's head, in the dtype of its input. hidden: (tokens, hidden) after the
         last layer."""
-        model, hidden = self.model, hidden[None].to(self.device)
-        if self.scheme.lm_head == "float":
+        model, scheme, hidden = self.model, self.scheme.scheme, hidden[None].to(self.device)
+        if not scheme.head.quantized:
             return decoder.logits(model, hidden)[0]
         x = decoder.head_input(model, hidden)
         parts = []
         for rows in model.rows(model.lm_head):
-            weight, scale = quantize_weight(rows)
-            parts.append(w8a8_linear(x, weight.to(self.device), scale.to(self.device)))
+            weight, scale = (part.to(self.device) for part in quantize_weight(rows, scheme.head))
+            parts.append(w8a8_linear(x, weight, scale, scheme.head_activations))
         return capped(torch.cat(parts, dim=-1), model.geometry.logits_softcap)[0]
 
 

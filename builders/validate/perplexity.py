@@ -2,8 +2,8 @@
 
     perplexity = exp(mean of -log p(next token)) over tokens 2..n of every sequence
 
-The layers as they are on disk and their smoothed and quantized form (`quantization.w8a8_linear`, one dynamic scale per
-token) go through one sweep side by side, in float32, each with hidden states of its own.
+The layers as they are on disk and their smoothed and quantized form (`quantization.w8a8_linear`) go through one sweep
+side by side, in float32, each with hidden states of its own.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from builders.validate.reference import HeldOutText
 from smoothquant import decoder
 from smoothquant.layers import FloatLayer, Layer
 from smoothquant.model import Model
+from smoothquant.scheme import PER_TOKEN
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import check_scales, quantize_layer, smooth_layer
 from smoothquant.sweep import FLOAT, Listener, Progress, sweep
 from smoothquant.workspace import Workspace
 
 W8A8 = "w8a8"
+SCHEME = PER_TOKEN  # what is measured
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ def perplexities(
 
 
 class Quantized(Listener):
-    """Smooths and quantizes every layer by settings, without any step between, and has it run beside the checkpoint's
-    own."""
+    """Smooths and quantizes every layer by settings and `SCHEME`, without any step between, and has it run beside the
+    checkpoint's own."""
 
     forms = MappingProxyType({W8A8: torch.float32})
 
@@ -86,7 +88,7 @@ class Quantized(Listener):
 
     def enter(self, source: FloatLayer) -> dict[str, Layer]:
         layer = smooth_layer(self.model, source.index, self.input_absmax, self.settings, steps=(), source=source)
-        return {W8A8: quantize_layer(layer).runnable("per-token").to(self.device)}
+        return {W8A8: quantize_layer(layer, SCHEME).runnable(SCHEME.activations).to(self.device)}
 
 
 def _loss(model: Model, hidden: Tensor, ids: Tensor) -> float:

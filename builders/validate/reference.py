@@ -70,7 +70,7 @@ class Reference:
         self.model, self.text, self.device = model, text, device
         self.fingerprint = model.checkpoint.fingerprint
         self.name = STORED[model.checkpoint.dtype]
-        quantized = {scheme.key: scheme for scheme in schemes if scheme.activations != "float"}
+        quantized = {scheme.key: scheme for scheme in schemes if scheme.scheme.quantized}
         self.streams = {key: W8A8Stream(model, scheme, exact, device) for key, scheme in quantized.items()}
         maxima, held = InputMaxima(model), HeldMaxima(model)
         self._end = sweep(

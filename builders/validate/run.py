@@ -32,14 +32,14 @@ from smoothquant.artifacts.manifest import Manifest
 from smoothquant.device import choose_device
 from smoothquant.errors import OutputError, UserError
 from smoothquant.model import Model
-from smoothquant.scheme import scheme_of
+from smoothquant.scheme import IN_FLOAT
 from smoothquant.sweep import KEEP_EVERY, Progress
 from smoothquant.workspace import Workspace, save_tensors, versions
 
 HELD = 2 << 30  # bytes of the reference's logits in memory at a time, where several engines want them
 COMPARED = "compared.safetensors"  # in the workspace: what the engines have shown so far
 # of an engine that does not say how it was smoothed: none of its layers can be rebuilt
-UNKNOWN = EngineScheme("", scheme_of("float"))
+UNKNOWN = EngineScheme("", IN_FLOAT)
 
 
 def validate_engines(

@@ -25,7 +25,7 @@ from smoothquant.errors import UserError
 from smoothquant.fold import Scales, SmoothedLayer, fold
 from smoothquant.layers import FloatLayer
 from smoothquant.model import Model
-from smoothquant.scheme import FLOAT, Scheme
+from smoothquant.scheme import Scheme
 from smoothquant.settings import SmoothingSettings
 from smoothquant.steps import Step, as_records, from_records, replay
 from smoothquant.workspace import load_manifest
@@ -48,26 +48,6 @@ class EngineScheme:
     steps: tuple[Step, ...] = ()
 
     @property
-    def activations(self) -> str:
-        """ "per-token", "per-tensor", or "float": nothing is quantized."""
-        return self.scheme.activations.form
-
-    @property
-    def weights(self) -> str:
-        """ "per-channel" or "per-tensor"."""
-        return self.scheme.weights.form
-
-    @property
-    def lm_head(self) -> str:
-        """ "float" or "int8"."""
-        return self.scheme.head.dtype
-
-    @property
-    def float_linears(self) -> tuple[str, ...]:
-        """Module names of linears left in float."""
-        return self.scheme.float_linears
-
-    @property
     def smoothing_scale(self) -> Mapping[str, Tensor]:
         """By linear, float32 (in,)."""
         return self.smoothing.smoothing_scale
@@ -83,7 +63,7 @@ class EngineScheme:
 
     def cache_scales(self, model: Model, index: int) -> tuple[Tensor, Tensor] | None:
         """Of the keys and values of a layer, None for a float cache."""
-        if self.scheme.kv_cache == FLOAT:
+        if not self.scheme.kv_cache.quantized:
             return None
         key, value = (self.smoothing.cache_scale[model.family.module(index, part)] for part in CACHED)
         return key, value

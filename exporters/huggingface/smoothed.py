@@ -13,7 +13,7 @@ from exporters.huggingface.tensors import CheckpointTensor, CheckpointWriter, fl
 from smoothquant.artifacts.manifest import HuggingFaceOptions
 from smoothquant.artifacts.shards import MAX_SHARD
 from smoothquant.model import Model
-from smoothquant.scheme import scheme_of
+from smoothquant.scheme import IN_FLOAT
 
 
 class SmoothedWriter(CheckpointWriter):
@@ -24,13 +24,12 @@ class SmoothedWriter(CheckpointWriter):
     """
 
     step = "export hf"
-    weights: str | None = None
     wider = "export with --dtype bfloat16"
 
     def __init__(self, out: str | Path, dtype: torch.dtype | None = None, max_shard: int = MAX_SHARD) -> None:
         super().__init__(out, max_shard)
         self.dtype = dtype
-        self.schemes = (scheme_of("float"),)
+        self.schemes = (IN_FLOAT,)
         self.options = {"hf": HuggingFaceOptions(str(dtype).removeprefix("torch.") if dtype else "as stored")}
 
     def plan(self, model: Model) -> dict[str, CheckpointTensor]:

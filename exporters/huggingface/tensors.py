@@ -23,6 +23,7 @@ from smoothquant.device import declared_dtype
 from smoothquant.errors import ContractError
 from smoothquant.model import Model
 from smoothquant.norms import Norm
+from smoothquant.quantization import is_finite
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace, write_json
 
@@ -85,7 +86,7 @@ class CheckpointWriter(ABC):
 
     def _rounded(self, name: str, tensor: Tensor) -> Tensor:
         rounded = tensor.to(self.tensors[name].planned.dtype)
-        if rounded.is_floating_point() and not rounded.isfinite().all():
+        if not is_finite(rounded):
             raise ContractError(
                 f"{name}: the smoothed weight overflows {rounded.dtype}",
                 do="lower alpha, or export with --dtype float32",

@@ -24,32 +24,28 @@ from exporters.export import Source, check_static
 from exporters.huggingface.tensors import CheckpointTensor, CheckpointWriter, float_tensors
 from smoothquant.artifacts.safetensors_files import Planned
 from smoothquant.artifacts.shards import MAX_SHARD
+from smoothquant.errors import UserError
 from smoothquant.model import Model
-from smoothquant.scheme import Scheme, scheme_of
+from smoothquant.scheme import FLOAT, PER_TOKEN, Scheme
 from smoothquant.stream import QuantizedLayer, QuantizedLinear, SmoothedLayer
 
 
 class W8A8Writer(CheckpointWriter):
-    """Writes the W8A8 checkpoint to the folder `out`. activations: "per-token" (dynamic) or "per-tensor" (static).
-
-    kept: module names of linears to leave in float (`smoothquant.static`).
-    """
+    """Writes the W8A8 checkpoint to the folder `out`. scheme: int8 weights per output channel, float cache and head."""
 
     step = "export w8a8"
-    weights: str | None = "per-channel"
     wider = 'write "torch_dtype": "bfloat16" into config.json of the model: who loads it casts the weights'
 
-    def __init__(
-        self,
-        out: str | Path,
-        activations: str = "per-token",
-        max_shard: int = MAX_SHARD,
-        kept: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, out: str | Path, scheme: Scheme = PER_TOKEN, max_shard: int = MAX_SHARD) -> None:
         super().__init__(out, max_shard)
-        self.kept = tuple(kept)
-        self.scheme = scheme_of(activations, float_linears=self.kept)
-        self.schemes = (self.scheme,)
+        if (scheme.weights, scheme.kv_cache, scheme.head) != (PER_TOKEN.weights, FLOAT, FLOAT):
+            raise UserError(
+                f"{out}: {scheme.weights.form} weights, a KV cache in {scheme.kv_cache.dtype}, a head in "
+                f"{scheme.head.dtype}",
+                expected=f"a W8A8 checkpoint: {PER_TOKEN.weights.form} weights, cache and head in float",
+            )
+        self.scheme, self.kept = scheme, scheme.float_linears
+        self.schemes = (scheme,)
         self.options: Mapping = {}
 
     def check(self, source: Source) -> None:
@@ -98,7 +94,7 @@ class W8A8Writer(CheckpointWriter):
 
 
 def _linears(quantized: QuantizedLayer | None, roles: Sequence[str]) -> list[tuple[str, QuantizedLinear]]:
-    assert quantized is not None  # promised by the class attribute `weights`
+    assert quantized is not None  # the scheme's weights are
     return [(role, quantized.linears[role]) for role in roles]
 
 

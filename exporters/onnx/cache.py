@@ -26,13 +26,11 @@ from smoothquant.family import Geometry
 class CacheNodes:
     """The caches of all layers: keys and values, (batch, kv_heads, past, head_dim) each.
 
-    kind: a word of `KV_CACHES`, float or int8. names: the module names of the layers; a scale is stored under its
-    layer's name.
+    dtype: that they are held in. names: the module names of the layers; a scale is stored under its layer's name.
     """
 
-    def __init__(self, graph: Graph, geometry: Geometry, kind: str, names: list[str]) -> None:
-        self.graph, self.geometry, self.names = graph, geometry, names
-        self.dtype = torch.int8 if kind == "int8" else graph.body
+    def __init__(self, graph: Graph, geometry: Geometry, dtype: torch.dtype, names: list[str]) -> None:
+        self.graph, self.geometry, self.dtype, self.names = graph, geometry, dtype, names
         self._present: list[tuple[str, str]] = []
         for layer in range(len(names)):
             for part in CACHED:

@@ -18,6 +18,7 @@ from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.quantization import quantize_weight
 from smoothquant.roles import ROUTER
+from smoothquant.scheme import FLOAT, Precision
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 
 Contents = Mapping[str, Content]  # kind of tensor, the end of its name -> content
@@ -88,14 +89,15 @@ def of_table(model: Model, name: str) -> Content:
     return Content(lambda: model.rows(name))
 
 
-def of_outer_linear(model: Model, name: str) -> Contents:
-    """Of a linear outside the layers, without a bias. name: of its weight in the checkpoint."""
+def of_outer_linear(model: Model, name: str, precision: Precision = FLOAT) -> Contents:
+    """Of a linear outside the layers, without a bias. name: of its weight in the checkpoint; precision: how the graph
+    holds it."""
     scales: list[Tensor] = []
 
     def weight_int8() -> Iterator[Tensor]:
         scales.clear()
         for rows in model.rows(name):
-            weight, scale = quantize_weight(rows)
+            weight, scale = quantize_weight(rows, precision)
             scales.append(scale)
             yield weight
 

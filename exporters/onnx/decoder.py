@@ -19,7 +19,7 @@ from exporters.onnx.cache import CacheNodes
 from exporters.onnx.contents import of_outer_linear, of_table
 from exporters.onnx.experts import Experts
 from exporters.onnx.external_data import ExternalData
-from exporters.onnx.form import LM_HEADS, Form
+from exporters.onnx.form import Form
 from exporters.onnx.graph import OPSET, Graph
 from exporters.onnx.linears import FORMS, FloatLinears, Input, Linears, Stored
 from exporters.onnx.mlp import Mlp
@@ -43,20 +43,20 @@ class DecoderGraph:
     def __init__(self, model: Model, form: Form, data: ExternalData | None = None) -> None:
         self.model, self.geometry, self.form = model, model.geometry, form
         self.graph = Graph(form.dtype, form.opset, data)
-        plain = FloatLinears(self.graph)
-        quantized = plain if form.activations == "float" else FORMS[form.activations](self.graph)
-        self.products = Products(self.graph, model, quantized, plain, form.kept)
+        scheme = self.scheme = form.scheme
+        quantized, plain = FORMS[scheme.activations](self.graph), FloatLinears(self.graph)
+        self.products = Products(self.graph, model, quantized, plain, scheme.float_linears)
         self.norms = Norms(self.graph, model)
         self.mlp = Mlp(self.graph, model, self.products)
         self.branch: Mlp | Experts = Experts(self.graph, model, self.mlp) if model.geometry.experts else self.mlp
-        self.head: Linears = FORMS[LM_HEADS[form.lm_head]](self.graph)
+        self.head: Linears = FORMS[scheme.head_activations](self.graph)
         self._build()
 
     @property
     def quantized_names(self) -> list[str]:
         """Names of the matrices that must be in INT8."""
-        linears = [] if self.form.activations == "float" else quantized_names(self.model, self.form.kept)
-        return linears + ([self.model.family.lm_head] if self.form.lm_head == "int8" else [])
+        linears = quantized_names(self.model, self.scheme.float_linears) if self.scheme.quantized else []
+        return linears + ([self.model.family.lm_head] if self.scheme.head.quantized else [])
 
     def _build(self) -> None:
         graph, geometry, family = self.graph, self.geometry, self.model.family
@@ -64,7 +64,7 @@ class DecoderGraph:
         mask = graph.input(ATTENTION_MASK, torch.int64, ("batch", "total"))
         position_ids = graph.input(POSITION_IDS, torch.int64, ("batch", "sequence"))
         layers = [family.layer.format(layer) for layer in range(geometry.layers)]
-        self.cache = CacheNodes(graph, geometry, self.form.kv, layers)
+        self.cache = CacheNodes(graph, geometry, self.form.cache_dtype, layers)
         self.positions = Positions(graph, self.model, ids, mask, position_ids, grouped=graph.opset < 23)
         multiplied = isinstance(self.head, FloatLinears) and geometry.tied_embeddings
         table = self._table(family.embedding, (geometry.vocab_size, geometry.embedded_size), multiplied)
@@ -191,7 +191,7 @@ class DecoderGraph:
             logits = graph.op("MatMul", hidden, graph.op("Transpose", table.value, perm=[1, 0]))
         else:
             shape = (geometry.vocab_size, geometry.embedded_size)
-            stored = Stored(name, shape, of_outer_linear(self.model, self.model.lm_head))
+            stored = Stored(name, shape, of_outer_linear(self.model, self.model.lm_head, self.scheme.head))
             logits = self.head.linear(self.head.normalize(hidden), stored)
         return graph.wide(self._capped(graph.scaled(logits, geometry.logits_scale), geometry.logits_softcap))
 

@@ -22,6 +22,7 @@ import torch
 from exporters.onnx.contents import Contents
 from exporters.onnx.graph import Graph
 from smoothquant.quantization import EPS, QMAX
+from smoothquant.scheme import ACTIVATIONS, FLOAT, Precision
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,10 @@ class PerTensorLinears:
 
 
 Linears = FloatLinears | PerTokenLinears | PerTensorLinears
-FORMS: Mapping[str, type[Linears]] = {
-    "float": FloatLinears,
-    "per-token": PerTokenLinears,
-    "per-tensor": PerTensorLinears,
+FORMS: Mapping[Precision, type[Linears]] = {  # by the activations
+    FLOAT: FloatLinears,
+    ACTIVATIONS["per-token"]: PerTokenLinears,
+    ACTIVATIONS["per-tensor"]: PerTensorLinears,
 }
 
 

@@ -1,6 +1,6 @@
 """The ONNX export of a model: graph, weights streamed to external data, tokenizer and config beside them.
 
-model.onnx         graph and small constants (and model.per-tensor.onnx, where both forms were asked for)
+model.onnx         graph and small constants (and model.per-tensor.onnx, where two graphs were asked for)
 model.onnx.data    weights: linears [in, out], int8 + float32 scales, or float
 config.json, tokenizer files; smoothquant/smoothing.safetensors, smoothquant/manifest.json
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,65 +21,42 @@ from exporters.onnx.form import Form
 from exporters.onnx.graph import OPSET
 from exporters.sidecars import copy_tokenizer
 from smoothquant.artifacts.manifest import OnnxOptions
+from smoothquant.artifacts.ports import graph_files
 from smoothquant.capacity import FOLDED
 from smoothquant.errors import ContractError, UserError
 from smoothquant.model import Model
 from smoothquant.packages import require
+from smoothquant.quantization import is_finite
+from smoothquant.scheme import PER_TOKEN, Scheme
 from smoothquant.settings import GRAPH_FACTS
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace
-
-GRAPHS = {  # option -> file -> form of the activations
-    "per-token": {"model.onnx": "per-token"},
-    "per-tensor": {"model.onnx": "per-tensor"},
-    "both": {"model.onnx": "per-token", "model.per-tensor.onnx": "per-tensor"},
-    "float": {"model.onnx": "float"},
-}
 
 
 class OnnxWriter:
     """Writes the ONNX export to the folder `out`.
 
-    activations: "per-token", "per-tensor", "both" (two graphs that share their weights), or "float": the unquantized
-    twin, an engine's reference.
-    kept: module names of linears to leave in float where scales are static (`smoothquant.static`).
-    body, lm_head, opset, kv: see `Form`.
+    schemes: of its graph, or of two that share their weights and differ in their activations; `PER_TOKEN` by default. A
+    float one makes the unquantized twin, an engine's reference. body, opset: see `Form`.
     """
 
     step = "export onnx"
     smoothing = FOLDED
     wider = "export with --dtype fp32, or for TensorRT with --dtype bf16"
 
-    def __init__(
-        self,
-        out: str | Path,
-        activations: str = "per-token",
-        body: str = "fp32",
-        lm_head: str = "float",
-        kept: Sequence[str] = (),
-        opset: int = OPSET,
-        kv: str = "float",
-    ) -> None:
-        if activations not in GRAPHS:
-            raise UserError(f"ONNX export: {activations!r}", expected=f"one of {', '.join(GRAPHS)}")
+    def __init__(self, out: str | Path, *schemes: Scheme, body: str = "fp32", opset: int = OPSET) -> None:
         require("onnx")
-        self.out, self.activations, self.int8_cache = Path(out), activations, kv == "int8"
-        self.weights: str | None = None if activations == "float" else "per-channel"
-        static = {"per-tensor": tuple(kept)}
-        self.forms = {
-            file: Form(form, body, lm_head, kv, opset, static.get(form, ()))
-            for file, form in GRAPHS[activations].items()
-        }
-        self.schemes = tuple(form.scheme for form in self.forms.values())
+        self.out, self.schemes = Path(out), schemes or (PER_TOKEN,)
+        self.forms = {file: Form(scheme, body, opset) for file, scheme in graph_files(self.schemes).items()}
         self.options = {"onnx": OnnxOptions(body, opset)}
 
     def held(self, model: Model) -> torch.dtype:
         return next(iter(self.forms.values())).dtype
 
     def check(self, source: Source) -> None:
-        if "per-tensor" in GRAPHS[self.activations].values():
+        if any(scheme.activations.static for scheme in self.schemes):
             check_static(source, self.out)
-        if self.int8_cache:
+        if any(scheme.kv_cache.quantized for scheme in self.schemes):
             check_outputs(source, f"{self.out}: an INT8 KV cache")
             if "keys" in source.model.family.norms:
                 raise UserError(
@@ -130,10 +106,8 @@ class OnnxWriter:
 
 
 def _rounded(name: str, part: Tensor, dtype: torch.dtype) -> Tensor:
-    """Some rows of a float tensor in the planned dtype; those of an int8 one as they are."""
-    if not dtype.is_floating_point:
-        return part
+    """Some rows of a tensor in the planned dtype."""
     rounded = part.to(dtype)
-    if not rounded.isfinite().all():
+    if not is_finite(rounded):
         raise ContractError(f"{name} overflows {rounded.dtype}", do="export with --dtype fp32, or lower alpha")
     return rounded

@@ -189,8 +189,8 @@ REFUSED: Mapping[str, str] = {
 }
 
 
-def config(model: Model, decoder: Decoder, mode: Mode, ranks: Ranks, dtype: str, kv: str, alpha: float) -> dict:
-    """The content of config.json. dtype: "float16" or "bfloat16"; kv: "float" or "int8"."""
+def config(model: Model, decoder: Decoder, mode: Mode, ranks: Ranks, dtype: str, alpha: float) -> dict:
+    """The content of config.json. dtype: "float16" or "bfloat16"."""
     geometry = model.geometry
     return {
         "architecture": decoder.architecture,
@@ -224,7 +224,7 @@ def config(model: Model, decoder: Decoder, mode: Mode, ranks: Ranks, dtype: str,
         },
         "quantization": {
             "quant_algo": mode.algo,
-            "kv_cache_quant_algo": "INT8" if kv == "int8" else None,
+            "kv_cache_quant_algo": mode.cache_algo,
             "group_size": 128,
             "smoothquant_val": alpha,
             "clamp_val": None,

@@ -13,40 +13,73 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from smoothquant.errors import UserError
+from smoothquant.scheme import PER_TOKEN, SHARED_CACHES, WEIGHTS, Precision, Scheme, scheme_of
+
+CACHE_ALGOS = {SHARED_CACHES["float"]: None, SHARED_CACHES["int8"]: "INT8"}  # kv_cache_quant_algo
 
 
 @dataclass(frozen=True)
 class Mode:
-    """One quant_algo. weights: "per-channel" or "per-tensor"; activations: "per-token" or "per-tensor" (static);
-    plugin: whether SmoothQuant's plugins run it, else TensorRT itself does."""
+    """One quant_algo. scheme: what is INT8; plugin: whether SmoothQuant's plugins run it, else TensorRT itself does.
+
+    Raises UserError for a scheme whose cache, head or float linears the format does not hold.
+    """
 
     algo: str
-    weights: str
-    activations: str
+    scheme: Scheme
     plugin: bool = True
+
+    def __post_init__(self) -> None:
+        scheme = self.scheme
+        if scheme.kv_cache not in CACHE_ALGOS or scheme.head.quantized or scheme.float_linears:
+            raise UserError(
+                f"{self.algo} with a KV cache in {scheme.kv_cache.dtype}, a head in {scheme.head.dtype} and "
+                f"{len(scheme.float_linears)} linears in float",
+                expected="a cache whose keys and values share their scale, a float head, no linear in float",
+            )
 
     @property
     def static(self) -> bool:
-        return self.activations == "per-tensor"
+        """Whether the scales of activations are stored."""
+        return self.scheme.activations.static
+
+    @property
+    def whole(self) -> bool:
+        """Whether a matrix has one scale."""
+        return self.scheme.weights == WEIGHTS["per-tensor"]
+
+    @property
+    def cache(self) -> Precision:
+        """How keys and values are held."""
+        return self.scheme.kv_cache
+
+    @property
+    def cache_algo(self) -> str | None:
+        """kv_cache_quant_algo."""
+        return CACHE_ALGOS[self.cache]
 
 
 MODES = (
-    Mode("W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "per-channel", "per-token"),
-    Mode("W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN", "per-tensor", "per-token"),
-    Mode("W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN", "per-channel", "per-tensor"),
-    Mode("W8A8_SQ_PER_TENSOR_PLUGIN", "per-tensor", "per-tensor"),
-    Mode("W8A8_SQ_PER_CHANNEL", "per-channel", "per-tensor", plugin=False),
+    Mode("W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", scheme_of("per-token", "per-channel")),
+    Mode("W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN", scheme_of("per-token", "per-tensor")),
+    Mode("W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN", scheme_of("per-tensor", "per-channel")),
+    Mode("W8A8_SQ_PER_TENSOR_PLUGIN", scheme_of("per-tensor", "per-tensor")),
+    Mode("W8A8_SQ_PER_CHANNEL", scheme_of("per-tensor", "per-channel"), plugin=False),
 )
 
 
-def choose(weights: str = "per-channel", activations: str = "per-token", *, plugin: bool = True) -> Mode:
-    """The mode with these properties. Raises UserError if TensorRT-LLM has none."""
-    for mode in MODES:
-        if (mode.weights, mode.activations, mode.plugin) == (weights, activations, plugin):
-            return mode
+def choose(scheme: Scheme = PER_TOKEN, *, plugin: bool = True) -> Mode:
+    """The mode of a scheme. Raises UserError if TensorRT-LLM has none."""
+    known = [mode for mode in MODES if mode.plugin == plugin]
+    for mode in known:
+        if (mode.scheme.weights, mode.scheme.activations) == (scheme.weights, scheme.activations):
+            return replace(mode, scheme=scheme)
     by = "with plugins" if plugin else "without plugins"
-    known = (f"{mode.weights} weights with {mode.activations} activations" for mode in MODES if mode.plugin == plugin)
-    raise UserError(f"{by}: {weights} weights with {activations} activations", expected=" or ".join(known))
+    raise UserError(f"{by}: {_said(scheme)}", expected=" or ".join(_said(mode.scheme) for mode in known))
+
+
+def _said(scheme: Scheme) -> str:
+    return f"{scheme.weights.form} weights with {scheme.activations.form} activations"

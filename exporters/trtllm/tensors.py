@@ -104,20 +104,18 @@ def matrices(gated: bool) -> tuple[Matrix, ...]:
 
 @dataclass(frozen=True)
 class LayerTensors:
-    """Plans the tensors of a model's layers. dtype: of biases and norms; tp: number of ranks; int8_cache: whether the
-    KV cache is INT8."""
+    """Plans the tensors of a model's layers. dtype: of biases and norms; tp: number of ranks."""
 
     model: Model
     mode: Mode
     dtype: torch.dtype
     tp: int
-    int8_cache: bool
 
     def planned(self) -> Iterator[LayerTensor]:
         """The tensors of any layer, in the order on disk."""
         for matrix in matrices(self.model.family.gated):
             yield from self._linear(matrix)
-        if self.int8_cache:
+        if self.mode.cache.quantized:
             yield LayerTensor("attention.kv_cache_scaling_factor", (1,), torch.float32, _cache_scale)
         for role in self.model.family.norms:
             yield from self._norm(role)
@@ -134,7 +132,7 @@ class LayerTensors:
         """What SmoothQuant's plugins read beside the weight and the bias. rows, columns: of a rank's part."""
         if self.mode.static:
             yield matrix.tensor("act_scale", (1, 1), lambda *of: whole(_act_scale(*of).reshape(1, 1)))
-        one = self.mode.weights == "per-tensor" and len(matrix.roles) == 1
+        one = self.mode.whole and len(matrix.roles) == 1
         yield matrix.tensor("per_channel_scale", (1, 1 if one else rows), self._channel_scale)
         if not matrix.column:
             yield matrix.tensor("smoother", (1, columns), lambda *of: divided(1, _smoother(*of)[None]))
@@ -197,7 +195,7 @@ class LayerTensors:
         if self.mode.static:
             input_scale, reach = _input_scale(matrix, content), _act_scale(matrix, content)
             scales = [static_channel_scale(scale, input_scale, reach) for scale in scales]
-        if self.mode.weights == "per-tensor" and len(scales) == 1:
+        if self.mode.whole and len(scales) == 1:
             return whole(scales[0][:1].reshape(1, 1))
         if not matrix.column:
             return whole(scales[0][None])

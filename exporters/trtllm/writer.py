@@ -28,8 +28,8 @@ from smoothquant.artifacts.safetensors_files import Planned, SafetensorsFile
 from smoothquant.capacity import Capacity
 from smoothquant.errors import ContractError, UserError
 from smoothquant.model import Model
-from smoothquant.scheme import scheme_of
-from smoothquant.settings import GROUPS, KV_CACHES
+from smoothquant.quantization import is_finite
+from smoothquant.settings import GROUPS
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace, write_json
 
@@ -41,18 +41,17 @@ def dtype_of(model: Model) -> str:
     return "bfloat16" if model.checkpoint.dtype == torch.bfloat16 else "float16"
 
 
-def capacity(mode: Mode, dtype: str, kv: str = "float") -> Capacity:
-    """What the checkpoint of a mode holds of smoothing. dtype: of its engines; kv: "float" or "int8"."""
+def capacity(mode: Mode, dtype: str) -> Capacity:
+    """What the checkpoint of a mode holds of smoothing. dtype: of its engines."""
     groups = (*GROUPS, "run-time") if mode.plugin else ("unfolded", "none")
-    return Capacity(f"{mode.algo}, {kv} KV cache", groups, dtype, kv == "int8")
+    return Capacity(f"{mode.algo}, {mode.cache.dtype} KV cache", groups, dtype, mode.cache.quantized)
 
 
 class TrtllmWriter:
     """Writes the checkpoint to the folder `out`.
 
-    mode: the quant_algo. ranks: tensor and pipeline parallelism. dtype: "float16" or "bfloat16", the dtype of
-    everything that is neither INT8 nor a scale. kv: "float" or "int8", the KV cache. version: the TensorRT-LLM
-    that will build the engine.
+    mode: the quant_algo, and what is INT8. ranks: tensor and pipeline parallelism. dtype: "float16" or "bfloat16", the
+    dtype of everything that is neither INT8 nor a scale. version: the TensorRT-LLM that will build the engine.
     """
 
     step = "export trtllm"
@@ -64,19 +63,14 @@ class TrtllmWriter:
         mode: Mode = MODES[0],
         ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
         dtype: str = "float16",
-        kv: str = "float",
         version: str = STABLE,
     ) -> None:
-        for what, value, choices in (("dtype", dtype, DTYPES), ("KV cache", kv, KV_CACHES)):
-            if value not in choices:
-                raise UserError(f"TensorRT-LLM export: {what} {value!r}", expected=f"one of {', '.join(choices)}")
+        if dtype not in DTYPES:
+            raise UserError(f"TensorRT-LLM export: dtype {dtype!r}", expected=f"one of {', '.join(DTYPES)}")
         check_version(version)
-        self.out, self.mode, self.ranks, self.kv, self.version = Path(out), mode, ranks, kv, version
-        self.dtype = dtype
-        self.weights: str | None = mode.weights
-        self.smoothing = capacity(mode, dtype, kv)
-        cache = "int8-shared" if kv == "int8" else kv
-        self.schemes = (scheme_of(mode.activations, mode.weights, cache),)
+        self.out, self.mode, self.ranks, self.dtype, self.version = Path(out), mode, ranks, dtype, version
+        self.smoothing = capacity(mode, dtype)
+        self.schemes = (mode.scheme,)
         self.options = {"trtllm": TrtllmOptions(mode.algo, dtype, ranks.tp, ranks.pp, version)}
 
     def held(self, model: Model) -> torch.dtype:
@@ -88,7 +82,7 @@ class TrtllmWriter:
         if self.mode.static:
             check_static(source, self.out)
         static = self.mode.static and self.mode.plugin
-        for needed, why in ((static, "static activations"), (self.kv == "int8", "an INT8 KV cache")):
+        for needed, why in ((static, "static activations"), (self.mode.cache.quantized, "an INT8 KV cache")):
             if needed:
                 check_outputs(source, f"{self.out}: {why}")
 
@@ -107,7 +101,7 @@ class TrtllmWriter:
         ]
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
-        assert quantized is not None  # promised by the attribute `weights`
+        assert quantized is not None  # the scheme's weights are
         layers = self.model.geometry.layers
         stage, local = self.ranks.stage(layer.index, layers), self.ranks.local(layer.index, layers)
         content = LayerContent(quantized, layer.output_absmax, layer.cache_scales[0] if layer.cache_scales else None)
@@ -120,7 +114,7 @@ class TrtllmWriter:
         for outer in outer_tensors(self.model):
             outer.write(self.model, self._files(0 if outer.first else self.ranks.pp - 1), self._cast)
         decoder = decoder_of(self.model, self.mode)
-        content = config(self.model, decoder, self.mode, self.ranks, self.dtype, self.kv, self.alpha)
+        content = config(self.model, decoder, self.mode, self.ranks, self.dtype, self.alpha)
         write_json(self.work.path("config.json"), content)
         copy_tokenizer(self.model, self.work.folder)
 
@@ -142,14 +136,13 @@ class TrtllmWriter:
         return plan | (outside(first=False) if stage == self.ranks.pp - 1 else {})
 
     def _layer_tensors(self, model: Model) -> tuple[LayerTensor, ...]:
-        dtype, int8_cache = DTYPES[self.dtype], self.kv == "int8"
-        return tuple(LayerTensors(model, self.mode, dtype, self.ranks.tp, int8_cache).planned())
+        return tuple(LayerTensors(model, self.mode, DTYPES[self.dtype], self.ranks.tp).planned())
 
     def _cast(self, name: str, tensor: Tensor) -> Tensor:
         return self._finite(name, tensor.to(DTYPES[self.dtype]))
 
     def _finite(self, name: str, tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if not is_finite(tensor):
             raise ContractError(f"{name} overflows {tensor.dtype}", do="lower alpha, or export with --dtype bfloat16")
         return tensor
 

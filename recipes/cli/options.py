@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from recipes.cli.ui import Ui
+from smoothquant.scheme import ACTIVATIONS, quantized_names
 from smoothquant.settings import GROUPS
 
 if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
@@ -69,7 +70,7 @@ def add_engine(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", required=True, metavar="ENGINE", help="folder to make")
     command.add_argument(
         "--act",
-        choices=("per-token", "per-tensor"),
+        choices=quantized_names(ACTIVATIONS),
         help="which graph of an export --act both (default: per-token)",
     )
     command.add_argument(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from recipes.cli import calibrate, options, validate
 from recipes.cli.ui import Ui
 from recipes.targets import TARGETS
+from smoothquant.scheme import ACTIVATIONS, PER_TOKEN, quantized_names, scheme_of
 
 HELDOUT = 32  # sequences
 
@@ -41,7 +42,10 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
     command.add_argument("--out", required=True, metavar="DIR", help="folder for everything that is made")
     options.add_smoothing(command, "the recipe's")
     command.add_argument(
-        "--act", choices=("per-token", "per-tensor"), default="per-token", help="activation scales (default per-token)"
+        "--act",
+        choices=quantized_names(ACTIVATIONS),
+        default=PER_TOKEN.activations.form,
+        help="activation scales (default %(default)s)",
     )
     options.add_family(command)
     options.add_overwrite(command)
@@ -73,12 +77,13 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         heldout = load_text(arguments.heldout, model.checkpoint.folder, HELDOUT, recipe.length)
     else:
         text, heldout = pipeline.split_text(arguments.text, model, recipe, HELDOUT)
+    scheme = scheme_of(arguments.act)
     outputs = tuple(
         pipeline.Output(
             name,
             TARGETS[name],
             settings,
-            arguments.act,
+            scheme,
             steps=recipe.steps,
             thresholds=recipe.thresholds if validated else None,
         )

@@ -1,4 +1,4 @@
-"""Names of a decoder's inputs and outputs in an ONNX graph, and so in every engine built from one.
+"""Names of a decoder's ONNX graphs, and of their inputs and outputs, which are those of every engine built from one.
 
     inputs   input_ids, attention_mask, position_ids, past_key_values.N.key, past_key_values.N.value
     outputs  logits, present.N.key, present.N.value
@@ -8,6 +8,12 @@ They are the names that Hugging Face's optimum gives them. N: the layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from smoothquant.errors import UserError
+from smoothquant.scheme import Scheme
+
+MODEL = "model.onnx"
 INPUT_IDS, ATTENTION_MASK, POSITION_IDS = "input_ids", "attention_mask", "position_ids"
 LOGITS = "logits"
 PAST, PRESENT = "past_key_values.", "present."
@@ -27,3 +33,19 @@ def present(layer: int | str, part: str) -> str:
 def past_of(present: str) -> str:
     """The input that an output becomes in the next run."""
     return PAST + present.removeprefix(PRESENT)
+
+
+def graph_files(schemes: Sequence[Scheme]) -> dict[str, Scheme]:
+    """The files of an export's graphs, with what is INT8 in each: the first is `MODEL`, others are named by their
+    activations.
+
+    Raises UserError for graphs that differ in anything but their activations.
+    """
+    forms = [scheme.activations.form for scheme in schemes]
+    shared = {(scheme.weights, scheme.kv_cache, scheme.head) for scheme in schemes}
+    if len(shared) > 1 or len(set(forms)) < len(forms):
+        raise UserError(
+            f"graphs with {' and '.join(forms)} activations in one folder",
+            expected="graphs that share weights, KV cache and head, and differ in their activations",
+        )
+    return {f"model.{form}.onnx" if n else MODEL: schemes[n] for n, form in enumerate(forms)}

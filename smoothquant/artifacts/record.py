@@ -6,6 +6,7 @@ missing. Types that are read: str, int, float, bool, None, Any, unions of them, 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import types
@@ -34,9 +35,14 @@ def _read(kind: Any, content: object, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _record(kind, content, where)
     origin, parts = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):  # X | None
-        inner = next(part for part in parts if part is not type(None))
-        return None if content is None else _read(inner, content, where)
+    if origin in (Union, types.UnionType):
+        if content is None and type(None) in parts:
+            return None
+        *others, last = (part for part in parts if part is not type(None))
+        for part in others:
+            with contextlib.suppress(UserError):
+                return _read(part, content, where)
+        return _read(last, content, where)
     if origin is tuple:
         _expect(isinstance(content, list), where, content, "a list")
         return tuple(_read(parts[0], each, f"{where}[{n}]") for n, each in enumerate(content))  # type: ignore[arg-type, var-annotated]

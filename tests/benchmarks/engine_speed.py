@@ -27,11 +27,11 @@ from builders.engine.speed import measure
 from builders.onnxruntime import OnnxRuntimeEngine
 from builders.onnxruntime.session import PAST, first_feed, open_session, subnormals_as_zero
 from exporters.export import Source, export
-from exporters.onnx import OnnxWriter
 from recipes.families import open_model
 from recipes.synthetic import save_random_llama
 from smoothquant.settings import SmoothingSettings
 from tests.benchmarks.results import Row, publish
+from tests.writers import onnx_writer
 
 TARGET = 2.4
 BASE = "FP32"
@@ -98,7 +98,7 @@ def export_all(scratch: Path, hidden: int, layers: int, vocabulary: int) -> dict
     )
     source = Source(open_model(scratch / "model"), SmoothingSettings(groups="none"))
     folders = {label: scratch / f"export-{number}" for number, label in enumerate(VARIANTS)}
-    export(source, [OnnxWriter(folders[label], **options) for label, options in VARIANTS.items()])
+    export(source, [onnx_writer(folders[label], **options) for label, options in VARIANTS.items()])
     return folders
 
 

@@ -32,6 +32,7 @@ from recipes.synthetic import save_random_llama
 from smoothquant.settings import SmoothingSettings
 from smoothquant.static import linears_to_keep
 from tests.benchmarks.results import Row, publish
+from tests.writers import onnx_writer
 
 RECIPE = find("tiny-llama", RECIPES)
 HELDOUT = 32  # sequences
@@ -113,7 +114,7 @@ def writers(source: Source, folders: Mapping[str, Path], forms: Mapping[str, dic
     for label, options in forms.items():
         chosen = dict(options)
         kept = linears_to_keep(chosen.pop("keep", "none"), source.model, source.input_absmax, source.settings)
-        yield OnnxWriter(folders[label], kept=kept, **chosen)
+        yield onnx_writer(folders[label], kept=kept, **chosen)
 
 
 def speeds(root: Path) -> dict[str, dict[str, float]]:
@@ -122,7 +123,7 @@ def speeds(root: Path) -> dict[str, dict[str, float]]:
     outputs = {name: torch.ones(shape[0]) for name, shape in model.linears()}
     source = Source(model, SmoothingSettings(groups="none"), output_absmax=outputs)
     folders = {label: root / f"speed-{number}" for number, label in enumerate(SPEEDS)}
-    export(source, [OnnxWriter(folders[label], **options) for label, options in SPEEDS.items()])
+    export(source, [onnx_writer(folders[label], **options) for label, options in SPEEDS.items()])
     engines = {label: OnnxRuntimeEngine(folder) for label, folder in folders.items()}
     return {label: asdict(found) for label, found in measure(engines, prompt=PROMPT, steps=12, rounds=11).items()}
 

@@ -19,12 +19,12 @@ from builders.check.tensorrt_rtx import Compilation, compile_apart
 from builders.nvidia.profiles import single_profile
 from builders.onnx_graph import OnnxGraph
 from exporters.export import Source, export
-from exporters.onnx import OnnxWriter
 from recipes.families import open_model
 from recipes.synthetic import save_random_llama
 from smoothquant.settings import SmoothingSettings
 from tests.benchmarks.results import Row, publish
 from tests.builders.check.lint.graphs import graph, saved
+from tests.writers import onnx_writer
 
 BATCH, TOKENS, BEHIND = 4, 512, 1536
 PROFILE = single_profile(BATCH, TOKENS, BEHIND)
@@ -104,7 +104,7 @@ def made(root: Path, options: dict) -> tuple[CheckedGraph, float]:
     model = open_model(root / "model")
     absmax = {name: torch.rand(shape[1]) + 0.5 for name, shape in model.linears()}
     out = Path(tempfile.mkdtemp(dir=root)) / "onnx"
-    export(Source(model, SmoothingSettings(groups="none"), absmax), [OnnxWriter(out, **options)])
+    export(Source(model, SmoothingSettings(groups="none"), absmax), [onnx_writer(out, **options)])
     begin = time.perf_counter()
     found = check(out, compile=lambda g: compile_apart(g.path, PROFILE, g.symbols))
     seconds = time.perf_counter() - begin

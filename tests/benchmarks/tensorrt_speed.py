@@ -20,13 +20,13 @@ from statistics import median
 from builders import tensorrt
 from builders.engine.speed import measure
 from exporters.export import Source, export
-from exporters.onnx import OnnxWriter
 from recipes.families import open_model
 from recipes.synthetic import save_random_llama
 from smoothquant.errors import UserError
 from smoothquant.settings import SmoothingSettings
 from tests.benchmarks import gpu
 from tests.benchmarks.gpu import PHASES, QUICK
+from tests.writers import onnx_writer
 
 BASE = "FP16"
 OPTIONS = ({"activations": "per-token"}, {"activations": "per-token", "lm_head": "int8"})
@@ -80,7 +80,7 @@ def build_all(scratch: Path, arguments: argparse.Namespace) -> tuple[dict, dict]
     )
     source = Source(open_model(scratch / "model"), SmoothingSettings(groups="none"))
     folders = {label: scratch / f"export-{number}" for number, label in enumerate(VARIANTS)}
-    export(source, [OnnxWriter(folders[label], body="fp16", **options) for label, options in VARIANTS.items()])
+    export(source, [onnx_writer(folders[label], body="fp16", **options) for label, options in VARIANTS.items()])
     limits = {"length": arguments.prefill + 64, "chunk": arguments.prefill, "usual_context": arguments.prefill}
     engines, kernels = {}, {}
     for label, folder in folders.items():

@@ -17,19 +17,20 @@ from recipes import pipeline, tiny_llama
 from recipes.families import open_model
 from recipes.models import RECIPES
 from recipes.recipe import find
+from smoothquant.scheme import scheme_of
 from tests.benchmarks.onnx_forms import COLUMNS, HELDOUT, cells, facts
 from tests.benchmarks.results import Row, publish
 
 RECIPE = find("tiny-llama", RECIPES)
-FORMS: dict[str, dict] = {  # options of `export trtllm`
+FORMS: dict[str, dict] = {  # parts of the scheme, groups and plugin
     "per token (default)": {},
     "per token, --weights per-tensor": {"weights": "per-tensor"},
     "per token, --runtime-smoother": {"groups": "run-time"},
-    "per token, --kv int8": {"kv": "int8"},
+    "per token, --kv int8": {"kv_cache": "int8-shared"},
     "per token, --groups paper": {"groups": "paper"},
     "--act per-tensor": {"activations": "per-tensor"},
     "--act per-tensor --weights per-tensor": {"activations": "per-tensor", "weights": "per-tensor"},
-    "--act per-tensor --kv int8": {"activations": "per-tensor", "kv": "int8"},
+    "--act per-tensor --kv int8": {"activations": "per-tensor", "kv_cache": "int8-shared"},
     "--no-plugins": {"activations": "per-tensor", "plugin": False, "groups": "unfolded"},
 }
 
@@ -45,8 +46,9 @@ def main() -> None:
         source = pipeline.source_of(model, root / "act_scales.safetensors", RECIPE.settings(model))
         for label, options in FORMS.items():
             chosen = dict(options)
-            kv, groups = chosen.pop("kv", "float"), chosen.pop("groups", "default")
-            writer = TrtllmWriter(folders[label], choose(**chosen), kv=kv)
+            plugin, groups = chosen.pop("plugin", True), chosen.pop("groups", "default")
+            scheme = scheme_of(**{"activations": "per-token"} | chosen)
+            writer = TrtllmWriter(folders[label], choose(scheme, plugin=plugin))
             smoothing = writer.smoothing.settings(model, RECIPE.alpha, groups)
             export(replace(source, settings=smoothing), [writer])
         found = validate_engines(folders, model, heldout)

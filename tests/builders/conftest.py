@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from exporters.export import Source, export
-from exporters.onnx import OnnxWriter
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
+from tests.writers import onnx_writer
 
 FORMS = {
     "float": {"activations": "float"},
@@ -28,7 +28,7 @@ def exports(
     """ONNX exports by form. Read only."""
     folder = tmp_path_factory.mktemp("exports")
     source = Source(llama, SmoothingSettings(0.5), input_absmax, {"model": "m", "act_scales": "a"})
-    export(source, [OnnxWriter(folder / name, **options) for name, options in FORMS.items()])
+    export(source, [onnx_writer(folder / name, **options) for name, options in FORMS.items()])
     return {name: folder / name for name in FORMS}
 
 

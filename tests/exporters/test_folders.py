@@ -11,13 +11,13 @@ import torch
 from builders.engine.table import engine_manifest
 from exporters.export import Source, Writer, export
 from exporters.huggingface import SmoothedWriter, W8A8Writer
-from exporters.onnx import OnnxWriter
 from exporters.trtllm import Ranks, TrtllmWriter
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
 from smoothquant.workspace import MANIFEST, OURS, TOP_MANIFEST, load_manifest
 from tests.outputs import TOKENIZER, top
+from tests.writers import onnx_writer, w8a8_writer
 
 SHARD = 100_000  # bytes: several shards of the tiny model
 SHARDED = {"w8a8-sharded", "hf-sharded"}
@@ -39,9 +39,9 @@ def folders(llama: Model, input_absmax: dict[str, torch.Tensor], tmp_path_factor
         SmoothedWriter(root / "hf-sharded", max_shard=SHARD),
         W8A8Writer(root / "w8a8"),
         W8A8Writer(root / "w8a8-sharded", max_shard=SHARD),
-        W8A8Writer(root / "static", "per-tensor"),
-        OnnxWriter(root / "onnx"),
-        OnnxWriter(root / "both", "both"),
+        w8a8_writer(root / "static", "per-tensor"),
+        onnx_writer(root / "onnx"),
+        onnx_writer(root / "both", "both"),
         TrtllmWriter(root / "trtllm", ranks=Ranks(tp=2)),
     ]
     export(Source(llama, SmoothingSettings(), input_absmax, {"model": "m"}), writers)

@@ -16,28 +16,29 @@ from act_scales.store import ActScales
 from act_scales.text import Text
 from exporters.export import Source, export
 from exporters.huggingface import SmoothedWriter, W8A8Writer
-from exporters.onnx import OnnxWriter
 from recipes.families import open_model
 from smoothquant import decoder
 from smoothquant.attention import patterns
 from smoothquant.layers import Layer, float_layer
 from smoothquant.model import Model
+from smoothquant.scheme import ACTIVATIONS
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import SmoothedLayer, quantize_layer, smoothed_layers
 from tests import zoo
 from tests.models import sample_ids
+from tests.writers import onnx_writer, w8a8_writer
 
 SETTINGS = SmoothingSettings(0.5)
 WRITERS: dict[str, Callable[[Path], object]] = {
     "hf": SmoothedWriter,
     "w8a8": W8A8Writer,
-    "w8a8 static": lambda out: W8A8Writer(out, "per-tensor"),
-    "float": lambda out: OnnxWriter(out, "float"),
-    "per-token": lambda out: OnnxWriter(out, "per-token"),
-    "per-tensor": lambda out: OnnxWriter(out, "per-tensor"),
-    "per-token fp16": lambda out: OnnxWriter(out, "per-token", body="fp16"),
-    "per-token bf16": lambda out: OnnxWriter(out, "per-token", body="bf16"),
-    "per-tensor fp16": lambda out: OnnxWriter(out, "per-tensor", body="fp16"),
+    "w8a8 static": lambda out: w8a8_writer(out, "per-tensor"),
+    "float": lambda out: onnx_writer(out, "float"),
+    "per-token": lambda out: onnx_writer(out, "per-token"),
+    "per-tensor": lambda out: onnx_writer(out, "per-tensor"),
+    "per-token fp16": lambda out: onnx_writer(out, "per-token", body="fp16"),
+    "per-token bf16": lambda out: onnx_writer(out, "per-token", body="bf16"),
+    "per-tensor fp16": lambda out: onnx_writer(out, "per-tensor", body="fp16"),
 }
 
 
@@ -90,7 +91,7 @@ class Case:
 
     def w8a8(self, ids: Tensor, act: str, dtype: torch.dtype = torch.float64) -> Tensor:
         """By our W8A8 arithmetic. act: "per-token" or "per-tensor"."""
-        layers = (quantize_layer(layer).runnable(act) for layer in self.smoothed(SETTINGS))
+        layers = (quantize_layer(layer).runnable(ACTIVATIONS[act]) for layer in self.smoothed(SETTINGS))
         return run(self.model, ids, layers, dtype)
 
     def smoothed(self, settings: SmoothingSettings) -> Iterator[SmoothedLayer]:

@@ -20,10 +20,11 @@ from builders.tensorrt_llm.format.findings import errors
 from builders.transformers import TransformersEngine
 from builders.validate import Thresholds, validate_engines
 from exporters.export import export
-from exporters.trtllm import MODES, TrtllmWriter
+from exporters.trtllm import TrtllmWriter, choose
 from smoothquant.contract import TOLERANCE, relative_error
 from smoothquant.errors import CheckpointError, UserError
 from smoothquant.model import Model
+from smoothquant.scheme import scheme_of
 from smoothquant.settings import SmoothingSettings
 from tests.exporters.onnx.graphs import Runner
 from tests.exporters.onnx.test_linear_exactness import check_products
@@ -206,7 +207,7 @@ def trtllm_checkpoint_computes_ours(case: Case) -> None:
     for act in ("per-token", "per-tensor"):  # OPT only has the static one
         out = case.root / f"trtllm-{act}"
         try:
-            export(source, [TrtllmWriter(out, next(mode for mode in MODES if mode.activations == act))])
+            export(source, [TrtllmWriter(out, choose(scheme_of(act)))])
         except UserError as refused:
             refusals.append(str(refused))
             continue

@@ -13,13 +13,13 @@ from act_scales.text import Text
 from builders.onnxruntime import OnnxRuntimeEngine, build
 from builders.validate import validate_engines
 from exporters.export import Source, export
-from exporters.onnx import OnnxWriter
 from recipes.families import open_model
 from smoothquant.errors import OutputError, UserError
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
 from tests import zoo
 from tests.models import sample_ids
+from tests.writers import onnx_writer
 
 SHORT, LONG = 256, 512  # of the layout: the original length, and the whole
 
@@ -70,7 +70,7 @@ def test_calibration_beyond_the_short_frequencies_is_refused(opened: Callable, t
 
 def exported(model: Model, out: Path) -> None:
     source = Source(model, SmoothingSettings(groups="none"), None, {"model": model.checkpoint.fingerprint})
-    export(source, [OnnxWriter(out, "float")])
+    export(source, [onnx_writer(out, "float")])
 
 
 def test_an_engine_ends_where_its_frequencies_do(opened: Callable, tmp_path: Path) -> None:

@@ -9,15 +9,17 @@ import torch
 
 from builders.transformers import TransformersEngine
 from exporters.export import Source, export
-from exporters.huggingface import SmoothedWriter, W8A8Writer
+from exporters.huggingface import SmoothedWriter
 from recipes.families import open_model
 from smoothquant.contract import TOLERANCE, relative_error
 from smoothquant.layers import float_layer
+from smoothquant.scheme import ACTIVATIONS
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import quantize_layer, smoothed_layers
 from tests import zoo
 from tests.families.case import run
 from tests.models import sample_ids
+from tests.writers import w8a8_writer
 from tests.zoo.forms import OLD_FORMS
 
 FORMS = [(form, name) for form, old in OLD_FORMS.items() for name in old.layouts]
@@ -55,8 +57,8 @@ def test_exports_of_an_old_form_load(form: str, name: str, tmp_path: Path) -> No
     model = open_model(tmp_path / "model")
     absmax = {linear: torch.linspace(0.5, 8, columns) for linear, (_, columns) in model.linears()}
     source = Source(model, SmoothingSettings(0.5), absmax, {"model": "m"})
-    export(source, [SmoothedWriter(tmp_path / "hf"), W8A8Writer(tmp_path / "w8a8", "per-tensor")])
+    export(source, [SmoothedWriter(tmp_path / "hf"), w8a8_writer(tmp_path / "w8a8", "per-tensor")])
     assert relative_error(TransformersEngine(tmp_path / "hf").logits(IDS), expected) <= TOLERANCE
     layers = smoothed_layers(model, absmax, SmoothingSettings(0.5))
-    quantized = run(model, IDS, (quantize_layer(layer).runnable("per-tensor") for layer in layers))
+    quantized = run(model, IDS, (quantize_layer(layer).runnable(ACTIVATIONS["per-tensor"]) for layer in layers))
     assert relative_error(TransformersEngine(tmp_path / "w8a8").logits(IDS), quantized) <= 1e-5

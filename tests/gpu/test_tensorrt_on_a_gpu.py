@@ -19,7 +19,6 @@ from builders.tensorrt.hardware import find_gpu
 from builders.tensorrt.kernels import built_products
 from builders.tensorrt.runtime import Binding, LoadedPlan
 from exporters.export import Source, export
-from exporters.onnx import OnnxWriter
 from recipes import tiny_llama
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
@@ -28,6 +27,7 @@ from tests.benchmarks.gpu import FORMS
 from tests.gpu import overflow
 from tests.gpu.conftest import Note
 from tests.models import open_llama, sample_ids
+from tests.writers import onnx_writer
 
 pytestmark = pytest.mark.gpu
 LIMITS = {"batch": 2, "length": 128, "chunk": 64}
@@ -44,7 +44,7 @@ def model() -> Model:
 @pytest.fixture(scope="module")
 def exports(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("exports")
-    writers = [OnnxWriter(folder / name.replace(" ", "-"), **options) for name, options in FORMS.items()]
+    writers = [onnx_writer(folder / name.replace(" ", "-"), **options) for name, options in FORMS.items()]
     scales = collect(model, Text(tuple(sample_ids(8, 64)), "sample"), folder / "scales.safetensors")
     names = {"model": model.checkpoint.fingerprint}
     export(Source(model, SmoothingSettings(0.7), scales.input_absmax, names, scales.output_absmax), writers)

@@ -16,6 +16,7 @@ from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.settings import GROUPS, RUN_TIME_GROUPS, SMOOTHER_DTYPES, SmoothingSettings
 from tests import zoo
+from tests.exporters.trtllm.checkpoints import with_cache
 
 ALL = GROUPS + RUN_TIME_GROUPS
 CAPACITIES = st.builds(
@@ -59,7 +60,7 @@ def test_the_usual_settings(llama: Model) -> None:
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.algo)
 def test_tensorrt_llm(mode: Mode, llama: Model, tmp_path: Path) -> None:
     """By the form: with plugins, norms are folded into and o and down may be divided; without, every input is."""
-    held = TrtllmWriter(tmp_path / "out", mode, dtype="bfloat16", kv="int8").smoothing
+    held = TrtllmWriter(tmp_path / "out", with_cache(mode, "int8"), dtype="bfloat16").smoothing
     assert set(held.groups) == ({"default", "paper", "none", "run-time"} if mode.plugin else {"unfolded", "none"})
     usual = SmoothingSettings(0.7, "default" if mode.plugin else "unfolded", shared_cache_scale=True)
     expected = usual if mode.plugin else replace(usual, smoother_dtype="bfloat16")

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smoothquant import quantization
+from smoothquant.scheme import ACTIVATIONS
 
 matrices = st.builds(
     lambda seed, rows, columns, size: (
@@ -90,7 +91,8 @@ def test_linear_is_the_integer_computation(x: torch.Tensor, seed: int, static: b
         values, step = quantization.quantize_tensor(x, input_scale)
     sums = values.numpy().astype(numpy.int64) @ weight.numpy().astype(numpy.int64).T
     expected = sums * step.double().numpy() * scale.double().numpy() + bias.double().numpy()
-    found = quantization.w8a8_linear(x, weight, scale, bias, input_scale).double().numpy()
+    activations = ACTIVATIONS["per-tensor" if static else "per-token"]
+    found = quantization.w8a8_linear(x, weight, scale, activations, input_scale, bias).double().numpy()
     largest = numpy.abs(expected).max() + numpy.abs(bias.numpy()).max()
     # at most 64 * 127 * 127 < 2^24: the sum is exact in float32; three roundings follow
     assert numpy.abs(found - expected).max() <= 4 * 2**-24 * largest
@@ -99,7 +101,7 @@ def test_linear_is_the_integer_computation(x: torch.Tensor, seed: int, static: b
 @pytest.mark.parametrize("columns", [4096, 28672])
 def test_float64_is_exact_at_real_widths(columns: int) -> None:
     x, weight = torch.full((1, columns), 1.0, dtype=torch.float64), torch.full((1, columns), 127, dtype=torch.int8)
-    found = quantization.w8a8_linear(x, weight, torch.ones(1))
+    found = quantization.w8a8_linear(x, weight, torch.ones(1), ACTIVATIONS["per-token"])
     step = torch.tensor(1 / 127, dtype=torch.float32).double()
     assert found.item() == 127 * 127 * columns * step.item()
 

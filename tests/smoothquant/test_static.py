@@ -15,11 +15,10 @@ from builders.onnxruntime import build
 from builders.transformers import TransformersEngine
 from builders.validate import validate_engines
 from exporters.export import Source, export
-from exporters.huggingface import W8A8Writer
-from exporters.onnx import OnnxWriter
 from smoothquant.contract import relative_error
 from smoothquant.errors import UserError
 from smoothquant.quantization import input_scale, quantize_tensor
+from smoothquant.scheme import scheme_of
 from smoothquant.settings import SmoothingSettings
 from smoothquant.static import LIMIT, linears_to_keep, ruined_linears, spread
 from smoothquant.stream import quantize_layer, smoothed_layers
@@ -27,6 +26,7 @@ from tests.exporters.onnx.graphs import Runner
 from tests.families.case import Case, run
 from tests.families.properties import token_errors
 from tests.models import sample_ids
+from tests.writers import onnx_writer, w8a8_writer
 
 NONE = SmoothingSettings(groups="none")
 DOWN = "model.layers.1.mlp.down_proj"
@@ -104,14 +104,14 @@ def test_every_reader_agrees(layout: str, tmp_path: Path) -> None:
     export(
         source,
         [
-            OnnxWriter(tmp_path / "onnx", "per-tensor", kept=kept),
-            W8A8Writer(tmp_path / "w8a8", "per-tensor", kept=kept),
+            onnx_writer(tmp_path / "onnx", "per-tensor", kept=kept),
+            w8a8_writer(tmp_path / "w8a8", "per-tensor", kept=kept),
         ],
     )
     forms = []
+    scheme = scheme_of("per-tensor", float_linears=kept)
     for layer in smoothed_layers(case.model, scales, settings):
-        roles = [role for role in case.model.quantized_roles if case.model.linear(layer.index, role) in kept]
-        forms.append(quantize_layer(layer).runnable("per-tensor", {role: layer.weight(role) for role in roles}))
+        forms.append(quantize_layer(layer, scheme).runnable(scheme.activations))
     expected = run(case.model, ids, iter(forms))
     plain = case.w8a8(ids, "per-tensor", torch.float32)
     assert relative_error(expected, plain) > 1e-3  # it is another model
@@ -130,7 +130,7 @@ def test_every_reader_agrees(layout: str, tmp_path: Path) -> None:
 
 
 def test_bfloat16_graphs_are_for_tensorrt(case: Case, tmp_path: Path) -> None:
-    export(case.source, [OnnxWriter(tmp_path / "onnx", body="bf16")])
+    export(case.source, [onnx_writer(tmp_path / "onnx", body="bf16")])
     model = onnx.load(tmp_path / "onnx/model.onnx")
     onnx.checker.check_model(str(tmp_path / "onnx/model.onnx"), full_check=True)
     kinds = {tensor.data_type for tensor in model.graph.initializer}

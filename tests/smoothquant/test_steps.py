@@ -15,7 +15,6 @@ from builders.validate import read_scheme, validate_engines
 from builders.validate.scheme import EngineScheme
 from exporters.export import Source, export
 from exporters.huggingface import W8A8Writer
-from exporters.onnx import OnnxWriter
 from smoothquant.errors import OutputError, UserError
 from smoothquant.fold import SmoothedLayer
 from smoothquant.layers import float_layer
@@ -26,6 +25,7 @@ from smoothquant.stream import quantize_layer
 from smoothquant.workspace import load_manifest
 from tests.models import sample_ids
 from tests.steps import KNOWN, ClipRows, Shrink
+from tests.writers import onnx_writer, w8a8_writer
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def same_weights(model: Model, scheme: EngineScheme, folder: Path) -> list[bool]
 
 
 def test_validation_has_the_weights_of_the_export(source: Source, tmp_path: Path) -> None:
-    export(source, [W8A8Writer(tmp_path / "out", "per-tensor")])
+    export(source, [w8a8_writer(tmp_path / "out", "per-tensor")])
     manifest, scheme = load_manifest(tmp_path / "out"), read_scheme(tmp_path / "out")
     assert manifest.inputs["steps"] == [{"name": "borrow-ranges"}, {"name": "clip-rows", "quantile": 0.9}]
     assert manifest.contract is not None
@@ -69,14 +69,14 @@ def test_validation_has_the_weights_of_the_export(source: Source, tmp_path: Path
 
 
 def test_what_steps_make_of_ranges_is_read_and_not_made_again(source: Source, tmp_path: Path) -> None:
-    export(replace(source, steps=(Shrink(), ClipRows(0.9), Shrink())), [W8A8Writer(tmp_path / "out", "per-tensor")])
+    export(replace(source, steps=(Shrink(), ClipRows(0.9), Shrink())), [w8a8_writer(tmp_path / "out", "per-tensor")])
     assert all(same_weights(source.model, read_scheme(tmp_path / "out"), tmp_path / "out"))
 
 
 def test_the_engine_that_exists_is_measured(source: Source, tmp_path: Path) -> None:
     """Our own arithmetic with the recorded steps is the engine's; without them it is another engine's."""
-    export(source, [OnnxWriter(tmp_path / "clipped")])
-    export(replace(source, steps=DEFAULT), [OnnxWriter(tmp_path / "plain")])
+    export(source, [onnx_writer(tmp_path / "clipped")])
+    export(replace(source, steps=DEFAULT), [onnx_writer(tmp_path / "plain")])
     text = Text(tuple(sample_ids(sequences=2, tokens=24)), "sample")
     folders = {"clipped": tmp_path / "clipped", "plain": tmp_path / "plain"}
     clipped, plain = validate_engines(folders, source.model, text, exact=True)

@@ -16,6 +16,7 @@ from smoothquant.errors import ActScalesError, CheckpointError, ContractError, U
 from smoothquant.family import SmoothingGroup
 from smoothquant.layers import FloatLayer
 from smoothquant.model import Model
+from smoothquant.scheme import ACTIVATIONS
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import quantize_layer, smooth_layer, smoothed_layers
 from tests.models import hooked_absmax, open_llama, sample_ids
@@ -106,7 +107,7 @@ def test_smoothing_helps(llama: Model, input_absmax: dict[str, torch.Tensor]) ->
         for name, settings in EVERY.items():
             hidden = decoder.embed(llama, ids, torch.float32)
             for layer in smoothed_layers(llama, input_absmax, settings):
-                hidden = decoder.forward(llama, quantize_layer(layer).runnable(act), hidden, positions)
+                hidden = decoder.forward(llama, quantize_layer(layer).runnable(ACTIVATIONS[act]), hidden, positions)
             error[name, act] = relative_error(decoder.logits(llama, hidden), expected)
         assert error["default", act] < 0.5 * error["none", act]
         assert error["paper", act] < 0.5 * error["none", act]

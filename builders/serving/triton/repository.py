@@ -13,13 +13,13 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from builders.engine.exports import MODEL
 from builders.onnx_graph import OnnxGraph
 from builders.onnxruntime.record import CPU, OnnxRuntimeInputs
 from builders.serving.triton import accelerator
 from builders.serving.triton.config import DecoderModel, ModelTensor, config
 from builders.tensorrt.record import TensorRTInputs, TensorRTResults
 from smoothquant.artifacts.manifest import Manifest
+from smoothquant.artifacts.ports import MODEL
 from smoothquant.errors import OutputError, UserError
 from smoothquant.workspace import MANIFEST, Workspace, check_place, is_output, load_manifest
 

@@ -92,3 +92,14 @@ ALGORITHMS: Mapping[str | None, Algorithm] = {
     "W8A8_SQ_PER_CHANNEL": Algorithm("qdq", per_channel=True, per_token=False),
 }
 KV_CACHES = (None, "INT8", "FP8")
+RUNNABLE_ACTIVATIONS: Mapping[str, str] = {  # hidden_act -> the function that it is, of those that this tool computes
+    "silu": "silu",
+    "swiglu": "silu",  # in a gated MLP
+    "relu": "relu",
+    "gelu": "gelu",
+    "geglu": "gelu",  # in a gated MLP
+    "gelu_new": "gelu",
+    "gelu_fast": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "openai-gelu": "gelu",
+}

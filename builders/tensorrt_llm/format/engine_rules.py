@@ -12,10 +12,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from builders.tensorrt_llm.format.architectures import SCALED_ALIBI, UNSET_EPSILON, Algorithm, Architecture
+from builders.tensorrt_llm.format.architectures import (
+    RUNNABLE_ACTIVATIONS,
+    SCALED_ALIBI,
+    UNSET_EPSILON,
+    Algorithm,
+    Architecture,
+)
 from builders.tensorrt_llm.format.config import falcon_form
 from builders.tensorrt_llm.format.findings import FormatFinding, config_error, config_warning
-from builders.tensorrt_llm.interpreter.arithmetic import ACTIVATIONS
 
 ROPE_SCALINGS: Mapping[str, tuple[str, ...]] = {  # type -> its numbers
     "linear": ("factor",),
@@ -135,10 +140,10 @@ DOUBTS: tuple[Rule, ...] = (
         "linear or llama3",
     ),
     (
-        lambda content, architecture, algorithm: content.get("hidden_act") not in (None, *ACTIVATIONS),
+        lambda content, architecture, algorithm: content.get("hidden_act") not in (None, *RUNNABLE_ACTIVATIONS),
         "hidden_act",
         "TensorRT-LLM has it, and this tool cannot run it",
-        f"one of {', '.join(ACTIVATIONS)}, to validate here",
+        f"one of {', '.join(RUNNABLE_ACTIVATIONS)}, to validate here",
     ),
     (
         lambda content, architecture, algorithm: (

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
+from builders.tensorrt_llm.format.architectures import RUNNABLE_ACTIVATIONS
+
 LEAST_AMAX = 1e-6  # where the kernels begin their search for a token's maximum
 EXACT_COLUMNS = 1024  # that many products of int8 sum to 2^24 at most: float32 holds every partial sum
 
@@ -87,17 +89,12 @@ def gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))) + 1)
 
 
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "silu": silu,
-    "swiglu": silu,  # in a gated MLP
-    "relu": torch.relu,
-    "gelu": gelu,
-    "geglu": gelu,  # in a gated MLP
-    "gelu_new": gelu,
-    "gelu_fast": gelu,
-    "gelu_pytorch_tanh": gelu,
-    "openai-gelu": gelu,
-}
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"silu": silu, "relu": torch.relu, "gelu": gelu}
+
+
+def activation(hidden_act: str, x: Tensor) -> Tensor:
+    """The activation function of this name, of the format's `RUNNABLE_ACTIVATIONS`."""
+    return ACTIVATIONS[RUNNABLE_ACTIVATIONS[hidden_act]](x)
 
 
 def _saturate(x: Tensor) -> Tensor:

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from builders.tensorrt_llm.format.architectures import UNSET_EPSILON
+from builders.tensorrt_llm.format.architectures import RUNNABLE_ACTIVATIONS, UNSET_EPSILON
 from builders.tensorrt_llm.format.checkpoint import RankFile, load_config
 from builders.tensorrt_llm.format.config import CheckpointConfig
 from builders.tensorrt_llm.format.tensors import LINEARS, expected
 from builders.tensorrt_llm.interpreter.arithmetic import (
-    ACTIVATIONS,
     EnginePrecision,
+    activation,
     integer_product,
     normalize,
     quantize_by_scale,
@@ -54,9 +54,9 @@ class Interpreter:
             )
         self.precision = precision or EnginePrecision(held=DTYPES[self.config.dtype])
         self._ranks = [_load(Path(folder), self.config, rank) for rank in range(self.config.ranks)]
-        if self.config.activation not in ACTIVATIONS:
+        if self.config.activation not in RUNNABLE_ACTIVATIONS:
             raise CheckpointError(
-                f"{folder}: hidden_act {self.config.activation!r}", expected=f"one of {', '.join(ACTIVATIONS)}"
+                f"{folder}: hidden_act {self.config.activation!r}", expected=f"one of {', '.join(RUNNABLE_ACTIVATIONS)}"
             )
         if self.config.kv_cache not in (None, "INT8"):
             raise UserError(f"{folder}: an {self.config.kv_cache} KV cache cannot be run here", expected="INT8 or none")
@@ -119,7 +119,7 @@ class Interpreter:
     def _inner(self, part: _Part, x: Activation) -> Tensor:
         """What a rank's proj reads, (batch, tokens, its intermediate channels)."""
         hold = self.precision.hold
-        inner = hold(ACTIVATIONS[self.config.activation](self._linear(part, "mlp.fc", x)))
+        inner = hold(activation(self.config.activation, self._linear(part, "mlp.fc", x)))
         return hold(inner * self._linear(part, "mlp.gate", x)) if self.config.architecture.gated else inner
 
     def _norm(self, part: _Part, name: str, hidden: Tensor) -> Tensor:

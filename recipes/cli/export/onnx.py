@@ -6,14 +6,17 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from recipes.cli.export.target import ExportTarget, add_activations, add_keep_float, kept_linears
+from recipes.cli.export.target import ExportTarget, add_activations, add_keep_float, with_kept
 from recipes.cli.ui import Ui
 from smoothquant.capacity import FOLDED, Capacity
 from smoothquant.errors import UserError
+from smoothquant.scheme import CACHES, HEADS, scheme_of
 
 if TYPE_CHECKING:
     from exporters.export import Source, Writer
     from smoothquant.model import Model
+
+BOTH = ("per-token", "per-tensor")  # forms of --act both
 
 
 class Onnx(ExportTarget):
@@ -35,13 +38,13 @@ class Onnx(ExportTarget):
         )
         command.add_argument(
             "--lm-head",
-            choices=("float", "int8"),
+            choices=tuple(HEADS),
             default="float",
             help="quantize the output head too: quicker decode; measure the accuracy (default float)",
         )
         command.add_argument(
             "--kv",
-            choices=("float", "int8"),
+            choices=tuple(CACHES),
             default="float",
             help="KV cache: int8 has a static scale for the keys and one for the values of a layer; measure the "
             "accuracy (default float)",
@@ -59,9 +62,10 @@ class Onnx(ExportTarget):
     def smoothing(self, arguments: argparse.Namespace, model: Model) -> Capacity:
         if not arguments.float:
             return FOLDED
-        asked = {"--act": arguments.act, "--kv": arguments.kv, "--alpha": arguments.alpha}
+        kv = arguments.kv if CACHES[arguments.kv].quantized else None
+        asked = {"--act": arguments.act, "--kv": kv, "--alpha": arguments.alpha}
         for option, value in asked.items():
-            if value not in (None, "float"):
+            if value is not None:
                 raise UserError(
                     f"--float with {option} {value}", expected="one of them: nothing is quantized by --float"
                 )
@@ -79,15 +83,10 @@ class Onnx(ExportTarget):
     def writer(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> Writer:
         from exporters.onnx import OnnxWriter
 
-        return OnnxWriter(
-            arguments.out,
-            "float" if arguments.float else arguments.act or "per-token",
-            body=arguments.dtype,
-            lm_head=arguments.lm_head,
-            kept=kept_linears(arguments, source, ui),
-            opset=arguments.opset,
-            kv=arguments.kv,
-        )
+        forms = ("float",) if arguments.float else BOTH if arguments.act == "both" else (arguments.act or BOTH[0],)
+        schemes = [scheme_of(form, kv_cache=arguments.kv, head=arguments.lm_head) for form in forms]
+        held = with_kept(schemes, arguments, source, ui)
+        return OnnxWriter(arguments.out, *held, body=arguments.dtype, opset=arguments.opset)
 
     def notes(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> None:
         if arguments.opset == 23 and arguments.dtype == "fp32":

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from recipes.cli.ui import Ui, listed
 from smoothquant.capacity import FOLDED, Capacity
 from smoothquant.errors import UserError
+from smoothquant.scheme import ACTIVATIONS, Scheme, quantized_names
 
 if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
     from exporters.export import Source, Writer
@@ -51,13 +54,13 @@ def add_activations(command: argparse.ArgumentParser, *more: str, help: str = ""
     """Add --act. more: choices beyond the two; help: on them."""
     command.add_argument(
         "--act",
-        choices=("per-token", "per-tensor", *more),
+        choices=(*quantized_names(ACTIVATIONS), *more),
         help="activations: one dynamic scale per token (accurate, default) or one static scale per tensor" + help,
     )
 
 
 def add_keep_float(command: argparse.ArgumentParser) -> None:
-    """Add --keep-float, which `kept_linears` reads."""
+    """Add --keep-float, which `with_kept` reads."""
     command.add_argument(
         "--keep-float",
         metavar="auto|none|ROLES",
@@ -67,21 +70,21 @@ def add_keep_float(command: argparse.ArgumentParser) -> None:
     )
 
 
-def kept_linears(arguments: argparse.Namespace, source: Source, ui: Ui) -> tuple[str, ...]:
-    """Module names of the linears that stay in float, by --act and --keep-float; a note says how many."""
+def with_kept(schemes: Sequence[Scheme], arguments: argparse.Namespace, source: Source, ui: Ui) -> tuple[Scheme, ...]:
+    """The schemes. Those of static activations get the linears that --keep-float leaves in float; a note says which."""
     from smoothquant.static import linears_to_keep
 
     asked = arguments.keep_float
-    if arguments.act in (None, "per-token"):
+    if not any(scheme.activations.static for scheme in schemes):
         if asked not in ("auto", "none"):
             raise UserError(
                 f"--keep-float {asked} without static activations",
                 expected="--act per-tensor",
                 do="drop --keep-float: one scale per token needs no linear in float",
             )
-        return ()
+        return tuple(schemes)
     kept = linears_to_keep(asked, source.model, source.input_absmax, source.settings)
     if kept:
         why = ", since one static scale would ruin them (--keep-float)" if asked == "auto" else ""
         ui.note(f"{len(kept)} linears stay in float{why}: {listed(kept)}")
-    return kept
+    return tuple(replace(scheme, float_linears=kept) if scheme.activations.static else scheme for scheme in schemes)

@@ -10,6 +10,7 @@ from recipes.cli.export.target import ExportTarget, add_activations
 from recipes.cli.ui import Ui
 from smoothquant.capacity import Capacity
 from smoothquant.errors import UserError
+from smoothquant.scheme import PER_TOKEN, SHARED_CACHES, WEIGHTS, quantized_names, scheme_of
 
 if TYPE_CHECKING:
     from exporters.export import Source, Writer
@@ -31,11 +32,11 @@ class TensorRTLLM(ExportTarget):
         add_activations(command)
         command.add_argument(
             "--weights",
-            choices=("per-channel", "per-tensor"),
-            default="per-channel",
+            choices=quantized_names(WEIGHTS),
+            default=PER_TOKEN.weights.form,
             help="weights: one scale per output channel (accurate, default) or per matrix",
         )
-        command.add_argument("--kv", choices=("float", "int8"), default="float", help="KV cache (default float)")
+        command.add_argument("--kv", choices=tuple(SHARED_CACHES), default="float", help="KV cache (default float)")
         command.add_argument(
             "--dtype",
             choices=("float16", "bfloat16"),
@@ -63,7 +64,7 @@ class TensorRTLLM(ExportTarget):
     def smoothing(self, arguments: argparse.Namespace, model: Model) -> Capacity:
         from exporters.trtllm import capacity
 
-        found = capacity(_mode(arguments), _dtype(arguments, model), arguments.kv)
+        found = capacity(_mode(arguments), _dtype(arguments, model))
         if not arguments.runtime_smoother:
             return found
         if arguments.no_plugins:
@@ -82,7 +83,6 @@ class TensorRTLLM(ExportTarget):
             _mode(arguments),
             Ranks(arguments.tp, arguments.pp),
             _dtype(arguments, source.model),
-            arguments.kv,
             arguments.trtllm_version or STABLE,
         )
 
@@ -95,7 +95,7 @@ class TensorRTLLM(ExportTarget):
             ui.note(
                 f"sliding window: give the runtime max_attention_window {window}; the checkpoint has no place for it"
             )
-        static = arguments.act == "per-tensor" or arguments.no_plugins
+        static = _mode(arguments).static
         ruined = ruined_linears(model, source.input_absmax, source.settings) if static and source.input_absmax else ()
         if ruined:
             ui.warn(
@@ -105,11 +105,12 @@ class TensorRTLLM(ExportTarget):
 
 
 def _mode(arguments: argparse.Namespace) -> Mode:
-    """The quant_algo that these options ask for. Raises UserError if there is none."""
+    """The quant_algo that these options ask for, and what is INT8. Without plugins, activations are static unless they
+    are asked to be otherwise. Raises UserError if there is none."""
     from exporters.trtllm import choose
 
-    activations = arguments.act or ("per-tensor" if arguments.no_plugins else "per-token")
-    return choose(arguments.weights, activations, plugin=not arguments.no_plugins)
+    scheme = scheme_of(arguments.act or ("per-tensor" if arguments.no_plugins else "per-token"), arguments.weights)
+    return choose(replace(scheme, kv_cache=SHARED_CACHES[arguments.kv]), plugin=not arguments.no_plugins)
 
 
 def _dtype(arguments: argparse.Namespace, model: Model) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from recipes.cli.export.target import ExportTarget, add_activations, add_keep_float, kept_linears
+from recipes.cli.export.target import ExportTarget, add_activations, add_keep_float, with_kept
 from recipes.cli.ui import Ui
+from smoothquant.scheme import PER_TOKEN, scheme_of
 
 if TYPE_CHECKING:
     from exporters.export import Source, Writer
@@ -27,5 +28,6 @@ class W8A8(ExportTarget):
     def writer(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> Writer:
         from exporters.huggingface import W8A8Writer
 
-        kept = kept_linears(arguments, source, ui)
-        return W8A8Writer(arguments.out, arguments.act or "per-token", kept=kept)
+        scheme = scheme_of(arguments.act) if arguments.act else PER_TOKEN
+        [held] = with_kept([scheme], arguments, source, ui)
+        return W8A8Writer(arguments.out, held)

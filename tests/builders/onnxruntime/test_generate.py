@@ -13,11 +13,11 @@ from transformers import LlamaForCausalLM
 
 from builders.onnxruntime import OnnxRuntimeEngine, build
 from exporters.export import Source, export
-from exporters.onnx import OnnxWriter
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
 from tests.models import open_llama
+from tests.writers import onnx_writer
 
 PROMPT = [256, 5, 6, 7, 40, 41]
 NEW = 24
@@ -67,7 +67,7 @@ def test_genai_keeps_an_int8_cache(body: str, llama: Model, tmp_path: Path) -> N
     """Its cache has the graph's element type; nothing in genai_config.json says so."""
     outputs = {name: torch.full((rows,), 4.0) for name, (rows, _) in llama.linears()}
     source = Source(llama, SmoothingSettings(groups="none"), output_absmax=outputs)
-    export(source, [OnnxWriter(tmp_path / "onnx", "float", body=body, kv="int8")])
+    export(source, [onnx_writer(tmp_path / "onnx", "float", body=body, kv="int8")])
     build(tmp_path / "onnx", tmp_path / "engine")
     found = list(OnnxRuntimeEngine(tmp_path / "engine").generate(PROMPT, NEW))
     assert len(set(found)) > 4
@@ -91,7 +91,7 @@ def test_ends_at_the_end_of_sequence(
     tokens = transformers_tokens(llama_folder)
     end = next(token for token in tokens[3:] if token not in tokens[:3])
     folder = make_llama(eos_token_id=[end, 257] if several else end)  # the same weights
-    export(Source(open_llama(folder), SmoothingSettings(groups="none")), [OnnxWriter(tmp_path / "onnx", "float")])
+    export(Source(open_llama(folder), SmoothingSettings(groups="none")), [onnx_writer(tmp_path / "onnx", "float")])
     build(tmp_path / "onnx", tmp_path / "engine")
     found = list(OnnxRuntimeEngine(tmp_path / "engine").generate(PROMPT, NEW))
     assert found == tokens[: tokens.index(end)]

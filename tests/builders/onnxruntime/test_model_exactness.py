@@ -11,14 +11,15 @@ from torch import Tensor
 
 from builders.onnxruntime import OnnxRuntimeEngine
 from exporters.export import Source, export
-from exporters.onnx import OnnxWriter
 from smoothquant import decoder
 from smoothquant.attention import patterns
 from smoothquant.layers import Layer, W8A8Layer
 from smoothquant.model import Model
+from smoothquant.scheme import ACTIVATIONS
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import quantize_layer, smoothed_layers
 from tests.models import hooked_absmax, open_llama, sample_ids
+from tests.writers import onnx_writer
 
 SETTINGS = SmoothingSettings(0.5)
 BODIES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -41,7 +42,7 @@ def w8a8_logits(model: Model, absmax: Mapping[str, Tensor], ids: Tensor, act: st
     hidden = decoder.embed(model, ids, dtype)
     positions = patterns(model, ids.shape[1], dtype)
     for layer in smoothed_layers(model, absmax, SETTINGS):
-        quantized: Layer = quantize_layer(layer).runnable(act)
+        quantized: Layer = quantize_layer(layer).runnable(ACTIVATIONS[act])
         if dtype == torch.float16:
             quantized = WithProductsInFloat32(quantized)
         hidden = decoder.forward(model, quantized, hidden, positions)
@@ -51,7 +52,7 @@ def w8a8_logits(model: Model, absmax: Mapping[str, Tensor], ids: Tensor, act: st
 def squared_distances(folder: Path, out: Path, act: str, seeds: Sequence[int], body: str = "fp32") -> Tensor:
     """To the float64 logits, summed over random tokens: of the engine, of PyTorch in `body`, of zero. (3,) float64."""
     model, absmax = open_llama(folder), hooked_absmax(folder, sample_ids())
-    export(Source(model, SETTINGS, absmax), [OnnxWriter(out, act, body=body)])
+    export(Source(model, SETTINGS, absmax), [onnx_writer(out, act, body=body)])
     engine = OnnxRuntimeEngine(out)
     total = torch.zeros(3, dtype=torch.float64)
     for seed in seeds:

@@ -16,11 +16,11 @@ from builders.onnxruntime import OnnxRuntimeEngine, build, providers
 from builders.onnxruntime.providers import CPU, CUDA, PROVIDERS, RTX, TENSORRT, provider_options, rtx_options
 from builders.onnxruntime.session import open_session
 from exporters.export import Source, export
-from exporters.onnx import OnnxWriter
 from smoothquant.errors import MissingPackageError
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
 from smoothquant.workspace import load_manifest
+from tests.writers import onnx_writer
 
 INPUTS = {
     "input_ids": ("batch", "sequence"),
@@ -89,7 +89,7 @@ def test_compiled_engines_are_of_one_checkpoint(
     """Two have the same graph, and TensorRT's provider would take the one's engine for the other's."""
     for checkpoint in ("one", "other"):
         source = Source(llama, SmoothingSettings(groups="none"), None, {"model": checkpoint})
-        export(source, [OnnxWriter(tmp_path / checkpoint)])
+        export(source, [onnx_writer(tmp_path / checkpoint)])
     monkeypatch.setattr(sys.modules["builders.onnxruntime.build"], "_check", lambda *_: {})
     build(tmp_path / "one", tmp_path / "engine", provider="tensorrt")
     for folder in ("one", "other", "engine"):
@@ -101,7 +101,7 @@ def test_compiled_engines_are_of_one_checkpoint(
 
 def test_half_body(llama: Model, made: list[dict], tmp_path: Path) -> None:
     """Half-precision kernels are allowed where the graph is half precision, and not where it is not."""
-    export(Source(llama, SmoothingSettings(groups="none")), [OnnxWriter(tmp_path / "onnx", "per-token", "fp16")])
+    export(Source(llama, SmoothingSettings(groups="none")), [onnx_writer(tmp_path / "onnx", "per-token", "fp16")])
     open_session(tmp_path / "onnx", provider="tensorrt")
     assert made[0]["providers"][0][1]["trt_fp16_enable"] == "True"
 
@@ -157,7 +157,7 @@ def test_a_graph_that_is_chosen_is_run_in_the_folder_being_made(
 ) -> None:
     """It has no manifest yet; the compiled engine is kept where the finished folder looks for it."""
     source = Source(llama, SmoothingSettings(0.5), input_absmax, {"model": "m"})
-    export(source, [OnnxWriter(tmp_path / "both", "both")])
+    export(source, [onnx_writer(tmp_path / "both", "both")])
     build(tmp_path / "both", tmp_path / "engine", activations="per-tensor", provider="tensorrt")
     OnnxRuntimeEngine(tmp_path / "engine")
     caches = [session["providers"][0][1]["trt_engine_cache_path"] for session in made]

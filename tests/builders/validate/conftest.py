@@ -13,6 +13,7 @@ from exporters.huggingface import SmoothedWriter, W8A8Writer
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
 from tests.models import sample_ids
+from tests.writers import w8a8_writer
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +31,7 @@ def folders(llama: Model, input_absmax: dict[str, torch.Tensor], tmp_path_factor
     writers = [
         SmoothedWriter(root / "hf"),
         W8A8Writer(root / "w8a8"),
-        W8A8Writer(root / "static", activations="per-tensor"),
+        w8a8_writer(root / "static", activations="per-tensor"),
     ]
     export(smoothed, writers)
     export(Source(llama, SmoothingSettings(0.5, "none"), None, fingerprints), [W8A8Writer(root / "naive")])

@@ -16,12 +16,12 @@ from builders import tensorrt
 from builders.tensorrt import hardware
 from builders.validate import run, validate_engines
 from exporters.export import Source, export
-from exporters.onnx import OnnxWriter
 from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
 from tests.builders.tensorrt import fake
 from tests.models import sample_ids
+from tests.writers import onnx_writer
 
 Try = Callable[..., str]
 
@@ -37,7 +37,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> fake.FakeGpu:
 @pytest.fixture
 def plan(llama: Model, input_absmax: dict[str, torch.Tensor], tmp_path: Path, gpu: fake.FakeGpu) -> Path:
     source = Source(llama, SmoothingSettings(0.5), input_absmax, {"model": llama.checkpoint.fingerprint})
-    export(source, [OnnxWriter(tmp_path / "onnx")])
+    export(source, [onnx_writer(tmp_path / "onnx")])
     tensorrt.build(tmp_path / "onnx", tmp_path / "plan", {"length": 64, "chunk": 16})
     return tmp_path / "plan"
 

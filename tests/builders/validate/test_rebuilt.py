@@ -26,14 +26,14 @@ from builders.validate.layers import W8A8Stream
 from builders.validate.scheme import EngineScheme
 from exporters.export import Source, Writer, export
 from exporters.huggingface import W8A8Writer
-from exporters.onnx import OnnxWriter
 from exporters.trtllm import MODES, Mode, Ranks, TrtllmWriter
 from smoothquant.layers import float_layer
 from smoothquant.model import Model
 from smoothquant.steps import DEFAULT, STEPS, BorrowRanges, Step
-from tests.exporters.trtllm.checkpoints import make, ranks
+from tests.exporters.trtllm.checkpoints import make, ranks, with_cache
 from tests.exporters.trtllm.test_sharding import LAYER, reassembled
 from tests.steps import KNOWN, ClipRows, Shrink
+from tests.writers import onnx_writer, w8a8_writer
 
 KEPT = ("model.layers.1.self_attn.o_proj",)
 MERGED = {  # linears of an ONNX graph -> ours that it consists of, of a Llama and of a Mixtral
@@ -107,14 +107,14 @@ def read_trtllm(folder: Path, model: Model) -> Found:
 
 
 def trtllm(mode: Mode, tp: int, kv: str) -> Form:
-    return Form(lambda out: TrtllmWriter(out, mode, Ranks(tp), kv=kv), read_trtllm, ("llama",))
+    return Form(lambda out: TrtllmWriter(out, with_cache(mode, kv), Ranks(tp)), read_trtllm, ("llama",))
 
 
 FORMS: Mapping[str, Form] = {
     "w8a8, per token": Form(lambda out: W8A8Writer(out), read_w8a8),
-    "w8a8, static": Form(lambda out: W8A8Writer(out, "per-tensor", kept=KEPT), read_w8a8),
-    "onnx, per token": Form(lambda out: OnnxWriter(out, kv="int8"), read_onnx),
-    "onnx, static": Form(lambda out: OnnxWriter(out, "per-tensor", kept=KEPT), read_onnx),
+    "w8a8, static": Form(lambda out: w8a8_writer(out, "per-tensor", kept=KEPT), read_w8a8),
+    "onnx, per token": Form(lambda out: onnx_writer(out, kv="int8"), read_onnx),
+    "onnx, static": Form(lambda out: onnx_writer(out, "per-tensor", kept=KEPT), read_onnx),
     **{
         f"{mode.algo}, --tp {tp} --kv {kv}": trtllm(mode, tp, kv)
         for mode in MODES
@@ -136,10 +136,11 @@ def measured(scheme: EngineScheme, model: Model) -> dict[str, Stored]:
     for index in range(model.geometry.layers):
         layer = next(iter(stream.enter(float_layer(model, index)).values()))
         for role in model.quantized_roles:
-            stored = {"weight": layer.weights[role], "weight_scale": layer.weight_scales[role]}
             if role in layer.float_weights:
                 stored = {"weight": layer.float_weights[role]}
-            elif role in layer.input_scales:
+            else:
+                stored = {"weight": layer.weights[role], "weight_scale": layer.weight_scales[role]}
+            if role in layer.input_scales:
                 stored["input_scale"] = layer.input_scales[role]
             found[model.linear(index, role)] = stored
         for part, scale in zip(("key", "value"), layer.cache_scales or (), strict=False):

@@ -11,13 +11,13 @@ from safetensors import safe_open
 
 from builders.validate import read_scheme
 from exporters.export import Source, export
-from exporters.huggingface import W8A8Writer
 from smoothquant.errors import UserError
 from smoothquant.layers import float_layer
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import quantize_layer, smoothed_layers
 from tests.models import hooked_absmax, open_llama, sample_ids
 from tests.outputs import made_from, write_manifest
+from tests.writers import w8a8_writer
 
 BIASED = {"attention_bias": True, "mlp_bias": True}
 
@@ -29,9 +29,9 @@ def test_layers_come_out_as_they_were_exported(
 ) -> None:
     folder = make_llama(dtype=dtype, **BIASED)
     model, absmax, settings = open_llama(folder), hooked_absmax(folder, sample_ids()), SmoothingSettings(0.7, groups)
-    export(Source(model, settings, absmax, {"model": "m"}), [W8A8Writer(tmp_path / "out", "per-tensor")])
+    export(Source(model, settings, absmax, {"model": "m"}), [w8a8_writer(tmp_path / "out", "per-tensor")])
     scheme = read_scheme(tmp_path / "out")
-    assert scheme.activations == "per-tensor"
+    assert scheme.scheme.activations.form == "per-tensor"
     with safe_open(tmp_path / "out/model.safetensors", "pt") as exported:
         for layer in smoothed_layers(model, absmax, settings):
             rebuilt = scheme.layer(model, layer.index, float_layer(model, layer.index))

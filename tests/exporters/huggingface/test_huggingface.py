@@ -20,7 +20,7 @@ from smoothquant.artifacts.smoothing_file import SMOOTHING
 from smoothquant.attention import patterns
 from smoothquant.contract import TOLERANCE, relative_error
 from smoothquant.model import Model
-from smoothquant.scheme import scheme_of
+from smoothquant.scheme import ACTIVATIONS, scheme_of
 from smoothquant.settings import SmoothingSettings
 from smoothquant.steps import DEFAULT, as_records
 from smoothquant.stream import quantize_layer, smoothed_layers
@@ -28,6 +28,7 @@ from smoothquant.workspace import load_manifest
 from tests.models import hooked_absmax, open_llama, sample_ids
 from tests.outputs import made_from
 from tests.smoothquant.test_decoder import VARIANTS, float_logits
+from tests.writers import w8a8_writer
 
 SETTINGS = SmoothingSettings(0.5)
 
@@ -47,7 +48,7 @@ def w8a8_logits(model: Model, absmax: Mapping[str, torch.Tensor], ids: torch.Ten
     hidden = decoder.embed(model, ids, torch.float64)
     positions = patterns(model, ids.shape[1], torch.float64)
     for layer in smoothed_layers(model, absmax, SETTINGS):
-        hidden = decoder.forward(model, quantize_layer(layer).runnable(act), hidden, positions)
+        hidden = decoder.forward(model, quantize_layer(layer).runnable(ACTIVATIONS[act]), hidden, positions)
     return decoder.logits(model, hidden)
 
 
@@ -76,7 +77,7 @@ def test_smoothed_dtype(make_llama: Callable[..., Path], tmp_path: Path) -> None
 def test_w8a8_in_transformers(variant: str, act: str, make_llama: Callable[..., Path], tmp_path: Path) -> None:
     folder, ids = make_llama(**VARIANTS[variant]), sample_ids(sequences=8, seed=5)
     source = source_of(folder)
-    export(source, [W8A8Writer(tmp_path / "out", act)])
+    export(source, [w8a8_writer(tmp_path / "out", act)])
     found = transformers_logits(tmp_path / "out", ids)
     expected = w8a8_logits(source.model, source.input_absmax, ids, act)
     plain = float_logits(source.model, ids)
@@ -88,7 +89,7 @@ def test_w8a8_in_transformers(variant: str, act: str, make_llama: Callable[..., 
 
 def test_w8a8_weights_are_ours_to_the_bit(make_llama: Callable[..., Path], tmp_path: Path) -> None:
     source = source_of(make_llama(attention_bias=True, dtype=torch.bfloat16))
-    export(source, [W8A8Writer(tmp_path / "out", "per-tensor")])
+    export(source, [w8a8_writer(tmp_path / "out", "per-tensor")])
     model = source.model
     with safe_open(tmp_path / "out/model.safetensors", "pt") as file:
         names = set(file.keys())

@@ -15,9 +15,9 @@ import torch
 from builders.onnxruntime.session import CACHES, subnormals_as_zero
 from builders.onnxruntime.session import SETTINGS as ENGINE_SETTINGS
 from exporters.export import Source, export
-from exporters.onnx import OnnxWriter
 from smoothquant.settings import SmoothingSettings
 from tests.models import hooked_absmax, open_llama, sample_ids
+from tests.writers import onnx_writer
 
 SETTINGS = SmoothingSettings(0.5)
 FLOAT, PER_TOKEN, PER_TENSOR = ({"activations": form} for form in ("float", "per-token", "per-tensor"))
@@ -39,7 +39,7 @@ def source_of(folder: Path) -> Source:
 
 
 def export_onnx(source: Source, out: Path, **options: str) -> Path:
-    export(source, [OnnxWriter(out, **options)])
+    export(source, [onnx_writer(out, **options)])
     return out
 
 

@@ -17,7 +17,6 @@ from builders.nvidia.profiles import single_profile
 from builders.onnxruntime import OnnxRuntimeEngine, build
 from builders.validate import read_scheme, validate_engines
 from exporters.export import export
-from exporters.onnx import OnnxWriter
 from smoothquant.contract import relative_error
 from smoothquant.errors import ActScalesError, UserError
 from smoothquant.layers import W8A8Layer
@@ -27,6 +26,7 @@ from tests.exporters.onnx.graphs import Runner, expose, load_graph, source_of
 from tests.families.case import SETTINGS, Case, run
 from tests.families.properties import token_errors
 from tests.models import sample_ids
+from tests.writers import onnx_writer
 
 LAYOUTS = (
     "llama",
@@ -51,7 +51,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
 
 def exported(case: Case, activations: str = "per-token") -> Path:
     out = case.root / f"int8-cache-{activations}"
-    export(case.source, [OnnxWriter(out, activations, kv="int8")])
+    export(case.source, [onnx_writer(out, activations, kv="int8")])
     return out
 
 
@@ -59,7 +59,7 @@ def reference(case: Case, folder: Path) -> Iterator[W8A8Layer]:
     scheme = read_scheme(folder)
     for layer in case.smoothed(SETTINGS):
         yield replace(
-            quantize_layer(layer).runnable(scheme.activations),
+            quantize_layer(layer).runnable(scheme.scheme.activations),
             cache_scales=scheme.cache_scales(case.model, layer.index),
         )
 
@@ -109,7 +109,7 @@ def test_tensorrt(layout: str, body: str, cases: Callable[[str], Case]) -> None:
     """It compiles, and the cache goes in and out as INT8."""
     case = cases(layout)
     out = case.root / f"int8-cache-{body}"
-    export(case.source, [OnnxWriter(out, kv="int8", body=body)])
+    export(case.source, [onnx_writer(out, kv="int8", body=body)])
     onnx.checker.check_model(str(out / "model.onnx"), full_check=True)
     graph = load_graph(out).graph
     cached = [value for value in (*graph.input, *graph.output) if value.name.startswith(("past", "present"))]
@@ -123,7 +123,7 @@ def test_tensorrt(layout: str, body: str, cases: Callable[[str], Case]) -> None:
 def test_engines(cases: Callable[[str], Case], tmp_path: Path) -> None:
     """Generation, with a cache that a window cuts, is that of whole sequences; validation knows the cache."""
     case, prompt = cases("mistral"), [40, 41, 42, 7, 8, 9, 100, 101]
-    export(case.source, [OnnxWriter(tmp_path / "onnx", kv="int8")])
+    export(case.source, [onnx_writer(tmp_path / "onnx", kv="int8")])
     build(tmp_path / "onnx", tmp_path / "engine")
     engine, tokens = OnnxRuntimeEngine(tmp_path / "engine"), list(prompt)
     for token in engine.generate(prompt, 20):
@@ -138,14 +138,14 @@ def test_engines(cases: Callable[[str], Case], tmp_path: Path) -> None:
 
 def test_keys_normed_over_all_heads_have_no_scale(cases: Callable[[str], Case], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="INT8 KV cache of keys that are normed over all heads at once; expected"):
-        export(cases("olmo2").source, [OnnxWriter(tmp_path / "out", kv="int8")])
+        export(cases("olmo2").source, [onnx_writer(tmp_path / "out", kv="int8")])
 
 
 def test_ranges_of_outputs_are_needed(cases: Callable[[str], Case], llama_folder: Path, tmp_path: Path) -> None:
     source = source_of(llama_folder)  # without them, as imported scales are
     with pytest.raises(ActScalesError, match=r"an INT8 KV cache without the range of the outputs of .*q_proj") as found:
-        export(source, [OnnxWriter(tmp_path / "out", kv="int8")])
+        export(source, [onnx_writer(tmp_path / "out", kv="int8")])
     assert "\n" not in str(found.value)
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="'fp8'; expected one of float, int8"):
-        OnnxWriter(tmp_path / "out", kv="fp8")
+        onnx_writer(tmp_path / "out", kv="fp8")

@@ -20,6 +20,7 @@ from exporters.onnx.graph import Graph
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import load_manifest
 from tests.exporters.onnx.graphs import FORMS, export_onnx, load_graph, source_of
+from tests.writers import onnx_writer
 
 PAGE = 4096
 
@@ -87,10 +88,10 @@ def test_resumed_export_is_the_same(form: str, make_llama: Callable[..., Path], 
             super().write(layer, quantized)
 
     with pytest.raises(KeyboardInterrupt):
-        export(source, [Interrupted(tmp_path / "resumed", **FORMS[form])])
+        export(source, [onnx_writer(tmp_path / "resumed", kind=Interrupted, **FORMS[form])])
     assert not (tmp_path / "resumed").exists()
     Interrupted.fail_at = None
-    export(source, [Interrupted(tmp_path / "resumed", **FORMS[form])])
+    export(source, [onnx_writer(tmp_path / "resumed", kind=Interrupted, **FORMS[form])])
     assert written == [0, 1, 2]  # layer 0 was not done again
     manifest = load_manifest(whole)
     assert load_manifest(tmp_path / "resumed") == manifest

@@ -12,13 +12,13 @@ import onnx
 import pytest
 
 from exporters.export import Source, export
-from exporters.onnx import OnnxWriter
 from smoothquant.errors import ActScalesError, ContractError, MissingPackageError, UserError
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
 from tests.exporters.onnx.graphs import FLOAT, FORMS, PER_TENSOR, PER_TOKEN, Runner, export_onnx, products, source_of
 from tests.models import sample_ids
 from tests.smoothquant.test_decoder import VARIANTS
+from tests.writers import onnx_writer
 
 NAMES = ["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"]  # of a layer's products
 NOT_IN_TENSORRT = {"DynamicQuantizeLinear", "MatMulInteger", "QLinearMatMul", "ConvInteger"}
@@ -131,7 +131,7 @@ def test_graph_says_what_it_is(make_llama: Callable[..., Path], tmp_path: Path) 
 def test_twins_of_one_pass_are_those_of_two(make_llama: Callable[..., Path], tmp_path: Path) -> None:
     """A float and a W8A8 graph written side by side: the float one is not given integers."""
     source = source_of(make_llama())
-    export(source, [OnnxWriter(tmp_path / "w8a8"), OnnxWriter(tmp_path / "float", **FLOAT)])
+    export(source, [onnx_writer(tmp_path / "w8a8"), onnx_writer(tmp_path / "float", **FLOAT)])
     alone = export_onnx(source, tmp_path / "alone", **FLOAT)
     for name in ("model.onnx", "model.onnx.data"):
         assert (tmp_path / "float" / name).read_bytes() == (alone / name).read_bytes()
@@ -157,10 +157,10 @@ def test_what_overflows_float16_is_named(make_llama: Callable[..., Path], tmp_pa
 @pytest.mark.parametrize("option", ["activations", "body", "lm_head"])
 def test_unknown_option(option: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'int4'; expected one of"):
-        OnnxWriter(tmp_path / "out", **{option: "int4"})
+        onnx_writer(tmp_path / "out", **{option: "int4"})
 
 
 def test_without_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingPackageError, match="onnx is not installed; pip install"):
-        OnnxWriter(tmp_path / "out")
+        onnx_writer(tmp_path / "out")

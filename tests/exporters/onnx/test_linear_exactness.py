@@ -17,6 +17,7 @@ from exporters.export import Source
 from exporters.onnx.products import merged_name, side_by_side
 from smoothquant.contract import relative_error
 from smoothquant.quantization import quantize_tensor, quantize_tokens, quantize_weight, w8a8_linear
+from smoothquant.scheme import ACTIVATIONS
 from smoothquant.stream import QuantizedLinear, quantize_layer, smoothed_layers
 from tests.exporters.onnx.graphs import (
     FORMS,
@@ -59,7 +60,8 @@ def exact(x: Tensor, linear: QuantizedLinear, per_token: bool) -> Tensor:
     same = (integers == wide).all(dim=-1)  # where float32 and float64 round alike
     assert same.float().mean() > 0.9
     input_scale = None if per_token else linear.input_scale
-    theirs = w8a8_linear(x.double(), linear.weight, linear.weight_scale, None, input_scale)
+    activations = ACTIVATIONS["per-token" if per_token else "per-tensor"]
+    theirs = w8a8_linear(x.double(), linear.weight, linear.weight_scale, activations, input_scale)
     torch.testing.assert_close(y[same], theirs[same], rtol=1e-12, atol=1e-12)  # the formula above is that function
     return y
 

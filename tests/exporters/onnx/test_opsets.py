@@ -11,13 +11,13 @@ import torch
 from builders.onnxruntime import OnnxRuntimeEngine, build
 from builders.validate import read_scheme
 from exporters.export import export
-from exporters.onnx import OnnxWriter
 from smoothquant.errors import UserError
 from smoothquant.static import linears_to_keep
 from tests.exporters.onnx.graphs import Runner
 from tests.families.case import Case
 from tests.families.properties import GRAPH, largest_difference, token_errors
 from tests.models import sample_ids
+from tests.writers import onnx_writer
 
 LAYOUTS = ["llama", "mistral", "falcon-7b", "falcon-rw", "bloom", "opt", "gemma2", "gemma3", "mixtral", "phi3-partial"]
 
@@ -27,7 +27,7 @@ LAYOUTS = ["llama", "mistral", "falcon-7b", "falcon-rw", "bloom", "opt", "gemma2
 def test_other_opsets_are_the_same_model(layout: str, opset: int, tmp_path: Path) -> None:
     case, ids = Case(layout, tmp_path), sample_ids(2, 20, seed=2)
     out = tmp_path / "float"
-    export(case.source, [OnnxWriter(out, "float", opset=opset)])
+    export(case.source, [onnx_writer(out, "float", opset=opset)])
     onnx.checker.check_model(str(out / "model.onnx"), full_check=True)
     model = onnx.load(out / "model.onnx", load_external_data=False)
     assert [(found.domain, found.version) for found in model.opset_import] == [("", opset)]
@@ -41,7 +41,7 @@ def test_other_opsets_are_the_same_model(layout: str, opset: int, tmp_path: Path
 @pytest.mark.parametrize("opset", [17, 23])
 def test_quantized_products_of_other_opsets_are_integer_kernels(opset: int, tmp_path: Path) -> None:
     case, ids = Case("llama", tmp_path), sample_ids(8, 16, seed=3)
-    export(case.source, [OnnxWriter(tmp_path / "onnx", opset=opset)])
+    export(case.source, [onnx_writer(tmp_path / "onnx", opset=opset)])
     assert build(tmp_path / "onnx", tmp_path / "engine").results["kernels"] == {"integer": 8, "quantized": 8}
     found = OnnxRuntimeEngine(tmp_path / "engine").logits(ids)
     assert token_errors(found, case.w8a8(ids, "per-token")).median() <= 1e-6
@@ -49,7 +49,7 @@ def test_quantized_products_of_other_opsets_are_integer_kernels(opset: int, tmp_
 
 def test_unknown_opset(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ONNX export: 19; expected one of 17, 21, 23"):
-        OnnxWriter(tmp_path, opset=19)
+        onnx_writer(tmp_path, opset=19)
 
 
 @pytest.mark.parametrize("keep", ["none", "down"])
@@ -59,9 +59,9 @@ def test_both_forms_share_their_weights(keep: str, tmp_path: Path) -> None:
     export(
         case.source,
         [
-            OnnxWriter(tmp_path / "both", "both", kept=kept),
-            OnnxWriter(tmp_path / "token", "per-token"),
-            OnnxWriter(tmp_path / "tensor", "per-tensor", kept=kept),
+            onnx_writer(tmp_path / "both", "both", kept=kept),
+            onnx_writer(tmp_path / "token", "per-token"),
+            onnx_writer(tmp_path / "tensor", "per-tensor", kept=kept),
         ],
     )
     sizes = {name: (tmp_path / name / "model.onnx.data").stat().st_size for name in ("both", "token", "tensor")}
@@ -72,8 +72,8 @@ def test_both_forms_share_their_weights(keep: str, tmp_path: Path) -> None:
         build(tmp_path / "both", tmp_path / f"engine-{act}", activations=act)
         found = OnnxRuntimeEngine(tmp_path / f"engine-{act}")
         assert torch.equal(found.logits(ids), OnnxRuntimeEngine(tmp_path / alone).logits(ids))
-        scheme = read_scheme(tmp_path / f"engine-{act}")
-        assert scheme.activations == act
+        scheme = read_scheme(tmp_path / f"engine-{act}").scheme
+        assert scheme.activations.form == act
         assert scheme.float_linears == (tuple(kept) if act == "per-tensor" else ())
     assert (tmp_path / "engine-per-tensor/model.onnx.data").samefile(tmp_path / "engine-per-token/model.onnx.data")
 

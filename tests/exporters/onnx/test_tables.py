@@ -12,7 +12,6 @@ from builders.check import check
 from builders.check.tensorrt_rtx import available, compile_onnx
 from builders.nvidia.profiles import single_profile
 from exporters.export import Source, export
-from exporters.onnx import OnnxWriter
 from recipes.families import open_model
 from smoothquant.layers import float_layer
 from smoothquant.settings import SmoothingSettings
@@ -21,6 +20,7 @@ from tests.exporters.onnx.graphs import Runner, load_graph
 from tests.families.case import run
 from tests.families.properties import GRAPH, largest_difference
 from tests.models import sample_ids
+from tests.writers import onnx_writer
 
 NONE = SmoothingSettings(groups="none")
 FLOAT, HALF, BF16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16
@@ -48,7 +48,7 @@ def tables(folder: Path) -> dict[str, int]:
 )
 def test_dtypes(layout: str, dtype: torch.dtype, options: dict, expected: dict[str, int], tmp_path: Path) -> None:
     model = open_model(zoo.save(layout, tmp_path / "model", dtype=dtype))
-    export(Source(model, NONE), [OnnxWriter(tmp_path / "onnx", **options)])
+    export(Source(model, NONE), [onnx_writer(tmp_path / "onnx", **options)])
     assert tables(tmp_path / "onnx") == expected
     onnx.checker.check_model(str(tmp_path / "onnx/model.onnx"), full_check=True)
     assert Runner(tmp_path / "onnx/model.onnx").run(sample_ids())[0].isfinite().all()
@@ -63,7 +63,7 @@ def test_dtypes(layout: str, dtype: torch.dtype, options: dict, expected: dict[s
 def test_the_numbers_are_the_checkpoints(layout: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """The float graph, whose other weights are float32, gives the logits of the checkpoint in float32."""
     model, ids = open_model(zoo.save(layout, tmp_path / "model", dtype=dtype)), sample_ids(2, 20)
-    export(Source(model, NONE), [OnnxWriter(tmp_path / "onnx", "float")])
+    export(Source(model, NONE), [onnx_writer(tmp_path / "onnx", "float")])
     expected = run(model, ids, (float_layer(model, layer) for layer in range(model.geometry.layers)))
     assert largest_difference(Runner(tmp_path / "onnx/model.onnx").run(ids)[0], expected) <= GRAPH
 
@@ -71,7 +71,7 @@ def test_the_numbers_are_the_checkpoints(layout: str, dtype: torch.dtype, tmp_pa
 def test_tied_embeddings_are_stored_once(tmp_path: Path) -> None:
     """And an INT8 head beside them leaves them float."""
     model = open_model(zoo.save("llama-tied", tmp_path / "model", dtype=torch.bfloat16))
-    export(Source(model, NONE), [OnnxWriter(tmp_path / head, lm_head=head) for head in ("float", "int8")])
+    export(Source(model, NONE), [onnx_writer(tmp_path / head, lm_head=head) for head in ("float", "int8")])
     for lm_head in ("float", "int8"):
         stored = {tensor.name: tensor for tensor in onnx.load(tmp_path / lm_head / "model.onnx").graph.initializer}
         assert "lm_head.weight" not in stored

@@ -17,6 +17,7 @@ from act_scales.text import Text
 from exporters.export import Source, export
 from exporters.trtllm import MODES, Mode, Ranks, TrtllmWriter
 from recipes.families import open_model
+from smoothquant.scheme import SHARED_CACHES
 from smoothquant.settings import SmoothingSettings
 from tests import zoo
 from tests.models import sample_ids
@@ -45,6 +46,11 @@ def settings(mode: Mode, groups: str = "default", kv: str = "float", dtype: str 
     return SmoothingSettings(0.5, groups, dtype if groups in ("run-time", "unfolded") else "float32", kv == "int8")
 
 
+def with_cache(mode: Mode, kv: str) -> Mode:
+    """A mode with another KV cache."""
+    return replace(mode, scheme=replace(mode.scheme, kv_cache=SHARED_CACHES[kv]))
+
+
 def write(
     source: Source,
     out: Path,
@@ -56,7 +62,7 @@ def write(
 ) -> Path:
     """Export to a folder."""
     source = replace(source, settings=settings(mode, groups, kv))
-    export(source, [TrtllmWriter(out, mode, Ranks(tp, pp), kv=kv)])
+    export(source, [TrtllmWriter(out, with_cache(mode, kv), Ranks(tp, pp))])
     return out
 
 

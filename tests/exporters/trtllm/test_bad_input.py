@@ -13,13 +13,14 @@ from act_scales.store import load_act_scales
 from exporters.export import Source, export
 from exporters.huggingface import SmoothedWriter, W8A8Writer
 from exporters.onnx import OnnxWriter
-from exporters.trtllm import Ranks, TrtllmWriter
+from exporters.trtllm import Ranks, TrtllmWriter, choose
 from exporters.trtllm.suitable import check_ranks, decoder_of
 from exporters.trtllm.versions import check_version
 from recipes import tiny_llama
 from recipes.cli import main
 from recipes.families import open_model
 from smoothquant.errors import ActScalesError, UserError
+from smoothquant.scheme import scheme_of
 from smoothquant.settings import SmoothingSettings
 from smoothquant.workspace import MANIFEST
 from tests.exporters.trtllm.checkpoints import NO_PLUGINS, PER_TOKEN, STATIC, make, write
@@ -214,9 +215,17 @@ def test_smoothing_that_a_form_has_no_place_for(llama: Source, tmp_path: Path) -
         SmoothingSettings(shared_cache_scale=True),
         "shared_cache_scale=True with .*, float KV cache; expected False",
     )
-    for bad in ({"dtype": "float32"}, {"kv": "fp8"}):
-        with pytest.raises(UserError, match="expected one of float"):
-            TrtllmWriter(tmp_path / "out", **bad)
+    with pytest.raises(UserError, match="dtype 'float32'; expected one of float16, bfloat16"):
+        TrtllmWriter(tmp_path / "out", dtype="float32")
+
+
+def test_schemes_that_no_checkpoint_holds() -> None:
+    for more in ({"kv_cache": "int8"}, {"head": "int8"}, {"float_linears": ("down",)}):
+        with pytest.raises(UserError, match="expected a cache whose keys and values share their scale, a float head"):
+            choose(scheme_of("per-token", **more))
+    with pytest.raises(UserError, match="with plugins: float weights with float activations; expected per-channel"):
+        choose(scheme_of("float"))
+    assert choose(scheme_of("per-token", kv_cache="int8-shared")).cache_algo == "INT8"  # the control
 
 
 # -- the command line ------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def test_linears_are_exact(
     interpreter = Interpreter(folder, EnginePrecision(torch.float32, held))
     model, smoothing = source.model, settings(mode, groups)
     for layer in smoothed_layers(model, source.input_absmax, smoothing, output_absmax=source.output_absmax):
-        linears = quantize_layer(layer, mode.weights).linears
+        linears = quantize_layer(layer, mode.scheme).linears
         part = _Part(interpreter._ranks[0], f"transformer.layers.{layer.index}.")
         for matrix in matrices(model.family.gated):
             first = linears[matrix.roles[0]]

@@ -79,7 +79,7 @@ def stream_logits(
     hidden, positions = decoder.embed(model, ids, dtype), patterns(model, ids.shape[1], dtype)
     smoothing = settings(mode, groups)
     for layer in smoothed_layers(model, source.input_absmax, smoothing, output_absmax=source.output_absmax):
-        quantized = in_file(quantize_layer(layer, mode.weights)).runnable(mode.activations)
+        quantized = in_file(quantize_layer(layer, mode.scheme)).runnable(mode.scheme.activations)
         running: Layer = replace(quantized, ranks=tp)
         if dtype == torch.float16:
             running = WithProductsInFloat32(quantized)

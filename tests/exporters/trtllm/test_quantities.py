@@ -15,6 +15,7 @@ from exporters.trtllm.modes import MODES, Mode, choose
 from smoothquant import kv_cache
 from smoothquant.errors import UserError
 from smoothquant.quantization import quantize_weight
+from smoothquant.scheme import WEIGHTS
 from smoothquant.stream import smooth_layer
 from tests.exporters.trtllm.checkpoints import PER_TOKEN, STATIC, make, ranks, write
 from tests.models import open_llama, save_llama
@@ -67,7 +68,7 @@ def test_tiny_rows(mode: Mode, tmp_path: Path) -> None:
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
 def test_one_scale_per_matrix(rows: int, columns: int, seed: int) -> None:
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-    quantized, scale = quantize_weight(weight, "per-tensor")
+    quantized, scale = quantize_weight(weight, WEIGHTS["per-tensor"])
     assert scale.shape == (rows,)
     assert (scale == scale[0]).all()
     assert quantized.abs().max() == 127
@@ -76,7 +77,7 @@ def test_one_scale_per_matrix(rows: int, columns: int, seed: int) -> None:
 
 def test_modes() -> None:
     assert choose().algo == "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"
-    assert len({(mode.weights, mode.activations, mode.plugin) for mode in MODES}) == len(MODES) == 5
+    assert len({(mode.scheme, mode.plugin) for mode in MODES}) == len(MODES) == 5
     with pytest.raises(UserError, match="per-channel weights with per-token activations; expected per-channel weights"):
         choose(plugin=False)
 

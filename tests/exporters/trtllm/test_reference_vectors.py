@@ -22,12 +22,13 @@ from exporters.trtllm import Mode, TrtllmWriter, choose
 from recipes.families import open_model
 from smoothquant.family import SmoothingGroup
 from smoothquant.model import Model
+from smoothquant.scheme import scheme_of
 from smoothquant.settings import SmoothingSettings
 from smoothquant.smoothing import smoothing_scale
 from smoothquant.stream import SmoothedLayer, smoothed_layers
 
 VECTORS = Path(__file__).parents[2] / "builders/tensorrt_llm/vectors"
-MODES = {"llama-tp1": choose(), "llama-tp1-static": choose("per-tensor", "per-tensor")}
+MODES = {"llama-tp1": choose(), "llama-tp1-static": choose(scheme_of("per-tensor", "per-tensor"))}
 RUN_TIME = SmoothingSettings(0.5, "run-time", smoother_dtype="float16")
 HALF = 2**-11  # what one rounding to float16 may be off by
 
@@ -120,7 +121,7 @@ def test_in_float16_they_are_the_same(both: tuple[Path, Path]) -> None:
             scale = smoothing_scale(act_absmax, consumers.abs().amax(dim=0), settings.alpha)
             weight = (layer.source.weights[role].double() * scale.double()).half()
             inverse = 127 / _reach(weight, mode)
-            if mode.weights == "per-channel":  # the quotients of float16 are multiplied in float32
+            if not mode.whole:  # the quotients of float16 are multiplied in float32
                 found = weight.float() * inverse.float()
             else:
                 found = weight / (1 / inverse) if role in ("q", "k", "v") else weight * inverse
@@ -165,7 +166,7 @@ def _prefix(layer: SmoothedLayer) -> str:
 
 
 def _reach(weight: Tensor, mode: Mode) -> Tensor:
-    return weight.abs().amax() if mode.weights == "per-tensor" else weight.abs().amax(dim=1, keepdim=True)
+    return weight.abs().amax() if mode.whole else weight.abs().amax(dim=1, keepdim=True)
 
 
 def test_config(both: tuple[Path, Path]) -> None:
@@ -185,7 +186,7 @@ def test_modelopt(tmp_path: Path) -> None:
         for name, roles in LINEARS.items():
             factor = theirs[f"transformer.layers.{layer}.{name}.prequant_scaling_factor"]
             seen |= {source.model.linear(layer, role): 1 / factor.float() for role in roles}
-    mode = choose(activations="per-tensor", plugin=False)
+    mode = choose(scheme_of("per-tensor"), plugin=False)
     export(replace(source, input_absmax=seen), [TrtllmWriter(tmp_path / "out", mode)])
     ours = tensors(tmp_path / "out")
     assert ours.keys() == theirs.keys()
@@ -203,7 +204,7 @@ def test_modelopt(tmp_path: Path) -> None:
 
 def test_opt_layout(tmp_path: Path) -> None:
     """Names, shapes and dtypes of what an OPT consists of, beside the file that was not quantized."""
-    mode = choose(activations="per-tensor")
+    mode = choose(scheme_of("per-tensor"))
     export(source_of("opt", SmoothingSettings(groups="none")), [TrtllmWriter(tmp_path / "out", mode)])
     ours, theirs = tensors(tmp_path / "out"), tensors(VECTORS / "opt-tp1-fp16layout")
     added = ("scale", "act_scale", "smoother", "scale_to_int", "quantization_scaling_factor")

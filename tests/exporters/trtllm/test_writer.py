@@ -18,11 +18,11 @@ from exporters.trtllm import MODES, Mode, Ranks, TrtllmWriter
 from exporters.trtllm.decoders import DECODERS
 from smoothquant.artifacts.manifest import TrtllmOptions
 from smoothquant.errors import ContractError
-from smoothquant.scheme import scheme_of
+from smoothquant.scheme import SHARED_CACHES, scheme_of
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import quantize_layer, smoothed_layers
 from smoothquant.workspace import load_manifest
-from tests.exporters.trtllm.checkpoints import NO_PLUGINS, PER_TOKEN, STATIC, make, ranks, settings, write
+from tests.exporters.trtllm.checkpoints import NO_PLUGINS, PER_TOKEN, STATIC, make, ranks, settings, with_cache, write
 from tests.models import sample_ids
 
 # The keys that the loader asks for, by the format's description (docs of config.json, not our code).
@@ -168,7 +168,7 @@ def test_rope_scaling(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.algo)
 def test_tensors_of_a_layer(mode: Mode, source: Source, tmp_path: Path) -> None:
     """Names, shapes and dtypes of the format's table, for a gated layer without biases."""
-    static, matrix = mode.static and mode.plugin, mode.weights == "per-tensor"
+    static, matrix = mode.static and mode.plugin, mode.whole
     one, f32, i8 = (1, 1), torch.float32, torch.int8
     expected = {}
     for name, (rows, columns) in {
@@ -215,7 +215,7 @@ def test_smoothers(source: Source, tmp_path: Path) -> None:
 
 def test_interrupted_export_goes_on_and_is_the_same(source: Source, tmp_path: Path) -> None:
     source = replace(source, settings=SmoothingSettings(0.5, shared_cache_scale=True))
-    options = {"mode": STATIC, "ranks": Ranks(2, 2), "kv": "int8"}
+    options = {"mode": with_cache(STATIC, "int8"), "ranks": Ranks(2, 2)}
     export(source, [TrtllmWriter(tmp_path / "whole", **options)])
     written: list[int] = []
 
@@ -291,11 +291,11 @@ def test_what_is_recorded_is_enough_to_quantize_again(mode: Mode, groups: str, s
     """`smoothquant validate` computes the layers anew from the folder alone: they are what the stream made."""
     out = write(source, tmp_path / "out", mode, groups=groups, kv="int8")
     scheme, model = read_scheme(out), source.model
-    assert (scheme.activations, scheme.weights) == (mode.activations, mode.weights)
+    assert scheme.scheme == replace(mode.scheme, kv_cache=SHARED_CACHES["int8"])
     smoothing = settings(mode, groups, "int8")
     for layer in smoothed_layers(model, source.input_absmax, smoothing, output_absmax=source.output_absmax):
-        rebuilt = quantize_layer(scheme.layer(model, layer.index, layer.source), scheme.weights)
-        expected = quantize_layer(layer, mode.weights)
+        rebuilt = quantize_layer(scheme.layer(model, layer.index, layer.source), scheme.scheme)
+        expected = quantize_layer(layer, mode.scheme)
         assert rebuilt.smoothers.keys() == expected.smoothers.keys()
         for role, linear in expected.linears.items():
             assert rebuilt.linears[role].weight.equal(linear.weight), role

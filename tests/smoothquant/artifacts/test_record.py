@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -23,6 +23,7 @@ class Outer:
     flag: bool
     inner: tuple[Inner, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
+    limit: float | Mapping[str, float] | None = 1.0
 
 
 WHOLE = Outer(3, True, (Inner(1.5), Inner(2.0, "two")), {"a": 1})
@@ -31,6 +32,8 @@ WHOLE = Outer(3, True, (Inner(1.5), Inner(2.0, "two")), {"a": 1})
 def test_there_and_back() -> None:
     assert read(Outer, as_json(WHOLE), "here") == WHOLE
     assert read(Outer, {"count": 1, "flag": False}, "here") == Outer(1, False)
+    for limit in (2.0, {"a": 0.5}, None):
+        assert read(Outer, as_json(replace(WHOLE, limit=limit)), "here").limit == limit
     assert read(Inner, {"number": 1}, "here") == Inner(1)  # JSON writes 1.0 as it likes
 
 
@@ -47,6 +50,8 @@ def test_there_and_back() -> None:
         ({"inner": [{"number": "1"}]}, 'here.inner[0].number: "1"; expected of type float'),
         ({"sizes": {"a": "b"}}, 'here.sizes.a: "b"; expected of type int'),
         ({"sizes": []}, "here.sizes: []; expected an object"),
+        ({"limit": "1"}, 'here.limit: "1"; expected an object'),
+        ({"limit": {"a": "b"}}, 'here.limit.a: "b"; expected of type float'),
     ],
 )
 def test_what_does_not_fit(changes: dict, said: str) -> None:

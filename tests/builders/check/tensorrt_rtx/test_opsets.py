@@ -11,9 +11,9 @@ from builders.check.lint import Effect
 from builders.check.tensorrt_rtx import compile_onnx
 from builders.nvidia.profiles import single_profile
 from exporters.export import export
-from exporters.onnx import OnnxWriter
 from tests.families.case import Case
 from tests.lacking import with_compiler
+from tests.writers import onnx_writer
 
 CAPPED = "gemma2"  # its attention has a softcap
 
@@ -26,7 +26,7 @@ def test_opsets(layout: str, tmp_path: Path) -> None:
     for opset in (17, 23):
         for body in ("fp32", "fp16"):
             out = tmp_path / f"{opset}-{body}"
-            export(source, [OnnxWriter(out, body=body, opset=opset)])
+            export(source, [onnx_writer(out, body=body, opset=opset)])
             found = check(out, compile=lambda g: compile_onnx(g.path, single_profile(4, 128, 128), g.symbols))
             assert found.compilation is not None
             refused = opset == 23 and (body == "fp32" or layout == CAPPED)

@@ -11,11 +11,11 @@ from builders.check import check
 from builders.check.tensorrt_rtx import compile_apart
 from builders.nvidia.profiles import single_profile
 from exporters.export import Source, export
-from exporters.onnx import OnnxWriter
 from recipes.families import open_model
 from recipes.synthetic import save_random_llama
 from smoothquant.settings import SmoothingSettings
 from tests.lacking import require_compiler
+from tests.writers import onnx_writer
 
 FORMS = [("per-token", "fp32"), ("per-token", "fp16"), ("per-tensor", "fp16")]
 PRODUCTS = ["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"]
@@ -31,7 +31,7 @@ def block(tmp_path_factory: pytest.TempPathFactory) -> Path:
     widths = ((model.linear(0, role), model.family.shape(role, model.geometry)[1]) for role in model.quantized_roles)
     seen = {name: torch.ones(width) for name, width in widths}
     source = Source(model, SmoothingSettings(groups="none"), seen)
-    export(source, [OnnxWriter(root / f"{act}-{body}", act, body=body) for act, body in FORMS])
+    export(source, [onnx_writer(root / f"{act}-{body}", act, body=body) for act, body in FORMS])
     (root / "model/model.safetensors").unlink()
     return root
 

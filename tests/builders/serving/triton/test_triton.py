@@ -18,7 +18,6 @@ from builders import onnxruntime, tensorrt
 from builders.serving.triton import TritonEngine, model_name, write_model
 from builders.tensorrt import hardware
 from exporters.export import Source, export
-from exporters.onnx import OnnxWriter
 from recipes.cli import main
 from smoothquant.errors import MissingPackageError, OutputError, UserError
 from smoothquant.settings import SmoothingSettings
@@ -26,6 +25,7 @@ from tests.builders.serving.triton.server import Server, parse
 from tests.builders.tensorrt import fake
 from tests.models import open_llama, sample_ids
 from tests.outputs import top
+from tests.writers import onnx_writer
 
 PROMPT = [256, 5, 6, 7, 40, 41]
 TYPES = model_config_pb2.DataType
@@ -94,7 +94,7 @@ def built(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def engine(provider: str, activations: str, body: str, model: str = "m") -> Path:
         source = Source(open_llama(llama_folder), SmoothingSettings(groups="none"), None, {"model": model})
         made = tmp_path / "-".join((activations, body, model))
-        export(source, [OnnxWriter(made, activations, body)])
+        export(source, [onnx_writer(made, activations, body)])
         onnxruntime.build(made, tmp_path / provider, provider=provider, overwrite=True)
         return tmp_path / provider
 

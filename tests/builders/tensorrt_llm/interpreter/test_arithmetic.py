@@ -14,9 +14,11 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
+from builders.tensorrt_llm.format.architectures import RUNNABLE_ACTIVATIONS
 from builders.tensorrt_llm.interpreter.arithmetic import (
     ACTIVATIONS,
     EnginePrecision,
+    activation,
     integer_product,
     normalize,
     quantize_by_scale,
@@ -110,7 +112,15 @@ def test_gelu_is_the_tanh_form_by_any_name() -> None:
     x = torch.linspace(-5, 5, 101, dtype=torch.float64)
     expected = torch.nn.functional.gelu(x, approximate="tanh")
     for name in ("gelu", "gelu_new", "gelu_pytorch_tanh", "geglu"):
-        torch.testing.assert_close(ACTIVATIONS[name](x), expected, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(activation(name, x), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_every_activation_that_the_rules_let_through_is_computed() -> None:
+    x = torch.linspace(-5, 5, 101, dtype=torch.float64)
+    computed = {name: activation(name, x) for name in RUNNABLE_ACTIVATIONS}
+    assert set(RUNNABLE_ACTIVATIONS.values()) == set(ACTIVATIONS)
+    torch.testing.assert_close(computed["swiglu"], x * torch.sigmoid(x), rtol=1e-12, atol=1e-14)
+    assert computed["relu"].equal(x.clamp_min(0))
 
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])
