@@ -1,7 +1,8 @@
 """Calibration: the largest |input| and |output| of every channel of every linear, over all tokens of a text.
 
-`Maxima` listens to a sweep over the layers (`smoothquant.sweep`). An interrupted run goes on near where it stopped,
-and its file is byte for byte what an uninterrupted one would have written.
+`Maxima` listens to a sweep over the layers (`smoothquant.sweep`), and beside it `float16.HeldMaxima`, to what float16
+might not hold. An interrupted run goes on near where it stopped, and its file is byte for byte what an uninterrupted
+one would have written.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from act_scales.store import FORMAT_VERSION, INPUT, OUTPUT, ActScales, check_rep
 from act_scales.text import Text
 from smoothquant.device import choose_device, choose_dtype
 from smoothquant.errors import ActScalesError, OutputError, UserError
+from smoothquant.float16 import HeldMaxima
 from smoothquant.layers import FloatLayer, Layer
 from smoothquant.model import Model
 from smoothquant.outputs import versions
@@ -63,11 +65,11 @@ def collect(
     with Workspace(out, "calibrate", inputs, overwrite=overwrite, kind=_ActScalesFile(inputs)) as work:
         if work.finished:
             return load_act_scales(out)
-        maxima = Maxima(model, compute)
-        sweep(
+        maxima, held = Maxima(model, compute), HeldMaxima(model)
+        end = sweep(
             model,
             text.sequences,
-            [maxima],
+            [maxima, held],
             dtype=compute,
             weights=compute,
             device=device,
@@ -75,7 +77,7 @@ def collect(
             progress=progress,
         )
         told = {"text_source": text.source, "versions": json.dumps(versions())}
-        scales = ActScales(*maxima.split(), metadata=inputs | told)
+        scales = ActScales(*maxima.split(), metadata=inputs | told, held_absmax=held.with_head(end))
         scales.save(work.path(FILE))
         work.commit_file(FILE)
     return scales

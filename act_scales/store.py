@@ -4,12 +4,15 @@ safetensors; keys are Hugging Face module names:
 
     <linear>.input_absmax     float32 (in,)    max |input| per channel
     <linear>.output_absmax    float32 (out,)   max |output| per channel
+    <layer>.held_absmax       float32 (1,)     max |residual stream| and |branch|: what float16 may be too small for
+    lm_head.held_absmax       float32 (1,)     max |what the head reads|, and a bound on the |logits|
     metadata (strings)        sha256 over all the rest, format_version, model_fingerprint, text_fingerprint,
                               text_source, samples, sequence_length, tokens, dtype, device, versions (JSON);
                               published scales also have: source, source_file, source_commit
 
-The same content gives the same bytes. The form published with SmoothQuant is read and written too: a `.pt` file
-holding a dict of module name -> max |input| (in,). It is loaded as data; a pickle that wants to run code is refused.
+Format 1 has neither `held_absmax` nor a digest, and is refused. The same content gives the same bytes. The form
+published with SmoothQuant is read and written too: a `.pt` file holding a dict of module name -> max |input| (in,). It
+is loaded as data; a pickle that wants to run code is refused.
 """
 
 from __future__ import annotations
@@ -27,14 +30,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from smoothquant import float16
 from smoothquant.errors import ActScalesError, OutputError, UserError
 from smoothquant.files import write_bytes
 from smoothquant.model import Model
 from smoothquant.ranges import check_act_scales
 
 FORMAT_VERSION = "2"
-INPUT, OUTPUT = ".input_absmax", ".output_absmax"
 AGAIN = "copy it again, or calibrate again"
+INPUT, OUTPUT, HELD = ".input_absmax", ".output_absmax", ".held_absmax"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -44,12 +48,14 @@ class ActScales:
 
     input_absmax: float32 (in,), max |input|; output_absmax: float32 (out,), max |output|, empty for the published form.
     metadata: what the scales were made from; empty for the published form.
+    held_absmax: float32 (1,) of every layer and of the head, see `smoothquant.float16`; empty where it is not known.
     Raises ActScalesError unless every entry is a vector of finite, non-negative float32 numbers.
     """
 
     input_absmax: Mapping[str, Tensor]
     output_absmax: Mapping[str, Tensor] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    held_absmax: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.input_absmax:
@@ -60,11 +66,14 @@ class ActScales:
                 raise ActScalesError(f"{name} is {kind}", expected="a vector of float32, one number per channel")
             if not (values.isfinite() & (values >= 0)).all():
                 raise ActScalesError(f"{name} holds NaN, Inf or negative values", expected="maxima of magnitudes")
+            if name.endswith(HELD) and len(values) != 1:
+                raise ActScalesError(f"{name} has {len(values)} numbers", expected="one, of all channels")
 
     def tensors(self) -> dict[str, Tensor]:
         """All vectors under their keys in the file, sorted."""
         found = {name + INPUT: values for name, values in self.input_absmax.items()}
         found |= {name + OUTPUT: values for name, values in self.output_absmax.items()}
+        found |= {name + HELD: values for name, values in self.held_absmax.items()}
         return dict(sorted(found.items()))
 
     @property
@@ -116,7 +125,16 @@ class ActScales:
                 raise ActScalesError(f"activation scales for {name}, which this model does not have")
             if len(values) != linears[name][0]:
                 raise ActScalesError(f"{name}{OUTPUT} has {len(values)} channels", expected=f"{linears[name][0]}")
-        return replace(self, input_absmax=inputs, output_absmax=outputs)
+        places = dict.fromkeys((*float16.layers(model), model.family.lm_head))
+        held = _named_like(places, self.held_absmax) if self.held_absmax else {}
+        if held and held.keys() != places.keys():
+            odd = sorted(held.keys() ^ places.keys())[0]
+            raise ActScalesError(
+                f"{odd}{HELD} is {'missing' if odd in places else 'not part of this model'}",
+                expected="one for each of its layers and for its head, or none at all",
+                do="calibrate this model: smoothquant calibrate MODEL --text FILE --out SCALES",
+            )
+        return replace(self, input_absmax=inputs, output_absmax=outputs, held_absmax=held)
 
     def stamped(self, model: Model) -> ActScales:
         """`for_model`, with the model's fingerprint in the metadata, so that every other model refuses these scales."""
@@ -161,8 +179,7 @@ def load_act_scales(path: str | Path) -> ActScales:
 
 
 def _load_safetensors(path: Path) -> ActScales:
-    inputs: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
+    found: dict[str, dict[str, Tensor]] = {INPUT: {}, OUTPUT: {}, HELD: {}}
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -175,17 +192,15 @@ def _load_safetensors(path: Path) -> ActScales:
                 )
                 raise ActScalesError(f"format version {version}", expected=FORMAT_VERSION, do=do)
             for key in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
-                if key.endswith(INPUT):
-                    inputs[key.removesuffix(INPUT)] = file.get_tensor(key).clone()
-                elif key.endswith(OUTPUT):
-                    outputs[key.removesuffix(OUTPUT)] = file.get_tensor(key).clone()
-                else:
-                    raise ActScalesError(
-                        f"unknown tensor {key}", expected=f"only act scales: <linear>{INPUT} and <linear>{OUTPUT}"
-                    )
+                name, dot, last = key.rpartition(".")
+                if dot + last not in found:
+                    expected = f"only act scales: <linear>{INPUT}, <linear>{OUTPUT} and <layer>{HELD}"
+                    raise ActScalesError(f"unknown tensor {key}", expected=expected)
+                found[dot + last][name] = file.get_tensor(key).clone()
     except (SafetensorError, OSError) as error:
         raise ActScalesError(f"truncated or corrupt ({error})", do=AGAIN) from error
-    scales = ActScales(inputs, outputs, {key: value for key, value in metadata.items() if key != "sha256"})
+    told = {key: value for key, value in metadata.items() if key != "sha256"}
+    scales = ActScales(found[INPUT], found[OUTPUT], told, found[HELD])
     if metadata and metadata.get("sha256") != scales._digest():
         raise ActScalesError(
             "its content is not what was written", expected="values that its own SHA-256 belongs to", do=AGAIN
@@ -247,7 +262,9 @@ def _has_our_header(path: Path) -> bool:
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
-            return "format_version" in (file.metadata() or {}) and all(name.endswith((INPUT, OUTPUT)) for name in names)
+            return "format_version" in (file.metadata() or {}) and all(
+                name.endswith((INPUT, OUTPUT, HELD)) for name in names
+            )
     except (SafetensorError, OSError):
         return False
 

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from smoothquant import float16
 from smoothquant.artifacts.manifest import Origin, Promise
 from smoothquant.artifacts.ports import CACHED
 from smoothquant.artifacts.record import as_json
@@ -40,11 +42,13 @@ class Writer(Protocol):
 
     step: name of the step, as in "export onnx". out: folder to make.
     smoothing: what the format holds of it.
+    wider: what to do where float16 is too small.
     """
 
     step: str
     out: Path
     smoothing: Capacity
+    wider: str
 
     @property
     def schemes(self) -> tuple[Scheme, ...]:
@@ -54,6 +58,10 @@ class Writer(Protocol):
     @property
     def options(self) -> Mapping[str, Any]:
         """Options of the format, by their name in `Origin`."""
+        ...
+
+    def held(self, model: Model) -> torch.dtype:
+        """The dtype of the activations that its engines keep between their kernels."""
         ...
 
     def check(self, source: Source) -> None:
@@ -86,6 +94,7 @@ class Source:
     output_absmax: linear -> float32 (out,), of those that are known; some formats want it.
     fingerprints: of the model and of the act scales, for the manifest.
     steps: what is done to every layer between smoothing and storing.
+    held_absmax: layer or head -> float32 (1,), see `smoothquant.float16`; empty where it is not known.
     """
 
     model: Model
@@ -94,6 +103,7 @@ class Source:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     output_absmax: Mapping[str, Tensor] = field(default_factory=dict)
     steps: tuple[Step, ...] = DEFAULT
+    held_absmax: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def export(
@@ -111,6 +121,8 @@ def export(
     for writer in writers:
         writer.check(source)
         writer.smoothing.check(source.settings, source.model)
+        if holds_float16(writer, source):
+            float16.check_held(source.model, source.held_absmax, str(writer.out), writer.wider)
     check_scales(source.model, source.input_absmax, source.settings)
     with ExitStack() as stack:
         todo = []
@@ -122,6 +134,11 @@ def export(
                 todo.append((writer, work))
         if todo:
             _run(source, todo, progress)
+
+
+def holds_float16(writer: Writer, source: Source) -> bool:
+    """Whether engines of a writer's output keep activations in float16."""
+    return writer.held(source.model) == torch.float16
 
 
 def check_static(source: Source, out: Path) -> None:
@@ -168,6 +185,9 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
     smoothed = smoothed_layers(model, source.input_absmax, source.settings, start, source.output_absmax, source.steps)
     for layer in smoothed:
         lacking = [(writer, work) for writer, work in todo if work.next_layer <= layer.index]
+        for writer, _ in lacking:
+            if holds_float16(writer, source):
+                float16.check_layer(layer, str(writer.out), writer.wider)
         wanted = dict.fromkeys(_weights(writer) for writer, _ in lacking)
         quantizing = [QuantizingLayer(layer, weights) for weights in wanted if weights.quantized]
         contract.check(layer, quantizing[0] if quantizing else None)

@@ -16,7 +16,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from act_scales.collect import collect
@@ -113,7 +113,7 @@ def source_of(
         return Source(model, settings, None, fingerprints, steps=steps)
     scales = load_act_scales(act_scales).for_model(model)
     fingerprints |= {"act_scales": scales.fingerprint}
-    return Source(model, settings, scales.input_absmax, fingerprints, scales.output_absmax, steps)
+    return Source(model, settings, scales.input_absmax, fingerprints, scales.output_absmax, steps, scales.held_absmax)
 
 
 def split_text(source: str, model: Model, recipe: Recipe, heldout: int) -> tuple[Text, Text]:
@@ -189,6 +189,7 @@ def validated(
         text.fingerprint,
         {label: asdict(limits) for label, limits in thresholds.items()},
         exact,
+        [field.name for field in fields(Validation)],
     )
     done = None if overwrite else read_report(out / VALIDATION, key)
     if done:

@@ -7,6 +7,8 @@ supplies `linear(role, x)` and the folded norms, the decoder supplies what lies 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -35,21 +37,38 @@ def embed(model: Model, ids: Tensor, dtype: torch.dtype, positions: Tensor | Non
     return hidden
 
 
-def forward(model: Model, layer: Layer, hidden: Tensor, patterns: Patterns) -> Tensor:
+def forward(
+    model: Model,
+    layer: Layer,
+    hidden: Tensor,
+    patterns: Patterns,
+    hear: Callable[[Tensor], None] = lambda residual: None,
+) -> Tensor:
     """One decoder layer over whole sequences, causal. hidden: (batch, tokens, hidden) float; returns the same shape.
 
-    patterns: of so many tokens (`attention.patterns`).
+    patterns: of so many tokens (`attention.patterns`). hear: is given the residual stream, as it is read and whenever
+    something has been added to it, and what is added.
     """
+    hear(hidden)
     scale = model.geometry.residual_scale
     x = _normed(model, layer, "attention", hidden)
     branch = _normed(model, layer, "attention_output", _attention(model, layer, x, patterns[layer.index]))
     if model.family.parallel:
         x = _normed(model, layer, "mlp", hidden) if "mlp" in layer.norms else x
         other = _normed(model, layer, "mlp_output", _mlp(model, layer, x))
-        return hidden + _scaled(branch, scale) + _scaled(other, scale)
-    hidden = _normed(model, layer, "attention_residual", hidden + _scaled(branch, scale))
+        hidden = hidden + _scaled(branch, scale) + _scaled(other, scale)
+        for held in (branch, other, branch + other, hidden):
+            hear(held)
+        return hidden
+    hear(branch)
+    hidden = hidden + _scaled(branch, scale)
+    hear(hidden)
+    hidden = _normed(model, layer, "attention_residual", hidden)
     branch = _normed(model, layer, "mlp_output", _mlp(model, layer, _normed(model, layer, "mlp", hidden)))
-    return _normed(model, layer, "mlp_residual", hidden + _scaled(branch, scale))
+    hear(branch)
+    hidden = hidden + _scaled(branch, scale)
+    hear(hidden)
+    return _normed(model, layer, "mlp_residual", hidden)
 
 
 def head_input(model: Model, hidden: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from smoothquant.errors import MissingPackageError, UserError
@@ -40,3 +43,10 @@ def choose_dtype(name: str, stored: torch.dtype, device: str) -> torch.dtype:
     if stored == torch.float32 or device.startswith("cuda"):
         return stored
     return torch.bfloat16 if BFLOAT16_FLAGS & cpu_flags() else torch.float32
+
+
+def declared_dtype(config: Mapping[str, Any], stored: torch.dtype) -> torch.dtype:
+    """The dtype that those who load a Hugging Face folder compute in: what its config.json says, or else `stored`, that
+    of its weights."""
+    name = config.get("dtype") or config.get("torch_dtype")
+    return DTYPES.get(str(name).removeprefix("torch."), stored)

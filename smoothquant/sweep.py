@@ -38,7 +38,8 @@ Progress = Callable[[int, int], None]  # (done, total) layers
 class Listener:
     """What learns from a sweep. This one learns nothing; others say what they want to hear.
 
-    For every layer: `enter`; then for every batch of sequences `listen` for each linear, and `advance`; then `leave`.
+    For every layer: `enter`; then for every batch of sequences `listen` for each linear, `residual` and `advance`; then
+    `leave`.
 
     forms: other forms of the layers that run beside the checkpoint's own, each with hidden states of its own.
     """
@@ -51,6 +52,10 @@ class Listener:
 
     def listen(self, role: str, x: Tensor, y: Tensor) -> None:
         """x: (..., in), y: (..., out): input and output of a linear of the checkpoint's own layer."""
+
+    def residual(self, x: Tensor) -> None:
+        """x: (sequences, tokens, hidden): the residual stream of the checkpoint's own layer, as the layer reads it and
+        whenever something has been added to it, and what is added."""
 
     def advance(self, hidden: Mapping[str, Tensor]) -> None:
         """hidden: what one batch has become, by form, (sequences, tokens, hidden)."""
@@ -168,13 +173,18 @@ class Sweep:
         before = self.hidden.before(layer.index, form)[batch.rows]
         positions = self._patterns[self.hidden.forms[form]].upto(batch.length)
         states = before.view(-1, batch.length, before.shape[-1]).to(self.device)
-        after = decoder.forward(self.model, layer, states, positions)
+        hear = (self._hear,) if form == FLOAT else ()
+        after = decoder.forward(self.model, layer, states, positions, *hear)
         self.hidden.before(layer.index + 1, form)[batch.rows] = after.flatten(0, 1)
         return after
 
     def _listen(self, role: str, x: Tensor, y: Tensor) -> None:
         for listener in self.listeners:
             listener.listen(role, x, y)
+
+    def _hear(self, residual: Tensor) -> None:
+        for listener in self.listeners:
+            listener.residual(residual)
 
 
 @torch.no_grad()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -67,6 +68,27 @@ def save_llama(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float3
     model.to(dtype).save_pretrained(folder)
     save_tokenizer(folder)
     return folder
+
+
+def scale_tensors(folder: Path, factors: Mapping[str, float]) -> Path:
+    """Multiply tensors of a model folder. factors: by tensor name."""
+    tensors = load_file(folder / "model.safetensors")
+    for name, factor in factors.items():
+        tensors[name] = (tensors[name].float() * factor).to(tensors[name].dtype)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def stretch_residual(folder: Path, reach: float) -> Path:
+    """Let the residual stream of a Llama reach `reach` from the first layer's attention on. Later norms undo that, and
+    no weight is beyond float16."""
+    name = "model.layers.0.self_attn.o_proj"
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    outputs: list[torch.Tensor] = []
+    model.get_submodule(name).register_forward_hook(lambda _module, _args, output: outputs.append(output))
+    with torch.no_grad():
+        model(sample_ids())
+    return scale_tensors(folder, {f"{name}.weight": reach / outputs[0].abs().max().item()})
 
 
 def open_llama(folder: Path) -> Model:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from builders.engine.protocol import FOREIGN, Engine, ForeignInputs
 from builders.validate.metrics import Comparison, check_logits
+from builders.validate.overflow import SHOWN, overflow
 from builders.validate.ranges import activation_ranges
 from builders.validate.reference import Reference
 from builders.validate.scheme import EngineScheme
@@ -38,6 +39,8 @@ class Candidate:
         self.label, self.manifest, self.scheme, self.thresholds = label, manifest, scheme, thresholds
         self.reference, self.compared = reference, 0
         self._stream = reference.streams.get(scheme.key)
+        self._ranges, self._channels = activation_ranges(reference.model, reference.act_absmax, scheme)
+        self._overflow = overflow(manifest, reference, self._ranges)
         self._comparison = Comparison(reference.tokens)
         self._squares = torch.zeros(3, dtype=torch.float64)  # |engine - exact|^2, |PyTorch - exact|^2, |exact|^2
 
@@ -54,7 +57,7 @@ class Candidate:
         reference, sequence = self.reference, self.compared
         ids = reference.text.sequences[sequence]
         logits = engine.logits(ids[None])
-        check_logits(logits, len(ids), reference.model.geometry.vocab_size, sequence)
+        check_logits(logits, len(ids), reference.model.geometry.vocab_size, sequence, self._overflow)
         found = logits[0].to(reference_logits.device)
         self._comparison.add(reference_logits, found, ids)
         if self.exact:
@@ -84,7 +87,6 @@ class Candidate:
         measured = {name: getattr(metrics, name) for name in names}
         if exactness:
             measured["exactness_ratio"] = exactness.ratio
-        ranges, channels = activation_ranges(self.reference.model, self.reference.act_absmax, self.scheme)
         return Validation(
             label=self.label,
             subject=self._subject(),
@@ -93,9 +95,10 @@ class Candidate:
             exactness=exactness,
             linears=self._stream.linears if self._stream else (),
             hidden_errors=self._stream.hidden_errors if self._stream else (),
-            ranges=ranges,
-            channels=channels,
+            ranges=self._ranges,
+            channels=self._channels,
             samples=self._comparison.samples(),
+            overflow="" if self.manifest.step in SHOWN else self._overflow,
         )
 
     def _subject(self) -> dict:

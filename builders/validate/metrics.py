@@ -153,8 +153,9 @@ class Comparison:
         self._points.append(torch.stack((reference.flatten()[where], engine.flatten()[where]), dim=1).cpu())
 
 
-def check_logits(logits: Tensor, tokens: int, vocabulary: int, sequence: int) -> None:
-    """Raise UserError unless an engine's logits are (1, tokens, vocabulary), ThresholdError if one is not finite."""
+def check_logits(logits: Tensor, tokens: int, vocabulary: int, sequence: int, overflow: str = "") -> None:
+    """Raise UserError unless an engine's logits are (1, tokens, vocabulary), ThresholdError if one is not finite.
+    overflow: why that might be, where it is known (`builders.validate.overflow`)."""
     if logits.shape[-1] != vocabulary:
         raise UserError(
             f"the engine has a vocabulary of {logits.shape[-1]}",
@@ -165,9 +166,14 @@ def check_logits(logits: Tensor, tokens: int, vocabulary: int, sequence: int) ->
         raise UserError(f"the engine gave logits {list(logits.shape)}", expected=f"{[1, tokens, vocabulary]}")
     if not logits.sum().isfinite() and not (finite := logits[0].isfinite()).all():  # the sum is ten times quicker
         token, entry = (~finite).nonzero()[0].tolist()
-        raise ThresholdError(
+        what = (
             f"the engine's logits hold {logits[0, token, entry].item()}, first at sequence {sequence}, token {token}, "
-            f"entry {entry}",
+            f"entry {entry}"
+        )
+        if overflow:
+            raise ThresholdError(f"{what}: {overflow}", do="export in bfloat16 or float32")
+        raise ThresholdError(
+            what,
             expected="finite logits",
             do="make the engine again; if that does not help, export with a lower alpha or in float32",
         )

@@ -17,6 +17,7 @@ from builders.validate.ranges import InputMaxima
 from builders.validate.scheme import EngineScheme
 from smoothquant import decoder
 from smoothquant.errors import UserError
+from smoothquant.float16 import HeldMaxima
 from smoothquant.model import Model
 from smoothquant.sweep import FLOAT, Progress, sweep
 from smoothquant.workspace import Workroom
@@ -49,6 +50,8 @@ class Reference:
         fingerprint: the fingerprint of the model. name: "FP16", "BF16" or "FP32", the dtype of the stored weights.
         act_absmax: for each linear the maxima of |input| on this text, float32 (in,). Linears with a common input have
             one entry, under the first of them.
+        held_absmax: for each layer, and the head, how far it reaches on this text, float32 (1,)
+            (`smoothquant.float16`).
         streams: for each scheme key its `W8A8Stream` with its errors; float engines have none.
 
     Raises UserError for a text that is too short or too long for the model, or made with another tokenizer.
@@ -71,17 +74,17 @@ class Reference:
         self.name = STORED[model.checkpoint.dtype]
         quantized = {scheme.key: scheme for scheme in schemes if scheme.scheme.quantized}
         self.streams = {key: W8A8Stream(model, scheme, exact, device) for key, scheme in quantized.items()}
-        maxima = InputMaxima(model)
+        maxima, held = InputMaxima(model), HeldMaxima(model)
         self._end = sweep(
             model,
             text.sequences,
-            [maxima, *self.streams.values()],
+            [maxima, held, *self.streams.values()],
             device=device,
             work=work,
             keep_last=True,
             progress=progress,
         )
-        self.act_absmax = maxima.found
+        self.act_absmax, self.held_absmax = maxima.found, held.with_head(self._end)
 
     @property
     def description(self) -> str:

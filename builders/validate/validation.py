@@ -37,6 +37,7 @@ class Validation:
     checks: one for each threshold. exactness: None if it was not measured.
     linears, hidden_errors (by layer): the W8A8 errors in PyTorch (`builders.validate.layers`); empty for float engines.
     ranges, channels: the activations before and after smoothing. samples: the data of the plots.
+    overflow: the place where the engine overflows in float16, though it ran here in float32; empty if it does not.
     """
 
     label: str
@@ -49,16 +50,19 @@ class Validation:
     ranges: tuple[Range, ...]
     channels: Channels
     samples: Samples
+    overflow: str = ""
 
     @property
     def passed(self) -> bool:
-        """Whether every threshold holds."""
-        return all(check.passed for check in self.checks)
+        """Whether every threshold holds, and nothing overflows."""
+        return not self.overflow and all(check.passed for check in self.checks)
 
     @property
     def verdict(self) -> str:
-        """One line that names the missed thresholds and those that would have passed, or says that all hold."""
-        missed = [check.sentence for check in self.checks if not check.passed]
+        """One line: what overflows, which thresholds are missed and what would have passed, or that all hold."""
+        unseen = "; the engine was run here in float32, which does not show it: export in bfloat16 or float32"
+        missed = [self.overflow + unseen] if self.overflow else []
+        missed += [check.sentence for check in self.checks if not check.passed]
         if missed:
             return f"{self.label}: " + "; ".join(missed)
         if not self.checks:
@@ -98,6 +102,7 @@ class Validation:
                 histogram=tuple(samples["histogram"]),
                 points=tuple((r, e) for r, e in samples["points"]),
             ),
+            overflow=content["overflow"],
         )
 
 

@@ -24,6 +24,7 @@ class SmoothedWriter(CheckpointWriter):
     """
 
     step = "export hf"
+    wider = "export with --dtype bfloat16"
 
     def __init__(self, out: str | Path, dtype: torch.dtype | None = None, max_shard: int = MAX_SHARD) -> None:
         super().__init__(out, max_shard)

@@ -19,6 +19,7 @@ from exporters.sidecars import copy_tokenizer
 from smoothquant.artifacts.safetensors_files import Planned
 from smoothquant.artifacts.shards import MAX_SHARD, SafetensorsShards
 from smoothquant.capacity import FOLDED
+from smoothquant.device import declared_dtype
 from smoothquant.errors import ContractError
 from smoothquant.files import write_json
 from smoothquant.model import Model
@@ -54,6 +55,9 @@ class CheckpointWriter(ABC):
     @abstractmethod
     def config(self, model: Model) -> dict:
         """The config.json of the output."""
+
+    def held(self, model: Model) -> torch.dtype:
+        return declared_dtype(self.config(model), model.checkpoint.dtype)
 
     def check(self, source: Source) -> None:  # noqa: B027 (an empty one is meant)
         """Every model has this form."""

@@ -34,6 +34,7 @@ class W8A8Writer(CheckpointWriter):
     """Writes the W8A8 checkpoint to the folder `out`. scheme: int8 weights per output channel, float cache and head."""
 
     step = "export w8a8"
+    wider = 'write "torch_dtype": "bfloat16" into config.json of the model: who loads it casts the weights'
 
     def __init__(self, out: str | Path, scheme: Scheme = PER_TOKEN, max_shard: int = MAX_SHARD) -> None:
         super().__init__(out, max_shard)

@@ -42,12 +42,16 @@ class OnnxWriter:
 
     step = "export onnx"
     smoothing = FOLDED
+    wider = "export with --dtype fp32, or for TensorRT with --dtype bf16"
 
     def __init__(self, out: str | Path, *schemes: Scheme, body: str = "fp32", opset: int = OPSET) -> None:
         require("onnx")
         self.out, self.schemes = Path(out), schemes or (PER_TOKEN,)
         self.forms = {file: Form(scheme, body, opset) for file, scheme in graph_files(self.schemes).items()}
         self.options = {"onnx": OnnxOptions(body, opset)}
+
+    def held(self, model: Model) -> torch.dtype:
+        return next(iter(self.forms.values())).dtype
 
     def check(self, source: Source) -> None:
         if any(scheme.activations.static for scheme in self.schemes):

@@ -56,6 +56,7 @@ class TrtllmWriter:
     """
 
     step = "export trtllm"
+    wider = "export with --dtype bfloat16"
 
     def __init__(
         self,
@@ -72,6 +73,9 @@ class TrtllmWriter:
         self.smoothing = capacity(mode, dtype)
         self.schemes = (mode.scheme,)
         self.options = {"trtllm": TrtllmOptions(mode.algo, dtype, ranks.tp, ranks.pp, version)}
+
+    def held(self, model: Model) -> torch.dtype:
+        return DTYPES[self.dtype]
 
     def check(self, source: Source) -> None:
         self.alpha = source.settings.alpha

@@ -61,6 +61,7 @@ def warn_of_silence(ui: Ui, scales: ActScales) -> None:
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from act_scales.collect import collect
     from act_scales.text import load_text
+    from smoothquant import float16
 
     model = options.open_model(arguments, arguments.model, ui)
     note_what_is_folded(ui, model)
@@ -77,6 +78,9 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             progress=progress,
         )
     warn_of_silence(ui, scales)
+    fault = float16.beyond(model, scales.held_absmax, float16.MARGIN)
+    if fault:
+        ui.note(f"{fault}, which float16 may not hold: export in bfloat16 or float32")
     ui.result(
         {
             "out": arguments.out,

@@ -175,7 +175,11 @@ def run_show(arguments: argparse.Namespace, ui: Ui) -> None:
         rows.append((name, str(len(absmax)), f"{largest:.3g}", f"{median:.3g}", str(outliers)))
     caption = "outliers: channels above 20 times the median"
     ui.table(arguments.file, ("input of", "channels", "max |x|", "median", "outliers"), rows, caption)
-    ui.result({"metadata": dict(scales.metadata), "linears": content})
+    held = {name: reach.item() for name, reach in scales.held_absmax.items()}
+    if held:
+        furthest = max(held, key=lambda name: held[name])
+        ui.say(f"between the linears: at most {held[furthest]:.3g}, in {furthest}")
+    ui.result({"metadata": dict(scales.metadata), "linears": content, "held": held})
 
 
 def run_convert(arguments: argparse.Namespace, ui: Ui) -> None:

@@ -143,7 +143,7 @@ def show(ui: Ui, found: list[Validation]) -> None:
 def summary(validation: Validation) -> dict:
     """A validation without the data of its plots."""
     content = validation.as_dict()
-    return {key: content[key] for key in ("label", "subject", "metrics", "exactness", "checks", "passed")}
+    return {key: content[key] for key in ("label", "subject", "metrics", "exactness", "checks", "overflow", "passed")}
 
 
 def raise_if_missed(found: list[Validation]) -> None:

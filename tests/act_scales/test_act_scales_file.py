@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from act_scales.store import INPUT, OUTPUT, ActScales, load_act_scales
+from act_scales.store import HELD, INPUT, OUTPUT, ActScales, load_act_scales
 from smoothquant.errors import ActScalesError, OutputError
 from smoothquant.model import Model
 from tests.models import open_llama
@@ -25,7 +26,8 @@ def scales_of(model: Model, **metadata: str) -> ActScales:
     generator = torch.Generator().manual_seed(0)
     inputs = {name: torch.rand(columns, generator=generator) for name, (_, columns) in model.linears()}
     outputs = {name: torch.rand(rows, generator=generator) for name, (rows, _) in model.linears()}
-    return ActScales(inputs, outputs, metadata)
+    held = {name: torch.rand(1, generator=generator) for name in ("model.layers.0", "model.layers.1", "lm_head")}
+    return ActScales(inputs, outputs, metadata, held)
 
 
 def same(found: ActScales, expected: ActScales) -> bool:
@@ -46,7 +48,8 @@ def path(tmp_path: Path) -> Path:
 def test_the_safetensors_package_reads_the_file(scales: ActScales, llama: Model, path: Path) -> None:
     scales.save(path)
     found = load_file(path)
-    assert found.keys() == {name + suffix for name, _ in llama.linears() for suffix in (INPUT, OUTPUT)}
+    linears = {name + suffix for name, _ in llama.linears() for suffix in (INPUT, OUTPUT)}
+    assert found.keys() == linears | {name + HELD for name in ("model.layers.0", "model.layers.1", "lm_head")}
     assert all(
         torch.equal(found[key], values) and values.dtype == torch.float32 for key, values in scales.tensors().items()
     )
@@ -67,9 +70,8 @@ def test_round_trip(scales: ActScales, path: Path) -> None:
 
 def test_the_same_content_gives_the_same_bytes(scales: ActScales, path: Path) -> None:
     scales.save(path)
-    shuffled = ActScales(
-        *(dict(reversed(part.items())) for part in (scales.input_absmax, scales.output_absmax, scales.metadata))
-    )
+    parts = (scales.input_absmax, scales.output_absmax, scales.metadata, scales.held_absmax)
+    shuffled = ActScales(*(dict(reversed(part.items())) for part in parts))
     shuffled.save(path.with_name("b.safetensors"))
     assert path.read_bytes() == path.with_name("b.safetensors").read_bytes()
 
@@ -78,9 +80,11 @@ def test_the_fingerprint_is_of_names_and_values(scales: ActScales) -> None:
     changed = dict(scales.input_absmax)
     changed[Q] = changed[Q] * 1.0001
     renamed = {name.replace("layers.0", "layers.7"): values for name, values in scales.input_absmax.items()}
-    other = {ActScales(inputs, scales.output_absmax).fingerprint for inputs in (changed, renamed, scales.input_absmax)}
-    assert len(other) == 3
-    assert ActScales(scales.input_absmax, scales.output_absmax).fingerprint == scales.fingerprint
+    reaching = {name: 2 * values for name, values in scales.held_absmax.items()}
+    others = [replace(scales, input_absmax=inputs) for inputs in (changed, renamed)]
+    others += [replace(scales, held_absmax=reaching), scales]
+    assert len({other.fingerprint for other in others}) == 4
+    assert replace(scales, metadata={}).fingerprint == scales.fingerprint
 
 
 # -- the published form ----------------------------------------------------------------------------------------------
@@ -235,13 +239,14 @@ def test_scales_of_another_model_are_refused(scales: ActScales, llama: Model, ma
         ActScalesError, match=rf"of another model \(fingerprint {theirs}\); expected .*{mine}.*calibrate"
     ):
         scales.for_model(other)
-    same_shapes = ActScales(scales.input_absmax, scales.output_absmax)  # no fingerprint: names and shapes decide
+    same_shapes = replace(scales, metadata={})  # no fingerprint: names and shapes decide
     assert same(same_shapes.for_model(other), same_shapes)
 
 
 def test_lm_head_is_dropped(scales: ActScales, llama: Model) -> None:
     head = {"lm_head": torch.ones(64)}
-    with_head = ActScales(dict(scales.input_absmax) | head, dict(scales.output_absmax) | head)
+    inputs, outputs = dict(scales.input_absmax) | head, dict(scales.output_absmax) | head
+    with_head = replace(scales, input_absmax=inputs, output_absmax=outputs)
     assert same(with_head.for_model(llama), scales)
 
 
@@ -257,6 +262,11 @@ def test_names_and_shapes_must_fit(scales: ActScales, llama: Model) -> None:
         (ActScales(inputs | {DOWN: torch.ones(64)}), rf"{DOWN} have shape \[64\]; expected \[128\]"),
         (ActScales(inputs, outputs | unknown), "layers.9.mlp.up_proj, which this model does not have"),
         (ActScales(inputs, outputs | {DOWN: torch.ones(128)}), f"{DOWN}.output_absmax has 128 channels; expected 64"),
+        (replace(scales, held_absmax={"model.layers.1": torch.ones(1)}), r"lm_head\.held_absmax is missing"),
+        (
+            replace(scales, held_absmax={**scales.held_absmax, "model.layers.9": torch.ones(1)}),
+            r"model\.layers\.9\.held_absmax is not part of this model; expected one for each of its layers",
+        ),
     ):
         with pytest.raises(ActScalesError, match=fault):
             wrong.for_model(llama)

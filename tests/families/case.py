@@ -69,7 +69,8 @@ class Case:
     @cached_property
     def source(self) -> Source:
         scales, names = self.act_scales, {"model": self.model.checkpoint.fingerprint}
-        return Source(self.model, SETTINGS, scales.input_absmax, names, scales.output_absmax)
+        held = scales.held_absmax
+        return Source(self.model, SETTINGS, scales.input_absmax, names, scales.output_absmax, held_absmax=held)
 
     def export(self, form: str) -> Path:
         """The folder of an export: a key of WRITERS."""

@@ -47,3 +47,24 @@ def _experts(name: Callable, module: Any, x: Tensor, chosen: Tensor, shares: Ten
         take(name(f"gate.{expert}"), rows)
         take(name(f"up.{expert}"), rows)
         take(name(f"down.{expert}"), torch.nn.functional.silu(gate) * up)
+
+
+@torch.no_grad()
+def hooked_streams(transformers: torch.nn.Module, model: Model, ids: Tensor) -> dict[str, float]:
+    """How far the residual stream reaches before and after each layer, by the layers' module names. ids: (batch,
+    tokens)."""
+    found: dict[str, float] = {}
+
+    def take(name: str) -> Callable:
+        def hook(module: Any, inputs: tuple, output: Any) -> None:
+            after = output[0] if isinstance(output, tuple) else output
+            found[name] = max(inputs[0].abs().max().item(), after.abs().max().item())
+
+        return hook
+
+    names = [model.family.layer.format(layer) for layer in range(model.geometry.layers)]
+    handles = [transformers.get_submodule(name).register_forward_hook(take(name)) for name in names]
+    transformers(ids)
+    for handle in handles:
+        handle.remove()
+    return found

@@ -29,7 +29,7 @@ from smoothquant.settings import SmoothingSettings
 from tests.exporters.onnx.graphs import Runner
 from tests.exporters.onnx.test_linear_exactness import check_products
 from tests.families.case import SETTINGS, Case
-from tests.families.hooks import hooked_absmax
+from tests.families.hooks import hooked_absmax, hooked_streams
 from tests.lacking import require_compiler
 from tests.models import sample_ids
 
@@ -67,6 +67,13 @@ def act_scales_are_what_hooks_see(case: Case) -> None:
     assert found.keys() == expected.keys() | silent
     for name, values in expected.items():
         torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-5 * values.max().item(), msg=name)
+    # the stream within a layer, and its branches, lie between what goes in, what comes out, and their norms' sizes
+    for name, reach in hooked_streams(case.transformers, case.model, sample_ids()).items():
+        held = case.act_scales.held_absmax[name].item()
+        branches = [
+            values.max().item() for key, values in case.act_scales.output_absmax.items() if key.startswith(name)
+        ]
+        assert reach * (1 - 1e-5) <= held <= 3 * max(reach, *branches), name
 
 
 def smoothing_leaves_the_logits(case: Case) -> None:

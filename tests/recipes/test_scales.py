@@ -265,7 +265,7 @@ def test_outputs(hub: Hub, model: Path, published: Scales, tmp_path: Path) -> No
     for command, place, said in (
         (pull, tmp_path / "a.pt", "a.pt: this command writes .safetensors"),
         (imported, tmp_path / "nowhere" / "a.safetensors", f"no such folder {tmp_path}/nowhere"),
-        (convert, mine, "mine.pt exists"),
+        (convert, mine, "mine.pt is the act scales"),
         (
             convert,
             tmp_path / "b.safetensors",

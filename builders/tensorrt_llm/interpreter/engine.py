@@ -13,7 +13,10 @@ from smoothquant.outputs import load_manifest
 
 
 class CheckpointEngine(Engine):
-    """A checkpoint that the interpreter runs in float32. Raises UserError if the folder breaks the format."""
+    """Runs the interpreter, with activations in the checkpoint's dtype.
+
+    Raises UserError if the folder is no checkpoint or breaks the format.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.manifest = foreign_manifest(Path(folder)) or load_manifest(folder)

@@ -3,8 +3,9 @@
 Every rank holds its own shard and computes with it. All-reduce is a sum over ranks. The bias of a row-parallel linear
 is added once, behind the sum. Pipeline stages follow each other.
 
-No code is shared with `exporters`, only the format. In float64 the only roundings are those to int8. With
-`EnginePrecision(held=torch.float16)` activations are rounded wherever an engine of that dtype writes them.
+No code is shared with `exporters`, only the format. Activations are rounded to the checkpoint's
+dtype wherever an engine writes them, and overflow there; in `EnginePrecision(torch.float64)` the only roundings are
+those to int8.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from builders.tensorrt_llm.interpreter.arithmetic import (
     rescale,
 )
 from builders.tensorrt_llm.interpreter.attention import PositionTerms, attend, positions
+from smoothquant.device import DTYPES
 from smoothquant.errors import CheckpointError, UserError
 
 EMBEDDING = "transformer.vocab_embedding.weight"
@@ -40,12 +42,18 @@ Activation = tuple[Tensor, Tensor | None]  # whole numbers and their token_scale
 class Interpreter:
     """A checkpoint folder, ready to run. Weights are mapped, and widened one linear at a time.
 
+    precision: None is the engine's own: computed in float32, held in the checkpoint's dtype.
     Raises CheckpointError if the folder breaks the format, UserError if it needs an activation or a KV cache that the
     interpreter lacks.
     """
 
-    def __init__(self, folder: str | Path, precision: EnginePrecision = EnginePrecision()) -> None:  # noqa: B008 (frozen)
-        self.config, self.precision = load_config(Path(folder)), precision
+    def __init__(self, folder: str | Path, precision: EnginePrecision | None = None) -> None:
+        self.config = load_config(Path(folder))
+        if self.config.dtype not in DTYPES:
+            raise CheckpointError(
+                f"{folder}/config.json: dtype {self.config.dtype!r}", expected=f"one of {', '.join(DTYPES)}"
+            )
+        self.precision = precision or EnginePrecision(held=DTYPES[self.config.dtype])
         self._ranks = [_load(Path(folder), self.config, rank) for rank in range(self.config.ranks)]
         if self.config.activation not in RUNNABLE_ACTIVATIONS:
             raise CheckpointError(

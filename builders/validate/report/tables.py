@@ -23,11 +23,11 @@ def primary(validations: Sequence[Validation]) -> Validation:
 def verdict(validations: Sequence[Validation]) -> tuple[str, str]:
     """The verdict on all thresholds: a sentence, and "pass", "miss", or "" without thresholds."""
     checked = [found for found in validations if found.checks]
-    missed = [found.label for found in checked if not found.passed]
-    if not checked:
-        return "Measured; no thresholds were set", ""
+    missed = [found.label for found in validations if not found.passed]
     if missed:
         return f"Missed: {', '.join(missed)}", "miss"
+    if not checked:
+        return "Measured; no thresholds were set", ""
     return f"Passed: all {sum(len(found.checks) for found in checked)} thresholds hold", "pass"
 
 

@@ -45,7 +45,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
 
 
 def run(target: ExportTarget, arguments: argparse.Namespace, ui: Ui) -> None:
-    from exporters.export import export
+    from exporters.export import export, holds_float16
     from smoothquant.outputs import load_manifest
 
     model = options.open_model(arguments, arguments.model, ui)
@@ -54,6 +54,11 @@ def run(target: ExportTarget, arguments: argparse.Namespace, ui: Ui) -> None:
     with ui.progress(f"export {target.name}") as progress:
         export(source, [writer], overwrite=arguments.overwrite, progress=progress)
     target.notes(arguments, source, ui)
+    if holds_float16(writer, source) and not source.held_absmax:
+        ui.note(
+            "float16 holds nothing beyond 65504, and nothing here says how far this model reaches: give act scales "
+            "made by smoothquant calibrate, or validate the engine on a GPU"
+        )
     manifest = load_manifest(arguments.out)
     size = manifest.nbytes
     ui.result({"out": arguments.out, "bytes": size, "manifest": manifest.as_dict()})

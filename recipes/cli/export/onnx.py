@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from recipes.cli.export.target import ExportTarget, add_activations, add_keep_float, with_kept
@@ -71,8 +72,13 @@ class Onnx(ExportTarget):
         return Capacity("--float", groups=("none",))
 
     def source(self, arguments: argparse.Namespace, model: Model) -> Source:
-        unread = {"act_scales": None} if arguments.float else {}  # nothing is computed from them
-        return super().source(argparse.Namespace(**{**vars(arguments), **unread}), model)
+        from recipes.pipeline import source_of
+
+        given = super().source(arguments, model)
+        if not arguments.float:
+            return given
+        plain = source_of(model, None, given.settings)  # how far it reaches is all that is read of act scales
+        return replace(plain, held_absmax=given.held_absmax)
 
     def writer(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> Writer:
         from exporters.onnx import OnnxWriter

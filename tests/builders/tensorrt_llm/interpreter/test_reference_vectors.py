@@ -112,7 +112,7 @@ def written_by_nvidia(tensors: dict[str, Tensor], prefix: str, name: str, algori
 @pytest.mark.parametrize("name", ["attention.dense", "mlp.proj", "attention.qkv", "mlp.fc"])
 def test_single_linears_by_hand(name: str, static: bool) -> None:
     """The integer formula in numpy, whole numbers and all, to the rounding of float32."""
-    interpreter = Interpreter(VECTORS / ("llama-tp1-static" if static else "llama-tp1"))
+    interpreter = Interpreter(VECTORS / ("llama-tp1-static" if static else "llama-tp1"), EnginePrecision())
     part = _Part(load_file(VECTORS / ("llama-tp1-static" if static else "llama-tp1") / "rank0.safetensors"), "")
     prefix = f"transformer.layers.1.{name}"
     weight = part[f"{prefix}.weight"].numpy().astype(numpy.int64)
