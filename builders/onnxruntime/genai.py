@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from builders.engine.exports import MODEL
+from builders.engine.generation import named_tokens
 from builders.onnxruntime.session import SETTINGS
 from smoothquant.artifacts.manifest import ModelFacts
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, POSITION_IDS, past, present
-from smoothquant.workspace import read_json, write_json
+from smoothquant.workspace import write_json
 
 PROVIDER_OPTIONS: Mapping[str, Mapping] = {  # those that it has a name for
     "cuda": {"provider_options": [{"cuda": {}}]},
@@ -26,8 +27,7 @@ def write_genai_config(folder: Path, geometry: ModelFacts, threads: int, provide
 
     geometry: of the export's manifest. provider: of `providers.PROVIDERS`.
     """
-    config: Mapping = read_json(folder / "config.json")
-    tokens = {**config, **read_json(folder / "generation_config.json")}
+    tokens = named_tokens(folder)
     end = tokens.get("eos_token_id")
     first_end = end[0] if isinstance(end, list) else end
     decoder = {

@@ -78,7 +78,7 @@ def _load(folder: Path, quantized: bool) -> Any:
     load: Any = AutoModelForCausalLM.from_pretrained  # its result depends on output_loading_info
     try:
         with experts:
-            model, info = load(folder, dtype=torch.float32, output_loading_info=True)
+            model, info = load(folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder}: transformers cannot load it ({error})", do="export it again") from error
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):

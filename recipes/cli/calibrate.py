@@ -60,11 +60,10 @@ def warn_of_silence(ui: Ui, scales: ActScales) -> None:
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from act_scales.collect import collect
-    from act_scales.text import load_text
 
     model = options.open_model(arguments, arguments.model, ui)
     note_what_is_folded(ui, model)
-    text = load_text(arguments.text, model.checkpoint.folder, arguments.samples, arguments.length)
+    text = options.load_text(ui, arguments.text, model, arguments.samples, arguments.length, arguments.text_field)
     ui.note(f"{len(text.sequences)} sequences, {text.tokens:,} tokens from {text.source}")
     with ui.progress("calibrate") as progress:
         scales = collect(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from itertools import chain
 
 from recipes.cli.ui import Ui
 from smoothquant.errors import UserError
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if not prompt:
         raise UserError("the prompt is empty", expected="some text to continue")
-    from act_scales.text import load_tokenizer
+    from act_scales.tokenizer import Encoder
     from builders.engine.generation import GeneratingEngine
     from builders.engine.table import open_engine
     from builders.serving.triton import TritonEngine
@@ -53,8 +54,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             expected="an engine with a KV cache",
             do="smoothquant export onnx MODEL ..., then smoothquant build --help",
         )
-    tokenizer = load_tokenizer(arguments.engine)
-    prompt_ids = tokenizer(prompt)["input_ids"]
+    encoder = Encoder(arguments.engine)
+    tokenizer, prompt_ids = encoder.tokenizer, list(chain.from_iterable(encoder.whole([prompt])))
     tokens: list[int] = []
     shown = ""
     ui.say(f"[{len(prompt_ids)} tokens] {prompt}")

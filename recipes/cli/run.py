@@ -59,7 +59,6 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from pathlib import Path
 
     from act_scales.store import load_act_scales
-    from act_scales.text import load_text
     from recipes import pipeline
     from recipes.models import RECIPES
     from recipes.recipe import find
@@ -68,11 +67,12 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     recipe = replace(recipe, samples=arguments.samples or recipe.samples, length=arguments.length or recipe.length)
     settings = recipe.settings(arguments.alpha, arguments.groups)
     model = options.open_model(arguments, arguments.model, ui)
+    field, wanted = arguments.text_field, recipe.samples + (0 if arguments.heldout else HELDOUT)
+    text = options.load_text(ui, arguments.text, model, wanted, recipe.length, field)
     if arguments.heldout:
-        text = load_text(arguments.text, model.checkpoint.folder, recipe.samples, recipe.length)
-        heldout = load_text(arguments.heldout, model.checkpoint.folder, HELDOUT, recipe.length)
+        heldout = options.load_text(ui, arguments.heldout, model, HELDOUT, recipe.length, field)
     else:
-        text, heldout = pipeline.split_text(arguments.text, model, recipe, HELDOUT)
+        text, heldout = pipeline.split_text(text, HELDOUT)
     outputs = tuple(
         pipeline.Output(
             name, TARGETS[name], settings, arguments.act, thresholds=recipe.thresholds if validated else None

@@ -59,7 +59,6 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from pathlib import Path
 
-    from act_scales.text import load_text
     from builders.engine.protocol import FOREIGN
     from builders.validate import validate_engines
     from builders.validate.report import write_json, write_report
@@ -70,7 +69,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         if path:
             check_place(Path(path), option, path)
     model = options.open_model(arguments, arguments.reference, ui)
-    text = load_text(arguments.text, model.checkpoint.folder, arguments.samples, arguments.length)
+    text = options.load_text(ui, arguments.text, model, arguments.samples, arguments.length, arguments.text_field)
     names = [Path(folder).resolve().name for folder in arguments.engines]
     labels = names if len(set(names)) == len(names) else arguments.engines
     folders = dict(zip(labels, arguments.engines, strict=True))

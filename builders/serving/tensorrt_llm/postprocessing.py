@@ -17,7 +17,8 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(parameters["tokenizer_dir"]["string_value"])
+        folder = parameters["tokenizer_dir"]["string_value"]
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._respond(request) for request in requests]

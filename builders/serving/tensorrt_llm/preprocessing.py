@@ -21,7 +21,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         folder = parameters["tokenizer_dir"]["string_value"]
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, padding_side="right")
         self.ends = _end_tokens(Path(folder), self.tokenizer.eos_token_id)
         pad = self.tokenizer.pad_token_id
         self.pad = self.ends[0] if pad is None else pad
@@ -55,9 +55,10 @@ class TritonPythonModel:
 def _end_tokens(folder: Path, eos_token_id: int | None) -> list[int]:
     """All tokens that end an answer, the tokenizer's own first."""
     found = [eos_token_id]
-    path = folder / "generation_config.json"
-    if path.is_file():
-        listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        found += listed if isinstance(listed, list) else [listed]
+    for path in (folder / "generation_config.json", folder / "config.json"):
+        listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+        if listed is not None:  # else the next file says it
+            found += listed if isinstance(listed, list) else [listed]
+            break
     ends = list(dict.fromkeys(token for token in found if token is not None))
     return ends or [-1]  # none: only the length ends an answer
