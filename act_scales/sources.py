@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from act_scales.rows import Conversation, read_row
-from smoothquant.errors import UserError
+from smoothquant.errors import UserError, raise_refusal
 from smoothquant.packages import require
 
 Document = Iterable[str] | Conversation  # the text of one document, in parts; or turns, which become a text later
@@ -70,6 +70,7 @@ def _reading(path: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason})", do="convert it: iconv -t utf-8") from error
     except OSError as error:
+        raise_refusal(error, path)
         raise UserError(f"{path}: cannot be read ({error.strerror or error})", expected=SPELLINGS) from error
 
 

@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from smoothquant.errors import ActScalesError, OutputError
+from smoothquant.errors import ActScalesError, OutputError, raise_refusal
 from smoothquant.model import Model
 from smoothquant.ranges import check_act_scales
 
@@ -168,6 +168,7 @@ def _load_safetensors(path: Path) -> ActScales:
                         f"unknown tensor {key}", expected=f"only act scales: <linear>{INPUT} and <linear>{OUTPUT}"
                     )
     except (SafetensorError, OSError) as error:
+        raise_refusal(error, path)
         raise ActScalesError(f"truncated or corrupt ({error})", do="copy it again, or calibrate again") from error
     return ActScales(inputs, outputs, metadata)
 
@@ -177,6 +178,7 @@ def _load_pt(path: Path) -> ActScales:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here, and advises to run the file's code
+        raise_refusal(error, path)
         raise ActScalesError("corrupt, or it holds code, which was not run", expected=expected) from error
     if not isinstance(loaded, dict):
         raise ActScalesError(f"holds a {type(loaded).__name__}", expected=expected)

@@ -6,7 +6,6 @@ sandbox that transformers gives it.
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from act_scales.rows import Conversation
-from smoothquant.errors import UserError
+from smoothquant.errors import UserError, raise_refusal
 
 RESTORE = "copy tokenizer.json and tokenizer_config.json from where the model came from"
 SAVED_BY_5 = "TokenizersBackend"  # the class that transformers 5 names for what any reads from tokenizer.json
@@ -23,8 +22,8 @@ SAVED_BY_5 = "TokenizersBackend"  # the class that transformers 5 names for what
 def load_tokenizer(folder: str | Path) -> Any:
     """The tokenizer of a folder, as transformers loads it. Raises UserError if there is none that can be used.
 
-    What is lacking on this machine is no fault of the folder: MemoryError, and an OSError for too many open files or
-    for no permission, are raised as they are.
+    What this machine lacks is no fault of the folder: raises MemoryError, or OSError for no permission and for too many
+    open files.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -36,11 +35,8 @@ def load_tokenizer(folder: str | Path) -> Any:
         kind = PreTrainedTokenizerFast  # transformers 4, in which this is the name
     try:
         return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except MemoryError:
-        raise
     except Exception as error:  # every kind of tokenizer raises its own errors
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES):
-            raise
+        raise_refusal(error, folder)
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{folder}: its tokenizer is Python code of its own (auto_map), which never runs here",

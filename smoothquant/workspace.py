@@ -32,7 +32,7 @@ from torch import Tensor
 from smoothquant import __version__
 from smoothquant.artifacts.manifest import Manifest, ModelFacts, Promise
 from smoothquant.artifacts.record import as_json, read
-from smoothquant.errors import OutputError, UserError
+from smoothquant.errors import OutputError, UserError, raise_refusal
 
 OURS = "smoothquant"  # the subfolder of an output that holds what only this tool reads
 MANIFEST = f"{OURS}/manifest.json"
@@ -291,7 +291,8 @@ def read_json(path: Path) -> dict:
     """A JSON object, or {} if there is none to read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError) as error:
+        raise_refusal(error, path)
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -37,7 +37,7 @@ from builders.onnxruntime.providers import (
 from smoothquant.artifacts.manifest import Manifest, Origin
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, POSITION_IDS
 from smoothquant.artifacts.record import as_json
-from smoothquant.errors import UserError
+from smoothquant.errors import UserError, raise_refusal
 from smoothquant.machine import cpu_flags, physical_cores
 from smoothquant.packages import require
 from smoothquant.workspace import load_manifest
@@ -99,6 +99,7 @@ def open_session(
     except UserError:
         raise
     except Exception as error:  # onnxruntime raises bare exceptions of many kinds
+        raise_refusal(error, folder)
         raise _refused(folder, error) from error
     check_loaded(chosen, session)
     return session

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from builders.engine.protocol import Engine
 from builders.transformers.linear_experts import PACKED, linear_experts
-from smoothquant.errors import MissingPackageError, UserError
+from smoothquant.errors import MissingPackageError, UserError, raise_refusal
 from smoothquant.packages import require
 from smoothquant.workspace import load_manifest, read_json
 
@@ -80,6 +80,7 @@ def _load(folder: Path, quantized: bool) -> Any:
         with experts:
             model, info = load(folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
+        raise_refusal(error, folder)
         raise UserError(f"{folder}: transformers cannot load it ({error})", do="export it again") from error
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[fault]:

@@ -30,7 +30,7 @@ from builders.validate.thresholds import Thresholds
 from builders.validate.validation import Validation
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.device import choose_device
-from smoothquant.errors import OutputError, UserError
+from smoothquant.errors import OutputError, UserError, raise_refusal
 from smoothquant.model import Model
 from smoothquant.scheme import scheme_of
 from smoothquant.sweep import KEEP_EVERY, Progress
@@ -190,6 +190,7 @@ def _restore(candidates: Sequence[Candidate], work: Workspace) -> None:
             start = f"{n}."
             candidate.restore({key.removeprefix(start): state[key] for key in state if key.startswith(start)})
     except (SafetensorError, OSError, KeyError) as error:
+        raise_refusal(error, path)
         raise OutputError(
             f"{path}: truncated or corrupt ({error})",
             expected="what an interrupted run left",

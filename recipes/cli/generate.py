@@ -39,9 +39,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-    if not prompt:
-        raise UserError("the prompt is empty", expected="some text to continue")
+    prompt = _prompt(arguments.prompt)
     from act_scales.tokenizer import Encoder
     from builders.engine.generation import GeneratingEngine
     from builders.engine.table import open_engine
@@ -58,7 +56,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     tokenizer, prompt_ids = encoder.tokenizer, list(chain.from_iterable(encoder.whole([prompt])))
     tokens: list[int] = []
     shown = ""
-    ui.say(f"[{len(prompt_ids)} tokens] {prompt}")
+    ui.write(f"[{len(prompt_ids)} tokens] {prompt}\n")
     begin = time.perf_counter()
     for token in engine.generate(
         prompt_ids,
@@ -69,12 +67,25 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     ):
         tokens.append(token)
         text = tokenizer.decode(tokens, skip_special_tokens=True)
-        if not ui.json and not text.endswith("\ufffd"):  # half of a character: wait for the rest
-            sys.stdout.write(text[len(shown) :])
-            sys.stdout.flush()
+        if not text.endswith("\ufffd"):  # half of a character: wait for the rest
+            ui.write(text[len(shown) :])
             shown = text
     seconds = time.perf_counter() - begin
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     ui.say("")
     ui.note(f"{len(tokens)} tokens, {len(tokens) / max(seconds, 1e-9):.1f} per second")
     ui.result({"prompt": prompt, "text": text, "tokens": tokens, "seconds": seconds})
+
+
+def _prompt(given: str) -> str:
+    """The text to continue. Raises UserError if there is none, or if it is not in UTF-8."""
+    try:
+        if given == "-":
+            sys.stdin.reconfigure(encoding="utf-8", errors="strict")  # type: ignore[union-attr]
+            given = sys.stdin.read()
+        given.encode()
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise UserError(f"the prompt: not UTF-8 text ({error.reason})", expected="text in UTF-8") from error
+    if not given:
+        raise UserError("the prompt is empty", expected="some text to continue")
+    return given

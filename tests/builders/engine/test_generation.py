@@ -90,5 +90,5 @@ def test_tokens_that_end_a_sequence(generation: dict | None, config: dict, ends:
 @pytest.mark.parametrize("wrong", ["2", [2, None], True, {"id": 2}, 2.0])
 def test_tokens_of_another_type_are_refused(wrong: object, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": wrong}))
-    with pytest.raises(UserError, match="eos_token_id .*expected a token id, or a list of them"):
+    with pytest.raises(UserError, match=r"eos_token_id .*expected a token id, or a list of them"):
         end_tokens(tmp_path)
