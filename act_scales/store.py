@@ -67,10 +67,14 @@ class ActScales:
         return dict(sorted(found.items()))
 
     @property
+    def zero(self) -> tuple[str, ...]:
+        """Linears that saw nothing but zeros."""
+        return tuple(name for name, values in self.input_absmax.items() if not values.any())
+
+    @property
     def silent(self) -> tuple[str, ...]:
-        """Modules whose linears saw nothing but zeros: experts that no token of the calibration reached."""
-        linears = (name for name, values in self.input_absmax.items() if not values.any())
-        return tuple(dict.fromkeys(name.rpartition(".")[0] for name in linears))
+        """Modules with linears that saw nothing but zeros: experts that no token of the calibration reached."""
+        return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.zero))
 
     @property
     def fingerprint(self) -> str:

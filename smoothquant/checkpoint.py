@@ -108,6 +108,11 @@ class Checkpoint:
         return max(count, key=lambda dtype: count[dtype])
 
     @property
+    def weights(self) -> int:
+        """Number of elements of all tensors."""
+        return sum(torch.Size(info.shape).numel() for info in self.tensors.values())
+
+    @property
     def nbytes(self) -> int:
         """Size of all tensors on disk, in bytes."""
         return sum(torch.Size(info.shape).numel() * info.dtype.itemsize for info in self.tensors.values())

@@ -50,9 +50,9 @@ class Validation:
     samples: Samples
 
     @property
-    def passed(self) -> bool:
-        """Whether every threshold holds."""
-        return all(check.passed for check in self.checks)
+    def passed(self) -> bool | None:
+        """Whether every threshold holds; None where there is none."""
+        return all(check.passed for check in self.checks) if self.checks else None
 
     @property
     def verdict(self) -> str:
@@ -61,7 +61,7 @@ class Validation:
         if missed:
             return f"{self.label}: " + "; ".join(missed)
         if not self.checks:
-            return f"{self.label}: measured, no thresholds were set"
+            return f"{self.label}: measured; no threshold was given, so nothing says whether it is good enough"
         return f"{self.label}: all {len(self.checks)} thresholds hold"
 
     def as_dict(self) -> dict:

@@ -11,6 +11,7 @@ from smoothquant.settings import GROUPS
 
 if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
     from act_scales.text import Text
+    from recipes.recipe import Recipe
     from smoothquant.model import Model
 
 TEXT_HELP = "a .txt, .jsonl or .jsonl.zst file, or a dataset, hf:ORG/NAME[/CONFIG][:SPLIT]"
@@ -46,6 +47,18 @@ def open_model(arguments: argparse.Namespace, folder: str, ui: Ui) -> Model:
     for line in model.checkpoint.notes:
         ui.note(line)
     return model
+
+
+def find_recipe(name: str, model: Model, ui: Ui) -> Recipe:
+    """A recipe by its name; what speaks against it for this model is said."""
+    from recipes.models import RECIPES
+    from recipes.recipe import contradiction, find
+
+    recipe = find(name, RECIPES)
+    line = contradiction(recipe, model, RECIPES)
+    if line:
+        ui.warn(line)
+    return recipe
 
 
 def add_overwrite(command: argparse.ArgumentParser) -> None:

@@ -41,12 +41,10 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
-    from recipes.models import RECIPES
-    from recipes.recipe import find
     from recipes.reproduce import DIFFERENCES, WIKITEXT2, reproduce, whole_blocks
 
-    recipe = find(arguments.recipe, RECIPES)
     model = options.open_model(arguments, arguments.model, ui)
+    recipe = options.find_recipe(arguments.recipe, model, ui)
     samples = 1 << 30 if arguments.samples is None else arguments.samples
     text = whole_blocks(arguments.text or WIKITEXT2, model, samples, arguments.length, arguments.text_field)
     ui.note(f"{len(text.sequences)} x {text.length} tokens from {text.source}, alpha {recipe.alpha}")

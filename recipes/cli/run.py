@@ -60,13 +60,11 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
 
     from act_scales.store import load_act_scales
     from recipes import pipeline
-    from recipes.models import RECIPES
-    from recipes.recipe import find
 
-    recipe = find(arguments.recipe, RECIPES)
+    model = options.open_model(arguments, arguments.model, ui)
+    recipe = options.find_recipe(arguments.recipe, model, ui)
     recipe = replace(recipe, samples=arguments.samples or recipe.samples, length=arguments.length or recipe.length)
     settings = recipe.settings(arguments.alpha, arguments.groups)
-    model = options.open_model(arguments, arguments.model, ui)
     field, wanted = arguments.text_field, recipe.samples + (0 if arguments.heldout else HELDOUT)
     text = options.load_text(ui, arguments.text, model, wanted, recipe.length, field)
     if arguments.heldout:
@@ -82,7 +80,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     job = pipeline.Job(model, text, heldout, Path(arguments.out), outputs)
     ui.note(f"recipe {recipe.name}: alpha {settings.alpha}, {len(text.sequences)} x {recipe.length} tokens")
     made = pipeline.run(job, ui.progress, overwrite=arguments.overwrite)
-    calibrate.warn_of_silence(ui, load_act_scales(job.out / pipeline.ACT_SCALES))
+    calibrate.warn_of_silence(ui, load_act_scales(job.out / pipeline.ACT_SCALES), model)
     validate.show(ui, made.validations)
     report = job.out / pipeline.REPORT
     ui.result(
