@@ -37,10 +37,7 @@ def calls(source: str) -> Iterator[tuple[str, dict[str, ast.expr]]]:
 def faults(source: str) -> list[str]:
     found = []
     for name, keywords in calls(source):
-        for wanted, call, value in (
-            ("trust_remote_code", "from_pretrained", False),
-            ("weights_only", "torch.load", True),
-        ):
+        for wanted, call, value in SAFE:
             given = keywords.get(wanted)
             said = given.value if isinstance(given, ast.Constant) else None
             if (name == call and said is not value) or (given is not None and said is not value):

@@ -20,7 +20,7 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # what a
 EVERY = 30  # seconds between lines of progress in a log
 
 
-class Output(Console):
+class Piped(Console):
     """A console whose reader may go away, as in `smoothquant recipes | head -1`: BrokenPipeError, for all to see."""
 
     def on_broken_pipe(self) -> None:
@@ -40,8 +40,8 @@ class Ui:
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self.json, self.quiet = json, quiet
-        self.out = Output(width=None if sys.stdout.isatty() else 120)
-        self.err = Output(stderr=True)
+        self.out = Piped(width=None if sys.stdout.isatty() else 120)
+        self.err = Piped(stderr=True)
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:

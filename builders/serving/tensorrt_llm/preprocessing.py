@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy
 import triton_python_backend_utils as pb_utils
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 
 class TritonPythonModel:
@@ -21,7 +21,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         folder = parameters["tokenizer_dir"]["string_value"]
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, padding_side="right")
+        self.tokenizer = _tokenizer(folder, padding_side="right")
         self.ends = _end_tokens(Path(folder), self.tokenizer.eos_token_id)
         pad = self.tokenizer.pad_token_id
         self.pad = self.ends[0] if pad is None else pad
@@ -62,3 +62,14 @@ def _end_tokens(folder: Path, eos_token_id: int | None) -> list[int]:
             break
     ends = list(dict.fromkeys(token for token in found if token is not None))
     return ends or [-1]  # none: only the length ends an answer
+
+
+def _tokenizer(folder: str, **options: Any) -> Any:
+    """The tokenizer of a folder. Python code that comes with it never runs."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    except ValueError as error:
+        if "TokenizersBackend" not in str(error):
+            raise
+        # transformers 4 does not know the class that transformers 5 names, and reads the same file by another name
+        return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False, **options)
