@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import warnings
 
 from recipes.cli import (
@@ -24,7 +25,7 @@ from recipes.cli import (
     serve_config,
     validate,
 )
-from recipes.cli.process import guarded
+from recipes.cli.process import check_words, guarded
 from recipes.cli.ui import Ui
 from smoothquant import __version__
 
@@ -81,7 +82,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
 
     def command() -> None:
-        arguments = parser().parse_args(argv)
+        given = sys.argv[1:] if argv is None else argv
+        check_words(given)
+        arguments = parser().parse_args(given)
         set_up_libraries()
         arguments.run(arguments, Ui(json=arguments.json, quiet=arguments.quiet))
 

@@ -79,13 +79,12 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
 
 def _prompt(given: str) -> str:
     """The text to continue. Raises UserError if there is none, or if it is not in UTF-8."""
-    try:
-        if given == "-":
+    if given == "-":
+        try:
             sys.stdin.reconfigure(encoding="utf-8", errors="strict")  # type: ignore[union-attr]
             given = sys.stdin.read()
-        given.encode()
-    except (UnicodeDecodeError, UnicodeEncodeError) as error:
-        raise UserError(f"the prompt: not UTF-8 text ({error.reason})", expected="text in UTF-8") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"the prompt: not UTF-8 text ({error.reason})", expected="text in UTF-8") from error
     if not given:
         raise UserError("the prompt is empty", expected="some text to continue")
     return given

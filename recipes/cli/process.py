@@ -18,7 +18,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 from recipes.cli.ui import printable
@@ -105,6 +105,15 @@ def open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raise UserError for a word of the command line that is not UTF-8: tokenizers and safetensors refuse it."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{word}: not UTF-8", expected="paths and texts in UTF-8", do="rename the file") from error
 
 
 def _verdict(error: BaseException) -> tuple[str, int]:
