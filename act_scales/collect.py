@@ -17,10 +17,10 @@ from act_scales.store import FORMAT_VERSION, INPUT, OUTPUT, ActScales, load_act_
 from act_scales.text import Text
 from smoothquant.device import choose_device, choose_dtype
 from smoothquant.errors import ActScalesError, OutputError, UserError
-from smoothquant.family import ROUTER
 from smoothquant.layers import FloatLayer, Layer
 from smoothquant.model import Model
 from smoothquant.quantization import absmax
+from smoothquant.roles import ROUTER
 from smoothquant.sweep import Listener, Progress, sweep
 from smoothquant.workspace import Workspace, versions
 

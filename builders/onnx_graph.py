@@ -1,4 +1,4 @@
-"""An ONNX file, open for reading: who makes a value, who reads it, what is constant. Weights stay on the disk."""
+"""Read an ONNX file: the nodes that make and read each value, and the constant values. Weights stay on the disk."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLik
 
 
 class OnnxGraph:
-    """path: of the file, or of a folder that holds model.onnx. Graphs within nodes (If, Loop) are read as one with it.
+    """An ONNX graph, open for reading. Graphs within nodes (If, Loop) count as parts of it.
 
-    Raises UserError for what is no ONNX file, MissingPackageError without onnx.
+    path: the file, or a folder that holds model.onnx. Raises UserError if the file is not an ONNX model,
+    MissingPackageError without the package onnx.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -47,7 +48,7 @@ class OnnxGraph:
             raise UserError(f"{self.path}: no such file", expected="an ONNX file, or a folder with model.onnx")
         try:
             proto = self.onnx.load(str(self.path), load_external_data=False)
-        except Exception as error:  # protobuf's own, of several kinds
+        except Exception as error:  # protobuf raises errors of several classes
             raise_refusal(error, self.path)
             raise self._no_onnx() from error
         if not proto.ir_version or not proto.graph.node:
@@ -73,11 +74,11 @@ class OnnxGraph:
             for other in inner:
                 self._index(other)
             if not inner and node.op_type not in RANDOM and self._constants.issuperset(filter(None, node.input)):
-                self._constants |= set(node.output)  # nodes are in the order in which they can run
+                self._constants |= set(node.output)  # the nodes come in the order in which they can run
 
     def _constant_value(self, node: NodeProto) -> TensorProto | None:
         helper, numpy_helper = self.onnx.helper, self.onnx.numpy_helper
-        for attribute in node.attribute:  # one, in a valid graph
+        for attribute in node.attribute:  # a valid graph has one
             if attribute.name == "value":
                 return attribute.t
             if attribute.name in ("value_float", "value_floats", "value_int", "value_ints"):
@@ -97,22 +98,22 @@ class OnnxGraph:
         return {(function.domain, function.name) for function in self.proto.functions}
 
     def standard(self, *kinds: str) -> Iterator[NodeProto]:
-        """Nodes of the standard operators of these kinds; of all, if none is given."""
+        """The nodes of these standard operators; of every standard operator if no kind is given."""
         return (n for n in self.nodes if n.domain in STANDARD and (not kinds or n.op_type in kinds))
 
     @cached_property
     def quantized(self) -> tuple[str, ...]:
-        """Modules that must be INT8 products, by what our exporter wrote into the file; none in others' files."""
+        """The modules that our exporter quantized, as it wrote them into the file; empty for files of other tools."""
         for entry in self.proto.metadata_props:
             if entry.key == GRAPH_FACTS:
-                with suppress(ValueError, AttributeError, TypeError):  # others' facts
+                with suppress(ValueError, AttributeError, TypeError):  # another tool wrote the entry
                     named = json.loads(entry.value).get("quantized", ())
                     return tuple(name for name in named if isinstance(name, str))
         return ()
 
     @property
     def symbols(self) -> dict[str, list[int | str]]:
-        """Of every input: its dimensions, symbols by their names."""
+        """For each input of the graph its dimensions: numbers, or the names of symbols."""
         return {
             value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
             for value in self.proto.graph.input
@@ -131,11 +132,11 @@ class OnnxGraph:
         return name
 
     def array(self, name: str) -> numpy.ndarray | None:
-        """A stored tensor's content; None for what is computed, or whose data are missing."""
+        """The content of a stored tensor; None if the value is computed or its data are missing."""
         tensor = self.stored.get(self.source(name))
         if tensor is None:
             return None
-        entry = {item.key: item.value for item in tensor.external_data}  # onnx reads no file that has several links
+        entry = {item.key: item.value for item in tensor.external_data}  # onnx refuses files with several links
         try:
             dtype, count = self.onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type), int(numpy.prod(tensor.dims))
             if tensor.data_location != self.onnx.TensorProto.EXTERNAL:
@@ -144,38 +145,41 @@ class OnnxGraph:
             if path.stat().st_size - offset < count * numpy.dtype(dtype).itemsize:
                 return None
             return numpy.fromfile(path, dtype, count, offset=offset).reshape(tuple(tensor.dims))
-        except (OSError, ValueError, KeyError):  # rules about files say why
+        except (OSError, ValueError, KeyError):  # the rules about files report the fault
             return None
 
     def dtype(self, name: str) -> str:
-        """ "FLOAT16": the element type of a stored tensor; "" for others."""
+        """The element type of a stored tensor, such as "FLOAT16"; "" for a computed value."""
         tensor = self.stored.get(self.source(name))
         return self.onnx.TensorProto.DataType.Name(tensor.data_type) if tensor is not None else ""
 
     def of_type(self, kind: int) -> Iterator[NodeProto]:
-        """Nodes that read a stored tensor of this element type, or cast to it."""
+        """The nodes that read a stored tensor of this element type, or cast to this type."""
         held = {name for name, tensor in self.stored.items() if tensor.data_type == kind}
         return (
             n for n in self.nodes if held.intersection(n.input) or (n.op_type == "Cast" and attribute(n, "to") == kind)
         )
 
     def size(self, name: str) -> int | None:
-        """Elements of a stored tensor."""
+        """The number of elements of a stored tensor; None for a computed value."""
         tensor = self.stored.get(self.source(name))
         return int(numpy.prod(tensor.dims)) if tensor is not None else None
 
     @cached_property
     def inferred(self) -> dict[str, Any]:
-        """Types of all values, as far as ONNX infers them."""
+        """The types of all values, by name, as far as ONNX infers them."""
         try:
             proto = self.onnx.shape_inference.infer_shapes(self.proto)
-        except Exception:  # a faulty graph: other rules say why
+        except Exception:  # the graph is faulty, and other rules report it
             proto = self.proto
         return {value.name: value.type.tensor_type for graph in graphs(proto.graph) for value in values(graph)}
 
     def without_data(self) -> Any:
-        """A copy of the model whose external tensors are empty, whose outputs all have a shape (whether they do is
-        nothing to TensorRT), and that imports every domain it uses (of which other rules speak)."""
+        """A copy of the model for onnx's checker, without the faults that this checker should not report.
+
+        External tensors are empty. All outputs have a shape, which TensorRT does not need. The copy imports every
+        domain that it uses, since other rules report foreign domains.
+        """
         copy = type(self.proto)()
         copy.CopyFrom(self.proto)
         for graph in graphs(copy.graph):
@@ -192,7 +196,7 @@ class OnnxGraph:
         return copy
 
     def external_faults(self) -> Iterator[tuple[str, str]]:
-        """Files of external data that are missing or too short: the file, what is wrong with it."""
+        """Yield the name of each file of external data that is missing or too short, and its fault."""
         needed: dict[str, int] = {}
         for tensor in self.stored.values():
             if tensor.data_location == self.onnx.TensorProto.EXTERNAL:
@@ -201,7 +205,7 @@ class OnnxGraph:
                 try:
                     end = int(entry.get("offset", 0)) + int(entry.get("length", 0))
                 except ValueError:
-                    yield location, f"has no place for {tensor.name} that is a number"
+                    yield location, f"has an offset or length for {tensor.name} that is not a number"
                     continue
                 needed[location] = max(end, needed.get(location, 0))
         for location, end in needed.items():
@@ -213,7 +217,7 @@ class OnnxGraph:
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    """The graphs within a node: branches of If, bodies of Loop and Scan."""
+    """Yield the graphs within a node: branches of If, bodies of Loop and Scan."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g
@@ -221,7 +225,7 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
 
 
 def graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """A graph and all within it."""
+    """Yield a graph and all graphs within its nodes."""
     yield graph
     for node in graph.node:
         for inner in subgraphs(node):
@@ -229,12 +233,12 @@ def graphs(graph: GraphProto) -> Iterator[GraphProto]:
 
 
 def values(graph: GraphProto) -> Iterator[ValueInfoProto]:
-    """What a graph says the type of."""
+    """Yield the values that a graph declares a type for."""
     yield from (*graph.input, *graph.value_info, *graph.output)
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
-    """An attribute's value: a number, a list of numbers or a string."""
+    """The value of a node's attribute: a number, a list of numbers or a string. default: the value if it is absent."""
     for found in node.attribute:
         if found.name == name:
             value = {1: found.f, 2: found.i, 3: found.s, 6: list(found.floats), 7: list(found.ints)}.get(found.type)
@@ -243,10 +247,10 @@ def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
 
 
 def name_of(node: NodeProto) -> str:
-    """As TensorRT's parser calls it."""
+    """The name that TensorRT's parser gives to a node."""
     return node.name or f"node_of_{node.output[0]}"
 
 
 def module_of(name: str) -> str:
-    """Of a node's name: what precedes the operator's in ours and in most."""
+    """The module that a node belongs to: its name up to the operator's, as our exporter and most others write it."""
     return name.rpartition("/")[0] or name

@@ -20,12 +20,13 @@ from smoothquant.artifacts.manifest import Origin, Promise
 from smoothquant.artifacts.ports import CACHED
 from smoothquant.artifacts.record import as_json
 from smoothquant.artifacts.smoothing_file import ENDS, SMOOTHING, tensors
+from smoothquant.capacity import Capacity
 from smoothquant.contract import TOLERANCE, Contract
-from smoothquant.errors import ActScalesError, UserError
+from smoothquant.errors import ActScalesError
 from smoothquant.machine import return_freed_tensors
 from smoothquant.model import Model
 from smoothquant.scheme import Scheme
-from smoothquant.settings import GROUPS, SmoothingSettings
+from smoothquant.settings import SmoothingSettings
 from smoothquant.steps import DEFAULT, Step, as_records
 from smoothquant.stream import QuantizedLayer, QuantizingLayer, SmoothedLayer, check_scales, smoothed_layers
 from smoothquant.workspace import Workspace, save_tensors
@@ -38,11 +39,13 @@ class Writer(Protocol):
 
     step: name of the step, as in "export onnx". out: folder to make.
     weights: form of the quantized layers that `write` wants, "per-channel" or "per-tensor"; None for none.
+    smoothing: what the format holds of it.
     """
 
     step: str
     out: Path
     weights: str | None
+    smoothing: Capacity
 
     @property
     def schemes(self) -> tuple[Scheme, ...]:
@@ -55,7 +58,7 @@ class Writer(Protocol):
         ...
 
     def check(self, source: Source) -> None:
-        """Raise UserError if this format cannot hold this model, smoothed and quantized like this."""
+        """Raise UserError if this format cannot hold this model, quantized like this."""
         ...
 
     def nbytes(self, model: Model) -> int:
@@ -107,6 +110,7 @@ def export(
     """
     for writer in writers:
         writer.check(source)
+        writer.smoothing.check(source.settings, source.model)
     check_scales(source.model, source.input_absmax, source.settings)
     with ExitStack() as stack:
         todo = []
@@ -139,14 +143,6 @@ def check_outputs(source: Source, why: str) -> None:
                 expected="output_absmax of every linear, which published .pt scales do not have",
                 do="calibrate this model: smoothquant calibrate MODEL --text FILE --out SCALES",
             )
-
-
-def check_folded(source: Source, out: Path) -> None:
-    """Raise UserError where something is left for run time, in a format whose engines smooth nothing themselves."""
-    if source.settings.at_run_time:
-        raise UserError(
-            f"{out}: this format has no place for run-time smoothing scales", expected=f"groups {', '.join(GROUPS)}"
-        )
 
 
 def _inputs(source: Source, writer: Writer) -> dict:

@@ -29,6 +29,7 @@ from recipes.models import RECIPES
 from recipes.recipe import Recipe, find
 from recipes.synthetic import save_random_llama
 from recipes.targets import TARGETS
+from smoothquant.capacity import FOLDED
 from smoothquant.checkpoint import Checkpoint
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
@@ -65,13 +66,13 @@ class Demonstration:
         }
 
 
-def demonstrate(out: Path, step: pipeline.Step, *, overwrite: bool = False) -> Demonstration:
-    """Run the pipeline, then measure speed; finished steps are not done again, except the measuring."""
+def demonstrate(out: Path, stage: pipeline.Stage, *, overwrite: bool = False) -> Demonstration:
+    """Run the pipeline, then measure speed; finished stages are not done again, except the measuring."""
     recipe, model = find(RECIPE, RECIPES), open_model(tiny_llama.PATH)
     text = load_text(tiny_llama.CALIBRATION_TEXT, tiny_llama.PATH, recipe.samples, recipe.length)
     heldout = load_text(tiny_llama.EVALUATION_TEXT, tiny_llama.PATH, HELDOUT, recipe.length)
-    made = pipeline.run(pipeline.Job(model, text, heldout, out, _outputs(recipe)), step, overwrite=overwrite)
-    with step("measure speed") as progress:
+    made = pipeline.run(pipeline.Job(model, text, heldout, out, _outputs(recipe, model)), stage, overwrite=overwrite)
+    with stage("measure speed") as progress:
         engines = {label: made.folders[label] for label in (FLOAT, *FORMS)}
         speeds = speed.measure({label: onnxruntime.OnnxRuntimeEngine(folder) for label, folder in engines.items()})
         progress(1, 2)
@@ -81,11 +82,11 @@ def demonstrate(out: Path, step: pipeline.Step, *, overwrite: bool = False) -> D
     return Demonstration(made.validations, speeds, real, made.folders, out / pipeline.REPORT)
 
 
-def _outputs(recipe: Recipe) -> tuple[pipeline.Output, ...]:
+def _outputs(recipe: Recipe, model: Model) -> tuple[pipeline.Output, ...]:
     """The engines, and the W8A8 checkpoint of the best one. No linear stays in float: naive means naive."""
     engine = partial(pipeline.Output, target=TARGETS["onnxruntime"], keep_float="none")
-    naive = SmoothingSettings(groups="none")
-    settings = {"none": naive, "default": recipe.settings()}
+    naive, smoothed = FOLDED.settings(model, groups="none"), recipe.settings(model)
+    settings = {"none": naive, "default": smoothed}
     return (
         engine(FLOAT, settings=naive, activations="float", form="float", thresholds=None),
         *(
@@ -98,7 +99,7 @@ def _outputs(recipe: Recipe) -> tuple[pipeline.Output, ...]:
             )
             for label, (form, groups, activations) in FORMS.items()
         ),
-        pipeline.Output("W8A8 checkpoint", TARGETS["w8a8"], recipe.settings(), thresholds=None),
+        pipeline.Output("W8A8 checkpoint", TARGETS["w8a8"], smoothed, thresholds=None),
     )
 
 

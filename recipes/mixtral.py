@@ -11,7 +11,8 @@ from dataclasses import replace
 from recipes import llama
 from recipes.recipe import PublishedPerplexity, Recipe
 from smoothquant.config import Config
-from smoothquant.family import ROUTER, Family, Geometry, SmoothingGroup
+from smoothquant.family import Family, Geometry, SmoothingGroup
+from smoothquant.roles import ROUTER
 
 
 def geometry(config: Config) -> Geometry:

@@ -5,7 +5,7 @@
     OUT/engine/TARGET/                   build
     OUT/validation.json, report.html     every engine against one pass of the float model
 
-Every step leaves its output whole or not at all, with the inputs that made it; a finished step with unchanged
+Every stage leaves its output whole or not at all, with the inputs that made it; a finished stage with unchanged
 inputs is not done again.
 """
 
@@ -30,9 +30,10 @@ from smoothquant.model import Model
 from smoothquant.packages import require
 from smoothquant.settings import SmoothingSettings
 from smoothquant.static import linears_to_keep
+from smoothquant.steps import DEFAULT, Step, as_records
 from smoothquant.workspace import forget, load_manifest, read_json
 
-Step = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]  # name -> progress of a step
+Stage = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]  # name -> progress of a stage
 
 ACT_SCALES, VALIDATION, REPORT = "act_scales.safetensors", "validation.json", "report.html"
 
@@ -44,7 +45,7 @@ class Output:
     label: its name in tables, and in OUT/engine. activations: "per-token", "per-tensor", or "float" for the
     unquantized model. form: the name of its folder where a target has several outputs. keep_float: linears to leave in
     float where activations are static, as in `linears_to_keep`. thresholds: what validation must reach; None for an
-    output that is not validated.
+    output that is not validated. steps: between smoothing and storing.
     """
 
     label: str
@@ -54,10 +55,13 @@ class Output:
     form: str = ""
     keep_float: str = "auto"
     thresholds: Thresholds | None = Thresholds()  # noqa: RUF009 (frozen)
+    steps: tuple[Step, ...] = DEFAULT
 
     def check(self, model: Model) -> None:
         """Raise UserError or MissingPackageError for what cannot be made or validated here."""
         self.target.check(model, self.activations)
+        self.target.writer(Path(), model, self.activations, ()).smoothing.check(self.settings, model)
+        as_records(self.steps)  # which refuses a step that validation could not do again
         for package in self.target.readers if self.thresholds else ():
             require(package, package=package.replace("_", "-"))
 
@@ -96,14 +100,16 @@ class Made:
     validations: list[Validation]
 
 
-def source_of(model: Model, act_scales: str | Path | None, settings: SmoothingSettings) -> Source:
+def source_of(
+    model: Model, act_scales: str | Path | None, settings: SmoothingSettings, steps: tuple[Step, ...] = DEFAULT
+) -> Source:
     """What an export starts from: the model, and its act scales checked against it."""
     fingerprints = {"model": model.checkpoint.fingerprint}
     if act_scales is None:
-        return Source(model, settings, None, fingerprints)
+        return Source(model, settings, None, fingerprints, steps=steps)
     scales = load_act_scales(act_scales).for_model(model)
     fingerprints |= {"act_scales": scales.fingerprint}
-    return Source(model, settings, scales.input_absmax, fingerprints, scales.output_absmax)
+    return Source(model, settings, scales.input_absmax, fingerprints, scales.output_absmax, steps)
 
 
 def split_text(text: Text, heldout: int) -> tuple[Text, Text]:
@@ -121,36 +127,37 @@ def split_text(text: Text, heldout: int) -> tuple[Text, Text]:
     )
 
 
-def run(job: Job, step: Step, *, overwrite: bool = False) -> Made:
+def run(job: Job, stage: Stage, *, overwrite: bool = False) -> Made:
     """Calibrate, export, build, validate. Raises UserError before any work for what cannot be made here, else at the
-    first step that fails."""
+    first stage that fails."""
     out = job.out
     for output in job.outputs:
         output.check(job.model)
-    with step("calibrate") as progress:
+    with stage("calibrate") as progress:
         collect(job.model, job.text, out / ACT_SCALES, overwrite=overwrite, progress=progress)
-    with step("smooth, quantize, export") as progress:
+    with stage("smooth, quantize, export") as progress:
         for source, outputs in _passes(job):
             writers = {output.export(out): output.writer(out, source) for output in outputs}
             export(source, list(writers.values()), overwrite=overwrite, progress=progress)
     folders: dict[str, Path] = {}
-    with step("build engines") as progress:
+    with stage("build engines") as progress:
         for output in job.outputs:
             folders[output.label] = output.target.finish(output.export(out), output.engine(out), overwrite)
             progress(len(folders), len(job.outputs))
     thresholds = {output.label: output.thresholds for output in job.outputs if output.thresholds is not None}
-    with step("validate") as progress:
+    with stage("validate") as progress:
         engines = {label: folders[label] for label in thresholds}
         return Made(folders, validated(engines, job.model, job.heldout, thresholds, out, progress))
 
 
 def _passes(job: Job) -> Iterator[tuple[Source, list[Output]]]:
-    """Outputs that are smoothed alike share a pass over the layers; float ones start from no act scales."""
-    together: dict[tuple[SmoothingSettings, bool], list[Output]] = {}
+    """Outputs with the same smoothing and steps share a pass over the layers; float ones start from no act scales."""
+    together: dict[tuple[SmoothingSettings, tuple[Step, ...], bool], list[Output]] = {}
     for output in job.outputs:
-        together.setdefault((output.settings, output.activations == "float"), []).append(output)
-    for (settings, plain), outputs in together.items():
-        yield source_of(job.model, None if plain else job.out / ACT_SCALES, settings), outputs
+        plain = output.activations == "float"
+        together.setdefault((output.settings, output.steps, plain), []).append(output)
+    for (settings, steps, plain), outputs in together.items():
+        yield source_of(job.model, None if plain else job.out / ACT_SCALES, settings, steps), outputs
 
 
 def validated(

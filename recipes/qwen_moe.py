@@ -12,7 +12,8 @@ from recipes import llama, mixtral, qwen
 from recipes.recipe import Recipe
 from smoothquant.config import Config
 from smoothquant.errors import CheckpointError
-from smoothquant.family import ROUTER, Family, Geometry
+from smoothquant.family import Family, Geometry
+from smoothquant.roles import ROUTER
 
 DEFAULTS = {"num_key_value_heads": 4, "max_position_embeddings": 32768}
 

@@ -6,10 +6,12 @@ import re
 from dataclasses import dataclass
 
 from builders.validate import Thresholds
+from smoothquant.capacity import FOLDED
 from smoothquant.errors import UserError
 from smoothquant.family import Family
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
+from smoothquant.steps import DEFAULT, Step
 
 DEFAULT_THRESHOLDS = Thresholds(kl_mean=0.05, top1=0.93, perplexity_ratio=1.02)
 
@@ -36,6 +38,7 @@ class Recipe:
     thresholds: what validation must reach.
     samples, length: sequences of calibration and tokens in each.
     targets: what `smoothquant run` makes unless it is told (`recipes.targets`).
+    steps: what is done to every layer between smoothing and storing (`smoothquant.steps`).
     """
 
     name: str
@@ -48,15 +51,17 @@ class Recipe:
     samples: int = 128
     length: int = 512
     targets: tuple[str, ...] = ("onnxruntime", "w8a8")
+    steps: tuple[Step, ...] = DEFAULT
 
     @property
     def alpha_from(self) -> str:
         """Who says so."""
         return self.alpha_by or (REPOSITORY if self.published else START)
 
-    def settings(self, alpha: float | None = None, groups: str = "default") -> SmoothingSettings:
-        """Smoothing settings, with the recipe's alpha unless another is given."""
-        return SmoothingSettings(self.alpha if alpha is None else alpha, groups)
+    def settings(self, model: Model, alpha: float | None = None, groups: str = "default") -> SmoothingSettings:
+        """Smoothing settings, with the recipe's alpha unless another is given. Raises UserError for what this model
+        cannot hold."""
+        return FOLDED.settings(model, self.alpha if alpha is None else alpha, groups)
 
 
 SIZE = re.compile(r"(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(\d?)(?:-|$)")  # in a name: 7b, 8x7b, 560m, 1b7

@@ -19,10 +19,10 @@ from act_scales.store import load_act_scales
 from act_scales.text import Text, load_document
 from builders.validate.perplexity import Perplexities, perplexities
 from recipes.recipe import Recipe
+from smoothquant.artifacts.record import as_json
 from smoothquant.device import choose_device
 from smoothquant.errors import UserError
 from smoothquant.model import Model
-from smoothquant.settings import SmoothingSettings
 from smoothquant.workspace import Workspace, load_manifest
 
 WIKITEXT2 = "hf:Salesforce/wikitext/wikitext-2-raw-v1:test"
@@ -30,6 +30,13 @@ DIFFERENCES = (
     "Published: by the authors' ppl_eval.py in bfloat16, which also quantizes the outputs of q, k, v and Mixtral's "
     "router. Measured: here, in float32, those in float."
 )
+
+
+@dataclass(frozen=True)
+class ReproducedPerplexities:
+    """What the manifest says was measured."""
+
+    perplexities: Perplexities
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ def reproduce(
     Raises ActScalesError for act scales of another model, OutputError for an `out` made from other inputs.
     """
     device, scales = choose_device(device), load_act_scales(act_scales).for_model(model)
-    settings = SmoothingSettings(recipe.alpha, "paper")
+    settings = recipe.settings(model, groups="paper")
     inputs = {
         "model": model.checkpoint.fingerprint,
         "act_scales": scales.fingerprint,
@@ -90,5 +97,5 @@ def reproduce(
     with Workspace(out, "reproduce", inputs, overwrite=overwrite) as work:
         if not work.finished:
             found = perplexities(model, text, scales.input_absmax, settings, work, device=device, progress=progress)
-            work.commit({"perplexities": asdict(found)})
-    return Reproduction(recipe, Perplexities(**load_manifest(out).results["perplexities"]), len(text.sequences))
+            work.commit(as_json(ReproducedPerplexities(found)))
+    return Reproduction(recipe, load_manifest(out).results_as(ReproducedPerplexities).perplexities, len(text.sequences))

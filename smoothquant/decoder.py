@@ -13,9 +13,10 @@ from torch.nn import functional
 
 from smoothquant.activations import ACTIVATIONS
 from smoothquant.attention import Pattern, Patterns, attend, capped, rotate
-from smoothquant.family import ROUTER, Geometry
+from smoothquant.family import Geometry
 from smoothquant.layers import Layer
 from smoothquant.model import Model
+from smoothquant.roles import ROUTER
 
 
 def embed(model: Model, ids: Tensor, dtype: torch.dtype, positions: Tensor | None = None) -> Tensor:

@@ -79,7 +79,7 @@ def raise_refusal(error: BaseException, place: str | Path) -> None:
     if isinstance(error, MemoryError):
         raise error
     place = Path(place)
-    told = [known for known in REFUSALS if os.strerror(known) in str(error)]
+    told = [known for known in REFUSALS if os.strerror(known) in str(error) or getattr(error, "errno", 0) == known]
     try:
         for path in sorted(place.iterdir()) if place.is_dir() else [place]:
             place = path

@@ -20,23 +20,9 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from smoothquant.config import Config
-from smoothquant.roles import Role, parsed
+from smoothquant.roles import ROUTER, Role, parsed
 
-ROUTER = "router"  # chooses the experts: smoothed with them, never quantized
 THROUGH = ("norm", "attention", "product")  # what may lie between the linears of a group and their source
-LINEARS = ("q", "k", "v", "o", "gate", "up", "down", ROUTER)  # roles of linears
-NORMS = (  # roles of norms, in the order in which a layer runs them
-    "attention",
-    "queries",
-    "keys",
-    "query",
-    "key",
-    "attention_output",
-    "attention_residual",
-    "mlp",
-    "mlp_output",
-    "mlp_residual",
-)
 
 
 @dataclass(frozen=True)

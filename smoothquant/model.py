@@ -13,10 +13,10 @@ from smoothquant.artifacts.manifest import ModelFacts
 from smoothquant.checkpoint import Checkpoint, Part, TensorInfo
 from smoothquant.config import Config
 from smoothquant.errors import CheckpointError, UserError
-from smoothquant.family import LINEARS, NORMS, ROUTER, THROUGH, Family, Geometry
+from smoothquant.family import THROUGH, Family, Geometry
 from smoothquant.norms import KINDS, Norm
 from smoothquant.quantization import absmax
-from smoothquant.roles import Role, parsed
+from smoothquant.roles import LINEARS, NORMS, ROUTER, Role, parsed
 
 ROWS = 2048  # rows of an embedding or lm_head handed over at a time
 BESIDE = (("q", "k", "v"), ("gate", "up"))  # roles that read one input in any decoder

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from smoothquant.errors import ActScalesError
-from smoothquant.family import ROUTER
 from smoothquant.model import Model
+from smoothquant.roles import ROUTER
 
 
 def check_act_scales(model: Model, input_absmax: Mapping[str, Tensor]) -> None:

@@ -4,6 +4,21 @@ from __future__ import annotations
 
 import functools
 
+ROUTER = "router"  # chooses the experts: smoothed with them, never quantized
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down", ROUTER)  # roles of linears
+NORMS = (  # roles of norms, in the order in which a layer runs them
+    "attention",
+    "queries",
+    "keys",
+    "query",
+    "key",
+    "attention_output",
+    "attention_residual",
+    "mlp",
+    "mlp_output",
+    "mlp_residual",
+)
+
 
 class Role(str):
     """kind: "q", "k", "v", "o", "gate", "up", "down" or "router"; expert: None where all tokens share the linear.

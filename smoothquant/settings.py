@@ -39,7 +39,9 @@ class SmoothingSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
-            raise UserError(f"alpha {self.alpha}", expected="a number in [0, 1]", do="0.5 suits most models")
+            raise UserError(
+                f"alpha {self.alpha}", expected="a number in [0, 1]", do=f"{type(self).alpha} suits most models"
+            )
         for what, found, known in (
             ("groups", self.groups, GROUPS + RUN_TIME_GROUPS),
             ("smoother dtype", self.smoother_dtype, SMOOTHER_DTYPES),
@@ -66,3 +68,8 @@ class SmoothingSettings:
     def as_dict(self) -> dict:
         """As JSON."""
         return asdict(self)
+
+    def words(self) -> dict:
+        """The same for a reader of reports: alpha and groups; of the others, what is not as usual."""
+        others = {name: value for name, value in self.as_dict().items() if value != getattr(SmoothingSettings, name)}
+        return {"alpha": self.alpha, "groups": self.groups} | others

@@ -20,9 +20,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from smoothquant.errors import UserError
-from smoothquant.family import ROUTER
 from smoothquant.model import Model
-from smoothquant.roles import parsed
+from smoothquant.roles import ROUTER, parsed
 from smoothquant.settings import SmoothingSettings
 
 LIMIT = 34.0  # largest range of a channel over the median one

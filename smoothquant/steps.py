@@ -70,7 +70,14 @@ def replay(steps: Sequence[Step], layer: SmoothedLayer) -> SmoothedLayer:
 
 
 def as_records(steps: Sequence[Step]) -> tuple[dict[str, Any], ...]:
-    """Steps as JSON values, for the manifest."""
+    """Steps as JSON values, for the manifest. Raises UserError for one that validation could not do again."""
+    for step in steps:
+        if STEPS.get(step.name) is not type(step):
+            raise UserError(
+                f"step {step.name!r} between smoothing and storing is not entered in smoothquant.steps.STEPS",
+                expected=f"one of {', '.join(STEPS)}",
+                do="enter it there: validation finds a step by the name in the manifest",
+            )
     return tuple({"name": step.name, **as_json(step)} for step in steps)
 
 

@@ -20,13 +20,13 @@ from torch import Tensor
 from smoothquant import kv_cache
 from smoothquant.choose import choose_scales
 from smoothquant.errors import ActScalesError
-from smoothquant.family import ROUTER
 from smoothquant.fold import SmoothedLayer, fold
 from smoothquant.layers import FloatLayer, W8A8Layer, float_layer, float_linear
 from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.quantization import input_scale, quantize_weight
 from smoothquant.ranges import check_act_scales, input_ranges, output_ranges
+from smoothquant.roles import ROUTER
 from smoothquant.settings import SmoothingSettings
 from smoothquant.steps import DEFAULT, Step, run_steps
 

@@ -1,7 +1,7 @@
-"""What becomes of an ONNX graph in TensorRT: the linter's findings and, with a compiler, its verdict on every product.
+"""Check what TensorRT makes of an ONNX graph: the linter's findings and, with a compiler, a verdict on every product.
 
-A product that should be INT8 and is not is named with the likely reason: what the linter found at it, else what the
-compiler made of it.
+A product that should be INT8 and is not is named with the likely reason: the linter's finding about it, or else the
+kernel that the compiler chose for it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ Compile = Callable[[OnnxGraph], "Compilation"]
 
 @dataclass(frozen=True)
 class ProductVerdict:
-    """The compiler's, on a quantized product. layers: what computes it; why: it is not INT8."""
+    """The compiler's verdict on one quantized product.
+
+    product: the name of its node. module: the module it belongs to. int8: whether an INT8 kernel computes it. layers:
+    the kinds of the engine layers that compute it. why: the reason if it is not INT8.
+    """
 
     product: str
     module: str
@@ -43,8 +47,11 @@ class ProductVerdict:
 
 @dataclass(frozen=True)
 class CheckedGraph:
-    """All that was found. products: the quantized ones, by their nodes; in_float: modules of the other products that
-    have a weight; verdicts: none without a compiler, or where it refuses the graph."""
+    """Everything that a check found in one graph.
+
+    products: node names of the quantized products. in_float: modules of the other products that have a weight.
+    verdicts: one for each quantized product; empty without a compiler, or if the compiler refuses the graph.
+    """
 
     path: Path
     findings: tuple[Finding, ...]
@@ -55,12 +62,12 @@ class CheckedGraph:
 
     @property
     def lost(self) -> tuple[ProductVerdict, ...]:
-        """Products that should be INT8 and are not."""
+        """The verdicts on products that should be INT8 and are not."""
         return tuple(verdict for verdict in self.verdicts if not verdict.int8)
 
     @property
     def faults(self) -> list[str]:
-        """What makes the check fail, one line each."""
+        """The reasons why the check fails, one line each; empty if it passes."""
         refused = self.compilation.errors if self.compilation else ()
         errors = [finding for finding in self.findings if finding.effect.is_error]
         known = {finding.product for finding in errors}
@@ -72,11 +79,11 @@ class CheckedGraph:
 
     @property
     def kinds(self) -> Counter[str]:
-        """How many layers of each kind the engine has."""
+        """The number of engine layers of each kind; empty without a compilation."""
         return Counter(layer.what for layer in self.compilation.layers) if self.compilation else Counter()
 
     def as_dict(self) -> dict:
-        """As JSON."""
+        """The content as a dictionary for JSON, without the compiler's log."""
         content: dict = {
             "path": str(self.path),
             "passed": not self.faults,
@@ -92,10 +99,12 @@ class CheckedGraph:
 
 
 def check(path: str | Path, tensorrt: Version = NEWEST, compile: Compile | None = None) -> CheckedGraph:
-    """Lint an ONNX file, or the one in a folder, and compile it. compile: gives the compiler's result.
+    """The linter's findings on an ONNX file, and the compiler's verdicts on it.
 
-    Raises UserError for what is no ONNX file, and what `compile` raises. What is not valid, and a graph without its
-    data, is not compiled.
+    path: the file, or a folder that holds model.onnx. tensorrt: the version that will take the graph. compile: a
+    function that compiles the graph; without one the graph is only linted. A graph that is not valid ONNX, or whose
+    data are missing, is not compiled.
+    Raises UserError if the file is not an ONNX model, and the errors of `compile`.
     """
     graph = OnnxGraph(path)
     findings = tuple(lint(graph, tensorrt))
@@ -129,5 +138,5 @@ def _verdicts(
             reads = ", ".join(dict.fromkeys(dtype for layer in layers for dtype in layer.inputs))
             why = f"no known reason; the compiler computes it in {' and '.join(kinds)}, which reads {reads}"
         else:
-            why = "no known reason; no layer of the engine names it (two nodes of one name?)"
+            why = "no known reason; no layer of the engine names it (do two nodes have this name?)"
         yield ProductVerdict(product.name, module, False, kinds, why)

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from smoothquant.artifacts.manifest import Manifest
 
 FOREIGN = "another TensorRT-LLM converter"  # the step of a checkpoint that carries no manifest
-SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers")  # what such a checkpoint says of its model
+
+
+@dataclass(frozen=True)
+class ForeignInputs:
+    """What config.json of such a checkpoint says of its model, and of how the model was quantized."""
+
+    dtype: str
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    quantization: Mapping[str, Any] | None
 
 
 class Engine(Protocol):

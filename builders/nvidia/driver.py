@@ -2,13 +2,13 @@
 
     messages = Messages()
     with building(trt, messages) as build:
-        build.parse(graph)                 # False: see build.faults
-        build.add_profile(profile)         # False: refused
-        build.config.set_flag(...)         # what the caller wants beyond
-        plan = build.plan()                # None: see messages.reason
+        build.parse(graph)                 # False: build.faults has the reasons
+        build.add_profile(profile)         # False: TensorRT refuses the profile
+        build.config.set_flag(...)         # further options of the caller
+        plan = build.plan()                # None: messages.reason has the reason
 
-Typing is strong: the graph alone sets data types, and no precision flag is set. (In TensorRT 11 that is the only way;
-in 10 it is asked for.) `trt` is the module, whichever of them it is.
+Typing is strong: the graph alone sets data types, and no precision flag is set. (TensorRT 11 has no other way; TensorRT
+10 must be asked for it.) `trt` is the module of TensorRT or of TensorRT for RTX.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LONGEST_REASON = 400
 
 
 class Messages:
-    """What TensorRT has said: its errors, its warnings once each, and with `log` every message, VERBOSE included."""
+    """TensorRT's messages: its errors, each warning once, and with `log` every message, VERBOSE included."""
 
     def __init__(self, *, log: bool = False) -> None:
         self.errors: list[str] = []
@@ -38,18 +38,18 @@ class Messages:
 
     @property
     def reason(self) -> str:
-        """The last error, in a line."""
+        """The last error in one line."""
         return in_a_line(self.errors[-1]) if self.errors else "it gives no reason"
 
 
 def in_a_line(text: str) -> str:
-    """A message of TensorRT's, short enough to stand in a sentence."""
+    """A message of TensorRT in one line, short enough for a sentence."""
     line = " ".join(text.split())
     return line if len(line) <= LONGEST_REASON else line[:LONGEST_REASON] + " ..."
 
 
 def logger(trt: Any, messages: Messages) -> tensorrt.ILogger:
-    """A logger for TensorRT that prints nothing and adds what it hears to the messages."""
+    """A logger for TensorRT that prints nothing and collects the messages."""
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
@@ -68,7 +68,7 @@ def logger(trt: Any, messages: Messages) -> tensorrt.ILogger:
 
 @dataclass(frozen=True)
 class Fault:
-    """What the parser does not take: the ONNX node, its operator, and a sentence. node: "" where it is none."""
+    """A fault that the parser found: the ONNX node, its operator, and a sentence. node: "" for a fault of no node."""
 
     node: str
     operator: str
@@ -80,13 +80,13 @@ class Fault:
 
 @contextmanager
 def building(trt: Any, messages: Messages) -> Iterator[Build]:
-    """A build, while Python's garbage waits. TensorRT's objects are gone when the block ends."""
+    """A build, for the length of a block. Python's garbage collector waits, and TensorRT's objects go at its end."""
     with garbage.kept(), closing(Build(trt, messages)) as build:
         yield build
 
 
 class Build:
-    """One graph on its way to a plan. config: TensorRT's, with all that an engine inspector can tell switched on."""
+    """The build of one graph. config: TensorRT's builder configuration, with full detail for the engine inspector."""
 
     def __init__(self, trt: Any, messages: Messages) -> None:
         log = logger(trt, messages)
@@ -95,26 +95,27 @@ class Build:
         parser: tensorrt.OnnxParser = trt.OnnxParser(network, log)
         self._builder, self._network, self._parser = builder, network, parser
         self.config = builder.create_builder_config()
-        self.config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # runs are as quick
+        self.config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # this does not slow a run
 
     def parse(self, graph: str | Path) -> bool:
-        """Whether the parser takes a graph. It finds external data beside the file."""
+        """Whether the parser takes a graph. The parser finds external data beside the file."""
         return self._parser.parse_from_file(str(graph))
 
     @property
     def faults(self) -> tuple[Fault, ...]:
-        """What the parser found. There may be none in a graph that it refuses: the messages then have the reason."""
+        """The faults that the parser found. A refused graph may have none; the messages then have the reason."""
         errors = (self._parser.get_error(index) for index in range(self._parser.num_errors))
         return tuple(Fault(error.node_name(), error.node_operator(), error.desc()) for error in errors)
 
     @property
     def dynamic_inputs(self) -> Mapping[str, Shape]:
-        """The inputs of the graph whose shapes vary, with -1 where they do."""
+        """The inputs of varying shape, by name, with -1 for each dimension that varies."""
         tensors = (self._network.get_input(index) for index in range(self._network.num_inputs))
         return {tensor.name: tuple(tensor.shape) for tensor in tensors if -1 in tensor.shape}
 
     def add_profile(self, profile: Profile, symbols: Mapping[str, Sequence[Dimension]] | None = None) -> bool:
-        """Whether TensorRT takes the profile. symbols: names of the inputs' dimensions, where it shall go by them."""
+        """Whether TensorRT takes the profile. symbols: for each input the names of its dimensions, if the profile is
+        to use them."""
         shapes = self._builder.create_optimization_profile()
         for name, shape in self.dynamic_inputs.items():
             named = (symbols or {}).get(name, [""] * len(shape))
@@ -123,9 +124,9 @@ class Build:
         return self.config.add_optimization_profile(shapes) >= 0
 
     def plan(self) -> Any:
-        """The plan, a buffer. None if TensorRT builds none."""
+        """The plan as a buffer; None if TensorRT builds none."""
         return self._builder.build_serialized_network(self._network, self.config)
 
     def close(self) -> None:
-        """Let TensorRT's objects go."""
+        """Release TensorRT's objects."""
         del self.config, self._parser, self._network, self._builder

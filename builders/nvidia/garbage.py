@@ -1,8 +1,8 @@
-"""Python's garbage collector and TensorRT: the first must not run while the second calls back.
+"""Keep Python's garbage collector from running while TensorRT calls back.
 
-Making a builder or a runtime locks a mutex of TensorRT's; while it is held, the logger is called, and so Python. If the
-collector runs there and finds an old builder (behind an exception, say, whose traceback makes a cycle), the builder's
-end waits for the mutex that its own thread holds: for ever.
+TensorRT locks a mutex while it makes a builder or a runtime, and calls the logger, which is Python, while it holds it.
+If the collector runs there and finds an old builder (in a cycle through an exception's traceback, for example), the
+destructor of that builder waits for the mutex that its own thread holds, for ever.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Garbage waits until the end of this block. What is not part of a cycle goes at once, as ever."""
+    """Keep the collector from running until the end of the block. Objects outside cycles still go at once."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,20 +1,20 @@
-"""The layers of an engine, from the table that TensorRT prints of them, in JSON or in its log.
+"""The layers of an engine, read from TensorRT's table of them, which is JSON or part of the log.
 
 The engine inspector's JSON:
 
     {"Layers": [{"Name", "LayerType", "Inputs": [{"Name", "Format/Datatype" or "Datatype"}], "Constants", "Outputs",
                  "TacticName", "Metadata": "[ONNX Layer: A][ONNX Layer: B]"}, ...]}
 
-The same of TensorRT for RTX, whose compiler logs a row per layer (the inspector needs a GPU, the log none):
+The compiler of TensorRT for RTX logs a row per layer (its inspector needs a GPU, its log does not):
 
     Name: N, LayerType: gemm, Inputs: [ { ..., Datatype: Int8, ...}], Constants: [...], Outputs: [ { ..., Datatype:
     Float, ...}], TacticName: T, StreamId: 0, Metadata: [ONNX Layer: A][ONNX Layer: B]
 
 Metadata names the ONNX nodes that a layer computes, in TensorRT 10 with \\u001e between them. A data type is one word
 ("Int8"), or for layers that TensorRT does not generate a phrase ("Thirty-two wide channel vectorized row major Int8
-format"). A matrix kernel is told by its LayerType (gemm, CaskGemmMatrixMultiply, CaskConvolution), or, where that only
-says fusion, by its tactic (sm80_xmma_gemm_i8i8_i8i32_f32_tn_n_..._by_fusion_tactic). A layer of another profile than
-the first has "[profile N]" in its name.
+format"). The LayerType tells a matrix kernel (gemm, CaskGemmMatrixMultiply, CaskConvolution). Where the LayerType only
+says fusion, the tactic tells it (sm80_xmma_gemm_i8i8_i8i32_f32_tn_n_..._by_fusion_tactic). A layer of a profile other
+than the first has "[profile N]" in its name.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from dataclasses import dataclass
 
 DTypes = tuple[str, ...]
 
-MATRIX = re.compile(r"gemm|matrix|matmul|gemv|fully|conv|fc", re.IGNORECASE)  # LayerType of matrix kernels
-TACTIC = re.compile(r"gemm|xmma|imma", re.IGNORECASE)  # TacticName of matrix kernels
-ATTENTION = re.compile(r"mha", re.IGNORECASE)  # TacticName of attention, as in _gemm_mha_v2: two products in one
-FLOAT = re.compile(r"f16f16|f32f32|tf32|h\d+gemm|sgemm")  # TacticName of float products, an int8 weight or not
+MATRIX = re.compile(r"gemm|matrix|matmul|gemv|fully|conv|fc", re.IGNORECASE)  # the LayerType of a matrix kernel
+TACTIC = re.compile(r"gemm|xmma|imma", re.IGNORECASE)  # the TacticName of a matrix kernel
+ATTENTION = re.compile(r"mha", re.IGNORECASE)  # the TacticName of attention (_gemm_mha_v2): two products in one
+FLOAT = re.compile(r"f16f16|f32f32|tf32|h\d+gemm|sgemm")  # the TacticName of a float product
 INT8 = re.compile(r"\bint8\b", re.IGNORECASE)  # in a data type
 NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
 PROFILE = re.compile(r"\[profile (\d+)\]")
@@ -42,11 +42,11 @@ DTYPE = re.compile(r"Datatype: (\w+)")
 
 @dataclass(frozen=True)
 class EngineLayer:
-    """A layer of an engine: one kernel, as a rule.
+    """A layer of an engine, usually one kernel.
 
-    kind: gemm (a matrix product), kgen (a generated kernel: norms, activations, attention), others. inputs, outputs:
-    data types of what it reads and writes at run time. nodes: the ONNX nodes that it computes. profile: the index of
-    its optimization profile.
+    kind: gemm (a matrix product), kgen (a generated kernel: norms, activations, attention), or another LayerType.
+    inputs, outputs: the data types of the tensors that it reads and writes at run time. nodes: the ONNX nodes that it
+    computes. tactic: the name of its kernel. profile: the index of its optimization profile.
     """
 
     name: str
@@ -68,20 +68,20 @@ class EngineLayer:
 
     @property
     def what(self) -> str:
-        """For a summary: "Int8 gemm", "Float gemm", "kgen"."""
+        """The kind of layer for a summary: "Int8 gemm", "Float gemm", "kgen"."""
         if not self.is_matrix:
             return self.kind
         return " ".join(("Int8" if self.is_int8 else "".join(self.inputs[:1]), self.kind)).strip()
 
 
 def read_layers(inspected: str) -> tuple[EngineLayer, ...]:
-    """The layers in the inspector's JSON, from an engine with DETAILED verbosity."""
+    """The layers in the inspector's JSON. The engine must have been built with DETAILED verbosity."""
     rows = json.loads(inspected)["Layers"]
-    return tuple(_from_json(row if isinstance(row, dict) else {"Name": row}) for row in rows)  # else only names
+    return tuple(_from_json(row if isinstance(row, dict) else {"Name": row}) for row in rows)  # else a name
 
 
 def read_logged_layers(messages: Iterable[str]) -> tuple[EngineLayer, ...]:
-    """The layers in the compiler's log, VERBOSE included. The table is the message that begins with "Layers:"."""
+    """The layers in the compiler's log, which must include VERBOSE messages: the table's begins with "Layers:"."""
     rows = (row for text in messages if text.startswith("Layers:") for row in text.splitlines())
     return tuple(_from_log(row, found) for row in rows if (found := ROW.match(row)))
 

@@ -1,13 +1,14 @@
-"""Shapes that an optimization profile names for the inputs of a decoder: by what each dimension is called, else by its
-place.
+"""The shapes of a decoder's inputs in an optimization profile.
 
-batch       sequences at once
-sequence    tokens of a run, and any other dimension that is not known
-past        tokens in the cache before it
-total       past + sequence: columns of the attention mask
+A dimension's name tells its size, or its place if it has no name:
 
-A profile names three points: least, usual (kernels are chosen for it) and most. TensorRT checks the graph at each, so
-total is past + sequence at all three.
+batch       the sequences of a run
+sequence    the tokens of a run; any unknown dimension has this size, too
+past        the tokens in the cache before the run
+total       past + sequence: the columns of the attention mask
+
+A profile names three points: least, usual (TensorRT chooses kernels for it) and most. TensorRT checks the graph at
+each, so total is past + sequence at all three.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, PAST, POSITIO
 
 Shape = tuple[int, ...]
 Range = tuple[int, int, int]  # least, usual, most
-Dimension = int | str  # a number, a symbol, or "" for one without a name
+Dimension = int | str  # a number, a symbol, or "" without a name
 
-SYMBOLS = {"batch": "batch", "total": r"total|\+|kv_len", "past": "past|cache"}  # the first that is found counts
+SYMBOLS = {"batch": "batch", "total": r"total|\+|kv_len", "past": "past|cache"}  # the first pattern found counts
 PLAIN, MASK, CACHE = ("batch", "sequence"), ("batch", "total"), ("batch", "heads", "past", "head_dim")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The sizes that one optimization profile takes."""
+    """One optimization profile: least, usual and most of each size."""
 
     name: str
     batch: Range
@@ -41,7 +42,7 @@ class Profile:
         return a + d, b + e, c + f
 
     def shapes(self, name: str, dimensions: Sequence[Dimension]) -> tuple[Shape, Shape, Shape]:
-        """Least, usual and most of an input. Sizes that are numbers stay as they are."""
+        """The least, usual and most shape of an input. name: the input. dimensions: its dimensions; numbers stay."""
         ranges = [
             (size, size, size) if isinstance(size, int) else self._range(name, place, size)
             for place, size in enumerate(dimensions)
@@ -57,10 +58,13 @@ class Profile:
 
 
 def single_profile(batch: int, tokens: int, past: int) -> Profile:
-    """One profile for prefill and decode, with the most of each. Usual: one token behind half a cache."""
+    """One profile for prefill and decode, for up to so many sequences, tokens of a run, and tokens in the cache.
+
+    Its usual point is one token behind half a cache.
+    """
     return Profile("only", (1, 1, batch), (1, 1, tokens), (0, max(1, past // 2), past))
 
 
 def is_decoder_input(name: str, rank: int) -> bool:
-    """Whether it is an input of our decoder graphs, whose dimensions are known by their places."""
+    """Whether an input of this name and rank is one of our decoder graphs', whose dimensions have known places."""
     return rank == 4 if name.startswith(PAST) else name in (INPUT_IDS, ATTENTION_MASK, POSITION_IDS)

@@ -24,6 +24,7 @@ from builders.engine.exports import MODEL, open_export
 from builders.onnx_graph import OnnxGraph
 from builders.onnxruntime.genai import write_genai_config
 from builders.onnxruntime.providers import check_available, find_provider
+from builders.onnxruntime.record import STEP, IntegerKernels, OnnxRuntimeInputs, OnnxRuntimeResults
 from builders.onnxruntime.session import check_body, operators_run
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.artifacts.record import as_json
@@ -31,7 +32,6 @@ from smoothquant.errors import UserError
 from smoothquant.machine import physical_cores
 from smoothquant.workspace import Workspace, load_manifest
 
-STEP = "build onnxruntime"
 INTEGER_KERNEL = "MatMulIntegerToFloat"
 FUSES = ("x86_64", "amd64")  # where ONNX Runtime has the fused kernel
 
@@ -58,9 +58,7 @@ def build(
     check_body(found.folder, found.origin)
     threads = physical_cores()
     graph = hashlib.sha256(found.graph.read_bytes()).hexdigest()[:16]  # a newer exporter may draw another one
-    inputs = {"export": as_json(found.origin), "graph": graph, "threads": threads}
-    if provider != "cpu":
-        inputs["provider"] = provider
+    inputs = OnnxRuntimeInputs(found.origin, graph, threads, provider).as_json()
     with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
         if not work.finished:
             for name in found.files:
@@ -69,11 +67,11 @@ def build(
             write_genai_config(work.folder, made.facts, threads, provider)
             running = found.folder if found.graph.name == MODEL else work.folder  # errors name the user's own folder
             kernels = _check(running, replace(made, inputs=inputs), provider)
-            work.commit({"kernels": kernels}, contract=made.contract, geometry=made.geometry)
+            work.commit(as_json(OnnxRuntimeResults(kernels)), contract=made.contract, geometry=made.geometry)
     return load_manifest(out)
 
 
-def _check(folder: Path, manifest: Manifest, provider: str) -> dict[str, int]:
+def _check(folder: Path, manifest: Manifest, provider: str) -> IntegerKernels:
     """Run the graph once. Returns how many integer kernels it has, and how many it should have. manifest: the engine's.
 
     Only the CPU's provider shows its kernels; what others do with Q/DQ is theirs (`providers`).
@@ -94,11 +92,10 @@ def _check(folder: Path, manifest: Manifest, provider: str) -> dict[str, int]:
             do="make the export again, and change nothing afterwards",
         )
     expected = len(quantized_products(graph))
-    kernels = {"integer": ran[INTEGER_KERNEL], "quantized": expected}
     if provider == "cpu" and platform.machine().lower() in FUSES and ran[INTEGER_KERNEL] != expected:
         raise UserError(
             f"{folder}: ONNX Runtime made {ran[INTEGER_KERNEL]} integer kernels",
             expected=f"{expected}, one per quantized matrix product",
             do="use onnxruntime >= 1.20, or report this export",
         )
-    return kernels
+    return IntegerKernels(ran[INTEGER_KERNEL], expected)

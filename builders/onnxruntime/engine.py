@@ -11,6 +11,7 @@ from torch import Tensor
 
 from builders.engine.generation import Decoding, GeneratingEngine, tokens_to_keep
 from builders.onnxruntime.providers import find_provider
+from builders.onnxruntime.record import provider_of
 from builders.onnxruntime.session import check_body, first_feed, open_session, subnormals_as_zero
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, POSITION_IDS, PRESENT, past_of
 from smoothquant.packages import require
@@ -28,7 +29,7 @@ class OnnxRuntimeEngine(GeneratingEngine):
         self.folder = Path(folder)
         self.manifest = load_manifest(folder)
         check_body(self.folder, self.manifest.origin)
-        self.provider = find_provider(provider or self.manifest.inputs.get("provider", "cpu"))
+        self.provider = find_provider(provider or provider_of(self.manifest))
         self.session = open_session(self.folder, provider=self.provider.name, threads=threads)
 
     def logits(self, ids: Tensor) -> Tensor:

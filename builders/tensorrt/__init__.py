@@ -1,14 +1,16 @@
-"""TensorRT engines: `build` makes the folder, `TensorRTEngine` runs it. TensorRT 10.1 to 11, an NVIDIA GPU.
+"""TensorRT engines: `build` makes an engine folder, `TensorRTEngine` runs it. Both need TensorRT 10.1 to 11 and a GPU.
 
-    limits.py    what an engine must hold, and the optimization profiles that follow
+    limits.py    the sizes that an engine must take, and its optimization profiles
     hardware.py  the package, the GPU, and whether a plan fits them
-    compiler.py  the build: options, timing cache, progress, around `builders.nvidia.driver`
-    timing.py    times of kernels, kept for the next build
-    runtime.py   TensorRT's side of a run: plan, context, streams
-    kernels.py   which matrix products became INT8 kernels, by the engine inspector
+    compiler.py  the build: options, timing cache and progress around `builders.nvidia.driver`
+    timing.py    the timing cache, a file for the next build
+    runtime.py   a plan on the GPU: context, streams, addresses
+    session.py   runs of a plan, with the KV cache between them
+    cache.py     the double-buffered KV cache
+    kernels.py   the matrix products that became INT8 kernels, from the engine inspector
     build.py     the engine folder
-    engine.py    logits and generation, with a double-buffered KV cache
-    compare.py   the outputs beside ONNX Runtime's, by Polygraphy
+    engine.py    logits and generation
+    compare.py   the outputs beside those of ONNX Runtime, by Polygraphy
 
 Only compiler.py and runtime.py import `tensorrt`, and only when they are called.
 """

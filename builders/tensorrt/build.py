@@ -1,12 +1,12 @@
-"""A TensorRT engine folder out of an ONNX export.
+"""Build a TensorRT engine folder from an ONNX export.
 
     model.plan                      TensorRT's engine, for this GPU and this version
-    smoothquant/layers.json         the engine inspector on every layer: kernels, data types, ONNX nodes
+    smoothquant/layers.json         every layer by the engine inspector: kernels, data types, ONNX nodes
     config.json, tokenizer files    for `smoothquant generate`
     smoothquant/smoothing.safetensors   for validation
-    smoothquant/manifest.json       the export's inputs, limits, options, GPU, version; which products are INT8
+    smoothquant/manifest.json       the export's inputs, limits, options, GPU, version, and the INT8 products
 
-A float export gives a float engine: what an INT8 engine is timed against.
+A float export gives a float engine, with which the speed of an INT8 engine is compared.
 
 Before the folder gets its name, the plan is loaded and run once: the logits must be finite.
 """
@@ -28,14 +28,14 @@ from builders.tensorrt.compiler import Options, compile_graph
 from builders.tensorrt.engine import PLAN
 from builders.tensorrt.kernels import built_products
 from builders.tensorrt.limits import Limits, limits_for
-from builders.tensorrt.runtime import LoadedPlan
+from builders.tensorrt.record import STEP, BuiltOn, Int8Kernels, StoredPort, TensorRTInputs, TensorRTResults
+from builders.tensorrt.runtime import LoadedPlan, Port
 from builders.tensorrt.session import Session
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.artifacts.record import as_json
 from smoothquant.errors import UserError
 from smoothquant.workspace import OURS, Workspace, load_manifest
 
-STEP = "build tensorrt"
 LAYERS = f"{OURS}/layers.json"
 
 
@@ -53,12 +53,12 @@ def build(
 ) -> Manifest:
     """Make the engine folder `out` from the folder `export`, on the GPU that will run it. Returns its manifest.
 
-    limits: what to hold, by the names of `limits_for`; what is not given has a default. timing_cache: a file that
-    makes the next build quicker. activations: which graph, where the export holds both forms. warn: called with what
-    went wrong and left the engine whole; the manifest's warnings have it, too.
+    limits: the sizes that the engine must take, under the argument names of `limits_for`; absent ones have a default.
+    timing_cache: a file that makes the next build quicker. activations: the form of the graph, if the export holds
+    both. warn: called with each fault that leaves the engine whole; the manifest lists these warnings, too.
 
-    Raises UserError if `export` is no whole ONNX export, if the linter finds a fault in it, if the limits contradict
-    the model's, if TensorRT refuses the graph or builds nothing, or if a logit is not finite; OutputError if a place
+    Raises UserError if `export` is not a whole ONNX export, if the linter finds a fault in it, if the limits contradict
+    the model's, if TensorRT refuses the graph or builds nothing, or if a logit is not finite; OutputError if a file
     cannot be written; MissingPackageError without TensorRT or a GPU.
     """
     out, found = Path(out), open_export(export, activations)
@@ -66,16 +66,9 @@ def build(
     held = limits_for(made.facts, **(limits or {}))
     quantized = _products(found.graph, found.origin.scheme.activations.form)
     version, gpu = hardware.require_tensorrt(), hardware.find_gpu()
-    built = {"version": version, "gpu": gpu.name, "capability": list(gpu.capability)}
     graph = hashlib.sha256(found.graph.read_bytes()).hexdigest()[:16]  # a newer exporter may draw another one
-    inputs = {
-        "export": as_json(found.origin),
-        "graph": graph,
-        "limits": held.as_dict(),
-        "options": options.as_dict(),
-        "tensorrt": built,
-    }
-    with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
+    inputs = TensorRTInputs(found.origin, graph, held, options, BuiltOn(version, gpu.name, gpu.capability))
+    with Workspace(out, STEP, as_json(inputs), overwrite=overwrite) as work:
         if not work.finished:
             cache = Path(timing_cache) if timing_cache else None
             if cache:
@@ -101,10 +94,9 @@ def build(
             )
             kernels = _kernels(plan, work.path(LAYERS), [product.name for product in quantized])
             _check(found.folder, plan, held, made.facts.vocab_size)
-            ports = [port.as_dict() for port in plan.ports.values()]
-            warnings = [*compiled.warnings, *filter(None, [compiled.unsaved])]
-            results = {"ports": ports, "kernels": kernels, "warnings": warnings}
-            work.commit(results, contract=made.contract, geometry=made.geometry)
+            warnings = (*compiled.warnings, *filter(None, [compiled.unsaved]))
+            results = TensorRTResults(tuple(map(_stored, plan.ports.values())), kernels, warnings)
+            work.commit(as_json(results), contract=made.contract, geometry=made.geometry)
     return load_manifest(out)
 
 
@@ -118,16 +110,16 @@ def _products(graph: Path, activations: str) -> list[Product]:
     return quantized_products(opened)
 
 
-def _kernels(plan: LoadedPlan, layers: Path, nodes: Sequence[str]) -> dict:
-    """Write the inspector's layers. Returns what became of the quantized products."""
+def _kernels(plan: LoadedPlan, layers: Path, nodes: Sequence[str]) -> Int8Kernels:
+    """Write the inspector's layers to a file. Returns which quantized products are INT8."""
     inspected = plan.layers()
     layers.write_text(inspected, encoding="utf-8")
     found = built_products(read_layers(inspected), nodes)
-    return {
-        "int8": sum(product.int8 for product in found),
-        "quantized": len(found),
-        "products": [product.as_dict() for product in found],
-    }
+    return Int8Kernels(sum(product.int8 for product in found), len(found), found)
+
+
+def _stored(port: Port) -> StoredPort:
+    return StoredPort(port.name, str(port.dtype).removeprefix("torch."), port.shape, port.is_input)
 
 
 def _check(export: Path, plan: LoadedPlan, limits: Limits, vocab_size: int) -> None:

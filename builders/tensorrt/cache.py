@@ -1,8 +1,8 @@
-"""The KV cache of one batch: what a run reads, and the buffers that it writes.
+"""The KV cache of one batch: the buffers that a run reads and those that it writes.
 
-A run reads the past, (batch, kv_heads, past, head_dim) per layer and part, and writes past and present together; it
-cannot write where it reads. So there are two sets of buffers that swap. A set grows when it is about to be written,
-which copies nothing: the run writes all of it.
+A run reads the past, (batch, kv_heads, past, head_dim) for the keys and for the values of each layer, and writes past
+and present together. It cannot write where it reads, so two sets of buffers swap. A set grows just before it is
+written. Growing copies nothing, since the run writes the whole set.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from smoothquant.artifacts.ports import PAST, PRESENT
 
 
 class Cache:
-    """cached: tokens in it; past: all of the engine's cache inputs; most: tokens that a set may have to hold."""
+    """The two sets of buffers.
+
+    past: all cache inputs of the engine. batch: the number of sequences. most: the tokens that a set may have to hold.
+    window: the tokens that any layer looks back; None for all. The attribute `cached` counts the tokens in the cache.
+    """
 
     def __init__(self, past: Sequence[Port], batch: int, most: int, window: int | None, device: torch.device) -> None:
         self.cached = 0
@@ -26,7 +30,7 @@ class Cache:
         self._read, self._write = self._allocate(1), self._allocate(1)
 
     def bindings(self, tokens: int) -> Iterator[tuple[str, Binding]]:
-        """What a run of `tokens` more is to be bound to."""
+        """Yield the name and buffer of every cache input and output, for a run of `tokens` further tokens."""
         total = self.cached + tokens
         if total > self._capacity:
             self._write = self._allocate(max(total, min(2 * total, self._most)))
@@ -36,7 +40,10 @@ class Cache:
             yield present, Binding(self._shape(port, total), self._write[port.name])
 
     def advance(self, tokens: int) -> None:
-        """The run is on the stream: what it writes is the past of the next one, as far as any layer looks back."""
+        """Make the output of the run that was put on the stream the past of the next run.
+
+        Only as many tokens stay as any layer looks back.
+        """
         self._read, self._write = self._write, self._read
         self.cached += tokens
         kept = tokens_to_keep(self.cached, self._window)

@@ -1,15 +1,15 @@
-"""An engine's outputs beside ONNX Runtime's on the graph that it was built from, run by run, output by output.
+"""Compare an engine's outputs with those of ONNX Runtime on the same graph, run by run and output by output.
 
-    prefill    some tokens, nothing in the cache
-    decode     one more token; its past is what ONNX Runtime made of the prefill, the same for both
+    prefill    some tokens, with an empty cache
+    decode     one more token; both read the cache that ONNX Runtime wrote in the prefill
 
-Polygraphy feeds both, pairs their outputs and states, per output, the smallest tolerances that would have passed. What
-it does not do is run our engine: its own runner allocates every output anew and knows no second profile, so
-`EngineRunner` gives it ours. Nor does it know what a decoder is: the feeds are made here. And it does not judge: how
-far a W8A8 engine may be from the float model is for `smoothquant validate` to say.
+Polygraphy feeds both, pairs their outputs and states for each output the smallest tolerances that would have passed.
+Its own runner allocates every output anew and knows no second profile, so `EngineRunner` runs our engine. The feeds are
+made here, since Polygraphy does not know decoders. Nothing is judged here: `smoothquant validate` says how far a W8A8
+engine may be from the float model.
 
-Differences are of two kinds. Rounding: float32 products in another order, or in TF32. And now and then an activation
-that falls on the other side of a quantization boundary, which moves its linear's output by a step.
+Differences have two causes. Float32 products round in another order, or in TF32. And now and then an activation falls
+on the other side of a quantization boundary, which moves the output of its linear by a step.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ Feed = dict[str, numpy.ndarray]
 
 @dataclass(frozen=True)
 class Difference:
-    """run: "prefill" or "decode". absolute, relative: the largest over the output's elements; typical: the median of
-    the absolute ones."""
+    """The difference between two outputs.
+
+    run: "prefill" or "decode". output: its name. absolute, relative: the largest difference over all elements.
+    typical: the median of the absolute differences.
+    """
 
     run: str
     output: str
@@ -46,14 +49,15 @@ class Difference:
     typical: float
 
     def as_dict(self) -> dict:
-        """JSON values."""
+        """The fields as JSON values."""
         return asdict(self)
 
 
 def compare(graph: str | Path, engine: TensorRTEngine, *, tokens: int = 32, seed: int = 0) -> list[Difference]:
-    """Run an engine, and the ONNX export that it was built from, on random tokens, at most as many as the engine takes
-    at once. graph: the export's folder, or that of an ONNX Runtime engine of it.
+    """The differences between an engine and ONNX Runtime, on random tokens.
 
+    graph: the folder of the export that the engine was built from, or of an ONNX Runtime engine of it. tokens: the
+    number of tokens, cut to the most that the engine takes at once.
     Raises UserError for a graph of another model or form, MissingPackageError without polygraphy.
     """
     graph = Path(graph)
@@ -80,7 +84,7 @@ def compare(graph: str | Path, engine: TensorRTEngine, *, tokens: int = 32, seed
 
 
 def run_once(engine: TensorRTEngine, feed: Mapping[str, numpy.ndarray]) -> Feed:
-    """One run of an engine on all of its inputs. Returns all of its outputs."""
+    """All outputs of one run of an engine. feed: all of its inputs."""
     gpu, plan = engine.session.gpu, engine.session.plan
     (batch, tokens), total = feed[INPUT_IDS].shape, feed[ATTENTION_MASK].shape[1]
     bindings = {}
@@ -88,7 +92,7 @@ def run_once(engine: TensorRTEngine, feed: Mapping[str, numpy.ndarray]) -> Feed:
         for name, port in plan.ports.items():
             if port.is_input:
                 tensor = torch.from_numpy(numpy.ascontiguousarray(feed[name])).to(gpu.device)
-                buffer = tensor if tensor.numel() else tensor.new_empty(1)  # an address, even for nothing
+                buffer = tensor if tensor.numel() else tensor.new_empty(1)  # an empty input needs an address, too
                 bindings[name] = Binding(tuple(tensor.shape), buffer)
             else:
                 cache = (batch, port.shape[1], total, port.shape[-1])
@@ -102,14 +106,14 @@ def run_once(engine: TensorRTEngine, feed: Mapping[str, numpy.ndarray]) -> Feed:
 
 def _check_same(graph: Path, engine: TensorRTEngine) -> None:
     origin, wanted = load_manifest(graph).origin, engine.manifest.origin
-    found = origin.only(origin.scheme)  # the one in model.onnx
+    found = origin.only(origin.scheme)  # the form in model.onnx
     if found != wanted:
         named = (field.name for field in fields(wanted))
         different = sorted(name for name in named if getattr(found, name) != getattr(wanted, name))
         raise UserError(
-            f"{graph}: not what {engine.folder} was built from: it differs in {', '.join(different)}",
-            expected="its export, or an ONNX Runtime engine of it",
-            do="of an export that holds both forms: smoothquant build onnxruntime EXPORT --act FORM --out ENGINE",
+            f"{graph}: {engine.folder} was not built from it; they differ in {', '.join(different)}",
+            expected="the export of this engine, or an ONNX Runtime engine of it",
+            do="if the export holds both forms, run smoothquant build onnxruntime EXPORT --act FORM --out ENGINE",
         )
 
 
@@ -127,7 +131,7 @@ def _feeds(session: Any, ids: numpy.ndarray) -> Iterator[Feed]:
 
 
 def _comparison(polygraphy: Any) -> Any:
-    """A function of two results. Polygraphy renamed it in 0.53, and will drop the old name in 0.60."""
+    """Polygraphy's function that compares two results. Version 0.53 renamed it, and 0.60 will drop the old name."""
     simple = getattr(polygraphy, "SimpleCompareFunc", None) or polygraphy.CompareFunc.simple
     return simple(check_error_stat="max", fail_fast=False)
 

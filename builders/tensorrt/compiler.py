@@ -1,14 +1,14 @@
-"""TensorRT's side of a build: graph in, plan out. The same calls for TensorRT 10.1 to 11.
+"""Compile an ONNX graph into a plan, with the same calls for TensorRT 10.1 to 11.
 
-`builders.nvidia.driver` goes the way; options, timing cache and progress are added here. The build runs in a thread of
-its own, so that Ctrl-C reaches Python while it is under way: TensorRT is then told to stop at its next step.
+`builders.nvidia.driver` parses and builds; this module adds options, timing cache and progress. The build runs in a
+thread of its own, so that Ctrl-C reaches Python during it: TensorRT is then told to stop at its next step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -29,12 +29,12 @@ LEVELS = range(6)
 
 @dataclass(frozen=True)
 class Options:
-    """How TensorRT builds.
+    """The options of a build.
 
-    workspace: GiB of GPU memory that kernels may use as scratch, None for all there is. optimization_level: 0 to 5,
-    quick build to quick engine. hardware_compatible: for every GPU from Ampere on. version_compatible: for later
-    releases of this generation, too. weight_streaming: weights may stay in host memory. tf32: float32 products, of
-    which a float32 body and the output head consist, may round their operands to TF32.
+    workspace: the GiB of GPU memory that kernels may use as scratch; None for all. optimization_level: 0 (quick build)
+    to 5 (quick engine). hardware_compatible: the engine runs on every GPU from Ampere on. version_compatible: the
+    engine runs in later releases of this generation, too. weight_streaming: weights may stay in host memory. tf32:
+    float32 products (the output head, and a float32 body) may round their operands to TF32.
     """
 
     workspace: float | None = None
@@ -50,13 +50,14 @@ class Options:
         if self.workspace is not None and not 0 < self.workspace < 2**20:  # NaN fails too
             raise UserError(f"--workspace {self.workspace}", expected="GiB of GPU memory, more than 0")
 
-    def as_dict(self) -> dict:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Compiled:
-    """plan: a buffer. warnings: TensorRT's, each once. unsaved: why there is no timing cache, "" if there is."""
+    """The result of a build.
+
+    plan: a buffer. warnings: TensorRT's warnings, each once. unsaved: the reason why the timing cache was not written;
+    "" if it was.
+    """
 
     plan: Any
     warnings: tuple[str, ...]
@@ -72,11 +73,12 @@ def compile_graph(
     prepare: Callable[[], None] = lambda: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Compiled:
-    """Build a plan. prepare: run first in the thread that builds, to choose the GPU.
+    """The plan of a graph, with TensorRT's warnings.
 
-    timing_cache: a file with times of kernels, read if it is there and written with what was measured.
-    Raises UserError if TensorRT cannot parse the graph, takes no such profile, or builds no plan; KeyboardInterrupt,
-    when TensorRT has stopped.
+    timing_cache: a file with times of kernels; it is read if it exists, and written after the build. prepare: a
+    function that the building thread calls first, to choose the GPU. progress: called with (steps done, all steps).
+    Raises UserError if TensorRT cannot parse the graph, refuses a profile, or builds no plan; KeyboardInterrupt after
+    Ctrl-C, once TensorRT has stopped.
     """
     stop = Event()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tensorrt") as pool:
@@ -109,7 +111,7 @@ def _compile(
         _check_inputs(graph, build.dynamic_inputs)
         for profile in profiles:
             if not build.add_profile(profile):
-                raise UserError(f"{graph}: TensorRT takes no {profile.name} profile like {profile} ({messages.reason})")
+                raise UserError(f"{graph}: TensorRT refuses the {profile.name} profile {profile} ({messages.reason})")
         _configure(build.config, options)
         if timing_cache:
             timing.read(build.config, timing_cache)
@@ -144,7 +146,7 @@ def _check_inputs(graph: Path, inputs: Mapping[str, Shape]) -> None:
     for name, shape in inputs.items():
         if not is_decoder_input(name, len(shape)):
             raise UserError(
-                f"{graph}: input {name} of shape {shape}",
+                f"{graph}: input {name} has the shape {shape}",
                 expected="the inputs of a decoder with a KV cache",
                 do="make the export again with smoothquant export onnx",
             )
@@ -175,7 +177,7 @@ def _not_parsed(graph: Path, faults: Sequence[Fault], messages: Messages) -> Use
     if faults:
         first, others = replace(faults[0], text=in_a_line(faults[0].text)), len(faults) - 1
         where = " at" if first.node else ":"
-        reason = f"{first}, and {others} errors more" if others else str(first)
+        reason = f"{first} (and {others} more)" if others else str(first)
     return UserError(
         f"{graph}: TensorRT's parser refuses it{where} {reason}",
         do="make the export again; if it is refused again, report the graph and the TensorRT version",

@@ -1,4 +1,4 @@
-"""An engine folder, opened on the GPU that it was built for: logits of whole sequences, and generation."""
+"""Run an engine folder on the GPU that it was built for: logits of whole sequences, and generation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from builders.engine.generation import GeneratingEngine
 from builders.tensorrt import hardware
-from builders.tensorrt.limits import Limits
+from builders.tensorrt.record import TensorRTInputs
 from builders.tensorrt.runtime import LoadedPlan
 from builders.tensorrt.session import CachedDecoding, Session
 from smoothquant.errors import UserError
@@ -21,23 +21,23 @@ PLAN = "model.plan"
 
 
 class TensorRTEngine(GeneratingEngine):
-    """Runs a folder made by `build tensorrt`.
+    """An engine folder that `build tensorrt` made, loaded on the GPU.
 
-    Raises MissingPackageError without TensorRT or a GPU, UserError if the plan is of another GPU or version.
+    Raises MissingPackageError without TensorRT or a GPU, UserError if the plan is for another GPU or version.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.manifest = load_manifest(folder)
         version, gpu = hardware.require_tensorrt(), hardware.find_gpu()
-        hardware.check_plan_fits(self.folder, self.manifest, gpu, version)
-        options, name = self.manifest.inputs["options"], str(self.folder / PLAN)
-        self.limits = Limits(**self.manifest.inputs["limits"])
+        made = self.manifest.inputs_as(TensorRTInputs)
+        hardware.check_plan_fits(self.folder, made, gpu, version)
+        self.limits, options, name = made.limits, made.options, str(self.folder / PLAN)
         if not self.manifest.files[PLAN]:
             raise UserError(f"{name}: empty", expected="TensorRT's plan", do="copy it again, or build the engine again")
         with open(name, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             plan = LoadedPlan(
-                content, name, gpu, trusted=options["version_compatible"], streaming=options["weight_streaming"]
+                content, name, gpu, trusted=options.version_compatible, streaming=options.weight_streaming
             )
         self.session = Session(plan, self.limits)
 
@@ -46,10 +46,10 @@ class TensorRTEngine(GeneratingEngine):
         return self.limits.length
 
     def logits(self, ids: Tensor) -> Tensor:
-        """ids: (batch, tokens) int64, whole sequences without padding; returns float32 (batch, tokens, vocab)."""
+        """The logits of whole sequences without padding, float32 (batch, tokens, vocab). ids: int64 (batch, tokens)."""
         self.check_length(ids.shape[1])
         return torch.cat([self.session.logits(rows) for rows in ids.split(self.limits.batch)])
 
     def start(self, prompt: Sequence[int]) -> CachedDecoding:
-        """Run a prompt."""
+        """A sequence after its prompt. prompt: token ids."""
         return CachedDecoding(self.session, prompt)

@@ -1,7 +1,7 @@
-"""What TensorRT needs of a machine: its Python package, and a GPU that PyTorch sees. And what ties a plan to it.
+"""Find TensorRT's Python package and a GPU that PyTorch sees, and check that a plan fits them.
 
 A plan holds kernels of one compute capability, in the format of one TensorRT release. Two options loosen that: a
-version-compatible plan also runs in later releases of the same major version, a hardware-compatible one on every
+version-compatible plan also runs in later releases of the same major version, and a hardware-compatible plan on every
 GPU from Ampere (8.0) on.
 """
 
@@ -12,17 +12,17 @@ from pathlib import Path
 
 import torch
 
-from smoothquant.artifacts.manifest import Manifest
+from builders.tensorrt.record import TensorRTInputs
 from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.packages import require
 
-OLDEST, BEYOND = (10, 1), (12,)  # TensorRT versions with the API that is used; 10.0 lacks weight_streaming_budget_v2
+OLDEST, BEYOND = (10, 1), (12,)  # versions of TensorRT with our API; 10.0 lacks weight_streaming_budget_v2
 INSTALL = "pip install tensorrt, or use the image of docker/tensorrt"
 AMPERE = (8, 0)
 
 
 def require_tensorrt() -> str:
-    """The version of the tensorrt package. Raises MissingPackageError if it is not there, too old or too new."""
+    """The version of the package tensorrt. Raises MissingPackageError if it is absent, too old or too new."""
     try:
         found = str(require("tensorrt").__version__)
     except (MissingPackageError, OSError) as error:
@@ -31,14 +31,14 @@ def require_tensorrt() -> str:
         reason = "is not installed" if absent else f"cannot be loaded ({cause})"
         raise MissingPackageError(f"the package tensorrt {reason}", do=INSTALL) from error
     if not OLDEST <= _numbers(found) < BEYOND:
-        raise MissingPackageError(f"TensorRT {found}", expected="version 10.1 or later, or 11", do=INSTALL)
+        raise MissingPackageError(f"TensorRT {found} is installed", expected="version 10.1 or later, or 11", do=INSTALL)
     return found
 
 
 class Gpu:
-    """The GPU that this process uses, and a stream of work on it.
+    """The GPU that this process uses, and a CUDA stream on it.
 
-    name: as its driver says; capability: compute capability; device: PyTorch's.
+    name: the name that the driver gives. capability: the compute capability. device: PyTorch's device.
     """
 
     def __init__(self) -> None:
@@ -49,19 +49,19 @@ class Gpu:
 
     @property
     def stream(self) -> int:
-        """CUDA's handle of the stream."""
+        """The stream's CUDA handle."""
         return self._stream.cuda_stream
 
     def use(self) -> AbstractContextManager:
-        """PyTorch's work goes to the stream as well."""
+        """A context in which PyTorch's work goes to the stream, too."""
         return torch.cuda.stream(self._stream)
 
     def wait(self) -> None:
-        """Until all work on the stream is done."""
+        """Wait until all work on the stream is done."""
         self._stream.synchronize()
 
     def select(self) -> None:
-        """Make it the GPU of this thread."""
+        """Make this the GPU of the calling thread."""
         torch.cuda.set_device(self.device)
 
 
@@ -77,23 +77,23 @@ def find_gpu() -> Gpu:
     return Gpu()
 
 
-def check_plan_fits(folder: Path, manifest: Manifest, gpu: Gpu, version: str) -> None:
-    """Raise UserError if a plan was built for another GPU or TensorRT than these. manifest: the engine folder's."""
-    built, options = manifest.inputs["tensorrt"], manifest.inputs["options"]
-    there, here = tuple(built["capability"]), gpu.capability
-    portable = options["hardware_compatible"] and here >= AMPERE
+def check_plan_fits(folder: Path, made: TensorRTInputs, gpu: Gpu, version: str) -> None:
+    """Raise UserError if a plan was built for another GPU or TensorRT than these. made: of the engine's manifest."""
+    built, options = made.tensorrt, made.options
+    there, here = built.capability, gpu.capability
+    portable = options.hardware_compatible and here >= AMPERE
     if here != there and not portable:
         raise UserError(
-            f"{folder}: built for compute capability {_dotted(there)} ({built['gpu']}), this GPU has {_dotted(here)}",
-            expected=f"a GPU like the {built['gpu']}",
+            f"{folder}: built for compute capability {_dotted(there)} ({built.gpu}), this GPU has {_dotted(here)}",
+            expected=f"a GPU like the {built.gpu}",
             do="build it again on this GPU, or with --hardware-compatibility ampere+ for all from Ampere on",
         )
-    made, now = _numbers(built["version"]), _numbers(version)
-    portable = options["version_compatible"] and made[0] == now[0] and made <= now
-    if made != now and not portable:
+    then, now = _numbers(built.version), _numbers(version)
+    portable = options.version_compatible and then[0] == now[0] and then <= now
+    if then != now and not portable:
         raise UserError(
-            f"{folder}: built by TensorRT {built['version']}, this is {version}",
-            expected=f"TensorRT {built['version']}",
+            f"{folder}: built by TensorRT {built.version}, this is {version}",
+            expected=f"TensorRT {built.version}",
             do="build it again with this version, or with --version-compatible for later ones of the same generation",
         )
 

@@ -1,4 +1,4 @@
-"""Which matrix products became INT8 kernels, by what TensorRT's engine inspector says.
+"""Find the matrix products that became INT8 kernels, from the table of TensorRT's engine inspector.
 
 A product is INT8 if the matrix kernels that compute it read INT8, in every optimization profile.
 """
@@ -6,7 +6,7 @@ A product is INT8 if the matrix kernels that compute it read INT8, in every opti
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from builders.nvidia.layers import EngineLayer
 from builders.onnx_graph import module_of
@@ -14,19 +14,20 @@ from builders.onnx_graph import module_of
 
 @dataclass(frozen=True)
 class BuiltProduct:
-    """A quantized matrix product in an engine. module: its linear, or several in one; kernels: what computes it."""
+    """A quantized matrix product in an engine.
+
+    module: its linear, or several linears in one. int8: whether INT8 kernels compute it. kernels: the names of its
+    kernels. why: the reason if it is not INT8.
+    """
 
     module: str
     int8: bool
     kernels: tuple[str, ...]
     why: str = ""
 
-    def as_dict(self) -> dict:
-        return asdict(self)
-
 
 def built_products(layers: Sequence[EngineLayer], nodes: Iterable[str]) -> tuple[BuiltProduct, ...]:
-    """What became of the quantized products. nodes: their names in the ONNX graph."""
+    """The quantized products of an engine. nodes: the names of their nodes in the ONNX graph."""
     return tuple(_product(layers, node) for node in nodes)
 
 
@@ -43,7 +44,7 @@ def _product(layers: Sequence[EngineLayer], node: str) -> BuiltProduct:
         kernels |= dict.fromkeys(layer.tactic or layer.kind for layer in matrix or here)
         if matrix:
             float_ones += [layer for layer in matrix if not layer.is_int8]
-        elif not any(layer.is_int8 for layer in here):  # a small product may be one with its epilogue
+        elif not any(layer.is_int8 for layer in here):  # a small product may share a kernel with its epilogue
             float_ones += here
     if float_ones:
         layer = float_ones[0]

@@ -1,36 +1,38 @@
-"""What an engine must hold, and the two optimization profiles that follow from it.
+"""The sizes that an engine must take, and the two optimization profiles that follow from them.
 
            batch         sequence        past                             total
 prefill    1 .. batch    1 .. chunk      0 .. length - chunk + 1          past + sequence
 decode     1 .. batch    1               0 .. length - 1                  past + sequence
 
-sequence: tokens of a run; past: tokens in the cache before it; total: columns of the attention mask. A prompt runs in
-chunks, so that neither its activations nor its logits (chunk x vocabulary, float32) grow with it. The first chunk is
-the short one: what is in the cache before a full chunk is then at most length - chunk. (One more, for servers whose
-cache begins with a hidden position: `builders.serving.triton.config`.) Where every layer looks back a
-window at most, the cache holds twice that (`builders.engine.generation.tokens_to_keep`), and past is bounded by it.
+sequence: the tokens of a run. past: the tokens in the cache before it. total: the columns of the attention mask.
+
+A prompt runs in chunks, so that neither its activations nor its logits (chunk x vocabulary, float32) grow with its
+length. The first chunk is the short one, so the cache holds at most length - chunk tokens before a full chunk. (It
+holds one more for servers whose cache begins with a hidden position: `builders.serving.triton.config`.) Where every
+layer looks back a window at most, the cache holds twice the window (`builders.engine.generation.tokens_to_keep`), and
+past is bounded by that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from builders.nvidia.profiles import Profile
 from smoothquant.artifacts.manifest import ModelFacts
 from smoothquant.errors import UserError
 
-PREFILL, DECODE = 0, 1  # indices of the profiles
+PREFILL, DECODE = 0, 1  # the profiles' indices
 DEFAULT_LENGTH, DEFAULT_CHUNK = 2048, 512
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an engine must hold.
+    """The sizes that an engine must take.
 
-    batch: sequences at once; length: tokens of a sequence, prompt and continuation; chunk: tokens of a prompt run at
-    once; usual_prompt, usual_context: for which kernels are chosen (tokens of a prefill run; tokens in the cache when
-    one more is decoded); window: tokens that any layer looks back, None if that is all of them.
+    batch: the sequences of a run. length: the tokens of a sequence, prompt and continuation. chunk: the tokens of a
+    prompt in one run. usual_prompt, usual_context: the sizes that kernels are chosen for (tokens of a prefill run;
+    tokens in the cache of a decode run). window: the tokens that any layer looks back; None for all.
     """
 
     batch: int
@@ -42,7 +44,7 @@ class Limits:
 
     @property
     def cache(self) -> int:
-        """Tokens that the cache may hold before a run."""
+        """The most tokens that the cache may hold before a run."""
         return min(self.length - 1, 2 * self.window) if self.window else self.length - 1
 
     @property
@@ -54,15 +56,12 @@ class Limits:
         return prefill, decode
 
     def chunks(self, tokens: int) -> Iterator[int]:
-        """Sizes of the runs that a prompt is cut into: the short one first."""
+        """Yield the sizes of the runs that a prompt is cut into, the short one first."""
         first = tokens % self.chunk
         if first:
             yield first
         for _ in range(tokens // self.chunk):
             yield self.chunk
-
-    def as_dict(self) -> dict:
-        return asdict(self)
 
 
 def limits_for(
@@ -74,9 +73,9 @@ def limits_for(
     usual_prompt: int | None = None,
     usual_context: int | None = None,
 ) -> Limits:
-    """Limits for a model, defaults filled in. geometry: of the export's manifest.
+    """The limits of an engine, with defaults for absent ones. geometry: the model's sizes, from the export's manifest.
 
-    Raises UserError where they contradict the model's, or one another.
+    Raises UserError if limits contradict the model's or one another.
     """
     longest, window = geometry.max_positions, geometry.cache_window
     batch = 1 if batch is None else batch
@@ -94,5 +93,5 @@ def limits_for(
     cache = Limits(batch, length, chunk, usual_prompt, 1, window).cache
     usual_context = max(1, cache // 2) if usual_context is None else usual_context
     if not 1 <= usual_context <= cache:
-        raise UserError(f"--usual-context {usual_context}", expected=f"1 to {cache}, what the cache may hold")
+        raise UserError(f"--usual-context {usual_context}", expected=f"1 to {cache}, the tokens of the cache")
     return Limits(batch, length, chunk, usual_prompt, usual_context, window)

@@ -1,6 +1,6 @@
-"""How far a build is, from the phases that TensorRT reports: they nest, and each has a number of steps.
+"""The progress of a build, from the phases that TensorRT reports. Phases nest, and each has a number of steps.
 
-share of a phase = (steps done + shares of the phases under way within it, one step at most) / its steps
+share of a phase = (its steps done + shares of the open phases within it, at most one step) / its steps
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class _Phase:
 
 
 class Phases:
-    """Turns phases into `progress(done, WHOLE)`, which only grows. TensorRT may report from several threads."""
+    """Turn phases into calls of `progress(done, WHOLE)` whose `done` only grows. Several threads may report phases."""
 
     def __init__(self, progress: Callable[[int, int], None]) -> None:
         self._progress, self._lock = progress, Lock()
@@ -32,7 +32,7 @@ class Phases:
             self._open[name] = _Phase(parent, max(steps, 1))
 
     def step(self, name: str, index: int) -> None:
-        """A step of a phase is done; index: its number, from 0."""
+        """Note that a step of a phase is done. index: the step's number, from 0."""
         with self._lock:
             if name in self._open:
                 self._open[name].done = index + 1

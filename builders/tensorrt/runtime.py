@@ -1,7 +1,7 @@
-"""TensorRT's side of a run: a plan on the GPU, its context, and the addresses of what it reads and writes.
+"""Run a plan on the GPU: load it, and bind the addresses of its inputs and outputs.
 
-One context serves both profiles and switches between them: two contexts would hold two sets of activations. All work
-goes to the GPU's stream; nothing here waits for it.
+One context serves both profiles and switches between them, since two contexts would hold two sets of activations. All
+work goes to the GPU's stream; nothing here waits for it.
 """
 
 from __future__ import annotations
@@ -25,23 +25,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of an engine. shape: -1 where it varies."""
+    """An input or output of an engine. shape: its dimensions, with -1 for each that varies."""
 
     name: str
     dtype: torch.dtype
     shape: Shape
     is_input: bool
 
-    def as_dict(self) -> dict:
-        """JSON values."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        return {"name": self.name, "dtype": dtype, "shape": list(self.shape), "input": self.is_input}
-
 
 class Binding(NamedTuple):
-    """What an input or output is bound to: the first elements of a buffer, in this shape.
+    """The tensor that an input or output is bound to: the first elements of a buffer, in this shape.
 
-    buffer: has an address, even where the shape holds nothing.
+    buffer: it has an address even if the shape has no elements.
     """
 
     shape: Shape
@@ -52,13 +47,13 @@ class LoadedPlan:
     """A plan, ready to run.
 
     Args:
-        plan: a buffer.
-        name: what errors call it.
-        gpu: where it runs.
-        trusted: it is version-compatible, and brings host code that may be run.
-        streaming: weights stay in host memory as far as the GPU's is short.
+        plan: the plan, a buffer.
+        name: the name of the plan in errors.
+        gpu: the GPU that runs it.
+        trusted: whether TensorRT may run the host code that a version-compatible plan brings.
+        streaming: whether weights stay in host memory when the GPU's memory is short.
 
-    Raises UserError if TensorRT refuses it.
+    Raises UserError if TensorRT refuses the plan.
     """
 
     def __init__(self, plan: Any, name: str, gpu: Gpu, *, trusted: bool = False, streaming: bool = False) -> None:
@@ -83,19 +78,19 @@ class LoadedPlan:
         self._context: trt.IExecutionContext | None = None
 
     def layers(self) -> str:
-        """What the engine inspector says of all layers, as JSON."""
+        """The engine inspector's table of all layers, as JSON."""
         import tensorrt as trt
 
         inspector = self.engine.create_engine_inspector()
         return inspector.get_engine_information(trt.LayerInformationFormat.JSON)
 
     def run(self, profile: int, bindings: Mapping[str, Binding]) -> None:
-        """Put a run on the stream. bindings: of every input and output."""
+        """Put a run on the stream. profile: its index. bindings: one for every input and output."""
         context = self._select(profile)
         for name, port in self.ports.items():
             shape, buffer = bindings[name]
             if buffer.dtype != port.dtype:
-                raise ValueError(f"{name}: {buffer.dtype}, the engine has {port.dtype}")
+                raise ValueError(f"{name} is {buffer.dtype}, but the engine has {port.dtype}")
             if port.is_input and not context.set_input_shape(name, shape):
                 raise self._failed(f"takes no {name} of shape {shape} in profile {profile}")
             context.set_tensor_address(name, buffer.data_ptr())

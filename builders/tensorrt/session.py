@@ -1,4 +1,4 @@
-"""Runs of a plan, one behind the other, with the cache between them.
+"""Run a plan on sequences: one run after the other, with the cache between them.
 
 A sequence runs through the prefill profile in chunks, then through the decode profile a token at a time.
 """
@@ -25,12 +25,13 @@ class Session:
         self.past = [port for port in plan.ports.values() if port.name.startswith(PAST)]
 
     def logits(self, ids: Tensor) -> Tensor:
-        """ids: (batch, tokens) int64, within the limits; returns float32 (batch, tokens, vocab), on the CPU."""
+        """The logits of all tokens, float32 (batch, tokens, vocab) on the CPU. ids: int64 (batch, tokens), within the
+        limits."""
         return torch.cat([logits.float().cpu() for logits in Runs(self, len(ids)).prefill(ids)], dim=1)
 
 
 class Runs:
-    """Runs of one batch of sequences. tokens: of each, so far."""
+    """The runs of one batch of sequences. The attribute `tokens` counts the tokens of each sequence so far."""
 
     def __init__(self, session: Session, batch: int) -> None:
         self.session, self.batch, self.tokens = session, batch, 0
@@ -39,14 +40,14 @@ class Runs:
             self.cache = Cache(session.past, batch, limits.cache + limits.chunk, limits.window, self.device)
 
     def prefill(self, ids: Tensor) -> Iterator[Tensor]:
-        """ids: (batch, tokens). Yields the logits of every chunk, (batch, tokens of the chunk, vocab)."""
+        """Yield the logits of every chunk, (batch, tokens of the chunk, vocab). ids: (batch, tokens)."""
         first = 0
         for size in self.session.limits.chunks(ids.shape[1]):
             yield self.run(PREFILL, ids[:, first : first + size])
             first += size
 
     def run(self, profile: int, ids: Tensor) -> Tensor:
-        """ids: (batch, tokens). Returns their logits, (batch, tokens, vocab), when they are there."""
+        """The logits of one run, (batch, tokens, vocab), after waiting for them. ids: (batch, tokens)."""
         gpu, plan, tokens = self.session.gpu, self.session.plan, ids.shape[1]
         with gpu.use():
             places = torch.arange(self.tokens, self.tokens + tokens, device=self.device)
@@ -68,7 +69,7 @@ class Runs:
 
 
 class CachedDecoding(Decoding):
-    """One sequence under way. logits: (vocab,) float32, on the CPU, of the last token."""
+    """One sequence under way. logits: the logits of its last token, float32 (vocab,) on the CPU."""
 
     def __init__(self, session: Session, prompt: Sequence[int]) -> None:
         self._runs = Runs(session, 1)
@@ -76,5 +77,5 @@ class CachedDecoding(Decoding):
             self.logits = logits[0, -1].float().cpu()
 
     def step(self, token: int) -> None:
-        """Append a token."""
+        """Append a token to the sequence and compute its logits."""
         self.logits = self._runs.run(DECODE, torch.tensor([[token]]))[0, -1].float().cpu()

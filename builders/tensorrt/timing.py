@@ -1,7 +1,7 @@
-"""TensorRT's timing cache: times of kernels, in a file that outlives a build.
+"""TensorRT's timing cache: a file with the times of kernels, which makes the next build quicker.
 
-It makes the next build quicker, and is worth no plan: a place that cannot be written is refused before the build, and
-what goes wrong after it is only said.
+A cache must not cost a finished plan: a path that cannot be written is refused before the build, and a fault after the
+build is only a warning.
 """
 
 from __future__ import annotations
@@ -18,21 +18,24 @@ if TYPE_CHECKING:
 
 
 def check(path: Path) -> None:
-    """Raise OutputError unless the file can be read, if it is there, and written beside itself."""
+    """Raise OutputError unless an existing file can be read and a new file can be written beside it."""
     try:
         if path.exists():
             path.open("rb").close()
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise OutputError(
-            f"--timing-cache {path}: cannot be read or written there ({error.strerror})",
-            expected="a file in a folder that is there and writable",
-            do="make the folder, choose another file, or build without",
+            f"--timing-cache {path}: the file cannot be read or written there ({error.strerror})",
+            expected="a file in an existing, writable folder",
+            do="make the folder, choose another file, or build without a timing cache",
         ) from error
 
 
 def read(config: trt.IBuilderConfig, path: Path) -> None:
-    """A cache of another GPU or TensorRT, or none at all, is an empty one: every kernel is timed."""
+    """Give the configuration the timing cache of a file.
+
+    The cache stays empty, and every kernel is timed, if the file is absent or of another GPU or TensorRT.
+    """
     content = path.read_bytes() if path.exists() else b""
     cache = config.create_timing_cache(content) if content else None
     if cache is None or not config.set_timing_cache(cache, False):
@@ -40,7 +43,7 @@ def read(config: trt.IBuilderConfig, path: Path) -> None:
 
 
 def write(config: trt.IBuilderConfig, path: Path) -> str:
-    """Replace the file by what was measured. Returns what went wrong, "" for nothing."""
+    """Write the measured times to the file. Returns a warning if that fails, or else ""."""
     cache = config.get_timing_cache()
     if cache is None:
         return ""
@@ -50,5 +53,5 @@ def write(config: trt.IBuilderConfig, path: Path) -> str:
         os.replace(new, path)
     except OSError as error:
         new.unlink(missing_ok=True)
-        return f"--timing-cache {path}: not written ({error.strerror}); the engine is whole"
+        return f"--timing-cache {path}: the file was not written ({error.strerror}); the engine is whole"
     return ""

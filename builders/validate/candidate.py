@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from builders.engine.protocol import FOREIGN, SHAPE, Engine
+from builders.engine.protocol import FOREIGN, Engine, ForeignInputs
 from builders.validate.metrics import Comparison, check_logits
 from builders.validate.ranges import activation_ranges
 from builders.validate.reference import Reference
@@ -123,12 +123,16 @@ def check_model(manifest: Manifest, model: Model, name: str) -> None:
     shape. name: what errors call it."""
     geometry = model.geometry
     if manifest.step == FOREIGN:
-        expected = (geometry.vocab_size, geometry.hidden_size, geometry.layers)
-        for key, number in zip(SHAPE, expected, strict=True):
-            if manifest.inputs[key] != number:
+        found = manifest.inputs_as(ForeignInputs)
+        for what, number, wanted in (
+            ("vocab_size", found.vocab_size, geometry.vocab_size),
+            ("hidden_size", found.hidden_size, geometry.hidden_size),
+            ("num_hidden_layers", found.num_hidden_layers, geometry.layers),
+        ):
+            if number != wanted:
                 raise UserError(
-                    f"{name}: this checkpoint has {key} {manifest.inputs[key]}",
-                    expected=f"{number}, the reference's",
+                    f"{name}: this checkpoint has {what} {number}",
+                    expected=f"{wanted}, the reference's",
                     do="give the model that it was converted from",
                 )
     elif manifest.origin.model != model.checkpoint.fingerprint:

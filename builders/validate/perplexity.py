@@ -74,7 +74,8 @@ def perplexities(
 
 
 class Quantized(Listener):
-    """Smooths and quantizes every layer by settings, and has it run beside the checkpoint's own."""
+    """Smooths and quantizes every layer by settings, without any step between, and has it run beside the checkpoint's
+    own."""
 
     forms = MappingProxyType({W8A8: torch.float32})
 
@@ -84,7 +85,7 @@ class Quantized(Listener):
         self.model, self.input_absmax, self.settings, self.device = model, input_absmax, settings, device
 
     def enter(self, source: FloatLayer) -> dict[str, Layer]:
-        layer = smooth_layer(self.model, source.index, self.input_absmax, self.settings, source=source)
+        layer = smooth_layer(self.model, source.index, self.input_absmax, self.settings, steps=(), source=source)
         return {W8A8: quantize_layer(layer).runnable("per-token").to(self.device)}
 
 

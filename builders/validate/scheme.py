@@ -27,7 +27,7 @@ from smoothquant.layers import FloatLayer
 from smoothquant.model import Model
 from smoothquant.scheme import FLOAT, Scheme
 from smoothquant.settings import SmoothingSettings
-from smoothquant.steps import DEFAULT, Step, as_records, from_records, replay
+from smoothquant.steps import Step, as_records, from_records, replay
 from smoothquant.workspace import load_manifest
 
 
@@ -45,7 +45,7 @@ class EngineScheme:
     smoothing: SmoothingFile = field(default_factory=SmoothingFile)
     settings: SmoothingSettings = field(default_factory=SmoothingSettings)
     ranks: int = 1
-    steps: tuple[Step, ...] = DEFAULT
+    steps: tuple[Step, ...] = ()
 
     @property
     def activations(self) -> str:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from exporters.onnx.external_data import Content
 from smoothquant.artifacts.ports import CACHED
-from smoothquant.family import ROUTER
 from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.quantization import quantize_weight
+from smoothquant.roles import ROUTER
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 
 Contents = Mapping[str, Content]  # kind of tensor, the end of its name -> content

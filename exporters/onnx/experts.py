@@ -16,8 +16,8 @@ import torch
 from exporters.onnx.contents import of_router
 from exporters.onnx.graph import Graph
 from exporters.onnx.mlp import Mlp
-from smoothquant.family import ROUTER
 from smoothquant.model import Model
+from smoothquant.roles import ROUTER
 
 
 class Experts:

@@ -7,9 +7,8 @@ from collections.abc import Collection
 from exporters.onnx.contents import of_linears
 from exporters.onnx.graph import Graph
 from exporters.onnx.linears import Input, Linears, Stored
-from smoothquant.family import ROUTER
 from smoothquant.model import Model
-from smoothquant.roles import parsed
+from smoothquant.roles import ROUTER, parsed
 
 QKV = ("q", "k", "v")
 MERGED = {  # the names that serving engines use, and theirs put together

@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from exporters.export import Source, check_folded, check_outputs, check_static
+from exporters.export import Source, check_outputs, check_static
 from exporters.onnx.decoder import DecoderGraph
 from exporters.onnx.external_data import FILE, ExternalData
 from exporters.onnx.form import Form
 from exporters.onnx.graph import OPSET
 from exporters.sidecars import copy_tokenizer
 from smoothquant.artifacts.manifest import OnnxOptions
+from smoothquant.capacity import FOLDED
 from smoothquant.errors import ContractError, UserError
 from smoothquant.model import Model
 from smoothquant.packages import require
@@ -47,6 +48,7 @@ class OnnxWriter:
     """
 
     step = "export onnx"
+    smoothing = FOLDED
 
     def __init__(
         self,
@@ -72,7 +74,6 @@ class OnnxWriter:
         self.options = {"onnx": OnnxOptions(body, opset)}
 
     def check(self, source: Source) -> None:
-        check_folded(source, self.out)
         if "per-tensor" in GRAPHS[self.activations].values():
             check_static(source, self.out)
         if self.int8_cache:

@@ -7,6 +7,6 @@ Read in this order: `modes` (quant_algo), `decoders` (families and config.json),
 from exporters.trtllm.modes import MODES, Mode, choose
 from exporters.trtllm.sharding import Ranks
 from exporters.trtllm.suitable import check_model
-from exporters.trtllm.writer import TrtllmWriter, dtype_of
+from exporters.trtllm.writer import TrtllmWriter, capacity, dtype_of
 
-__all__ = ["MODES", "Mode", "Ranks", "TrtllmWriter", "check_model", "choose", "dtype_of"]
+__all__ = ["MODES", "Mode", "Ranks", "TrtllmWriter", "capacity", "check_model", "choose", "dtype_of"]

@@ -1,7 +1,7 @@
 """A TensorRT-LLM checkpoint, from which `trtllm-build` makes engines: all ranks in one pass over the layers.
 
     config.json                the decoder, its numbers, mapping and quantization        (`decoders`)
-    rank0.safetensors, ...     the tensors of each rank                                  (`tensors`, `outer`)
+    rank0.safetensors, ...     the tensors of each rank                                  (`tensors`, `sharding`)
     tokenizer files; smoothquant/smoothing.safetensors, smoothquant/manifest.json
 
 Every tensor lands at its place in its rank's file as soon as its layer is quantized: memory is a layer, not a model,
@@ -19,17 +19,17 @@ from exporters.export import Source, check_outputs, check_static
 from exporters.sidecars import copy_tokenizer
 from exporters.trtllm.decoders import config
 from exporters.trtllm.modes import MODES, Mode
-from exporters.trtllm.outer import outer_tensors
-from exporters.trtllm.sharding import Ranks
+from exporters.trtllm.sharding import Ranks, outer_tensors
 from exporters.trtllm.suitable import check_model, decoder_of
 from exporters.trtllm.tensors import LayerContent, LayerTensor, LayerTensors
 from exporters.trtllm.versions import STABLE, check_version
 from smoothquant.artifacts.manifest import TrtllmOptions
 from smoothquant.artifacts.safetensors_files import Planned, SafetensorsFile
+from smoothquant.capacity import Capacity
 from smoothquant.errors import ContractError, UserError
 from smoothquant.model import Model
 from smoothquant.scheme import scheme_of
-from smoothquant.settings import KV_CACHES, SmoothingSettings
+from smoothquant.settings import GROUPS, KV_CACHES
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace, write_json
 
@@ -39,6 +39,12 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 def dtype_of(model: Model) -> str:
     """The dtype that an engine of this model has unless it is told: the model's, float16 for float32."""
     return "bfloat16" if model.checkpoint.dtype == torch.bfloat16 else "float16"
+
+
+def capacity(mode: Mode, dtype: str, kv: str = "float") -> Capacity:
+    """What the checkpoint of a mode holds of smoothing. dtype: of its engines; kv: "float" or "int8"."""
+    groups = (*GROUPS, "run-time") if mode.plugin else ("unfolded", "none")
+    return Capacity(f"{mode.algo}, {kv} KV cache", groups, dtype, kv == "int8")
 
 
 class TrtllmWriter:
@@ -67,6 +73,7 @@ class TrtllmWriter:
         self.out, self.mode, self.ranks, self.kv, self.version = Path(out), mode, ranks, kv, version
         self.dtype = dtype
         self.weights: str | None = mode.weights
+        self.smoothing = capacity(mode, dtype, kv)
         cache = "int8-shared" if kv == "int8" else kv
         self.schemes = (scheme_of(mode.activations, mode.weights, cache),)
         self.options = {"trtllm": TrtllmOptions(mode.algo, dtype, ranks.tp, ranks.pp, version)}
@@ -74,7 +81,6 @@ class TrtllmWriter:
     def check(self, source: Source) -> None:
         self.alpha = source.settings.alpha
         check_model(source.model, self.mode, self.ranks)
-        self._check_smoothing(source.settings)
         if self.mode.static:
             check_static(source, self.out)
         static = self.mode.static and self.mode.plugin
@@ -113,21 +119,6 @@ class TrtllmWriter:
         content = config(self.model, decoder, self.mode, self.ranks, self.dtype, self.kv, self.alpha)
         write_json(self.work.path("config.json"), content)
         copy_tokenizer(self.model, self.work.folder)
-
-    def _check_smoothing(self, settings: SmoothingSettings) -> None:
-        """Raise UserError for run-time scales or cache scales that this form has no place for."""
-        possible = ("unfolded", "none") if not self.mode.plugin else ("default", "paper", "none", "run-time")
-        if settings.groups not in possible:
-            raise UserError(
-                f"{self.mode.algo} with smoothing groups {settings.groups!r}", expected=f"one of {', '.join(possible)}"
-            )
-        if settings.at_run_time and settings.smoother_dtype != self.dtype:
-            raise UserError(f"run-time scales in {settings.smoother_dtype}", expected=f"the engine's {self.dtype}")
-        if settings.shared_cache_scale != (self.kv == "int8"):
-            raise UserError(
-                f"smoothing with shared_cache_scale={settings.shared_cache_scale} for a KV cache in {self.kv}",
-                expected="True for int8, False for float",
-            )
 
     def _files(self, stage: int) -> list[SafetensorsFile]:
         return [self.files[rank] for rank in self.ranks.ranks(stage)]

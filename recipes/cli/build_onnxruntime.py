@@ -33,6 +33,7 @@ def add(targets: argparse._SubParsersAction, common: argparse.ArgumentParser) ->
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from builders import onnxruntime
     from builders.onnxruntime.providers import find_provider
+    from builders.onnxruntime.record import OnnxRuntimeResults
 
     provider = find_provider(arguments.provider)
     options.check_triton(arguments)
@@ -52,11 +53,9 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         progress(1, 1)
     triton = options.write_triton(arguments)
     ui.result({"out": arguments.out, "manifest": manifest.as_dict(), **triton})
-    kernels = manifest.results["kernels"]
+    kernels = manifest.results_as(OnnxRuntimeResults).kernels
     if provider.name == "cpu":
-        ui.say(
-            f"{arguments.out}: {kernels['integer']} of {kernels['quantized']} quantized products are integer kernels"
-        )
+        ui.say(f"{arguments.out}: {kernels.integer} of {kernels.quantized} quantized products are integer kernels")
     else:
-        ui.say(f"{arguments.out}: {kernels['quantized']} quantized products; on {provider.name}, {provider.effect}")
+        ui.say(f"{arguments.out}: {kernels.quantized} quantized products; on {provider.name}, {provider.effect}")
     options.say_next(ui, arguments, triton)

@@ -9,6 +9,7 @@ from recipes.cli import options
 from recipes.cli.ui import Ui
 
 if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
+    from builders.tensorrt.kernels import BuiltProduct
     from smoothquant.artifacts.manifest import Manifest
 
 NAME = "tensorrt"
@@ -111,32 +112,35 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
 
 def show(ui: Ui, manifest: Manifest) -> None:
     """A line per kind of linear."""
-    kernels, built = manifest.results["kernels"], manifest.inputs["tensorrt"]
-    kinds: dict[str, list[dict]] = {}
-    for product in kernels["products"]:
-        kinds.setdefault(product["module"].rpartition(".")[2], []).append(product)
+    from builders.tensorrt.record import TensorRTInputs, TensorRTResults
+
+    kernels, built = manifest.results_as(TensorRTResults).kernels, manifest.inputs_as(TensorRTInputs).tensorrt
+    kinds: dict[str, list[BuiltProduct]] = {}
+    for product in kernels.products:
+        kinds.setdefault(product.module.rpartition(".")[2], []).append(product)
     rows = [
         (
             kind,
-            f"{sum(product['int8'] for product in found)} of {len(found)}",
-            ", ".join(dict.fromkeys(name for product in found for name in product["kernels"])),
+            f"{sum(product.int8 for product in found)} of {len(found)}",
+            ", ".join(dict.fromkeys(name for product in found for name in product.kernels)),
         )
         for kind, found in kinds.items()
     ]
-    title = f"TensorRT {built['version']} on {built['gpu']}"
+    title = f"TensorRT {built.version} on {built.gpu}"
     if not rows:
         ui.say(f"{title}: a float engine, of a float export: no product is quantized")
         return
     ui.table(title, ("quantized product", "INT8", "kernels"), rows)
-    ui.say(f"{kernels['int8']} of {kernels['quantized']} quantized products are INT8 kernels")
+    ui.say(f"{kernels.int8} of {kernels.quantized} quantized products are INT8 kernels")
 
 
 def warn_of_floats(ui: Ui, manifest: Manifest, out: str) -> None:
     """A line for each product that is no INT8 kernel. It is no error: TensorRT's timing may prefer a float one."""
+    from builders.tensorrt.record import TensorRTResults
     from smoothquant.workspace import MANIFEST
 
-    floats = [product for product in manifest.results["kernels"]["products"] if not product["int8"]]
+    floats = manifest.results_as(TensorRTResults).kernels.lost
     for product in floats[:SHOWN]:
-        ui.warn(f"not INT8: {product['module']}: {product['why']}")
+        ui.warn(f"not INT8: {product.module}: {product.why}")
     if len(floats) > SHOWN:
         ui.warn(f"not INT8: {len(floats) - SHOWN} more, in {out}/{MANIFEST}")

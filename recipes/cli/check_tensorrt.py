@@ -15,6 +15,8 @@ def check_tensorrt(arguments: argparse.Namespace, ui: Ui) -> None:
     """Raises CheckError if a quantized product is no INT8 kernel. Only `--against` needs TensorRT and a GPU."""
     from builders.nvidia.layers import read_layers
     from builders.tensorrt.build import LAYERS
+    from builders.tensorrt.record import TensorRTResults
+    from smoothquant.artifacts.record import as_json
     from smoothquant.workspace import load_manifest
 
     path = Path(arguments.path)
@@ -24,11 +26,12 @@ def check_tensorrt(arguments: argparse.Namespace, ui: Ui) -> None:
         for layer in read_layers((path / LAYERS).read_text(encoding="utf-8")):
             ui.say(f"{layer.kind:<14} {', '.join(layer.inputs)}  {layer.name}")
     compared = _compare(path, Path(arguments.against), ui) if arguments.against else []
-    lost = [product for product in manifest.results["kernels"]["products"] if not product["int8"]]
-    ui.result({"passed": not lost, "path": str(path), "kernels": manifest.results["kernels"], "outputs": compared})
+    kernels = manifest.results_as(TensorRTResults).kernels
+    lost = kernels.lost
+    ui.result({"passed": not lost, "path": str(path), "kernels": as_json(kernels), "outputs": compared})
     if lost:
         more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
-        raise CheckError(f"{path}: {lost[0]['module']} is not INT8: {lost[0]['why']}{more}")
+        raise CheckError(f"{path}: {lost[0].module} is not INT8: {lost[0].why}{more}")
 
 
 def _compare(engine: Path, graph: Path, ui: Ui) -> list[dict]:

@@ -118,14 +118,13 @@ def say_next(ui: Ui, arguments: argparse.Namespace, triton: Mapping[str, str]) -
         ui.say(f"{triton['triton']}: try  tritonserver --model-repository {arguments.triton}")
 
 
-def add_smoothing(command: argparse.ArgumentParser, *, alpha_default: float | None) -> None:
-    shown = "the recipe's" if alpha_default is None else str(alpha_default)
+def add_smoothing(command: argparse.ArgumentParser, usual: str) -> None:
+    """Add --alpha and --groups, which `Capacity.settings` reads. usual: the alpha where none is given, in words."""
     command.add_argument(
         "--alpha",
         type=float,
-        default=alpha_default,
         help="migration strength in [0, 1]: how much of the activations' range moves into the weights "
-        f"(default {shown}; published: Llama-2 0.85, its 70B 0.9, OPT and BLOOM 0.5)",
+        f"(default {usual}; published: Llama-2 0.85, its 70B 0.9, OPT and BLOOM 0.5)",
     )
     command.add_argument(
         "--groups",

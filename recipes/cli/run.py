@@ -39,7 +39,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "checkpoint, which transformers validates with the whole model in memory",
     )
     command.add_argument("--out", required=True, metavar="DIR", help="folder for everything that is made")
-    options.add_smoothing(command, alpha_default=None)
+    options.add_smoothing(command, "the recipe's")
     command.add_argument(
         "--act", choices=("per-token", "per-tensor"), default="per-token", help="activation scales (default per-token)"
     )
@@ -63,8 +63,9 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
 
     model = options.open_model(arguments, arguments.model, ui)
     recipe = options.find_recipe(arguments.recipe, model, ui)
-    recipe = replace(recipe, samples=arguments.samples or recipe.samples, length=arguments.length or recipe.length)
-    settings = recipe.settings(arguments.alpha, arguments.groups)
+    given = {"samples": arguments.samples, "length": arguments.length}
+    recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    settings = recipe.settings(model, arguments.alpha, arguments.groups)
     field, wanted = arguments.text_field, recipe.samples + (0 if arguments.heldout else HELDOUT)
     text = options.load_text(ui, arguments.text, model, wanted, recipe.length, field)
     if arguments.heldout:
@@ -73,7 +74,12 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         text, heldout = pipeline.split_text(text, HELDOUT)
     outputs = tuple(
         pipeline.Output(
-            name, TARGETS[name], settings, arguments.act, thresholds=recipe.thresholds if validated else None
+            name,
+            TARGETS[name],
+            settings,
+            arguments.act,
+            steps=recipe.steps,
+            thresholds=recipe.thresholds if validated else None,
         )
         for name, validated in _wanted(arguments.target, recipe.targets).items()
     )

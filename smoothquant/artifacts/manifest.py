@@ -2,22 +2,26 @@
 
 {"format", "step", "inputs", "files", "versions", "contract", "geometry", "results"}
 
-inputs    of an export: an `Origin`. Of a build: "export", the origin of what it was built from, and its own
+inputs    of an export: an `Origin`. Of a build: a record of its own, with the origin of what it was built from as
+          "export"
 contract  how far smoothing changed the logits of this model; of exports and engines
 geometry  numbers of the model that those who run it must know; of exports and engines
-results   what else the step found: its own
+results   what else the step found: a record of its own
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass, replace
+from typing import Any, TypeVar
 
 from smoothquant.artifacts.record import as_json, read
 from smoothquant.errors import UserError
 from smoothquant.scheme import Scheme
 from smoothquant.settings import SmoothingSettings
+
+T = TypeVar("T")
+FIRST = ("model", "act_scales", "family", "max_positions")  # what reports say of an export before anything else
 
 
 @dataclass(frozen=True)
@@ -96,17 +100,30 @@ class Origin:
 
     def words(self) -> dict[str, Any]:
         """The same for a reader of reports: what is as usual is left out."""
-        told: dict[str, Any] = {"model": self.model, "act_scales": self.act_scales, "family": self.family}
-        told |= {"max_positions": self.max_positions}
-        told |= {"smoothing": {"alpha": self.smoothing.alpha, "groups": self.smoothing.groups}} | self.scheme.words()
-        told |= {"steps": [step["name"] for step in self.steps] or None}
-        for options in (self.onnx, self.trtllm, self.hf):
-            told |= as_json(options) if options else {}
+        told: dict[str, Any] = dict.fromkeys(FIRST)
+        for name, value in vars(self).items():
+            told |= self._words(name, value)
         return {key: value for key, value in told.items() if value is not None}
+
+    def _words(self, name: str, value: Any) -> dict[str, Any]:
+        """Of one field."""
+        if name == "schemes":
+            return self.scheme.words()
+        if name == "smoothing":
+            return {name: value.words()}
+        if name == "steps":
+            return {name: [" ".join(_step_words(step)) for step in value] or None}
+        return as_json(value) if is_dataclass(value) else {name: value}
 
     def only(self, scheme: Scheme) -> Origin:
         """The origin of one graph of it."""
         return replace(self, schemes=(scheme,))
+
+
+def _step_words(step: Mapping[str, Any]) -> Iterator[str]:
+    """The name of a step, and its numbers with theirs."""
+    yield step["name"]
+    yield from (f"{key} {value}" for key, value in step.items() if key != "name")
 
 
 @dataclass(frozen=True)
@@ -135,6 +152,14 @@ class Manifest:
     def origin(self) -> Origin:
         """What the export was made from, or the export behind an engine. Raises UserError where there is none."""
         return read(Origin, self.inputs.get("export", self.inputs), f"manifest of {self.step!r}: inputs")
+
+    def inputs_as(self, record: type[T]) -> T:
+        """The inputs, as the record that the step writes. Raises UserError for those of another step."""
+        return read(record, self.inputs, f"manifest of {self.step!r}: inputs")
+
+    def results_as(self, record: type[T]) -> T:
+        """The results, as the record that the step writes. Raises UserError for those of another step."""
+        return read(record, self.results, f"manifest of {self.step!r}: results")
 
     @property
     def facts(self) -> ModelFacts:

@@ -103,7 +103,7 @@ def validated(out: Path, folder: Path, groups: str, forms: Mapping[str, dict]) -
     heldout = load_text(tiny_llama.EVALUATION_TEXT, folder, HELDOUT, RECIPE.length)
     out.mkdir()
     collect(model, text, out / "act_scales.safetensors")
-    source = pipeline.source_of(model, out / "act_scales.safetensors", SmoothingSettings(RECIPE.alpha, groups))
+    source = pipeline.source_of(model, out / "act_scales.safetensors", RECIPE.settings(model, groups=groups))
     folders = {label: out / str(number) for number, label in enumerate(forms)}
     export(source, list(writers(source, folders, forms)))
     return validate_engines(folders, model, heldout)

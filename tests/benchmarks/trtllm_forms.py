@@ -17,7 +17,6 @@ from recipes import pipeline, tiny_llama
 from recipes.families import open_model
 from recipes.models import RECIPES
 from recipes.recipe import find
-from smoothquant.settings import SmoothingSettings
 from tests.benchmarks.onnx_forms import COLUMNS, HELDOUT, cells, facts
 from tests.benchmarks.results import Row, publish
 
@@ -43,13 +42,13 @@ def main() -> None:
         root = Path(scratch)
         collect(model, text, root / "act_scales.safetensors")
         folders = {label: root / str(number) for number, label in enumerate(FORMS)}
-        source = pipeline.source_of(model, root / "act_scales.safetensors", SmoothingSettings(RECIPE.alpha))
+        source = pipeline.source_of(model, root / "act_scales.safetensors", RECIPE.settings(model))
         for label, options in FORMS.items():
             chosen = dict(options)
             kv, groups = chosen.pop("kv", "float"), chosen.pop("groups", "default")
-            dtype = "float16" if groups in ("run-time", "unfolded") else "float32"
-            smoothing = SmoothingSettings(RECIPE.alpha, groups, dtype, kv == "int8")
-            export(replace(source, settings=smoothing), [TrtllmWriter(folders[label], choose(**chosen), kv=kv)])
+            writer = TrtllmWriter(folders[label], choose(**chosen), kv=kv)
+            smoothing = writer.smoothing.settings(model, RECIPE.alpha, groups)
+            export(replace(source, settings=smoothing), [writer])
         found = validate_engines(folders, model, heldout)
     details = {"columns": list(COLUMNS), "forms": {validation.label: facts(validation) for validation in found}}
     publish("trtllm_forms", [Row(v.label, ", ".join(cells(v))) for v in found], details)

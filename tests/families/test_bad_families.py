@@ -21,8 +21,9 @@ from recipes.families import load_family, open_model
 from smoothquant.checkpoint import Checkpoint
 from smoothquant.contract import Contract
 from smoothquant.errors import ActScalesError, CheckpointError, ContractError, UserError
-from smoothquant.family import ROUTER, SmoothingGroup
+from smoothquant.family import SmoothingGroup
 from smoothquant.model import Model
+from smoothquant.roles import ROUTER
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import quantize_layer, smooth_layer
 from tests import zoo

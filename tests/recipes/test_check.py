@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_faults_are_printed_and_counted(tmp_path: Path, capsys: pytest.CaptureFi
     assert "error (contrib-operator): layer/act: the operator com.microsoft.FastGelu is not standard ONNX" in out
     assert "error (scale-positive)" in out
     assert "warning (axis)" in out
-    assert "    TensorRT refuses the graph: every version: the parser asserts that all are positive" in out
+    assert re.search(r"\n    TensorRT refuses the graph: .*positive", out)
     assert err.endswith("(and 1 more)\n")
     status, out, _ = run(capsys, path, "--json")
     assert status == 1
@@ -144,7 +145,7 @@ def test_missing_data(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     if available():
         status, line = refused(capsys, tmp_path / "copy", *COMPILER)
         assert status == 1
-        assert "the file of weights model.onnx.data is missing; put it, whole, into" in line
+        assert f"model.onnx.data is missing; put the whole file into {tmp_path / 'copy'}" in line
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,8 @@ def test_all_at_once(case: Case, scales: Path, tmp_path: Path, capsys: pytest.Ca
     [
         (("--float", "--act", "per-tensor"), "--float with --act per-tensor; expected one of them"),
         (("--float", "--kv", "int8"), "--float with --kv int8; expected one of them"),
+        (("--float", "--alpha", "0.5"), "--float with --alpha 0.5; expected one of them"),
+        (("--float", "--groups", "paper"), "smoothing groups 'paper' with --float; expected one of none (the default)"),
         (("--float", "--lm-head", "int8"), "a float graph with an int8 lm_head"),
         (("--float", "--keep-float", "down"), "--keep-float down without static activations"),
         (("--keep-float", "down"), "--keep-float down without static activations; expected --act per-tensor"),

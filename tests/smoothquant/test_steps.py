@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -26,41 +25,13 @@ from smoothquant.steps import DEFAULT, STEPS, BorrowRanges, as_records, from_rec
 from smoothquant.stream import quantize_layer
 from smoothquant.workspace import load_manifest
 from tests.models import sample_ids
-
-
-@dataclass(frozen=True)
-class ClipRows:
-    """Rows of a weight are cut at a quantile of their own magnitudes."""
-
-    quantile: float
-    name: ClassVar[str] = "clip-rows"
-
-    def __call__(self, layer: SmoothedLayer) -> SmoothedLayer:
-        def clipped(layer: SmoothedLayer, role: str, weight: Tensor, granularity: str) -> Tensor:
-            limit = weight.abs().quantile(self.quantile, dim=1, keepdim=True)
-            return weight.clamp(-limit, limit)
-
-        return replace(layer, edits=(*layer.edits, clipped))
-
-
-@dataclass(frozen=True)
-class Shrink:
-    """Ranges become smaller, and weights are scaled by what has become of them: neither is idempotent."""
-
-    name: ClassVar[str] = "shrink"
-
-    def __call__(self, layer: SmoothedLayer) -> SmoothedLayer:
-        def scaled(layer: SmoothedLayer, role: str, weight: Tensor, granularity: str) -> Tensor:
-            return weight * layer.input_absmax[role]
-
-        ranges = {role: 0.9 * reach for role, reach in layer.input_absmax.items()}
-        return replace(layer, input_absmax=ranges, edits=(*layer.edits, scaled))
+from tests.steps import KNOWN, ClipRows, Shrink
 
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(STEPS, ClipRows.name, ClipRows)
-    monkeypatch.setitem(STEPS, Shrink.name, Shrink)
+    for name, step in KNOWN.items():
+        monkeypatch.setitem(STEPS, name, step)
 
 
 @pytest.fixture
@@ -135,6 +106,16 @@ def test_records() -> None:
         from_records([{"name": "clip-rows"}])
     with pytest.raises(UserError, match="step 'borrow-ranges': unknown key 'from'"):
         from_records([{"name": "borrow-ranges", "from": "q"}])
+
+
+def test_a_step_that_validation_would_not_know(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused by the export, not by the validation of a folder that is there."""
+    monkeypatch.delitem(STEPS, ClipRows.name)
+    with pytest.raises(
+        UserError, match=r"step 'clip-rows' .* is not entered in smoothquant\.steps\.STEPS; expected one"
+    ):
+        export(source, [W8A8Writer(tmp_path / "out")])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_step_leaves_the_layer_that_it_is_given(llama: Model) -> None:

@@ -1,6 +1,6 @@
-"""A linter for INT8 graphs: what every TensorRT version demands of a Q/DQ ONNX, and what it makes of the rest.
+"""A linter for INT8 graphs: it knows what each TensorRT version demands of a Q/DQ ONNX graph.
 
-No engine is needed. `lint` gives the findings, `RULES` the rules with their reasons.
+It needs no engine. `lint` returns the findings; `RULES` are the rules with their reasons.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ __all__ = [
 
 
 def lint(graph: OnnxGraph | str | Path, tensorrt: Version = NEWEST) -> list[Finding]:
-    """Findings of all rules, errors first. tensorrt: the version that is to take the graph. Of what is no valid ONNX
-    that is the only one.
+    """The findings of all rules, errors first. A graph that is not valid ONNX has that one finding alone.
 
-    Raises UserError for what is no ONNX file.
+    graph: an open graph, or the path of a file or of a folder that holds model.onnx. tensorrt: the version that will
+    take the graph. Raises UserError if the file is not an ONNX model.
     """
     opened = graph if isinstance(graph, OnnxGraph) else OnnxGraph(graph)
     invalid, *others = RULES  # valid-onnx is the first

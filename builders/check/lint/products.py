@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 PRODUCTS = ("MatMul", "Gemm")
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 LAYOUT = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Cast", "Identity")
-MOVES = (*LAYOUT, "Gather", "Concat", "Expand", "Split")  # values stay what they are
+MOVES = (*LAYOUT, "Gather", "Concat", "Expand", "Split")  # operators that move values and change none
 PLAIN = ("Mul", "Div", "Add", "Sub", "Pow", "Max", "Min", "Relu", "Neg", "Abs", "Sigmoid", "Tanh", "Clip", "Where")
 
 
 @dataclass(frozen=True)
 class Side:
-    """One operand of a product. between: what lies between DQ and the product, from the DQ on.
+    """One quantized operand of a product.
 
-    axis: of DQ's output, the axis that is the product's output channel; None where that cannot be followed.
+    dequantize: its DQ node. between: the nodes between DQ and the product, from the DQ on. axis: the axis of DQ's
+    output that becomes the product's output channel; None if it cannot be followed.
     """
 
     dequantize: NodeProto
@@ -37,7 +38,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Product:
-    """A quantized product. activation: None where the other operand is not quantized."""
+    """A quantized product. activation: its other operand; None if that one is not quantized."""
 
     node: NodeProto
     weight: Side
@@ -57,19 +58,19 @@ class Product:
 
 
 def quantized_products(graph: OnnxGraph) -> list[Product]:
-    """In the graph's order."""
+    """The quantized products of a graph, in the graph's order."""
     return [product for node in graph.standard(*PRODUCTS) if (product := _product(graph, node))]
 
 
 def missing_products(graph: OnnxGraph) -> list[str]:
-    """Modules that our exporter quantized, and that are no quantized product of this graph."""
+    """Modules that our exporter quantized and that this graph has no quantized product of."""
     found = {product.module for product in quantized_products(graph)}
     return [module for module in graph.quantized if module not in found]
 
 
 def float_products(graph: OnnxGraph) -> list[str]:
-    """Modules of the other products that have a weight, in the graph's order: the output head, what was left in
-    float, routers."""
+    """Modules of the other products that have a weight, in the graph's order: the output head, routers, and linears
+    that were left in float."""
     quantized = {product.name for product in quantized_products(graph)}
     found = [
         module_of(name_of(node))
@@ -92,7 +93,7 @@ def _product(graph: OnnxGraph, node: NodeProto) -> Product | None:
 
 
 def _is_integer(graph: OnnxGraph, dequantize: NodeProto) -> bool:
-    """Whether DQ reads integers of 8 bits, not of 4, and not FP8."""
+    """Whether DQ reads integers of 8 bits: not of 4 bits, and not FP8."""
     quantize = graph.producer.get(graph.source(dequantize.input[0]))
     kind = graph.dtype(dequantize.input[0])
     if quantize is not None and quantize.op_type == QUANTIZE:
@@ -101,7 +102,7 @@ def _is_integer(graph: OnnxGraph, dequantize: NodeProto) -> bool:
 
 
 def _back(graph: OnnxGraph, name: str, seen: set[str]) -> list[NodeProto]:
-    """DQ and what follows it up to this value; empty if there is none."""
+    """The DQ node that a value comes from, and the nodes behind it up to the value; empty if there is no DQ."""
     node = graph.producer.get(name)
     if node is None or name in seen:
         return []
@@ -116,7 +117,7 @@ def _back(graph: OnnxGraph, name: str, seen: set[str]) -> list[NodeProto]:
 
 
 def _sources(graph: OnnxGraph, node: NodeProto, name: str) -> Iterator[str]:
-    """The inputs that a value is made of, as far as it is followed: of a constant all, else the only moving one."""
+    """The inputs of a node to follow back: all inputs for a constant value, or else the only one that varies."""
     if node.op_type in ("Gather", *LAYOUT):
         yield node.input[0]
     elif graph.is_constant(name) or node.op_type in MOVES:
@@ -128,7 +129,10 @@ def _sources(graph: OnnxGraph, node: NodeProto, name: str) -> Iterator[str]:
 
 
 def _output_axis(graph: OnnxGraph, node: NodeProto, place: int, path: list[NodeProto]) -> int | None:
-    """Of a matrix (K, N) on the right it is the last axis; on the left, and of transB, the one before."""
+    """The axis of DQ's output that becomes the output channel; None if it cannot be followed.
+
+    A weight (K, N) on the right has it last. A weight on the left, or with transB, has it last but one.
+    """
     tensor = graph.stored.get(graph.source(path[0].input[0]))
     rank = len(tensor.dims) if tensor is not None else 2
     transposed = bool(attribute(node, "transB" if place else "transA", 0))

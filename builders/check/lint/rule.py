@@ -1,4 +1,4 @@
-"""What a rule is, and what it finds."""
+"""The types of the linter: rules, their findings, and the books that collect rules."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Version = tuple[int, int]  # of TensorRT
 
 
 class Effect(Enum):
-    """What comes of it."""
+    """The consequence of a fault."""
 
     REFUSED = "TensorRT refuses the graph"
     LOST = "the product runs in floating point, without a word"
-    WRONG = "TensorRT computes something else than ONNX says, without a word"
-    WORSE = "it works, and less well"
+    WRONG = "TensorRT computes something other than ONNX says, without a word"
+    WORSE = "the engine works, but less well"
 
     @property
     def is_error(self) -> bool:
@@ -26,9 +26,10 @@ class Effect(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault. node: its name, or that of a file; product: the matrix product concerned, if one is.
+    """One fault of a graph.
 
-    what: in the user's words; do: what to do about it; because: the rule's reason.
+    rule: the id of the rule. node: the name of the node, or of a file. what: the fault in words. do: the remedy.
+    because: the reason of the rule. product: the node name of the matrix product concerned, if there is one.
     """
 
     rule: str
@@ -41,7 +42,7 @@ class Finding:
 
     @property
     def module(self) -> str:
-        """Of the product, else of the node."""
+        """The module of the product, or else of the node."""
         return module_of(self.product or self.node)
 
     def __str__(self) -> str:
@@ -50,7 +51,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule. demands: what must hold; because: who demands it, and of which TensorRT versions."""
+    """One rule. demands: the condition that must hold. because: who demands it, in which TensorRT versions. effect:
+    the usual consequence of a fault. check: the function that finds the faults in a graph."""
 
     id: str
     demands: str
@@ -66,7 +68,8 @@ class Book:
         self.rules: list[Rule] = []
 
     def rule(self, id: str, demands: str, because: str, effect: Effect) -> Callable:
-        """Enter a generator of (node, what, do) or (node, what, do, more of Finding) as a rule."""
+        """A decorator that enters a generator as a rule. The generator yields (node, what, do), or with a dictionary
+        of further fields of Finding at the end."""
 
         def enter(search: Callable) -> Callable:
             def check(graph: OnnxGraph, tensorrt: Version) -> Iterator[Finding]:

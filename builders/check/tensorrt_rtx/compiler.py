@@ -1,7 +1,7 @@
-"""TensorRT-RTX's parser and compiler on an ONNX file: does it take the graph, and what does it make of it?
+"""Compile an ONNX file with TensorRT-RTX: does the compiler take the graph, and which kernels does it choose?
 
-`compile_onnx` does it in this process; `compile_apart` in one of its own, which gives the memory back (some three times
-the weights) and which the compiler, written in C++, may bring down.
+`compile_onnx` compiles in this process. `compile_apart` compiles in a process of its own: its memory (some three times
+the weights) is given back afterwards, and a crash of the compiler, which is C++, ends that process alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from builders.nvidia.layers import EngineLayer, read_logged_layers
 from builders.nvidia.profiles import Dimension, Profile
 from smoothquant.errors import UserError
 
-NO_GPU = "Cuda Runtime"  # comes as an error once with every builder where there is no GPU
+NO_GPU = "Cuda Runtime"  # every builder reports one error with these words where there is no GPU
 ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
 
@@ -32,9 +32,11 @@ Symbols = Mapping[str, Sequence[Dimension]]
 
 @dataclass(frozen=True)
 class Compilation:
-    """What the compiler made of a graph. No layers if there are errors, which are the parser's or the builder's.
+    """The compiler's result for one graph: the layers of the engine, or the errors of the parser or builder.
 
-    activation_bytes: at the largest shapes of the profile; peak_bytes: resident memory of the compiling process.
+    plan_bytes, weight_bytes: the sizes of the plan and of the weights in it. activation_bytes: the memory for
+    activations at the largest shapes of the profile. peak_bytes: the largest resident memory of the compiling process.
+    seconds: the time of parsing and building. version: the version of TensorRT-RTX.
     """
 
     layers: tuple[EngineLayer, ...] = ()
@@ -48,7 +50,7 @@ class Compilation:
     messages: tuple[str, ...] = field(default=(), repr=False)  # the whole log, VERBOSE included
 
     def int8_nodes(self) -> frozenset[str]:
-        """Names of the ONNX nodes that INT8 matrix products compute."""
+        """Names of the ONNX nodes that INT8 kernels compute as matrix products."""
         return frozenset(node for layer in self.layers if layer.is_matrix and layer.is_int8 for node in layer.nodes)
 
     def computing(self, node: str) -> tuple[EngineLayer, ...]:
@@ -57,10 +59,10 @@ class Compilation:
 
 
 def compile_onnx(path: str | Path, profile: Profile, symbols: Symbols | None = None) -> Compilation:
-    """Parse and build an ONNX file, its external data beside it, in this process.
+    """The compiler's result for an ONNX file, whose external data lie beside it. It runs in this process.
 
-    symbols: names of the inputs' dimensions, where the profile shall go by them.
-    Raises MissingPackageError without the compiler.
+    profile: the shapes of the inputs. symbols: for each input the names of its dimensions, if the profile is to use
+    them. Raises MissingPackageError without the compiler.
     """
     trt, start, messages = bindings(), time.monotonic(), Messages(log=True)
     plan, faults = None, tuple[str, ...]()
@@ -85,8 +87,11 @@ def compile_onnx(path: str | Path, profile: Profile, symbols: Symbols | None = N
 
 
 def compile_apart(path: str | Path, profile: Profile, symbols: Symbols | None = None) -> Compilation:
-    """The same in a process of its own; without the log. Raises UserError if that process dies."""
-    bindings()  # whether the packages are here is said at once
+    """The result of `compile_onnx`, from a process of its own and without the log.
+
+    Raises UserError if that process dies, MissingPackageError without the compiler.
+    """
+    bindings()  # a missing package is reported at once
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch) / "result.json"
         task = {"path": str(path), "profile": astuple(profile), "symbols": symbols or {}, "result": str(result)}
@@ -108,14 +113,14 @@ def _as_layer(content: dict) -> EngineLayer:
 
 
 def _plain(error: str) -> str:
-    """In one line, without the one that says that there is no GPU."""
+    """An error of the compiler in one line, without the lines about a missing GPU."""
     lines = [line.strip() for line in error.splitlines() if NO_GPU not in line and not line.startswith(" (In catch")]
     return " ".join(filter(None, lines))
 
 
 def _cause(returncode: int) -> str:
     if returncode == -9:
-        return "(killed: out of memory, as a rule)"
+        return "(killed, most likely for lack of memory)"
     return f"(signal {-returncode})" if returncode < 0 else f"(exit status {returncode})"
 
 
@@ -124,7 +129,7 @@ def _largest(pattern: re.Pattern, messages: Sequence[str]) -> int:
 
 
 def _main() -> None:
-    """Compile as the JSON object on the command line says, and write the result."""
+    """Compile the graph that the JSON object on the command line describes, and write the result as JSON."""
     task = json.loads(sys.argv[1])
     name, *ranges = task["profile"]
     made = compile_onnx(task["path"], Profile(name, *map(tuple, ranges)), task["symbols"])

@@ -1,7 +1,8 @@
-"""The compiler's packages: found, their libraries loaded, the Python module imported.
+"""Find the packages of the TensorRT-RTX compiler, load their libraries and import their Python module.
 
-onnxruntime-ep-nv-tensorrt-rtx-cu13 holds the TensorRT-RTX compiler and its ONNX parser, tensorrt_rtx_cu13_bindings
-their Python module, `tensorrt_rtx_bindings`. Linux x86-64. No GPU is needed to compile, one is to run an engine.
+The package onnxruntime-ep-nv-tensorrt-rtx-cu13 holds the compiler and its ONNX parser. The package
+tensorrt_rtx_cu13_bindings holds their Python module, `tensorrt_rtx_bindings`. Both are for Linux x86-64. Compiling
+needs no GPU; running an engine needs one.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ FILES = ("libtensorrt_rtx.so.*", "libtensorrt_onnxparser_rtx.so.*")  # the secon
 
 
 def available() -> bool:
-    """Whether the packages are here. Nothing is imported."""
+    """Whether the packages are installed. Nothing is imported."""
     return all(find_spec(module) for module in PACKAGES)
 
 
 @cache
 def bindings() -> Any:
-    """The Python module. Raises MissingPackageError, with what to install."""
+    """The Python module. Raises MissingPackageError, which says what to install."""
     missing = [package for module, package in PACKAGES.items() if not find_spec(module)]
     if missing:
         where = "" if (sys.platform, platform.machine()) == ("linux", "x86_64") else " (which are for Linux x86-64)"
@@ -41,7 +42,7 @@ def bindings() -> Any:
     assert spec is not None
     assert spec.origin is not None
     try:
-        for pattern in FILES:  # the bindings look for them by soname: what is loaded is found, without links and paths
+        for pattern in FILES:  # the bindings look for the libraries by soname, so they find those that are loaded
             for path in sorted(Path(spec.origin).parent.glob(pattern))[-1:]:
                 ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
         return import_module(BINDINGS)

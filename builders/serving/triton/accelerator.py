@@ -25,6 +25,7 @@ from pathlib import Path
 from builders.engine.exports import open_export
 from builders.onnx_graph import OnnxGraph
 from builders.onnxruntime.providers import profile_shapes
+from builders.onnxruntime.record import provider_of
 from smoothquant.artifacts.manifest import Manifest, Origin
 from smoothquant.errors import UserError
 
@@ -59,7 +60,7 @@ def precision_mode(folder: Path, graph: OnnxGraph, body: str, provider: str) -> 
 
 def parameters(engine: Path, name: str, graph: OnnxGraph, manifest: Manifest) -> dict[str, str]:
     """The accelerator's parameters, none without TensorRT. name: of the model; manifest: the engine's."""
-    provider = manifest.inputs.get("provider", "cpu")
+    provider = provider_of(manifest)
     precision = precision_mode(engine, graph, _body(manifest.origin), provider)
     if precision is None:
         return {}

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from builders.engine.generation import Decoding, GeneratingEngine
 from builders.serving.triton.repository import DECODERS, model_name
+from builders.tensorrt.record import STEP as TENSORRT
+from builders.tensorrt.record import TensorRTInputs
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, POSITION_IDS
 from smoothquant.errors import UserError
 from smoothquant.packages import require
@@ -36,11 +38,12 @@ class TritonEngine(GeneratingEngine):
         self.manifest = load_manifest(folder)
         if self.manifest.step not in DECODERS:
             raise UserError(f"{folder}: made by {self.manifest.step!r}", expected=f"{' or '.join(DECODERS)}")
-        limits = self.manifest.inputs.get("limits", {})
-        self.chunk = limits.get("chunk", CHUNK)
-        self._most = limits.get("length", self.manifest.facts.max_positions + 2)
-        if limits.get("window"):
-            self._most = min(self._most, 2 * limits["window"] + 1)  # the server cuts no cache
+        self.chunk, self._most = CHUNK, self.manifest.facts.max_positions + 2
+        if self.manifest.step == TENSORRT:
+            limits = self.manifest.inputs_as(TensorRTInputs).limits
+            self.chunk, self._most = limits.chunk, limits.length
+            if limits.window:
+                self._most = min(self._most, 2 * limits.window + 1)  # the server cuts no cache
         self.grpc = require("tritonclient.grpc", "a Triton server is reached by tritonclient", "tritonclient[grpc]")
         self.client = client or self.grpc.InferenceServerClient(url)
         self._check()

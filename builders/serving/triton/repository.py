@@ -15,8 +15,10 @@ from pathlib import Path
 
 from builders.engine.exports import MODEL
 from builders.onnx_graph import OnnxGraph
+from builders.onnxruntime.record import CPU, OnnxRuntimeInputs
 from builders.serving.triton import accelerator
 from builders.serving.triton.config import DecoderModel, ModelTensor, config
+from builders.tensorrt.record import TensorRTInputs, TensorRTResults
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.errors import OutputError, UserError
 from smoothquant.workspace import MANIFEST, Workspace, check_place, is_output, load_manifest
@@ -74,19 +76,20 @@ def write_model(engine: str | Path, repository: str | Path, *, overwrite: bool =
 
 
 def _tensorrt(engine: Path, manifest: Manifest) -> DecoderModel:
-    options = manifest.inputs["options"]
-    ports = [ModelTensor(port["name"], port["dtype"], tuple(port["shape"])) for port in manifest.results["ports"]]
-    inputs = [tensor for tensor, port in zip(ports, manifest.results["ports"], strict=True) if port["input"]]
-    outputs = [tensor for tensor in ports if tensor not in inputs]
-    built, limits = manifest.inputs["tensorrt"], manifest.inputs["limits"]
+    made, ports = manifest.inputs_as(TensorRTInputs), manifest.results_as(TensorRTResults).ports
+    built = made.tensorrt
+    inputs, outputs = (
+        [ModelTensor(port.name, port.dtype, port.shape) for port in ports if port.input == wanted]
+        for wanted in (True, False)
+    )
     notes = [
         *PROTOCOL,
-        f"Built by TensorRT {built['version']} on {built['gpu']}: needs the Triton release with this TensorRT.",
-        f"A prompt goes in requests of at most {limits['chunk']} tokens, the short one first.",
+        f"Built by TensorRT {built.version} on {built.gpu}: needs the Triton release with this TensorRT.",
+        f"A prompt goes in requests of at most {made.limits.chunk} tokens, the short one first.",
         "tritonserver --cuda-memory-pool-byte-size=0:BYTES holds the caches on the GPU, per sequence "
-        f"{_state_bytes(inputs, limits['length'])} bytes.",
+        f"{_state_bytes(inputs, made.limits.length)} bytes.",
     ]
-    if options["version_compatible"]:
+    if made.options.version_compatible:
         notes.append("tritonserver --backend-config=tensorrt,version-compatible=true")
     return DecoderModel("tensorrt", inputs, outputs, gpu=True, profiles=2, notes=notes)
 
@@ -103,7 +106,7 @@ def _onnxruntime(engine: Path, manifest: Manifest) -> DecoderModel:
         return found
 
     inputs, outputs = tensors(graph.proto.graph.input), tensors(graph.proto.graph.output)
-    provider = manifest.inputs.get("provider", "cpu")
+    made = manifest.inputs_as(OnnxRuntimeInputs)
     told = accelerator.parameters(engine, model_name(engine), graph, manifest)
     notes = [*PROTOCOL]
     if told:
@@ -111,14 +114,14 @@ def _onnxruntime(engine: Path, manifest: Manifest) -> DecoderModel:
             f"TensorRT compiles it at its first request, and keeps that in {told['trt_engine_cache_path']}: a folder "
             "mounted there outlives the container."
         )
-    parameters = {"intra_op_thread_count": str(manifest.inputs["threads"])} if provider == "cpu" else {}
+    on_cpu = made.provider == CPU
     return DecoderModel(
         "onnxruntime",
         inputs,
         outputs,
-        gpu=provider != "cpu",
+        gpu=not on_cpu,
         accelerator=("tensorrt", told) if told else None,
-        parameters=parameters,
+        parameters={"intra_op_thread_count": str(made.threads)} if on_cpu else {},
         notes=notes,
     )
 

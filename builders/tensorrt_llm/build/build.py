@@ -15,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from builders.tensorrt_llm.format.checkpoint import load_config, rank_file
 from builders.tensorrt_llm.format.config import CheckpointConfig
 from builders.tensorrt_llm.format.findings import CONFIG, errors
 from builders.tensorrt_llm.format.releases import is_listed
-from smoothquant.artifacts.manifest import Manifest
+from smoothquant.artifacts.manifest import Manifest, Origin
 from smoothquant.artifacts.record import as_json
 from smoothquant.checkpoint import SIDECARS
 from smoothquant.errors import CheckpointError, UserError
@@ -40,6 +40,29 @@ STEP = "build tensorrt-llm"
 LOG = f"{OURS}/trtllm-build.log"
 Progress = Callable[[int, int], None]  # (done, total)
 FAULT = re.compile(r"error|exception|assert|\[E\]|out of memory", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class TrtllmInputs:
+    """What an engine was built from, for its manifest.
+
+    export: the checkpoint's `Origin`, or the digest of a "checkpoint" by another tool. options: of `trtllm-build`.
+    tensorrt_llm: its version. gpu: the names of this machine's GPUs.
+    """
+
+    export: Mapping[str, Any]
+    limits: BuildLimits
+    options: Mapping[str, str]
+    tensorrt_llm: str
+    gpu: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrtllmResults:
+    """How an engine was built, for its manifest."""
+
+    command: tuple[str, ...]
+    versions_of_build: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -90,17 +113,14 @@ def build(
     Raises MissingPackageError where the tool or a GPU is missing, UserError if the tool fails.
     """
     instead = container_command(what.checkpoint, what.out, what.asked)
-    environment, origin = find_environment(instead), _origin(what.checkpoint)
-    for doubt in _doubts(environment, (origin.get("trtllm") or {}).get("trtllm_version")):
+    environment = find_environment(instead)
+    origin = load_manifest(what.checkpoint).origin if is_output(what.checkpoint) else None
+    for doubt in _doubts(environment, origin):
         note(doubt)
-    inputs = {
-        "export": origin,
-        "limits": asdict(what.limits),
-        "options": options(what.config),
-        "tensorrt_llm": environment.version,
-        "gpu": sorted({name for name, _ in environment.gpus}),
-    }
-    with Workspace(what.out, STEP, inputs, overwrite=overwrite) as work:
+    gpus = tuple(sorted({name for name, _ in environment.gpus}))
+    export = as_json(origin) if origin else {"checkpoint": _digest(what.checkpoint)}
+    inputs = TrtllmInputs(export, what.limits, options(what.config), environment.version, gpus)
+    with Workspace(what.out, STEP, as_json(inputs), overwrite=overwrite) as work:
         if not work.finished:
             ranks = what.config.ranks
             work.require(sum(rank_file(what.checkpoint, rank).stat().st_size for rank in range(ranks)))
@@ -108,12 +128,13 @@ def build(
                 remove(left)
             _run(what, environment.tool, work, progress, line)
             _copy_tokenizer(what.checkpoint, work.folder)
-            work.commit({"command": what.command, "versions_of_build": {"tensorrt_llm": environment.version}})
+            work.commit(as_json(TrtllmResults(tuple(what.command), {"tensorrt_llm": environment.version})))
     return load_manifest(what.out)
 
 
-def _doubts(environment: Environment, exported_for: str | None) -> Iterator[str]:
-    """What is no reason to stop. exported_for: the version that the checkpoint was exported for."""
+def _doubts(environment: Environment, origin: Origin | None) -> Iterator[str]:
+    """What is no reason to stop. origin: of the checkpoint, None for one by another tool."""
+    exported_for = origin.trtllm.trtllm_version if origin and origin.trtllm else None
     if exported_for and Version(exported_for) != Version(environment.version):
         yield (
             f"exported for TensorRT-LLM {exported_for}, built by {environment.version}: the files are the same for "
@@ -153,14 +174,12 @@ def _engines(ranks: int) -> list[str]:
     return [f"rank{rank}.engine" for rank in range(ranks)]
 
 
-def _origin(checkpoint: Path) -> dict[str, Any]:
-    """What the checkpoint was made from; of another tool's, what its files look like."""
-    if is_output(checkpoint):
-        return as_json(load_manifest(checkpoint).origin)
+def _digest(checkpoint: Path) -> str:
+    """A fingerprint of what the files of another tool's checkpoint look like."""
     digest = hashlib.sha256((checkpoint / CONFIG).read_bytes())
     for path in sorted(checkpoint.glob("rank*.safetensors")):
         digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
-    return {"checkpoint": digest.hexdigest()[:16]}
+    return digest.hexdigest()[:16]
 
 
 def _copy_tokenizer(checkpoint: Path, folder: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from builders.engine.protocol import FOREIGN, SHAPE
+from builders.engine.protocol import FOREIGN, ForeignInputs
 from builders.tensorrt_llm.format.checkpoint import is_checkpoint, load_config, read_config
 from smoothquant.artifacts.manifest import Manifest
+from smoothquant.artifacts.record import as_json
 from smoothquant.workspace import FORMAT, is_output
 
 
@@ -17,8 +18,8 @@ def foreign_manifest(folder: Path) -> Manifest | None:
     """
     if is_output(folder) or not is_checkpoint(folder):
         return None
-    load_config(folder)  # raises for a broken one
-    config = read_config(folder)
-    inputs = {key: config.get(key) for key in ("dtype", *SHAPE, "quantization")}
+    found = load_config(folder)
+    quantization = read_config(folder).get("quantization")
+    inputs = ForeignInputs(found.dtype, found.vocab_size, found.hidden_size, found.layers, quantization)
     files = {path.name: path.stat().st_size for path in sorted(folder.glob("rank*.safetensors"))}
-    return Manifest(FORMAT, FOREIGN, inputs, files, {})
+    return Manifest(FORMAT, FOREIGN, as_json(inputs), files, {})

@@ -12,6 +12,7 @@ from recipes.cli.export.target import ExportTarget
 from recipes.cli.export.trtllm import TensorRTLLM
 from recipes.cli.export.w8a8 import W8A8
 from recipes.cli.ui import Ui
+from smoothquant.settings import SmoothingSettings
 
 TARGETS: tuple[ExportTarget, ...] = (HuggingFace(), W8A8(), Onnx(), TensorRTLLM())
 
@@ -36,7 +37,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
             "activations, nor for a float graph",
         )
         command.add_argument("--out", required=True, metavar="DIR", help="folder to make")
-        options.add_smoothing(command, alpha_default=0.5)
+        options.add_smoothing(command, str(SmoothingSettings.alpha))
         target.add_options(command)
         options.add_family(command)
         options.add_overwrite(command)

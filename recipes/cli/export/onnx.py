@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from recipes.cli.export.target import ExportTarget, add_activations, add_keep_float, kept_linears
 from recipes.cli.ui import Ui
+from smoothquant.capacity import FOLDED, Capacity
 from smoothquant.errors import UserError
-from smoothquant.settings import SmoothingSettings
 
 if TYPE_CHECKING:
     from exporters.export import Source, Writer
@@ -55,18 +55,20 @@ class Onnx(ExportTarget):
         )
         add_keep_float(command)
 
-    def source(self, arguments: argparse.Namespace, model: Model) -> Source:
-        from recipes.pipeline import source_of
-
+    def smoothing(self, arguments: argparse.Namespace, model: Model) -> Capacity:
         if not arguments.float:
-            return super().source(arguments, model)
-        quantizing = {"--act": arguments.act, "--kv": None if arguments.kv == "float" else arguments.kv}
-        for option, value in quantizing.items():
-            if value:
+            return FOLDED
+        asked = {"--act": arguments.act, "--kv": arguments.kv, "--alpha": arguments.alpha}
+        for option, value in asked.items():
+            if value not in (None, "float"):
                 raise UserError(
                     f"--float with {option} {value}", expected="one of them: nothing is quantized by --float"
                 )
-        return source_of(model, None, SmoothingSettings(groups="none"))
+        return Capacity("--float", groups=("none",))
+
+    def source(self, arguments: argparse.Namespace, model: Model) -> Source:
+        unread = {"act_scales": None} if arguments.float else {}  # nothing is computed from them
+        return super().source(argparse.Namespace(**{**vars(arguments), **unread}), model)
 
     def writer(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> Writer:
         from exporters.onnx import OnnxWriter

@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from recipes.cli.ui import Ui, listed
+from smoothquant.capacity import FOLDED, Capacity
 from smoothquant.errors import UserError
-from smoothquant.settings import SmoothingSettings
 
 if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
     from exporters.export import Source, Writer
@@ -26,12 +26,18 @@ class ExportTarget(ABC):
     def add_options(self, command: argparse.ArgumentParser) -> None:
         """Add the options that this format alone has."""
 
-    def source(self, arguments: argparse.Namespace, model: Model) -> Source:
-        """The model with its act scales and smoothing settings. Raises UserError for options that contradict each
+    def smoothing(self, arguments: argparse.Namespace, model: Model) -> Capacity:
+        """What the format holds of smoothing with these options. Raises UserError for options that contradict each
         other."""
+        return FOLDED
+
+    def source(self, arguments: argparse.Namespace, model: Model) -> Source:
+        """The model with its act scales and smoothing settings. Raises UserError for settings that the format or the
+        model cannot hold."""
         from recipes.pipeline import source_of
 
-        return source_of(model, arguments.act_scales, SmoothingSettings(arguments.alpha, arguments.groups))
+        settings = self.smoothing(arguments, model).settings(model, arguments.alpha, arguments.groups)
+        return source_of(model, arguments.act_scales, settings)
 
     @abstractmethod
     def writer(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> Writer:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from recipes.cli.export.target import ExportTarget, add_activations
 from recipes.cli.ui import Ui
+from smoothquant.capacity import Capacity
 from smoothquant.errors import UserError
-from smoothquant.settings import SmoothingSettings
 
 if TYPE_CHECKING:
     from exporters.export import Source, Writer
+    from exporters.trtllm import Mode
     from smoothquant.model import Model
 
 
@@ -58,19 +60,26 @@ class TensorRTLLM(ExportTarget):
             "to build any): whether it can is checked, and it is recorded; the files are the same for all of them",
         )
 
-    def source(self, arguments: argparse.Namespace, model: Model) -> Source:
-        from recipes.pipeline import source_of
+    def smoothing(self, arguments: argparse.Namespace, model: Model) -> Capacity:
+        from exporters.trtllm import capacity
 
-        return source_of(model, arguments.act_scales, _settings(arguments, model))
+        found = capacity(_mode(arguments), _dtype(arguments, model), arguments.kv)
+        if not arguments.runtime_smoother:
+            return found
+        if arguments.no_plugins:
+            raise UserError(
+                "--no-plugins and --runtime-smoother",
+                expected="one of them: the former does what the latter asks for",
+            )
+        return replace(found, name="--runtime-smoother", groups=("run-time",))
 
     def writer(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> Writer:
-        from exporters.trtllm import Ranks, TrtllmWriter, choose
+        from exporters.trtllm import Ranks, TrtllmWriter
         from exporters.trtllm.versions import STABLE
 
-        activations = arguments.act or ("per-tensor" if arguments.no_plugins else "per-token")
         return TrtllmWriter(
             arguments.out,
-            choose(arguments.weights, activations, plugin=not arguments.no_plugins),
+            _mode(arguments),
             Ranks(arguments.tp, arguments.pp),
             _dtype(arguments, source.model),
             arguments.kv,
@@ -95,23 +104,12 @@ class TensorRTLLM(ExportTarget):
             )
 
 
-def _settings(arguments: argparse.Namespace, model: Model) -> SmoothingSettings:
-    """How to smooth for this form. Raises UserError for options that contradict each other."""
-    at_run_time = {"--no-plugins": arguments.no_plugins, "--runtime-smoother": arguments.runtime_smoother}
-    asked = [option for option, given in at_run_time.items() if given]
-    if len(asked) > 1:
-        raise UserError(f"{' and '.join(asked)}", expected="one of them: the former does what the latter asks for")
-    groups = arguments.groups
-    if asked and groups != "default" and (groups, asked[0]) != ("none", "--no-plugins"):
-        raise UserError(f"{asked[0]} with --groups {groups}", expected="no --groups: it smooths whatever it can")
-    if asked and groups == "default":
-        groups = "unfolded" if arguments.no_plugins else "run-time"
-    return SmoothingSettings(
-        arguments.alpha,
-        groups,
-        smoother_dtype=_dtype(arguments, model) if asked else "float32",
-        shared_cache_scale=arguments.kv == "int8",
-    )
+def _mode(arguments: argparse.Namespace) -> Mode:
+    """The quant_algo that these options ask for. Raises UserError if there is none."""
+    from exporters.trtllm import choose
+
+    activations = arguments.act or ("per-tensor" if arguments.no_plugins else "per-token")
+    return choose(arguments.weights, activations, plugin=not arguments.no_plugins)
 
 
 def _dtype(arguments: argparse.Namespace, model: Model) -> str:

@@ -12,8 +12,8 @@ from exporters.onnx.decoder import DecoderGraph
 from exporters.onnx.form import Form
 from smoothquant import decoder
 from smoothquant.attention import patterns
-from smoothquant.family import ROUTER
 from smoothquant.layers import FloatLayer, float_layer
+from smoothquant.roles import ROUTER
 from tests.exporters.onnx.graphs import Runner
 from tests.families.case import Case
 from tests.models import sample_ids

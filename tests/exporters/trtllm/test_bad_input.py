@@ -200,15 +200,19 @@ def test_smoothing_that_a_form_has_no_place_for(llama: Source, tmp_path: Path) -
 
     run_time = SmoothingSettings(0.5, "run-time", smoother_dtype="float16")
     for writer in (SmoothedWriter, W8A8Writer, OnnxWriter):
-        refused(writer(tmp_path / "out"), run_time, "no place for run-time smoothing scales; expected groups default")
+        refused(writer(tmp_path / "out"), run_time, "'run-time' with engines that smooth nothing themselves; expected")
     plugins, no_plugins = TrtllmWriter(tmp_path / "out"), TrtllmWriter(tmp_path / "out", NO_PLUGINS)
-    refused(no_plugins, SmoothingSettings(), "W8A8_SQ_PER_CHANNEL with smoothing groups 'default'")
+    refused(no_plugins, SmoothingSettings(), "'default' with W8A8_SQ_PER_CHANNEL, .*; expected one of unfolded")
     refused(plugins, SmoothingSettings(groups="unfolded", smoother_dtype="float16"), "groups 'unfolded'")
-    refused(plugins, replace(run_time, smoother_dtype="bfloat16"), "run-time scales in bfloat16; expected the engine's")
+    refused(
+        plugins,
+        replace(run_time, smoother_dtype="bfloat16"),
+        "run-time scales in bfloat16 with .*; expected the engine's float16",
+    )
     refused(
         plugins,
         SmoothingSettings(shared_cache_scale=True),
-        "shared_cache_scale=True for a KV cache in float; expected True for",
+        "shared_cache_scale=True with .*, float KV cache; expected False",
     )
     for bad in ({"dtype": "float32"}, {"kv": "fp8"}):
         with pytest.raises(UserError, match="expected one of float"):
@@ -268,7 +272,14 @@ def test_options(
             ("--no-plugins", "--act", "per-token"),
             "without plugins: per-channel weights with per-token activations; expec",
         ),
-        (("--runtime-smoother", "--groups", "paper"), "--runtime-smoother with --groups paper; expected no --groups"),
+        (
+            ("--runtime-smoother", "--groups", "paper"),
+            "smoothing groups 'paper' with --runtime-smoother; expected one of run-time (the default)",
+        ),
+        (
+            ("--no-plugins", "--groups", "paper"),
+            "smoothing groups 'paper' with W8A8_SQ_PER_CHANNEL, float KV cache; expected one of unfolded (the default)",
+        ),
         (("--trtllm-version", "1.3.0"), "TensorRT-LLM 1.3.0 builds no TensorRT engines"),
         (("--tp", "4"), "--tp 4 does not divide the 6 attention heads"),
     ],

@@ -1,6 +1,8 @@
-"""The rules, one table for each matter. A rule is a generator of (node, what, do); its docstring opens with the form
-that it matches. What TensorRT does about it was measured with its parser and compiler, and is measured again by the
-tests (tests/builders/check/lint/test_rules.py)."""
+"""The rules of the linter, one file for each subject.
+
+A rule is a generator of (node, what, do). Its docstring opens with the graph pattern that it matches. The behaviour of
+TensorRT was measured with its parser and compiler; tests/builders/check/lint/test_rules.py measures it again.
+"""
 
 from builders.check.lint.rule import Rule
 from builders.check.lint.rules import files, operators, products, quantization

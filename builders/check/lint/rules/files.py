@@ -1,4 +1,4 @@
-"""Rules about the file: its data, its validity, its opset, and that it is quantized, as much as it was."""
+"""Rules about the file: it is valid, its data are whole, TensorRT knows its opset, and it is quantized as exported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from builders.check.lint.rule import Book, Effect, Version
 from builders.onnx_graph import OnnxGraph, name_of
 
 BOOK = Book()
-OPSETS: tuple[tuple[Version, int], ...] = (  # from this TensorRT on: the newest opset that it knows
+OPSETS: tuple[tuple[Version, int], ...] = (  # a TensorRT version, and the newest opset that it knows
     ((8, 6), 17),
     ((10, 0), 20),
     ((10, 13), 24),
@@ -18,26 +18,26 @@ OPSETS: tuple[tuple[Version, int], ...] = (  # from this TensorRT on: the newest
 PER_CHANNEL = 13  # the first opset with an axis for scales
 
 
-@BOOK.rule("valid-onnx", "the graph is valid ONNX", "every version, and every other engine", Effect.REFUSED)
+@BOOK.rule("valid-onnx", "the graph is valid ONNX", "TensorRT and every other engine demand it", Effect.REFUSED)
 def valid_onnx(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
     for reason in _invalid(graph):
         yield graph.path.name, f"it is not valid ONNX ({reason})", "mend the tool that wrote it, or export again"
 
 
 def _invalid(graph: OnnxGraph) -> Iterator[str]:
-    """What onnx's checker says, and what it forgets."""
+    """The faults that onnx's checker finds, and those that it overlooks."""
     kinds = graph.onnx.TensorProto.DataType.values()
     for tensor in graph.stored.values():
         if tensor.data_type not in kinds:
-            yield f"tensor {tensor.name} is of the type {tensor.data_type}, which there is not"
+            yield f"tensor {tensor.name} has the type {tensor.data_type}, which ONNX does not have"
             return
     for node in graph.nodes:
         if any(isinstance(name, bytes) for name in (node.name, node.op_type, node.domain, *node.input, *node.output)):
-            yield "names that are not UTF-8"
+            yield "a name is not UTF-8"
             return
     for node in graph.standard("Constant"):
         if not node.attribute:
-            yield f"Constant {name_of(node)} without a value"
+            yield f"Constant {name_of(node)} has no value"
             return
     try:
         graph.onnx.checker.check_model(graph.without_data())
@@ -47,19 +47,19 @@ def _invalid(graph: OnnxGraph) -> Iterator[str]:
 
 @BOOK.rule(
     "external-data",
-    "the weights' files lie beside the graph, whole",
-    "every version: the parser opens them by the names in the graph",
+    "the files of weights lie beside the graph and are whole",
+    "the parser of every version opens them by the names in the graph",
     Effect.REFUSED,
 )
 def external_data(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
     for location, fault in graph.external_faults():
-        yield location, f"the file of weights {location} {fault}", f"put it, whole, into {graph.path.parent}"
+        yield location, f"the file of weights {location} {fault}", f"put the whole file into {graph.path.parent}"
 
 
 @BOOK.rule(
     "opset",
-    "the opset is one that this TensorRT knows: at most 17 for 8.6, 20 for 10.0, 24 for 10.13, 25 for 11",
-    "TensorRT's release notes; newer opsets are read as the newest known one, with a warning",
+    "this TensorRT knows the opset: at most 17 for 8.6, 20 for 10.0, 24 for 10.13, 25 for 11",
+    "release notes: TensorRT reads a newer opset as the newest one that it knows, with a warning",
     Effect.WORSE,
 )
 def opset(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -76,7 +76,7 @@ def opset(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "no-quantization",
     "some matrix product has an INT8 weight",
-    "a graph without QuantizeLinear and DequantizeLinear runs in floating point: TensorRT 11 has no other way to INT8",
+    "TensorRT computes a graph without QuantizeLinear and DequantizeLinear in floating point; 11 has no other way",
     Effect.LOST,
 )
 def no_quantization(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -88,10 +88,10 @@ def no_quantization(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "missing-product",
     "every linear that the exporter quantized is a quantized product",
-    "the file lists them; one that lost its Q or DQ on the way runs in floating point, and no count of INT8 kernels "
-    "shows it",
+    "the file lists the quantized linears; one that lost its Q or DQ runs in floating point, and no count of INT8 "
+    "kernels shows it",
     Effect.LOST,
 )
 def missing_product(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
     for module in missing_products(graph):
-        yield f"{module}/MatMul", "it was quantized, and is not any more", "export again, and change nothing afterwards"
+        yield f"{module}/MatMul", "it was quantized, but is not any more", "export again, and change nothing afterwards"

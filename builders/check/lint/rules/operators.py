@@ -1,4 +1,4 @@
-"""Rules about operators: which TensorRT lacks, which it has with limits, and since when."""
+"""Rules about operators that TensorRT lacks, that it limits, or that only newer versions have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = """
     SequenceErase SequenceInsert SequenceLength SequenceMap SoftmaxCrossEntropyLoss SplitToSequence StringConcat
     StringNormalizer StringSplit SwiGLU TfIdfVectorizer Unique
 """
-ABSENT = frozenset(NAMES.split())  # what OnnxParser.supports_operator denies; the tests ask it again
+ABSENT = frozenset(NAMES.split())  # OnnxParser.supports_operator denies these; the tests ask it again
 INSTEAD = {
     "DynamicQuantizeLinear": "divide each token by its largest magnitude and quantize with the constant scale 1/127",
     "MatMulInteger": "write QuantizeLinear, DequantizeLinear and MatMul; TensorRT fuses them",
@@ -39,7 +39,7 @@ PAST, NONPAD = slice(4, 6), 6  # inputs of Attention: past_key and past_value, n
 @BOOK.rule(
     "contrib-operator",
     "every operator is a standard one",
-    "the parser knows no other domain, ONNX Runtime's com.microsoft included: what it does not know is a plugin to it",
+    "the parser takes an operator of any other domain, com.microsoft of ONNX Runtime included, for a plugin",
     Effect.REFUSED,
 )
 def contrib_operator(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -53,7 +53,7 @@ def contrib_operator(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "absent-operator",
     "TensorRT has every operator",
-    "the parser of no version imports these; NonZero is a plugin, which TensorRT-RTX lacks",
+    "no version's parser imports these operators; NonZero is a plugin, which TensorRT-RTX lacks",
     Effect.REFUSED,
 )
 def absent_operator(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -64,7 +64,7 @@ def absent_operator(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 
 @BOOK.rule(
     "new-operator",
-    "the operator was there in this TensorRT",
+    "this TensorRT already has the operator",
     "release notes: Attention came with 10.14, RMSNormalization and RotaryEmbedding with 10.15",
     Effect.REFUSED,
 )
@@ -92,30 +92,30 @@ def bfloat16(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "scatter-reduction",
     "ScatterND and ScatterElements have no reduction",
-    "the parser refuses ScatterND's in every version; TensorRT-RTX refuses both",
+    "every version's parser refuses a reduction of ScatterND; TensorRT-RTX refuses both",
     Effect.REFUSED,
 )
 def scatter_reduction(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
     for node in graph.standard(*SCATTERS):
         reduction = attribute(node, "reduction", "none")
         if reduction != "none":
-            what = f"{node.op_type} with reduction={reduction} is not in TensorRT"
+            what = f"TensorRT has no {node.op_type} with reduction={reduction}"
             yield name_of(node), what, "scatter without reduction, or sum in other operators (Gather, ReduceSum)"
 
 
 @BOOK.rule(
     "if-shapes",
     "both branches of If give tensors of one shape",
-    "the compiler fails on most such graphs: it sets one shape for the result",
+    "the compiler sets one shape for the result and fails on most graphs with two",
     Effect.REFUSED,
 )
 def if_shapes(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
-    """If whose branches end in values with different, known dimensions."""
+    """If, with branches that end in values of different, known dimensions."""
     for node in graph.standard("If"):
         shapes = [[_shape(graph, value.name) for value in branch.output] for branch in subgraphs(node)]
         if any(a and b and a != b for a, b in zip(*shapes, strict=False)):
             what = f"the branches of If give tensors of different shapes ({shapes[0]} and {shapes[1]})"
-            yield name_of(node), what, "compute both and choose with Where, or make them of one shape"
+            yield name_of(node), what, "compute both and choose with Where, or give them one shape"
 
 
 def _shape(graph: OnnxGraph, name: str) -> list[int | str]:
@@ -127,23 +127,23 @@ def _shape(graph: OnnxGraph, name: str) -> list[int | str]:
 @BOOK.rule(
     "attention-cache",
     "Attention has one output, and neither past nor present",
-    "the parser asserts it (10.14 ... 11.4), and that softcap is 0",
+    "the parsers of 10.14 to 11.4 assert this, and that softcap is 0",
     Effect.REFUSED,
 )
 def attention_cache(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
     for node in graph.standard("Attention"):
         if any(node.input[PAST]) or sum(map(bool, node.output)) > 1:
-            what = "Attention with past and present, or with more outputs than one, is not in TensorRT"
-            yield name_of(node), what, "concatenate the cache outside: Concat(past, key), one-output Attention"
+            what = "TensorRT has no Attention with past and present, or with more than one output"
+            yield name_of(node), what, "concatenate the cache outside (Concat of past and key), and use one output"
         if attribute(node, "softcap", 0.0):
-            what = "Attention with a softcap is not in TensorRT"
+            what = "TensorRT has no Attention with a softcap"
             yield name_of(node), what, "write the attention in basic operators, with Tanh"
 
 
 @BOOK.rule(
     "attention-padding",
-    "Attention's padding is in its mask",
-    "nonpad_kv_seqlen is parsed and ignored: padding is attended to",
+    "the mask of Attention marks the padding",
+    "the parser reads nonpad_kv_seqlen and ignores it: Attention then reads the padding",
     Effect.WRONG,
 )
 def attention_padding(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -156,12 +156,12 @@ def attention_padding(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "attention-dtype",
     "Attention reads FLOAT16 or BFLOAT16",
-    "there are dedicated kernels for halves alone, and the parser does not let it be decomposed",
+    "TensorRT has attention kernels for these dtypes alone, and its parser lets nothing decompose Attention",
     Effect.REFUSED,
 )
 def attention_dtype(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
     for node in graph.standard("Attention"):
         found = graph.inferred.get(node.input[0])
         if found is not None and found.elem_type == graph.onnx.TensorProto.FLOAT:
-            what = "Attention in FLOAT has no kernel in TensorRT"
+            what = "TensorRT has no kernel for Attention in FLOAT"
             yield name_of(node), what, "export with --dtype fp16, or write the attention in basic operators"

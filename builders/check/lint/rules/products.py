@@ -1,4 +1,4 @@
-"""Rules about quantized products as a whole: what makes TensorRT run them in floating point, or ONNX Runtime."""
+"""Rules about whole quantized products: faults that make TensorRT or ONNX Runtime compute them in floating point."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def entry(product: Product, what: str, do: str, node: NodeProto | None = None, *
 @BOOK.rule(
     "float-activation",
     "both operands of a product are quantized",
-    "with an int8 weight alone TensorRT multiplies floats: the weight is smaller, nothing is quicker",
+    "with an int8 weight alone TensorRT multiplies floats: the weight is smaller, but the product is no quicker",
     Effect.LOST,
 )
 def float_activation(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
     """x -> MatMul <- DQ."""
     for product in quantized_products(graph):
         if product.activation is None:
-            what = "its weight is int8 and its input is not quantized"
+            what = "its weight is int8, but its input is not quantized"
             yield entry(product, what, "put QuantizeLinear and DequantizeLinear before it")
 
 
 @BOOK.rule(
     "between",
-    "between DequantizeLinear and the product stands nothing that computes",
+    "no node between DequantizeLinear and the product computes anything",
     "TensorRT moves DQ behind the product through Reshape, Transpose, Cast and the like, and through a scale per "
     "output channel; anything else ends the search",
     Effect.LOST,
@@ -80,7 +80,7 @@ def _remedy(node: NodeProto, weight: bool) -> str:
 @BOOK.rule(
     "scale-along-k",
     "a weight's scales run along its output channels",
-    "the sum over input channels cannot be scaled afterwards: TensorRT accepts it and multiplies floats",
+    "the sum over input channels cannot take their scales afterwards: TensorRT accepts the graph and multiplies floats",
     Effect.LOST,
 )
 def scale_along_k(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -99,21 +99,21 @@ def scale_along_k(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "scale-per-channel",
     "an activation has one scale",
-    "per channel it cannot be taken out of the sum: TensorRT accepts it and multiplies floats",
+    "a scale per channel cannot be taken out of the sum: TensorRT accepts the graph and multiplies floats",
     Effect.LOST,
 )
 def scale_per_channel(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
     for product, side in _activations(graph):
         if (graph.size(side.dequantize.input[1]) or 1) > 1:
             what = "its input has a scale for every channel"
-            do = "smooth the channels into the weight (smoothquant export does), then one scale per tensor or token"
+            do = "smooth the channels into the weight (smoothquant export does), then use one scale per tensor or token"
             yield entry(product, what, do, side.dequantize)
 
 
 @BOOK.rule(
     "scale-constant",
     "scales are constants",
-    "a scale that is computed at run time is accepted, and the product multiplies floats",
+    "TensorRT accepts a scale that is computed at run time, but the product multiplies floats",
     Effect.LOST,
 )
 def scale_constant(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -121,14 +121,14 @@ def scale_constant(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
         for side in product.sides:
             if not graph.is_constant(side.dequantize.input[1]):
                 what = "the scale of its input is computed at run time"
-                do = "divide each token by its largest magnitude first; then the scale is the constant 1/127"
+                do = "divide each token by its largest magnitude first, and use the constant scale 1/127"
                 yield entry(product, what, do, side.dequantize)
 
 
 @BOOK.rule(
     "scale-dtype",
-    "scales are FLOAT, also where the rest is half",
-    "the product of two scales is subnormal in FLOAT16 (off by per cents), and the sum may overflow",
+    "scales are FLOAT, even where the other tensors are FLOAT16 or BFLOAT16",
+    "the product of two scales is subnormal in FLOAT16 (wrong by some per cent), and the sum may overflow",
     Effect.WORSE,
 )
 def scale_dtype(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -137,14 +137,14 @@ def scale_dtype(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
             kind = graph.dtype(side.dequantize.input[1])
             if kind in HALVES:
                 what = f"the scale {side.dequantize.input[1]} is {kind}"
-                do = "keep scales and DequantizeLinear in FLOAT, and cast behind the product: it is the same kernel"
+                do = "keep scales and DequantizeLinear in FLOAT, and cast behind the product: the kernel is the same"
                 yield entry(product, what, do, side.dequantize)
 
 
 @BOOK.rule(
     "shared-weight",
     "a weight's DequantizeLinear feeds one product",
-    "TensorRT does not mind; ONNX Runtime makes no integer kernel of a product whose DequantizeLinear others read",
+    "ONNX Runtime makes no integer kernel of a product if other nodes read its DequantizeLinear; TensorRT does",
     Effect.WORSE,
 )
 def shared_weight(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -152,7 +152,7 @@ def shared_weight(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
         readers = [name_of(node) for node in graph.readers[product.weight.dequantize.output[0]]]
         if len(readers) > 1:
             what = f"the DequantizeLinear of its weight is read by {len(readers)} nodes"
-            yield entry(product, what, "give each its own DequantizeLinear of the same constant")
+            yield entry(product, what, "give each product a DequantizeLinear of its own, of the same constant")
 
 
 def _activations(graph: OnnxGraph) -> Iterator[tuple[Product, Side]]:

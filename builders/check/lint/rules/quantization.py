@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 BOOK = Book()
 INT8 = 3  # onnx.TensorProto.INT8
-EXACT = "QuantizeLinear without a zero point makes uint8 (ONNX); TensorRT makes int8 of it"
+EXACT = "QuantizeLinear without a zero point makes uint8 in ONNX, but int8 in TensorRT"
 
 
 def pairs(graph: OnnxGraph) -> Iterator[NodeProto]:
@@ -26,7 +26,7 @@ def pairs(graph: OnnxGraph) -> Iterator[NodeProto]:
 @BOOK.rule(
     "zero-point",
     "zero points are 0",
-    "every version: the parser asserts that the shift is zero",
+    "the parser of every version asserts that the shift is zero",
     Effect.REFUSED,
 )
 def zero_point(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -40,11 +40,11 @@ def zero_point(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "uint8",
     "nothing is quantized to uint8",
-    "TensorRT has no uint8 arithmetic: it refuses uint8 weights, and takes uint8 activations for int8",
+    "TensorRT has no uint8 arithmetic: it refuses uint8 weights, and reads uint8 activations as int8",
     Effect.WRONG,
 )
 def uint8(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
-    """Q with a uint8 zero point, or with none (which means uint8); DQ of uint8 constants."""
+    """Q with a uint8 zero point, or without a zero point (which means uint8); DQ of uint8 constants."""
     do = "quantize symmetrically to int8, with a zero point of int8 0"
     for node in graph.standard(QUANTIZE):
         typed = len(node.input) > 2 and node.input[2]
@@ -60,7 +60,7 @@ def uint8(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "scale-positive",
     "every scale is a positive number",
-    "every version: the parser asserts that all are positive (a channel of zeros gives 0, if not clamped)",
+    "the parser of every version asserts that all are positive (a channel of zeros has the scale 0 unless clamped)",
     Effect.REFUSED,
 )
 def scale_positive(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -80,42 +80,42 @@ def scale_positive(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
             yield (
                 name_of(node),
                 what,
-                "look at the weights and act scales: one of them is broken",
+                "look for infinities in the weights and act scales",
                 {"effect": Effect.WRONG},
             )
 
 
 @BOOK.rule(
     "axis",
-    "a scale per channel says its axis",
-    "parsers of 8.5 to 10.1 take 0 where none is written, ONNX says 1",
+    "a node with a scale per channel has the attribute axis",
+    "without it the parsers of 8.5 to 10.1 take axis 0, where ONNX says 1",
     Effect.WORSE,
 )
 def axis(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
     for node in pairs(graph):
         if (graph.size(node.input[1]) or 1) > 1 and attribute(node, "axis") is None:
             worse = {"effect": Effect.WRONG} if tensorrt < (10, 2) else {}
-            what = f"{node.op_type} has a scale per channel and no axis: 0 to TensorRT before 10.2, 1 to ONNX"
+            what = f"{node.op_type} has a scale per channel but no axis: TensorRT before 10.2 takes 0, ONNX says 1"
             yield name_of(node), what, "write the attribute axis", worse
 
 
 @BOOK.rule(
     "block-scale",
     "INT8 scales are per tensor or per channel, not per block",
-    "TensorRT has blocks for 4 bits and FP8 alone: the build fails",
+    "TensorRT has scales per block for 4 bits and FP8 alone, and the build fails",
     Effect.REFUSED,
 )
 def block_scale(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
     for node in pairs(graph):
         if attribute(node, "block_size", 0) and graph.dtype(node.input[0]) in ("INT8", ""):
             what = f"{node.op_type} has a scale for every {attribute(node, 'block_size')} values"
-            yield name_of(node), what, "one scale per output channel for weights, one per tensor for activations"
+            yield name_of(node), what, "use one scale per output channel for weights, one per tensor for activations"
 
 
 @BOOK.rule(
     "int8-constant",
     "an int8 constant feeds DequantizeLinear directly",
-    "the builder refuses a quantized constant before anything else, even Identity",
+    "the builder refuses a quantized constant that any other operator reads, even Identity",
     Effect.REFUSED,
 )
 def int8_constant(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -126,14 +126,14 @@ def int8_constant(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
         for node in graph.readers[name]:
             if node.op_type not in (DEQUANTIZE, QUANTIZE) and node.op_type != "Constant":
                 what = f"the int8 constant {name} goes into {node.op_type}; only DequantizeLinear may read it"
-                do = f"store it as {node.op_type} leaves it, or put {node.op_type} behind DequantizeLinear"
+                do = f"store the result of {node.op_type}, or put {node.op_type} behind DequantizeLinear"
                 yield name_of(node), what, do
 
 
 @BOOK.rule(
     "float-weight",
     "weights are stored as int8",
-    "the engine is the same, the file is four times as large and builds more slowly",
+    "the engine is the same, but the file is four times as large and builds more slowly",
     Effect.WORSE,
 )
 def float_weight(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:

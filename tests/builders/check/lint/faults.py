@@ -109,7 +109,7 @@ FAULTS = {
             "scatter-reduction",
             f'y = ScatterND <reduction = "{reduction}"> (x, i, u)',
             "refused",
-            f"ScatterND with reduction={reduction} is not in TensorRT",
+            f"ScatterND with reduction={reduction}",
             SCATTERED,
             also=("no-quantization",),
         )
@@ -155,7 +155,7 @@ FAULTS = {
         "attention-dtype",
         "[a__Attention] y = Attention(q, k, v)",
         "refused",
-        "Attention in FLOAT has no kernel",
+        "Attention in FLOAT",
         (QKV.replace("float16", "float"), ATTENDED.replace("float16", "float")),
         opset=23,
         also=("no-quantization",),
@@ -207,7 +207,7 @@ FAULTS = {
         "the scale s_zero holds 0, in 1 of 1 channels; clamp",
     ),
     "axis unwritten": Fault(
-        "axis", f"{X} wd = DequantizeLinear(w, w_scale) {PRODUCT}", "fine", "no axis: 0 to TensorRT before 10.2"
+        "axis", f"{X} wd = DequantizeLinear(w, w_scale) {PRODUCT}", "fine", "no axis: TensorRT before 10.2"
     ),
     "axis unwritten, for an old version": Fault(
         "axis",
