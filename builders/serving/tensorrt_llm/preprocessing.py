@@ -32,7 +32,7 @@ class TritonPythonModel:
     def _respond(self, request: Any) -> Any:
         try:
             texts = pb_utils.get_input_tensor_by_name(request, "QUERY").as_numpy().reshape(-1)
-            rows = [self.tokenizer(text.decode("utf-8"))["input_ids"] for text in texts]
+            rows = [self._ids(text.decode("utf-8")) for text in texts]
             if not all(rows):
                 raise ValueError("a prompt without tokens")
         except Exception as error:  # whatever is wrong with one request is that request's answer
@@ -50,6 +50,11 @@ class TritonPythonModel:
         }
         tensors = [pb_utils.Tensor(name, numpy.array(value, dtype=numpy.int32)) for name, value in outputs.items()]
         return pb_utils.InferenceResponse(output_tensors=tensors)
+
+    def _ids(self, text: str) -> list[int]:
+        """Token ids of a prompt. One that begins with the token of beginnings does not get it twice."""
+        ids, begin = self.tokenizer(text)["input_ids"], self.tokenizer.bos_token_id
+        return ids[1:] if begin is not None and ids[:2] == [begin, begin] else ids
 
 
 def _end_tokens(folder: Path, eos_token_id: int | None) -> list[int]:
