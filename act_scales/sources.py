@@ -1,8 +1,8 @@
 """Documents of a text file, of JSON lines or of a Hugging Face dataset, read only as far as they are used.
 
     FILE.txt                        one document: the whole file, UTF-8
-    FILE.jsonl, FILE.jsonl.zst      one document per line: its field "text", or its first field that is a string
-    hf:ORG/NAME[/CONFIG][:SPLIT]    one document per row of a dataset, from the same fields; "train" is the default
+    FILE.jsonl, FILE.jsonl.zst      one document per line, as `act_scales.rows` finds it there
+    hf:ORG/NAME[/CONFIG][:SPLIT]    one document per row of a dataset, found alike; "train" is the default
 
 A dataset needs its `hf:`, so that a mistyped path never becomes a download. Rows without text are skipped.
 """
@@ -12,39 +12,53 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from smoothquant.errors import UserError
+from act_scales.rows import Conversation, read_row
+from smoothquant.errors import UserError, raise_refusal
 from smoothquant.packages import require
 
-Document = Iterable[str]  # the text of one document, in parts
+Document = Iterable[str] | Conversation  # the text of one document, in parts; or turns, which become a text later
 CHUNK = 1 << 16  # characters, or compressed bytes, read at a time
 DATASET = re.compile(r"hf:(?P<name>[^/:]+/[^/:]+)(/(?P<config>[^:]+))?(:(?P<split>.+))?")
 SPELLINGS = "a .txt, .jsonl or .jsonl.zst file, or hf:ORG/NAME[/CONFIG][:SPLIT]"
 
 
-def documents(source: str | Path, *, blank: bool = False) -> Iterator[Document]:
-    """The documents of a source, in order. blank: also those without text.
+def documents(source: str | Path, field: str | None = None, *, blank: bool = False) -> Iterator[Document]:
+    """The documents of a source, in order. field: where rows have their text. blank: also those without text.
 
     Raises UserError, which names the file and line, here or while a document is read: the file is missing, of an
-    unknown kind, not UTF-8, malformed, corrupt or truncated; a row has no string; a dataset cannot be loaded.
+    unknown kind, not UTF-8, malformed, corrupt or truncated; a row has no text; a dataset cannot be loaded.
     Raises MissingPackageError without zstandard or datasets.
     """
+    name = Path(source).name.lower()
+    if name.endswith(".txt") and not str(source).startswith("hf:"):
+        yield _characters(Path(source))
+        return
+    for row, where in _rows(source):
+        document = read_row(row, where, field)
+        if isinstance(document, Conversation):
+            yield document
+        elif blank or document.strip():
+            yield (document,)
+
+
+def _rows(source: str | Path) -> Iterator[tuple[Any, str]]:
+    """Rows, and where each stands."""
     path = Path(source)
     name = path.name.lower()
     if str(source).startswith("hf:"):
-        yield from _dataset(str(source), blank)
-    elif name.endswith(".txt"):
-        yield _characters(path)
+        for number, row in enumerate(_dataset(str(source)), start=1):
+            yield row, f"{source} row {number}"
     elif name.endswith(".jsonl"):
         with _reading(path), open(path, encoding="utf-8-sig") as file:
-            yield from _json_lines(file, path, blank)
+            yield from _json_lines(file, path)
     elif name.endswith(".jsonl.zst"):
         with _reading(path):
-            yield from _json_lines(_lines(codecs.iterdecode(_decompressed(path), "utf-8-sig")), path, blank)
+            yield from _json_lines(_lines(codecs.iterdecode(_decompressed(path), "utf-8-sig")), path)
     else:
         raise UserError(f"{path}: cannot tell what kind of text this is", expected=SPELLINGS)
 
@@ -56,6 +70,7 @@ def _reading(path: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason})", do="convert it: iconv -t utf-8") from error
     except OSError as error:
+        raise_refusal(error, path)
         raise UserError(f"{path}: cannot be read ({error.strerror or error})", expected=SPELLINGS) from error
 
 
@@ -65,28 +80,18 @@ def _characters(path: Path) -> Iterator[str]:
             yield chunk
 
 
-def _json_lines(lines: Iterable[str], path: Path, blank: bool) -> Iterator[Document]:
+def _json_lines(lines: Iterable[str], path: Path) -> Iterator[tuple[Any, str]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        where = f"{path} line {number}"
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{path} line {number}: not JSON ({error})", expected="one JSON object per line") from error
-        yield from _row(row, f"{path} line {number}", blank)
-
-
-def _row(row: Any, where: str, blank: bool) -> Iterator[Document]:
-    text = None
-    if isinstance(row, Mapping):
-        strings = (value for value in row.values() if isinstance(value, str))
-        text = row["text"] if isinstance(row.get("text"), str) else next(strings, None)
-    if text is None:
-        raise UserError(
-            f"{where}: no text in it", expected='an object whose field "text", or any other field, is a string'
-        )
-    if blank or text.strip():
-        yield (text,)
+            raise UserError(f"{where}: not JSON ({error})", expected="one JSON object per line") from error
+        except RecursionError as error:
+            raise UserError(f"{where}: JSON nested too deep to read", expected="one JSON object per line") from error
+        yield row, where
 
 
 def _lines(chunks: Iterable[str]) -> Iterator[str]:
@@ -116,12 +121,7 @@ def _decompressed(path: Path) -> Iterator[bytes]:
         raise UserError(f"{path}: truncated", do=again)
 
 
-def _dataset(source: str, blank: bool) -> Iterator[Document]:
-    for number, row in enumerate(_rows(source), start=1):
-        yield from _row(row, f"{source} row {number}", blank)
-
-
-def _rows(source: str) -> Iterator[Any]:
+def _dataset(source: str) -> Iterator[Any]:
     match = DATASET.fullmatch(source)
     if not match:
         raise UserError(f"{source}: not the name of a dataset", expected="hf:ORG/NAME[/CONFIG][:SPLIT]")

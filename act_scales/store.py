@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from smoothquant import float16
-from smoothquant.errors import ActScalesError, OutputError, UserError
+from smoothquant.errors import ActScalesError, OutputError, UserError, raise_refusal
 from smoothquant.files import write_bytes
 from smoothquant.model import Model
 from smoothquant.ranges import check_act_scales
@@ -77,10 +77,14 @@ class ActScales:
         return dict(sorted(found.items()))
 
     @property
+    def zero(self) -> tuple[str, ...]:
+        """Linears that saw nothing but zeros."""
+        return tuple(name for name, values in self.input_absmax.items() if not values.any())
+
+    @property
     def silent(self) -> tuple[str, ...]:
-        """Modules whose linears saw nothing but zeros: experts that no token of the calibration reached."""
-        linears = (name for name, values in self.input_absmax.items() if not values.any())
-        return tuple(dict.fromkeys(name.rpartition(".")[0] for name in linears))
+        """Modules with linears that saw nothing but zeros: experts that no token of the calibration reached."""
+        return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.zero))
 
     @property
     def fingerprint(self) -> str:
@@ -198,6 +202,7 @@ def _load_safetensors(path: Path) -> ActScales:
                     raise ActScalesError(f"unknown tensor {key}", expected=expected)
                 found[dot + last][name] = file.get_tensor(key).clone()
     except (SafetensorError, OSError) as error:
+        raise_refusal(error, path)
         raise ActScalesError(f"truncated or corrupt ({error})", do=AGAIN) from error
     told = {key: value for key, value in metadata.items() if key != "sha256"}
     scales = ActScales(found[INPUT], found[OUTPUT], told, found[HELD])
@@ -213,6 +218,7 @@ def _load_pt(path: Path) -> ActScales:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here, and advises to run the file's code
+        raise_refusal(error, path)
         raise ActScalesError("corrupt, or it holds code, which was not run", expected=expected) from error
     if not isinstance(loaded, dict):
         raise ActScalesError(f"holds a {type(loaded).__name__}", expected=expected)

@@ -1,46 +1,56 @@
 """Text as token sequences, for calibration and for evaluation.
 
     document -> special tokens before, tokens of the text, special tokens after   (as the tokenizer itself adds them)
+    conversation -> tokens of what the model's chat template makes of it
     all documents one after another -> cut every `length` tokens -> the first `samples` sequences
 
 There is no padding: where the text ends early, the last sequence is shorter. A long document is tokenized in pieces
 of at most 65,536 characters. A piece ends where a token of a byte-level tokenizer ends: after a line, else before a
 space. A tokenizer that puts a space in front of every text changes one token per piece.
+
+`Text.doubts` says what a text is too poor for. A channel's range is its largest value over n tokens. If tokens to come
+are like these, each is as likely as any of the n to be the largest: one in n + 1 lies beyond the range, which a static
+scale clips. With `ENOUGH` tokens that is one in a thousand. Diversity is exp(-sum p ln p) over the shares p of the
+tokens: k tokens of equal shares have diversity k. English has above 18, even letter by letter, and some hundreds by
+words; a repeated line has what the line has.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from act_scales.sources import documents
+from act_scales.rows import Conversation
+from act_scales.sources import Document, documents
+from act_scales.tokenizer import Encoder
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 
 MINIMUM = 32  # tokens; fewer say nothing about a model's activations
+ENOUGH = 1000  # tokens; fewer leave every thousandth value, or more, beyond its range
+DIVERSE = 15.0  # diversity of a text; less is the same few tokens again and again
 PIECE = 1 << 16  # characters tokenized at a time
 LINE_END = re.compile(r"\S\n(?=\S)")
 WORD_END = re.compile(r"\S(?=\s\S)")
 
-RESTORE = "copy tokenizer.json and tokenizer_config.json from where the model came from"
-
-Encode = Callable[[str, bool], list[int]]  # (text, with special tokens) -> ids
-
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """Token sequences and their source. sequences: each (tokens,) int64; all but the last have one length."""
+    """Token sequences and their source. sequences: each (tokens,) int64; all but the last have one length.
+
+    refused: one line for each conversation that the chat template refused.
+    """
 
     sequences: tuple[Tensor, ...]
     source: str
+    refused: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -51,6 +61,31 @@ class Text:
     def length(self) -> int:
         """Tokens of the longest sequence."""
         return max(len(sequence) for sequence in self.sequences)
+
+    @property
+    def diversity(self) -> float:
+        """exp(entropy) of the tokens' shares: as many equally frequent tokens are as diverse as this text."""
+        counts = torch.cat(self.sequences).unique(return_counts=True)[1].double()
+        shares = counts / counts.sum()
+        return (-(shares * shares.log()).sum()).exp().item()
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What a user should know before the text is relied on, one line each."""
+        found = []
+        if self.tokens < ENOUGH:
+            found.append(
+                f"{self.source}: {self.tokens} tokens are too little text: of tokens to come, one in {self.tokens} "
+                f"lies beyond the range of any channel; use at least {ENOUGH:,}"
+            )
+        if self.diversity < DIVERSE:
+            found.append(
+                f"{self.source}: too uniform a text, no more diverse than {self.diversity:.1f} equally frequent tokens "
+                f"(at least {DIVERSE:.0f} wanted); use text like what the model will serve"
+            )
+        if self.refused:
+            found.append(f"{len(self.refused)} conversations are left out: {self.refused[0]}")
+        return tuple(found)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -79,51 +114,56 @@ class Text:
         return self
 
 
-def load_text(source: str | Path, tokenizer_folder: str | Path, samples: int, length: int) -> Text:
+def load_text(
+    source: str | Path, tokenizer_folder: str | Path, samples: int, length: int, field: str | None = None
+) -> Text:
     """The first `samples` sequences of `length` tokens. A short text gives fewer, and the last one is shorter.
 
     source: as in `act_scales.sources`; it is read no further than needed. tokenizer_folder: a Hugging Face model
-    folder. Raises UserError if the source cannot be read, if the folder has no usable tokenizer, or if the text has
-    fewer than 32 tokens.
+    folder. field: where rows have their text, as in `act_scales.rows`. Raises UserError if the source cannot be read,
+    if the folder has no usable tokenizer, or no chat template for conversations, or if the text has fewer than 32
+    tokens.
     """
     if samples < 1 or length < 1:
         raise UserError(f"{samples} samples of {length} tokens", expected="at least 1 of at least 1")
-    sequences = pack(token_stream(documents(source), _encoder(Path(tokenizer_folder))), samples, length)
-    text = Text(sequences, source=_name(source))
+    encoder = Encoder(tokenizer_folder)
+    sequences = pack(token_stream(documents(source, field), encoder), samples, length)
+    text = Text(sequences, source=_name(source), refused=tuple(encoder.refused))
     needed = min(MINIMUM, samples * length)
     if text.tokens < needed:
         raise UserError(
-            f"{source}: {text.tokens} tokens of text",
+            "; ".join([f"{source}: {text.tokens} tokens of text", *text.refused[:1]]),
             expected=f"at least {needed} of the {samples} x {length} asked for",
             do="give a longer text",
         )
     return text
 
 
-def load_document(source: str | Path, tokenizer_folder: str | Path, samples: int, length: int) -> Text:
+def load_document(
+    source: str | Path, tokenizer_folder: str | Path, samples: int, length: int, field: str | None = None
+) -> Text:
     """The sequences of a source that is tokenized as one document: its rows, joined by blank lines.
 
     Blank rows are joined too. WikiText's perplexities are measured in this way. Raises UserError if the source cannot
-    be read or has no text, or if the folder has no usable tokenizer.
+    be read, has no text, or has conversations, or if the folder has no usable tokenizer.
     """
     if samples < 1 or length < 2:
         raise UserError(f"{samples} samples of {length} tokens", expected="at least 1 of at least 2")
-    encode = _encoder(Path(tokenizer_folder))
-    ids = encode("\n\n".join("".join(document) for document in documents(source, blank=True)), True)
-    text = Text(pack([ids], samples, length), source=_name(source))
+    encoder = Encoder(tokenizer_folder)
+    whole = "\n\n".join(map(_prose, documents(source, field, blank=True)))
+    text = Text(pack(encoder.whole([whole]), samples, length), source=_name(source))
     if not text.tokens:
         raise UserError(f"{source}: no text in it", do="give a longer text")
     return text
 
 
-def token_stream(documents: Iterable[Iterable[str]], encode: Encode) -> Iterator[Sequence[int]]:
+def token_stream(documents: Iterable[Document], encoder: Encoder) -> Iterator[Sequence[int]]:
     """Token ids of all documents, in order and in parts. Each document stands between its special tokens."""
-    before, after = _special_tokens(encode)
     for document in documents:
-        yield before
-        for piece in pieces(document):
-            yield encode(piece, False)
-        yield after
+        if isinstance(document, Conversation):
+            yield encoder.chat(document)
+        else:
+            yield from encoder.whole(pieces(document))
 
 
 def pack(stream: Iterable[Sequence[int]], samples: int, length: int) -> tuple[Tensor, ...]:
@@ -133,7 +173,8 @@ def pack(stream: Iterable[Sequence[int]], samples: int, length: int) -> tuple[Te
         ids += part
         if len(ids) >= samples * length:
             break
-    return torch.tensor(ids[: samples * length], dtype=torch.int64).split(length)
+    found = torch.tensor(ids[: samples * length], dtype=torch.int64)
+    return found.split(min(length, max(1, len(found))))
 
 
 def pieces(chunks: Iterable[str], limit: int = PIECE) -> Iterator[str]:
@@ -157,34 +198,12 @@ def _last(pattern: re.Pattern[str], text: str, limit: int) -> int:
     return max((match.end() for match in pattern.finditer(text, limit // 2, limit)), default=0)
 
 
-def _special_tokens(encode: Encode) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after a text."""
-    plain, whole = encode("a", False), encode("a", True)
-    for start in range(len(whole) - len(plain) + 1):
-        if whole[start : start + len(plain)] == plain:
-            return whole[:start], whole[start + len(plain) :]
-    return [], []
-
-
-def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer of a model or engine folder, as transformers loads it. Raises UserError if there is none."""
-    from transformers import AutoTokenizer
-
-    if not Path(folder).is_dir():
-        raise UserError(f"{folder}: no such folder", expected="a model folder with its tokenizer")
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # every kind of tokenizer raises its own errors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{folder}: no usable tokenizer in it ({reason})", do=RESTORE) from error
-
-
-def _encoder(folder: Path) -> Encode:
-    tokenizer = load_tokenizer(folder)
-
-    def encode(text: str, special: bool) -> list[int]:
-        return tokenizer(text, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
-
-    if not encode("a", False):
-        raise UserError(f"{folder}: its tokenizer gives no tokens for a text", do=RESTORE)
-    return encode
+def _prose(document: Document) -> str:
+    """The text of a document that stands among others in one."""
+    if isinstance(document, Conversation):
+        raise UserError(
+            f"{document.where}: a conversation",
+            expected="plain text, which is measured as one document",
+            do="give another text, or name the field that holds it: --text-field NAME",
+        )
+    return "".join(document)

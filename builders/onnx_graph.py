@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from smoothquant.artifacts.ports import MODEL
-from smoothquant.errors import UserError
+from smoothquant.errors import UserError, raise_refusal
 from smoothquant.packages import require
 from smoothquant.settings import GRAPH_FACTS
 
@@ -49,6 +49,7 @@ class OnnxGraph:
         try:
             proto = self.onnx.load(str(self.path), load_external_data=False)
         except Exception as error:  # protobuf raises errors of several classes
+            raise_refusal(error, self.path)
             raise self._no_onnx() from error
         if not proto.ir_version or not proto.graph.node:
             raise self._no_onnx()

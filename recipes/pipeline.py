@@ -21,11 +21,10 @@ from pathlib import Path
 
 from act_scales.collect import collect
 from act_scales.store import load_act_scales
-from act_scales.text import Text, load_text
+from act_scales.text import Text
 from builders.validate import Thresholds, Validation, validate_engines
 from builders.validate.report import check_report, read_report, write_json, write_report
 from exporters.export import Source, Writer, export
-from recipes.recipe import Recipe
 from recipes.targets import Target
 from smoothquant.errors import UserError
 from smoothquant.model import Model
@@ -116,13 +115,12 @@ def source_of(
     return Source(model, settings, scales.input_absmax, fingerprints, scales.output_absmax, steps, scales.held_absmax)
 
 
-def split_text(source: str, model: Model, recipe: Recipe, heldout: int) -> tuple[Text, Text]:
-    """Calibration and held-out text from one source: the last `heldout` sequences are not calibrated on."""
-    text = load_text(source, model.checkpoint.folder, recipe.samples + heldout, recipe.length)
+def split_text(text: Text, heldout: int) -> tuple[Text, Text]:
+    """Calibration and held-out text from one: the last `heldout` sequences are not calibrated on."""
     if len(text.sequences) < 2:
         raise UserError(
-            f"{source}: {text.tokens} tokens are too few to calibrate on one part and validate on another",
-            expected=f"at least {2 * recipe.length} tokens",
+            f"{text.source}: {text.tokens} tokens are too few to calibrate on one part and validate on another",
+            expected="at least two sequences of --length tokens",
             do="give more text, or a held-out text with --heldout",
         )
     heldout = min(heldout, len(text.sequences) // 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from builders.validate import Thresholds
@@ -61,6 +62,51 @@ class Recipe:
         """Smoothing settings, with the recipe's alpha unless another is given. Raises UserError for what this model
         cannot hold."""
         return FOLDED.settings(model, self.alpha if alpha is None else alpha, groups)
+
+
+SIZE = re.compile(r"(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(\d?)(?:-|$)")  # in a name: 7b, 8x7b, 560m, 1b7
+NEAR = 1.7  # names are rounded, and files may repeat a tied lm_head: up to 1.6 times as many weights, or as few
+
+
+def size(name: str) -> float | None:
+    """The number of weights that a recipe's name tells; None if it tells none. size("bloom-1b7") is 1.7e9."""
+    found = SIZE.search(name)
+    if not found:
+        return None
+    experts, number, unit, tenths = found.groups()
+    return int(experts or 1) * float(f"{number}.{tenths}" if tenths else number) * (1e9 if unit == "b" else 1e6)
+
+
+def of_family(model: Model, recipes: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
+    """The recipes for the model's family, the one for any of its models first."""
+    return tuple(recipe for recipe in recipes if recipe.family.name == model.family.name)
+
+
+def contradiction(recipe: Recipe, model: Model, recipes: tuple[Recipe, ...]) -> str:
+    """What a user should know of a recipe that was not made for this model; empty if it may have been.
+
+    A fine-tune has the family and the size of what it was made from. Raises UserError for a model of a family that has
+    recipes of its own.
+    """
+    meant, folder = recipe.model or f"any {recipe.family.name}", model.checkpoint.folder
+    if recipe.family.name != model.family.name:
+        fit = of_family(model, recipes)
+        if fit:
+            raise UserError(
+                f"recipe {recipe.name} is for {meant}, and {folder} is of the family {model.family.name}",
+                expected=f"a model of the family {recipe.family.name}",
+                do=f"take one of the recipes {', '.join(one.name for one in fit)}",
+            )
+        return (
+            f"recipe {recipe.name} is for {meant}, and {folder} is of the family {model.family.name}, without recipes"
+        )
+    told, weights = size(recipe.name), model.checkpoint.weights
+    if told and recipe.model and not told / NEAR < weights < told * NEAR:
+        return (
+            f"recipe {recipe.name} is for {meant}, and {folder} has {weights / 1e9:.3g} billion weights: its alpha, "
+            f"{recipe.alpha}, may not be the best for this model"
+        )
+    return ""
 
 
 def find(name: str, recipes: tuple[Recipe, ...]) -> Recipe:

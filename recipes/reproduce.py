@@ -61,9 +61,9 @@ class Reproduction:
         }
 
 
-def whole_blocks(source: str, model: Model, samples: int, length: int) -> Text:
+def whole_blocks(source: str, model: Model, samples: int, length: int, field: str | None = None) -> Text:
     """The text as the published numbers take it. Raises UserError if it is shorter than one block."""
-    text = load_document(source, model.checkpoint.folder, samples, length).for_model(model)
+    text = load_document(source, model.checkpoint.folder, samples, length, field).for_model(model)
     whole = tuple(sequence for sequence in text.sequences if len(sequence) == length)
     if not whole:
         raise UserError(

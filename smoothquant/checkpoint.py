@@ -27,7 +27,7 @@ from torch import Tensor
 from smoothquant import files
 from smoothquant.artifacts.safetensors_files import CODES, as_bytes
 from smoothquant.digests import Stamp, check_unchanged, combined, remembered
-from smoothquant.errors import CheckpointError
+from smoothquant.errors import CheckpointError, raise_refusal
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 SIDECARS = (  # small files beside the weights: the tokenizer's, and how to generate
@@ -113,6 +113,11 @@ class Checkpoint:
         return max(count, key=lambda dtype: count[dtype])
 
     @property
+    def weights(self) -> int:
+        """Number of elements of all tensors."""
+        return sum(torch.Size(info.shape).numel() for info in self.tensors.values())
+
+    @property
     def nbytes(self) -> int:
         """Size of all tensors on disk, in bytes."""
         return sum(torch.Size(info.shape).numel() * info.dtype.itemsize for info in self.tensors.values())
@@ -135,7 +140,7 @@ class Checkpoint:
             tensor = self._load_bin(info.file)[source]
             return (tensor[where] if where else tensor).clone()
         except (SafetensorError, OSError, KeyError, RuntimeError) as error:
-            raise _broken(info.file, f"cannot read {name} ({error})") from error
+            raise _broken(info.file, f"cannot read {name} ({error})", error) from error
 
     def view(self, name: str, parts: Mapping[str, Part]) -> None:
         """Replace a tensor by parts of it. parts: name -> rows, each beginning where the last ended."""
@@ -221,7 +226,7 @@ class Checkpoint:
                     dtype = view.get_dtype()
                     self._add(name, TensorInfo(file, tuple(view.get_shape()), DTYPES.get(dtype, torch.uint8)), dtype)
         except (SafetensorError, OSError) as error:
-            raise _broken(file, f"truncated or corrupt ({error})") from error
+            raise _broken(file, f"truncated or corrupt ({error})", error) from error
 
     def _add(self, name: str, info: TensorInfo, dtype: str) -> None:
         if info.dtype not in DTYPES.values() and self._quantization is not None:
@@ -245,7 +250,7 @@ class Checkpoint:
                 mappable = zipfile.is_zipfile(file)  # torch < 1.6 wrote other files, which are read whole
                 loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mappable)
             except Exception as error:  # torch raises many kinds of errors here
-                raise _broken(file, f"cannot be loaded safely ({str(error).splitlines()[0]})") from error
+                raise _broken(file, "it holds more than tensors, or is truncated or corrupt", error) from error
             if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
                 raise _broken(file, "is not a dict of tensors")
             self._bin_shard = (file, loaded)
@@ -257,12 +262,15 @@ def _read_json(path: Path, why: str) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file", expected=why, do="check the path") from error
-    except (OSError, ValueError) as error:
-        raise _broken(path, f"is not readable JSON ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise _broken(path, f"is not readable JSON ({error})", error) from error
     if not isinstance(content, dict):
         raise _broken(path, "is not a JSON object")
     return content
 
 
-def _broken(file: Path, fault: str) -> CheckpointError:
+def _broken(file: Path, fault: str, error: Exception | None = None) -> CheckpointError:
+    """The error for a file that cannot be read. Raises OSError instead where that is no fault of the file's."""
+    if error:
+        raise_refusal(error, file)
     return CheckpointError(f"{file}: {fault}", expected="a whole, readable file", do="download this file again")

@@ -72,7 +72,10 @@ def remember(path: Path, digest: str) -> None:
 
 def _known(stamp: Stamp) -> dict:
     """What is remembered of a file with this stamp."""
-    found = files.read_json(_memory(stamp))
+    try:
+        found = files.read_json(_memory(stamp))
+    except OSError:  # a cache of somebody else's
+        return {}
     return {key: found[key] for key in found if key != "stamp"} if found.get("stamp") == asdict(stamp) else {}
 
 

@@ -7,6 +7,13 @@ wrong, what was expected and what to do. The command line prints it without a tr
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
+# what a machine refuses for no fault of the file: permission, and room for one more open file or for its content
+REFUSALS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
 
 class UserError(Exception):
     """A fault in what the tool was given.
@@ -61,3 +68,24 @@ class ThresholdError(UserError):
     """The engine runs, but it is less accurate than its recipe demands."""
 
     exit_code = 1
+
+
+def raise_refusal(error: BaseException, place: str | Path) -> None:
+    """Raise what the machine refused, if that is why a file could not be read; else the file may be to blame.
+
+    place: the file, or the folder that holds it. Libraries tell a refusal in words of their own, or as another fault:
+    so every file is opened again. Raises OSError, which names the file, or MemoryError.
+    """
+    if isinstance(error, MemoryError):
+        raise error
+    place = Path(place)
+    told = [known for known in REFUSALS if os.strerror(known) in str(error) or getattr(error, "errno", 0) == known]
+    try:
+        for path in sorted(place.iterdir()) if place.is_dir() else [place]:
+            place = path
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))  # NONBLOCK: a FIFO is opened at once
+    except OSError as refused:
+        told.append(refused.errno or 0)
+    for number in told:
+        if number in REFUSALS:
+            raise OSError(number, os.strerror(number), str(place)) from error

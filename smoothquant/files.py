@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from smoothquant.errors import OutputError
+from smoothquant.errors import OutputError, raise_refusal
 
 Piece = tuple[int, memoryview]  # offset in a file, and what is written there
 
@@ -157,10 +157,11 @@ def write_json(path: Path, content: Mapping) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object, or {} if there is none to read."""
+    """A JSON object, or {} if there is none to read. OSError for one that the machine does not let us read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError) as error:
+        raise_refusal(error, path)
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -68,6 +68,13 @@ class Model:
         return tuple(role for role in self.roles if role != ROUTER)
 
     @property
+    def expert_modules(self) -> frozenset[str]:
+        """Module names of all experts."""
+        roles = [role for role in self.quantized_roles if parsed(role).expert is not None]
+        layers = range(self.geometry.layers)
+        return frozenset(self.linear(layer, role).rpartition(".")[0] for layer in layers for role in roles)
+
+    @property
     def inputs(self) -> tuple[tuple[str, ...], ...]:
         """Roles of the linears that read the same input, together: ("q", "k", "v"), ("o",), ("gate", "up"), ("down",).
         Every quantized linear is in one; a router is with the experts."""

@@ -66,8 +66,11 @@ class GeneratingEngine(Engine):
         """Yield the tokens that continue a prompt, until the model's end-of-sequence token or `max_new_tokens`.
 
         Temperature 0 always takes the likeliest token; otherwise tokens are sampled from the smallest set of
-        probability `top_p`. Raises UserError for an empty or too long prompt and for settings out of range.
+        probability `top_p`. Raises UserError for an empty prompt, a prompt that is too long or has tokens that the
+        model lacks, settings out of range, and logits that are NaN.
         """
+        if max_new_tokens < 0:
+            raise UserError(f"{max_new_tokens} new tokens", expected="0 or more")
         if not 0 < len(prompt) <= self.longest - max_new_tokens:
             raise UserError(
                 f"a prompt of {len(prompt)} tokens with {max_new_tokens} new ones",
@@ -76,6 +79,15 @@ class GeneratingEngine(Engine):
             )
         if not 0 <= temperature < math.inf or not 0 < top_p <= 1:  # NaN fails too
             raise UserError(f"temperature {temperature}, top_p {top_p}", expected="temperature >= 0 and 0 < top_p <= 1")
+        if not -(2**63) <= seed < 2**64:
+            raise UserError(f"seed {seed}", expected="a number from -2^63 to 2^64 - 1")
+        vocabulary = self.manifest.facts.vocab_size
+        if not all(0 <= token < vocabulary for token in prompt):
+            raise UserError(
+                f"{self.folder}: its tokenizer gives token id {max(prompt)}",
+                expected=f"ids below {vocabulary}, this model's vocabulary",
+                do="use the tokenizer that came with the model",
+            )
         generator = torch.Generator().manual_seed(seed)
         ends = end_tokens(self.folder)
         with closing(self.start(prompt)) as decoding:
@@ -89,21 +101,37 @@ class GeneratingEngine(Engine):
 
 
 def end_tokens(folder: Path) -> set[int]:
-    """The tokens that end a sequence, from generation_config.json or else from config.json."""
-    config = read_json(folder / "config.json")
-    found = read_json(folder / "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
-    return set(found if isinstance(found, list) else [found])
+    """Tokens that end a sequence, by generation_config.json or else config.json."""
+    found = named_tokens(folder).get("eos_token_id")
+    ends = found if isinstance(found, list) else [] if found is None else [found]
+    for token in ends:
+        if type(token) is not int:  # a bool is an int to isinstance
+            raise UserError(
+                f"{folder}: eos_token_id {found!r}",
+                expected="a token id, or a list of them",
+                do="copy generation_config.json and config.json from where the model came from",
+            )
+    return set(ends)
+
+
+def named_tokens(folder: Path) -> dict:
+    """config.json's keys with what generation_config.json says of them; null says nothing."""
+    said = read_json(folder / "generation_config.json")
+    return read_json(folder / "config.json") | {key: value for key, value in said.items() if value is not None}
 
 
 def pick(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    """A token chosen by its logits: the likeliest at temperature 0, or else a sample of the nucleus.
+    """A token from logits (vocab,): the likeliest at temperature 0, else one of the nucleus of mass top_p.
 
-    logits: (vocab,). top_p: the probability of the nucleus, the smallest set of likeliest tokens that reaches it.
+    Raises UserError for logits that are NaN.
     """
+    if logits.isnan().any():
+        raise UserError("the engine's logits are NaN", expected="numbers", do="export the model again in a wider dtype")
     if temperature == 0:
         return int(logits.argmax())
-    probabilities, order = (logits.double() / temperature).softmax(dim=-1).sort(descending=True)
-    before = probabilities.cumsum(dim=-1) - probabilities  # of all likelier tokens; the first is always kept
+    below = logits.double() - logits.max()  # <= 0: the largest does not overflow, however small the temperature
+    probabilities, order = (below / temperature).softmax(dim=-1).sort(descending=True)
+    before = probabilities.cumsum(dim=-1) - probabilities  # mass of the likelier tokens; the first is always kept
     return int(order[torch.multinomial(probabilities * (before < top_p), 1, generator=generator)])
 
 

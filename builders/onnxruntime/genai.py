@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from builders.engine.generation import named_tokens
 from builders.onnxruntime.session import SETTINGS
 from smoothquant.artifacts.manifest import ModelFacts
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, MODEL, POSITION_IDS, past, present
-from smoothquant.files import read_json
 
 PROVIDER_OPTIONS: Mapping[str, Mapping] = {  # the providers that it has a name for
     "cuda": {"provider_options": [{"cuda": {}}]},
@@ -26,8 +26,7 @@ def genai_config(folder: Path, geometry: ModelFacts, threads: int, provider: str
 
     geometry: the model's sizes, from the export's manifest. provider: a name of `providers.PROVIDERS`.
     """
-    config: Mapping = read_json(folder / "config.json")
-    tokens = {**config, **read_json(folder / "generation_config.json")}
+    tokens = named_tokens(folder)
     end = tokens.get("eos_token_id")
     first_end = end[0] if isinstance(end, list) else end
     decoder = {

@@ -35,7 +35,7 @@ from builders.onnxruntime.providers import (
 from smoothquant.artifacts.manifest import Manifest, Origin
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, MODEL, PAST, POSITION_IDS
 from smoothquant.artifacts.record import as_json
-from smoothquant.errors import UserError
+from smoothquant.errors import UserError, raise_refusal
 from smoothquant.files import scratch
 from smoothquant.machine import cpu_flags, physical_cores
 from smoothquant.outputs import load_manifest
@@ -99,6 +99,7 @@ def open_session(
     except UserError:
         raise
     except Exception as error:  # onnxruntime raises bare exceptions of many kinds
+        raise_refusal(error, folder)
         raise _refused(folder, error) from error
     check_loaded(chosen, session)
     return session

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from builders.engine.protocol import Engine
 from builders.transformers.linear_experts import PACKED, linear_experts
-from smoothquant.errors import MissingPackageError, UserError
+from smoothquant.errors import MissingPackageError, UserError, raise_refusal
 from smoothquant.files import read_json
 from smoothquant.outputs import load_manifest
 from smoothquant.packages import require
@@ -81,8 +81,9 @@ def _load(folder: Path, quantized: bool) -> Any:
     load: Any = AutoModelForCausalLM.from_pretrained  # its result depends on output_loading_info
     try:
         with experts:
-            model, info = load(folder, dtype=torch.float32, output_loading_info=True)
+            model, info = load(folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
+        raise_refusal(error, folder)
         raise UserError(f"{folder}: transformers cannot load it ({error})", do="export it again") from error
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[fault]:

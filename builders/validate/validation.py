@@ -53,9 +53,11 @@ class Validation:
     overflow: str = ""
 
     @property
-    def passed(self) -> bool:
-        """Whether every threshold holds, and nothing overflows."""
-        return not self.overflow and all(check.passed for check in self.checks)
+    def passed(self) -> bool | None:
+        """Whether every threshold holds, and nothing overflows; None if nothing overflows and no threshold is set."""
+        if self.overflow:
+            return False
+        return all(check.passed for check in self.checks) if self.checks else None
 
     @property
     def verdict(self) -> str:
@@ -66,7 +68,7 @@ class Validation:
         if missed:
             return f"{self.label}: " + "; ".join(missed)
         if not self.checks:
-            return f"{self.label}: measured; no thresholds were set"
+            return f"{self.label}: measured; no threshold was given, so nothing says whether it is good enough"
         return f"{self.label}: all {len(self.checks)} thresholds hold"
 
     def as_dict(self) -> dict:

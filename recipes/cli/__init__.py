@@ -1,15 +1,12 @@
 """The command line: `smoothquant COMMAND ...`. One file per command in this folder.
 
-Exit status: 0 done; 1 an engine missed its thresholds, or a check found errors; 2 bad input; 3 a package or a device is
-missing; 4 the disk or another resource failed; 130 interrupted. Errors are one line on stderr, never a traceback.
+What ends a command, its exit status among it, is in `recipes.cli.process`.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import os
-import signal
 import sys
 import warnings
 
@@ -29,9 +26,9 @@ from recipes.cli import (
     serve_config,
     validate,
 )
+from recipes.cli.process import check_words, guarded
 from recipes.cli.ui import Ui
 from smoothquant import __version__
-from smoothquant.errors import UserError
 
 COMMANDS = (
     calibrate,
@@ -84,41 +81,18 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    arguments = parser().parse_args(argv)
-    set_up_libraries()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be ended by a scheduler is to be interrupted
-    ui = Ui(json=arguments.json, quiet=arguments.quiet)
-    try:
+
+    def command() -> None:
+        given = sys.argv[1:] if argv is None else argv
+        check_words(given)
+        arguments = parser().parse_args(given)
+        set_up_libraries()
+        ui = Ui(json=arguments.json, quiet=arguments.quiet)
         with ui.listening():
             places.check(arguments)
             arguments.run(arguments, ui)
-        sys.stdout.flush()
-    except UserError as error:
-        return _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _fail("interrupted; nothing half-written is left in place, and the same command goes on from here", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's exit does not complain
-        return 0
-    except OSError as error:
-        return _fail(_resource(error), 4)
-    except MemoryError:
-        return _fail(
-            "out of memory; expected room for a layer of the model; close other programs or use less --text", 4
-        )
-    return 0
 
-
-def _fail(message: str, status: int) -> int:
-    print(f"smoothquant: {message}", file=sys.stderr)
-    return status
-
-
-def _resource(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"{where}no space left for the output; free some and run the same command again, it goes on from here"
-    return f"{where}{error.strerror or error}; check that the place exists and may be read or written"
+    return guarded(command)
 
 
 def set_up_libraries() -> None:

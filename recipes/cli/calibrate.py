@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from recipes.cli import options
-from recipes.cli.ui import Ui
+from recipes.cli.ui import Ui, listed
 
 if TYPE_CHECKING:
     from act_scales.store import ActScales
@@ -47,25 +47,30 @@ def note_what_is_folded(ui: Ui, model: Model) -> None:
         ui.note(f"no norm of this model feeds linears alone: only {folds or 'nothing'} can be smoothed")
 
 
-def warn_of_silence(ui: Ui, scales: ActScales) -> None:
-    """Name the modules that calibration did not reach. Shown with --quiet, too."""
-    if not scales.silent:
-        return
-    named = ", ".join(scales.silent[:8]) + (f" and {len(scales.silent) - 8} more" if len(scales.silent) > 8 else "")
-    ui.warn(
-        f"no token of the calibration reached {named}: not smoothed before their last linear, and static scales are "
-        "the other experts'; calibrate on more text, or on text like what the model will serve"
-    )
+def warn_of_silence(ui: Ui, scales: ActScales, model: Model) -> None:
+    """Name the linears of which calibration saw no input but zero. Shown with --quiet, too."""
+    experts = model.expert_modules
+    unreached = [module for module in scales.silent if module in experts]
+    if unreached:
+        ui.warn(
+            f"no token of the calibration reached {listed(unreached, 8)}: not smoothed before their last linear, and "
+            "static scales are the other experts'; calibrate on more text, or on text like what the model will serve"
+        )
+    zero = [name for name in scales.zero if name.rpartition(".")[0] not in experts]
+    if zero:
+        ui.warn(
+            f"the input of {listed(zero, 8)} was zero for every token of the calibration: not smoothed there, and a "
+            "static scale takes it for zero ever after; check the weights before it, or calibrate on more text"
+        )
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from act_scales.collect import collect
-    from act_scales.text import load_text
     from smoothquant import float16
 
     model = options.open_model(arguments, arguments.model, ui)
     note_what_is_folded(ui, model)
-    text = load_text(arguments.text, model.checkpoint.folder, arguments.samples, arguments.length)
+    text = options.load_text(ui, arguments.text, model, arguments.samples, arguments.length, arguments.text_field)
     ui.note(f"{len(text.sequences)} sequences, {text.tokens:,} tokens from {text.source}")
     with ui.progress("calibrate") as progress:
         scales = collect(
@@ -77,7 +82,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             overwrite=arguments.overwrite,
             progress=progress,
         )
-    warn_of_silence(ui, scales)
+    warn_of_silence(ui, scales, model)
     fault = float16.beyond(model, scales.held_absmax, float16.MARGIN)
     if fault:
         ui.note(f"{fault}, which float16 may not hold: export in bfloat16 or float32")

@@ -62,7 +62,8 @@ def show_rules(ui: Ui) -> None:
     from builders.check.lint import RULES
 
     for rule in RULES:
-        ui.say(f"{rule.id}: {rule.demands}\n    else {rule.effect.value}: {rule.because}")
+        ui.say(f"{rule.id}: {rule.demands}")
+        ui.say(f"    else {rule.effect.value}: {rule.because}")
     said = ("id", "demands", "because")
     rules = [{name: getattr(rule, name) for name in said} | {"effect": rule.effect.name.lower()} for rule in RULES]
     ui.result({"rules": rules})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from itertools import chain
 
 from recipes.cli.ui import Ui
 from smoothquant.errors import UserError
@@ -38,10 +39,8 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-    if not prompt:
-        raise UserError("the prompt is empty", expected="some text to continue")
-    from act_scales.text import load_tokenizer
+    prompt = _prompt(arguments.prompt)
+    from act_scales.tokenizer import Encoder
     from builders.engine.generation import GeneratingEngine
     from builders.engine.table import open_engine
     from builders.serving.triton import TritonEngine
@@ -53,11 +52,11 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             expected="an engine with a KV cache",
             do="smoothquant export onnx MODEL ..., then smoothquant build --help",
         )
-    tokenizer = load_tokenizer(arguments.engine)
-    prompt_ids = tokenizer(prompt)["input_ids"]
+    encoder = Encoder(arguments.engine)
+    tokenizer, prompt_ids = encoder.tokenizer, list(chain.from_iterable(encoder.whole([prompt])))
     tokens: list[int] = []
     shown = ""
-    ui.say(f"[{len(prompt_ids)} tokens] {prompt}")
+    ui.write(f"[{len(prompt_ids)} tokens] {prompt}\n")
     begin = time.perf_counter()
     for token in engine.generate(
         prompt_ids,
@@ -68,12 +67,24 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     ):
         tokens.append(token)
         text = tokenizer.decode(tokens, skip_special_tokens=True)
-        if not ui.json and not text.endswith("\ufffd"):  # half of a character: wait for the rest
-            sys.stdout.write(text[len(shown) :])
-            sys.stdout.flush()
+        if not text.endswith("\ufffd"):  # half of a character: wait for the rest
+            ui.write(text[len(shown) :])
             shown = text
     seconds = time.perf_counter() - begin
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     ui.say("")
     ui.note(f"{len(tokens)} tokens, {len(tokens) / max(seconds, 1e-9):.1f} per second")
     ui.result({"prompt": prompt, "text": text, "tokens": tokens, "seconds": seconds})
+
+
+def _prompt(given: str) -> str:
+    """The text to continue. Raises UserError if there is none, or if it is not in UTF-8."""
+    if given == "-":
+        try:
+            sys.stdin.reconfigure(encoding="utf-8", errors="strict")  # type: ignore[union-attr]
+            given = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise UserError(f"the prompt: not UTF-8 text ({error.reason})", expected="text in UTF-8") from error
+    if not given:
+        raise UserError("the prompt is empty", expected="some text to continue")
+    return given

@@ -11,6 +11,8 @@ from smoothquant.scheme import ACTIVATIONS, quantized_names
 from smoothquant.settings import GROUPS
 
 if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
+    from act_scales.text import Text
+    from recipes.recipe import Recipe
     from smoothquant.model import Model
 
 TEXT_HELP = "a .txt, .jsonl or .jsonl.zst file, or a dataset, hf:ORG/NAME[/CONFIG][:SPLIT]"
@@ -50,6 +52,18 @@ def open_model(arguments: argparse.Namespace, folder: str, ui: Ui) -> Model:
     for line in model.checkpoint.notes:
         ui.note(line)
     return model
+
+
+def find_recipe(name: str, model: Model, ui: Ui) -> Recipe:
+    """A recipe by its name; what speaks against it for this model is said."""
+    from recipes.models import RECIPES
+    from recipes.recipe import contradiction, find
+
+    recipe = find(name, RECIPES)
+    line = contradiction(recipe, model, RECIPES)
+    if line:
+        ui.warn(line)
+    return recipe
 
 
 def add_overwrite(command: argparse.ArgumentParser) -> None:
@@ -127,8 +141,28 @@ def add_smoothing(command: argparse.ArgumentParser, usual: str) -> None:
     )
 
 
+def add_text_field(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--text-field",
+        metavar="NAME",
+        help="the field of every row of a .jsonl or a dataset that holds its text, or a conversation, of which the "
+        "model's chat template makes text (default: text, else messages, else conversations)",
+    )
+
+
+def load_text(ui: Ui, source: str, model: Model, samples: int, length: int, field: str | None) -> Text:
+    """A text in the model's tokens; what it is too poor for is said."""
+    from act_scales.text import load_text as load
+
+    text = load(source, model.checkpoint.folder, samples, length, field).for_model(model)
+    for line in text.doubts:
+        ui.warn(line)
+    return text
+
+
 def add_text(command: argparse.ArgumentParser, *, samples: int | None, length: int | None) -> None:
     command.add_argument("--text", required=True, metavar="TEXT", help=TEXT_HELP)
+    add_text_field(command)
     shown = [value if value is not None else "the recipe's" for value in (samples, length)]
     command.add_argument("--samples", type=int, default=samples, help=f"sequences to use (default {shown[0]})")
     command.add_argument("--length", type=int, default=length, help=f"tokens in a sequence (default {shown[1]})")

@@ -31,6 +31,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         metavar="TEXT",
         help=f"{options.TEXT_HELP} (default: WikiText-2's test split from the Hugging Face Hub)",
     )
+    options.add_text_field(command)
     command.add_argument("--samples", type=int, metavar="N", help="only the first N sequences (default: all)")
     command.add_argument("--length", type=int, default=2048, help="tokens in a sequence (default 2048, as published)")
     options.add_device(command)
@@ -40,14 +41,12 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
-    from recipes.models import RECIPES
-    from recipes.recipe import find
     from recipes.reproduce import DIFFERENCES, WIKITEXT2, reproduce, whole_blocks
 
-    recipe = find(arguments.recipe, RECIPES)
     model = options.open_model(arguments, arguments.model, ui)
+    recipe = options.find_recipe(arguments.recipe, model, ui)
     samples = 1 << 30 if arguments.samples is None else arguments.samples
-    text = whole_blocks(arguments.text or WIKITEXT2, model, samples, arguments.length)
+    text = whole_blocks(arguments.text or WIKITEXT2, model, samples, arguments.length, arguments.text_field)
     ui.note(f"{len(text.sequences)} x {text.length} tokens from {text.source}, alpha {recipe.alpha}")
     with ui.progress("reproduce") as progress:
         found = reproduce(

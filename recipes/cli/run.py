@@ -63,20 +63,19 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from pathlib import Path
 
     from act_scales.store import load_act_scales
-    from act_scales.text import load_text
     from recipes import pipeline
-    from recipes.models import RECIPES
-    from recipes.recipe import find
 
-    recipe = find(arguments.recipe, RECIPES)
-    recipe = replace(recipe, samples=arguments.samples or recipe.samples, length=arguments.length or recipe.length)
     model = options.open_model(arguments, arguments.model, ui)
+    recipe = options.find_recipe(arguments.recipe, model, ui)
+    given = {"samples": arguments.samples, "length": arguments.length}
+    recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
     settings = recipe.settings(model, arguments.alpha, arguments.groups)
+    field, wanted = arguments.text_field, recipe.samples + (0 if arguments.heldout else HELDOUT)
+    text = options.load_text(ui, arguments.text, model, wanted, recipe.length, field)
     if arguments.heldout:
-        text = load_text(arguments.text, model.checkpoint.folder, recipe.samples, recipe.length)
-        heldout = load_text(arguments.heldout, model.checkpoint.folder, HELDOUT, recipe.length)
+        heldout = options.load_text(ui, arguments.heldout, model, HELDOUT, recipe.length, field)
     else:
-        text, heldout = pipeline.split_text(arguments.text, model, recipe, HELDOUT)
+        text, heldout = pipeline.split_text(text, HELDOUT)
     scheme = scheme_of(arguments.act)
     outputs = tuple(
         pipeline.Output(
@@ -92,7 +91,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     job = pipeline.Job(model, text, heldout, Path(arguments.out), outputs)
     ui.note(f"recipe {recipe.name}: alpha {settings.alpha}, {len(text.sequences)} x {recipe.length} tokens")
     made = pipeline.run(job, ui.progress, overwrite=arguments.overwrite)
-    calibrate.warn_of_silence(ui, load_act_scales(job.out / pipeline.ACT_SCALES))
+    calibrate.warn_of_silence(ui, load_act_scales(job.out / pipeline.ACT_SCALES), model)
     validate.show(ui, made.validations)
     report = job.out / pipeline.REPORT
     ui.result(

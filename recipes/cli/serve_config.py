@@ -49,7 +49,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         f"{arguments.out}: for Triton, an engine of TensorRT-LLM {found.engine.version} on {found.engine.ranks} GPUs"
     )
     if found.triton:
-        ui.say(f"triton        {found.triton}\ntry           {request_example()}")
+        ui.say(f"triton        {found.triton}")
+        ui.say(f"try           {request_example()}")
     else:
         known = ", ".join(f"{version} ({tag})" for version, tag in TRITON.items())
         ui.say(f"triton        NVIDIA lists no container with TensorRT-LLM {found.engine.version}; it has {known}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 UNCHANGED = "%s: already there, unchanged"  # `smoothquant.workspace` logs it; not imported, since it needs torch
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # what a terminal obeys and does not show
 EVERY = 30  # seconds between lines of progress in a log
+
+
+class Piped(Console):
+    """A console whose reader may go away, as in `smoothquant recipes | head -1`: BrokenPipeError, for all to see."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text with control characters as escapes, so that no name of a file or a tensor commands the terminal.
+
+    keep: those that stay, as in "\\n". Characters that change the direction of a line count too.
+    """
+    return CONTROL.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
 class Ui:
@@ -25,8 +42,8 @@ class Ui:
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self.json, self.quiet = json, quiet
-        self.out = Console(width=None if sys.stdout.isatty() else 120)
-        self.err = Console(stderr=True)
+        self.out = Piped(width=None if sys.stdout.isatty() else 120)
+        self.err = Piped(stderr=True)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -99,11 +116,11 @@ class Ui:
     def note(self, text: str) -> None:
         """A line on stderr about what is going on."""
         if not self.quiet:
-            self.err.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.err.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """A line on stderr that nobody should miss."""
-        self.err.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+        self.err.print(f"warning: {printable(text)}", markup=False, highlight=False, soft_wrap=True)
 
     def result(self, content: dict) -> None:
         """The result of a command for programs: printed only with --json."""
@@ -115,11 +132,13 @@ class Ui:
         """A result for people: not printed with --json."""
         if self.json:
             return
-        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+        table = Table(
+            title=escape(printable(title)), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+        )
         for index, name in enumerate(header):
             table.add_column(name, justify="right" if index else "left", no_wrap=not index, overflow="fold")
         for row in rows:
-            table.add_row(*map(escape, row))
+            table.add_row(*(escape(printable(cell)) for cell in row))
         self.out.print(table)
         if caption:
             self.out.print(caption, markup=False, highlight=False)
@@ -127,7 +146,13 @@ class Ui:
     def say(self, text: str) -> None:
         """A line of result for people: not printed with --json."""
         if not self.json:
-            self.out.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.out.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+    def write(self, text: str) -> None:
+        """Part of a text for people, as it comes: not printed with --json. Its lines and tabs stay."""
+        if not self.json:
+            sys.stdout.write(printable(text, keep="\n\t"))
+            sys.stdout.flush()
 
 
 class _Notes(logging.Handler):

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from recipes.cli import options
 from recipes.cli.ui import Ui
-from smoothquant.errors import ThresholdError
+from smoothquant.errors import ThresholdError, UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from builders.validate import Thresholds, Validation
+    from smoothquant.model import Model
 
 LIMITS = {  # field of Thresholds -> what its option's help says
     "kl_mean": "mean KL to the reference, nats per token, at most",
@@ -45,7 +46,11 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
     )
     command.add_argument("--reference", required=True, metavar="MODEL", help="the float model that it was made from")
     options.add_text(command, samples=32, length=512)
-    command.add_argument("--recipe", help="take the thresholds of this recipe")
+    command.add_argument(
+        "--recipe",
+        help="take the thresholds of this recipe (default: those of the model's family, unless thresholds are given)",
+    )
+    command.add_argument("--no-thresholds", action="store_true", help="measure only; the exit status tells nothing")
     for name, meaning in LIMITS.items():
         command.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=f"threshold: {meaning}")
     command.add_argument("--exact", action="store_true", help="measure the distance to the exact (float64) W8A8 logits")
@@ -59,18 +64,17 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from pathlib import Path
 
-    from act_scales.text import load_text
     from builders.engine.protocol import FOREIGN
     from builders.validate import validate_engines
     from builders.validate.report import check_report, write_json, write_report
     from smoothquant.workspace import forget
 
-    limits = _limits(arguments)
     for option, path in (("--report", arguments.report), ("--out", arguments.out)):
         if path:
             check_report(Path(path), option)
     model = options.open_model(arguments, arguments.reference, ui)
-    text = load_text(arguments.text, model.checkpoint.folder, arguments.samples, arguments.length)
+    limits = _limits(arguments, ui, model)
+    text = options.load_text(ui, arguments.text, model, arguments.samples, arguments.length, arguments.text_field)
     names = [Path(folder).resolve().name for folder in arguments.engines]
     labels = names if len(set(names)) == len(names) else arguments.engines
     folders = dict(zip(labels, arguments.engines, strict=True))
@@ -87,6 +91,9 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             progress=progress,
         )
     show(ui, found)
+    for validation in found:
+        if not validation.checks:
+            ui.say(validation.verdict)
     if arguments.exact:
         for label in (validation.label for validation in found if validation.subject["engine"] == FOREIGN):
             ui.warn(f"{label}: no distance to the exact logits, because its smoothing is not recorded")
@@ -148,16 +155,26 @@ def summary(validation: Validation) -> dict:
 
 def raise_if_missed(found: list[Validation]) -> None:
     """Raise ThresholdError, which makes the exit status 1, if an engine misses a threshold."""
-    missed = [validation.verdict for validation in found if not validation.passed]
+    missed = [validation.verdict for validation in found if validation.passed is False]
     if missed:
         raise ThresholdError("; ".join(missed))
 
 
-def _limits(arguments: argparse.Namespace) -> Thresholds:
+def _limits(arguments: argparse.Namespace, ui: Ui, model: Model) -> Thresholds:
+    """The thresholds that are given, on top of a recipe's if that is given; the family's if neither is."""
     from builders.validate import Thresholds
     from recipes.models import RECIPES
-    from recipes.recipe import find
+    from recipes.recipe import DEFAULT_THRESHOLDS, of_family
 
-    limits = find(arguments.recipe, RECIPES).thresholds if arguments.recipe else Thresholds()
     given = {field.name: getattr(arguments, field.name) for field in fields(Thresholds)}
-    return replace(limits, **{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    if arguments.no_thresholds:
+        if given or arguments.recipe:
+            raise UserError("--no-thresholds beside thresholds or a recipe", expected="one or the other")
+        return Thresholds()
+    if arguments.recipe:
+        return replace(options.find_recipe(arguments.recipe, model, ui).thresholds, **given)
+    if given:
+        return Thresholds(**given)
+    family = of_family(model, RECIPES)
+    return family[0].thresholds if family else DEFAULT_THRESHOLDS

@@ -43,7 +43,10 @@ class Verdict:
     @property
     def is_remembered(self) -> bool:
         """Whether transformers agreed before."""
-        return read_json(self.path).get("agrees") is True
+        try:
+            return read_json(self.path).get("agrees") is True
+        except OSError:  # a cache of somebody else's
+            return False
 
     def remember(self, family: str) -> None:
         """Note that transformers agrees. family: the record's name, for whoever opens the file."""

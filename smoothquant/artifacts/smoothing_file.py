@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from smoothquant.errors import UserError
+from smoothquant.errors import UserError, raise_refusal
 from smoothquant.outputs import OURS
 
 SMOOTHING = f"{OURS}/smoothing.safetensors"
@@ -53,6 +53,7 @@ def read_smoothing(folder: Path) -> SmoothingFile:
         content = path.read_bytes()
         found = load(content)
     except (OSError, SafetensorError) as error:
+        raise_refusal(error, path)
         raise UserError(
             f"{path}: cannot be read ({error})",
             expected="the smoothing scales that every export records",

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
 from act_scales.text import PIECE, Text, load_text, pack, pieces, token_stream
+from act_scales.tokenizer import Encoder
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 from tests.models import TEXT
@@ -61,9 +62,9 @@ def test_no_more_is_read_than_needed(stream: list[list[int]], samples: int, leng
     pack(watched(), samples, length)
 
 
-def test_an_endless_source_ends() -> None:
+def test_an_endless_source_ends(llama_folder: Path) -> None:
     endless = (["word "] for _ in itertools.count())
-    assert len(pack(token_stream(endless, lambda text, special: list(text.encode())), 4, 10)) == 4
+    assert len(pack(token_stream(endless, Encoder(llama_folder)), 4, 10)) == 4
 
 
 @given(st.lists(characters, max_size=6), st.integers(1, 60))

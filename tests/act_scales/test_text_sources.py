@@ -9,15 +9,18 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from act_scales.rows import Conversation
 from act_scales.sources import CHUNK, documents
 from smoothquant.errors import MissingPackageError, UserError
 
-ROWS = [{"id": 7, "title": "no", "text": "first\nrow"}, {"id": 8, "title": "second", "text": 3}, {"text": "thörd"}]
+ROWS = [{"id": "7", "url": "no", "text": "first\nrow"}, {"id": "8", "text": "second", "n": 3}, {"text": "thörd"}]
 READ = ["first\nrow", "second", "thörd"]
+TURNS = ({"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi, ünit"})
+SHAREGPT = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi, ünit"}]
 
 
 def read(source: str | Path) -> list[str]:
-    return ["".join(document) for document in documents(source)]
+    return ["".join(document) for document in documents(source) if not isinstance(document, Conversation)]
 
 
 def lines(rows: list) -> str:
@@ -48,13 +51,61 @@ def test_compressed_json_lines(tmp_path: Path) -> None:
         ('{"text": "cut off', "line 3: not JSON"),
         ("[1, 2]", "line 3: no text in it"),
         ('"text"', "line 3: no text in it"),
-        ('{"id": 3, "text": null}', "line 3: no text in it"),
+        (
+            '{"id": "3", "text": null}',
+            "line 3: no text in text or messages or conversations; its fields are 'id', 'text'",
+        ),
+        ('{"id": "3", "ur\\u001bl": "http"}', r"line 3: .* its fields are 'id', 'ur\\x1bl'"),
+        ('{"messages": []}', "line 3: no text in"),
+        ('{"messages": ["Hello"]}', "line 3, field 'messages': a turn that is str"),
+        ('{"messages": [{"role": "user"}]}', "line 3, field 'messages': a turn with 'role'"),
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}',
+            "line 3, .*: a turn with 'role', 'content'",
+        ),
+        (
+            '{"conversations": [{"from": "owl", "value": "hoo"}]}',
+            "line 3, .*: a turn from 'owl'",
+        ),
+        ('{"text": "half \\ud83d"}', r"line 3: half of a surrogate pair, '.ud83d'"),
+        ('{"conversations": [{"from": "gpt", "value": "\\udc00"}]}', "line 3, field 'conversations': half of a surrog"),
+        ("[" * 100_000, "line 3: JSON nested too deep"),
+        ('{"text": ' + "9" * 5000 + "}", "line 3: "),
     ],
 )
 def test_a_malformed_line_is_named(line: str, fault: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(lines(ROWS[:2]) + line + "\n" + lines(ROWS))
     with pytest.raises(UserError, match=rf"a\.jsonl {fault}.*; expected"):
         read(tmp_path / "a.jsonl")
+
+
+def test_a_field_is_named_not_guessed(tmp_path: Path) -> None:
+    rows = [{"id": "a", "body": "first", "text": "other"}, {"body": SHAREGPT, "id": "b"}, {"body": " "}]
+    (tmp_path / "a.jsonl").write_text(lines(rows))
+    first, second = documents(tmp_path / "a.jsonl", "body")
+    assert list(first) == ["first"]
+    assert isinstance(second, Conversation)
+    assert second.turns == TURNS
+    with pytest.raises(UserError, match="line 3: no text in 'id'; its fields are 'body'"):
+        list(documents(tmp_path / "a.jsonl", "id"))
+    (tmp_path / "a.txt").write_text("a text has no fields")
+    assert ["".join(whole) for whole in documents(tmp_path / "a.txt", "body")] == ["a text has no fields"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "QWJhYe7_0", "conversations": SHAREGPT},
+        {"prompt_id": "x", "messages": list(TURNS), "conversations": []},
+        {"text": None, "messages": [TURNS[0], {**TURNS[1], "content": [{"type": "text", "text": "Hi, ünit"}]}]},
+    ],
+)
+def test_conversations(row: dict, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(lines([row]))
+    [found] = documents(tmp_path / "a.jsonl")
+    assert isinstance(found, Conversation)
+    assert found.turns == TURNS
+    assert found.where.endswith("a.jsonl line 1")
 
 
 def test_a_corrupt_archive_is_named(tmp_path: Path) -> None:

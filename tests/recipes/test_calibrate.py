@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from act_scales.store import ActScales
+from recipes.cli.calibrate import warn_of_silence
+from recipes.cli.ui import Ui
+from smoothquant.settings import SmoothingSettings
+from smoothquant.steps import BorrowRanges
+from smoothquant.stream import smooth_layer
 from tests import zoo
+from tests.models import hooked_absmax, open_llama, sample_ids
 from tests.recipes.test_bad_input import assert_one_line, smoothquant
 
 NOTE = {
@@ -38,3 +47,22 @@ def test_a_length_beyond_the_frequencies_is_refused_and_another_set_takes_it(tmp
     assert_one_line(smoothquant(*command, "--max-length", 1000), 2, "--max-length 1000; expected 1 to 512")
     found = smoothquant(*command, "--max-length", 512)
     assert found.returncode == 0, found.stderr
+
+
+def test_an_input_that_is_always_zero_is_no_experts(make_llama: Callable[..., Path], tmp_path: Path) -> None:
+    """A dense model has no experts that a range could be borrowed from."""
+    folder, down = make_llama(), "model.layers.1.mlp.down_proj"
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"].zero_()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    model = open_llama(folder)
+    scales = ActScales(hooked_absmax(folder, sample_ids()))
+    assert scales.zero == (down,)
+    ui = Ui(quiet=True)
+    with ui.err.capture() as said:
+        warn_of_silence(ui, scales, model)
+    [line] = said.get().splitlines()
+    assert line.startswith(f"warning: the input of {down} was zero for every token of the calibration")
+    assert "expert" not in line
+    layer = smooth_layer(model, 1, scales.input_absmax, SmoothingSettings(0.5))
+    assert not BorrowRanges()(layer).input_absmax["down"].any()

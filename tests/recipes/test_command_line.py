@@ -49,7 +49,8 @@ def validate(*engines: Path, options: tuple = ()) -> dict:
 def test_every_engine_is_validated(folder: Path) -> None:
     names = ("hf", "w8a8", "engine-onnx-lm-head-int8", "engine-onnx-groups-none")
     report = folder / "report.html"
-    found = validate(*(folder / name for name in names), options=("--report", report))
+    found = validate(*(folder / name for name in names), options=("--report", report, "--no-thresholds"))
+    assert {validation["passed"] for validation in found["validations"]} == {None}
     ratio = {validation["label"]: validation["metrics"]["perplexity_ratio"] for validation in found["validations"]}
     assert abs(ratio["hf"] - 1) < 1e-3  # rounded to float16 once more
     assert abs(ratio["w8a8"] - 1) < 0.01
@@ -65,6 +66,24 @@ def test_a_missed_threshold_is_status_1(folder: Path) -> None:
     assert found.returncode == 1
     assert "missed; kl_mean" in found.stderr.splitlines()[-1]
     assert "would have passed" in found.stderr.splitlines()[-1]
+
+
+def test_thresholds_that_nobody_gave(folder: Path) -> None:
+    """Those of the family's recipes hold; where none shall, it is said that nothing was judged."""
+    command = ("validate", "--reference", tiny_llama.PATH, "--text", tiny_llama.EVALUATION_TEXT, *SMALL)
+    bad, good = folder / "engine-onnx-groups-none", folder / "engine-onnx-lm-head-int8"
+    found = smoothquant(*command, good)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("wanted: passed") == 3
+    found = smoothquant(*command, bad)
+    assert found.returncode == 1
+    assert "engine-onnx-groups-none: mean KL" in found.stderr.splitlines()[-1]
+    found = smoothquant(*command, bad, "--no-thresholds")
+    assert found.returncode == 0, found.stderr
+    assert "engine-onnx-groups-none: measured; no threshold was given" in found.stdout
+    assert "passed" not in found.stdout
+    found = smoothquant(*command, bad, "--no-thresholds", "--kl-mean", 1)
+    assert_one_line(found, 2, "--no-thresholds beside thresholds or a recipe; expected one or the other")
 
 
 def test_generate(folder: Path) -> None:

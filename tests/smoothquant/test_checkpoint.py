@@ -158,7 +158,7 @@ SPOILED = {
     "quantized already": (change(NORM, torch.ones(64, dtype=torch.int8)), r"model\.norm\.weight has dtype I8"),
     "more layers than weights": (configure(num_hidden_layers=3), r"tensor model\.layers\.2\.\S+ is missing"),
     "fewer layers than weights": (configure(num_hidden_layers=1), r"tensor model\.layers\.1\.\S+ is not part"),
-    "malicious .bin": (malicious_bin, "cannot be loaded safely"),
+    "malicious .bin": (malicious_bin, "it holds more than tensors"),
 }
 
 

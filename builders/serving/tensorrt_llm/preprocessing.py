@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy
 import triton_python_backend_utils as pb_utils
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 
 class TritonPythonModel:
@@ -21,7 +21,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         folder = parameters["tokenizer_dir"]["string_value"]
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
+        self.tokenizer = _tokenizer(folder, padding_side="right")
         self.ends = _end_tokens(Path(folder), self.tokenizer.eos_token_id)
         pad = self.tokenizer.pad_token_id
         self.pad = self.ends[0] if pad is None else pad
@@ -32,7 +32,7 @@ class TritonPythonModel:
     def _respond(self, request: Any) -> Any:
         try:
             texts = pb_utils.get_input_tensor_by_name(request, "QUERY").as_numpy().reshape(-1)
-            rows = [self.tokenizer(text.decode("utf-8"))["input_ids"] for text in texts]
+            rows = [self._ids(text.decode("utf-8")) for text in texts]
             if not all(rows):
                 raise ValueError("the prompt has no tokens")
         except Exception as error:  # a fault of one request is the answer to that request
@@ -51,13 +51,30 @@ class TritonPythonModel:
         tensors = [pb_utils.Tensor(name, numpy.array(value, dtype=numpy.int32)) for name, value in outputs.items()]
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
+    def _ids(self, text: str) -> list[int]:
+        """Token ids of a prompt. One that begins with the token of beginnings does not get it twice."""
+        ids, begin = self.tokenizer(text)["input_ids"], self.tokenizer.bos_token_id
+        return ids[1:] if begin is not None and ids[:2] == [begin, begin] else ids
+
 
 def _end_tokens(folder: Path, eos_token_id: int | None) -> list[int]:
     """All tokens that end an answer; the tokenizer's end token is the first."""
     found = [eos_token_id]
-    path = folder / "generation_config.json"
-    if path.is_file():
-        listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        found += listed if isinstance(listed, list) else [listed]
+    for path in (folder / "generation_config.json", folder / "config.json"):
+        listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+        if listed is not None:  # else the next file says it
+            found += listed if isinstance(listed, list) else [listed]
+            break
     ends = list(dict.fromkeys(token for token in found if token is not None))
-    return ends or [-1]  # -1: only the length ends an answer
+    return ends or [-1]  # none: only the length ends an answer
+
+
+def _tokenizer(folder: str, **options: Any) -> Any:
+    """The tokenizer of a folder. Python code that comes with it never runs."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    except ValueError as error:
+        if "TokenizersBackend" not in str(error):
+            raise
+        # transformers 4 does not know the class that transformers 5 names, and reads the same file by another name
+        return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False, **options)

@@ -15,7 +15,7 @@ from torch import Tensor
 from builders.tensorrt_llm.format.config import CheckpointConfig, parse
 from builders.tensorrt_llm.format.findings import CONFIG, errors
 from builders.tensorrt_llm.format.rules import config_findings
-from smoothquant.errors import CheckpointError
+from smoothquant.errors import CheckpointError, raise_refusal
 from smoothquant.files import read_json
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -49,10 +49,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
+        raise_refusal(error, path)
         raise CheckpointError(
             f"{path}: no such file", expected="a TensorRT-LLM checkpoint folder", do="check the path"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON ({error})", do="make the checkpoint again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: not a JSON object", do="make the checkpoint again")
@@ -80,6 +81,7 @@ class RankFile:
         try:
             self._file = safe_open(str(self.path), framework="pt")
         except (OSError, SafetensorError) as error:
+            raise_refusal(error, self.path)
             raise CheckpointError(
                 f"{self.path}: " + ("no such file" if not self.path.exists() else f"truncated or corrupt ({error})"),
                 expected="one whole safetensors file for each rank",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders.engine.generation import pick, tokens_to_keep
+from builders.engine.generation import end_tokens, pick, tokens_to_keep
+from smoothquant.errors import UserError
 
 logits = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40).map(torch.tensor)
 
@@ -25,7 +29,7 @@ def test_picked_token_is_in_the_nucleus(logits: torch.Tensor, temperature: float
 def test_no_temperature_is_greedy(logits: torch.Tensor, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     assert logits[pick(logits, 0.0, 0.3, generator)] == logits.max()
-    for cold in (1e-3, 1e-30, 1e-300):  # and next to none is finite, and close to it
+    for cold in (1e-3, 1e-30, 1e-300, 5e-324):  # and next to none is finite, and close to it
         picked = logits[pick(logits, cold, 1e-6, generator)].double()
         assert logits.max() - picked <= cold * 1e-15  # nearer ones have the same probability in float64
 
@@ -55,3 +59,36 @@ def test_window_of_a_cache(cached: int, window: int) -> None:
     assert kept <= 2 * window
     assert kept >= min(cached, window - 1)  # what the next token sees
     assert tokens_to_keep(cached, None) == cached
+
+
+def test_logits_that_are_nan_are_refused() -> None:
+    for temperature in (0.0, 1.0):
+        with pytest.raises(UserError, match="logits are NaN"):
+            pick(torch.tensor([1.0, float("nan")]), temperature, 1.0, torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "ends"),
+    [
+        ({"eos_token_id": 1}, {"eos_token_id": 2}, {1}),
+        ({"eos_token_id": [1, 3]}, {"eos_token_id": 2}, {1, 3}),
+        ({"eos_token_id": None}, {"eos_token_id": 2}, {2}),
+        ({"eos_token_id": None}, {"eos_token_id": [2, 3]}, {2, 3}),
+        ({}, {"eos_token_id": 2}, {2}),
+        (None, {"eos_token_id": 2}, {2}),
+        ({"eos_token_id": None}, {"eos_token_id": None}, set()),
+        ({"eos_token_id": 0}, {"eos_token_id": 2}, {0}),
+    ],
+)
+def test_tokens_that_end_a_sequence(generation: dict | None, config: dict, ends: set[int], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert end_tokens(tmp_path) == ends
+
+
+@pytest.mark.parametrize("wrong", ["2", [2, None], True, {"id": 2}, 2.0])
+def test_tokens_of_another_type_are_refused(wrong: object, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": wrong}))
+    with pytest.raises(UserError, match=r"eos_token_id .*expected a token id, or a list of them"):
+        end_tokens(tmp_path)

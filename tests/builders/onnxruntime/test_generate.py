@@ -111,6 +111,11 @@ def test_counts(engine: OnnxRuntimeEngine) -> None:
         ([], {}),
         ([1] * 500, {"max_new_tokens": 13}),
         ([1] * 513, {"max_new_tokens": 0}),
+        (PROMPT, {"max_new_tokens": -1}),
+        ([1, 10**6], {"max_new_tokens": 1}),
+        ([-1], {"max_new_tokens": 1}),
+        (PROMPT, {"temperature": 1.0, "seed": 2**64}),
+        (PROMPT, {"temperature": 1.0, "seed": -(2**63) - 1}),
         (PROMPT, {"temperature": -1.0}),
         (PROMPT, {"temperature": math.nan}),
         (PROMPT, {"temperature": math.inf}),
@@ -129,4 +134,5 @@ def test_sampling_is_reproducible(engine: OnnxRuntimeEngine) -> None:
         return list(engine.generate(PROMPT, NEW, temperature=1.0, top_p=0.95, seed=seed))
 
     assert sample(3) == sample(3)
+    assert len(sample(2**64 - 1)) == len(sample(-(2**63))) == NEW
     assert sample(3) != sample(4)

@@ -18,6 +18,7 @@ import numpy
 import pytest
 import yaml
 from google.protobuf import text_format
+from tokenizers import Tokenizer, processors
 
 from builders.serving.tensorrt_llm.models import REQUEST, TOKENS
 from builders.serving.tensorrt_llm.repository import MODELS, request_example, write_repository
@@ -316,3 +317,34 @@ def test_several_end_tokens(start: Callable[[str], Any], tmp_path: Path) -> None
     response = start("preprocessing").execute([query("a", "b")])[0]
     assert response["END_ID"].tolist() == [[257], [257]]
     assert response["STOP_WORDS"].tolist() == [[[5, 7], [1, 2]]] * 2
+
+
+def test_end_tokens_that_null_leaves_to_the_config(start: Callable[[str], Any], tmp_path: Path) -> None:
+    (tmp_path / "engine/generation_config.json").write_text(json.dumps({"eos_token_id": None}))
+    (tmp_path / "engine/config.json").write_text(json.dumps({"eos_token_id": [257, 6]}))
+    assert start("preprocessing").execute([query("a")])[0]["STOP_WORDS"].tolist() == [[[6], [1]]]
+
+
+def test_a_prompt_gets_its_first_token_once(start: Callable[[str], Any], tmp_path: Path) -> None:
+    path = tmp_path / "engine/tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 256)])
+    tokenizer.save(str(path))
+    one, two = start("preprocessing").execute([query("abc"), query("<s>abc")])
+    assert one["INPUT_IDS"].tolist() == two["INPUT_IDS"].tolist()
+    assert one["INPUT_IDS"][0, 0] == 256
+
+
+@pytest.mark.parametrize("name", ["preprocessing", "postprocessing"])
+def test_code_of_a_tokenizer_never_runs(
+    name: str, start: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = tmp_path / "engine"
+    (engine / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass T:\n    pass\n")
+    config = json.loads((engine / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["code.T", "code.T"]}}
+    (engine / "tokenizer_config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        start(name)
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,117 @@
+"""The tokenizer of a model or engine folder: text, pieces of a text and conversations to token ids.
+
+A model folder is not trusted: Python code that comes with a tokenizer never runs. A chat template does run, in the
+sandbox that transformers gives it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from act_scales.rows import Conversation
+from smoothquant.errors import UserError, raise_refusal
+
+RESTORE = "copy tokenizer.json and tokenizer_config.json from where the model came from"
+SAVED_BY_5 = "TokenizersBackend"  # the class that transformers 5 names for what any reads from tokenizer.json
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of a folder, as transformers loads it. Raises UserError if there is none that can be used.
+
+    What this machine lacks is no fault of the folder: raises MemoryError, or OSError for no permission and for too many
+    open files.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder", expected="a model folder with its tokenizer")
+    kind: Any = AutoTokenizer
+    if PreTrainedTokenizerFast.__name__ != SAVED_BY_5 and _saved_class(folder) == SAVED_BY_5:
+        kind = PreTrainedTokenizerFast  # transformers 4, in which this is the name
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # every kind of tokenizer raises its own errors
+        raise_refusal(error, folder)
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{folder}: its tokenizer is Python code of its own (auto_map), which never runs here",
+                expected="a tokenizer that transformers knows by itself",
+                do="if tokenizer.json is all that it needs, remove auto_map from tokenizer_config.json",
+            ) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{folder}: no usable tokenizer in it ({reason})", do=RESTORE) from error
+
+
+def _saved_class(folder: Path) -> str:
+    """The class that saved a tokenizer; empty if that cannot be read, of which transformers then says more."""
+    try:
+        found = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return str(found.get("tokenizer_class")) if isinstance(found, dict) else ""
+
+
+class Encoder:
+    """Token ids of texts and conversations, by the tokenizer of a folder.
+
+    before, after: the special tokens that the tokenizer puts around a text. A text that has them already does not get
+    them again. refused: why the chat template refused a conversation, one line for each that it did.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder, self.tokenizer = folder, load_tokenizer(folder)
+        self.refused: list[str] = []
+        if not self.plain("a"):
+            raise UserError(f"{folder}: its tokenizer gives no tokens for a text", do=RESTORE)
+
+    def plain(self, text: str) -> list[int]:
+        """Token ids of a text as it stands."""
+        return self._ids(text, False)
+
+    def whole(self, pieces: Iterable[str]) -> Iterator[list[int]]:
+        """Token ids of a text that comes in pieces, between its special tokens."""
+        before, after = self._special
+        ids: list[int] = []
+        for number, piece in enumerate(pieces):
+            ids = self.plain(piece)
+            if number == 0 and ids[: len(before)] != before:
+                yield before
+            yield ids
+        if not after or ids[-len(after) :] != after:
+            yield after
+
+    def chat(self, conversation: Conversation) -> list[int]:
+        """Token ids of a conversation by the folder's chat template, which writes the special tokens that it wants.
+
+        Empty for a conversation that the template refuses, as many do if turns do not alternate. Raises UserError if
+        the folder has no chat template.
+        """
+        if not self.tokenizer.chat_template:
+            raise UserError(
+                f"{conversation.where}: a conversation, and {self.folder} has no chat template",
+                expected="a chat model's folder: chat_template.jinja, or chat_template in tokenizer_config.json",
+                do="copy the template from where the model came from, or name a field of plain text: --text-field NAME",
+            )
+        try:
+            text = self.tokenizer.apply_chat_template(list(conversation.turns), tokenize=False)
+        except Exception as error:  # whatever a template raises, or does with turns that it does not expect
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self.refused.append(f"{conversation.where}: the chat template refuses this conversation ({reason})")
+            return []
+        return self.plain(text)
+
+    @cached_property
+    def _special(self) -> tuple[list[int], list[int]]:
+        plain, whole = self._ids("a", False), self._ids("a", True)
+        for start in range(len(whole) - len(plain) + 1):
+            if whole[start : start + len(plain)] == plain:
+                return whole[:start], whole[start + len(plain) :]
+        return [], []
+
+    def _ids(self, text: str, special: bool) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
