@@ -145,3 +145,22 @@ def test_a_public_class_has_a_name_of_its_own() -> None:
                 places.setdefault(node.name, []).append(module)
     shared = {name: found for name, found in places.items() if len(found) > 1 and name not in SHARED}
     assert not shared
+
+
+WRITES = re.compile(
+    r"""\bopen\([^)]*["'][rbt]*[wax+]|\.(write_text|write_bytes|touch|unlink|rmdir|mkdir|rename|symlink_to|hardlink_to)\("""
+    r"""|os\.(replace|rename|link|symlink|unlink|remove|rmdir|mkdir|makedirs|truncate|ftruncate|pwrite)\("""
+    r"""|shutil\.(copy|copyfile|copytree|copyfileobj|move|rmtree)\b|\b(save_file|TemporaryDirectory|NamedTemporaryFile)\("""
+)
+
+
+def test_one_module_changes_the_disk() -> None:
+    """So every operation on files can be interrupted (`tests.crash`)."""
+    writers = {
+        str(path.relative_to(ROOT))
+        for room in ROOMS
+        for path in (ROOT / room).rglob("*.py")
+        if WRITES.search(path.read_text(encoding="utf-8"))
+    }
+    trains = "recipes/tiny_llama/train.py"  # makes the bundled model; no command runs it
+    assert writers - {trains} == {"smoothquant/files.py"}

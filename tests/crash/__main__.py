@@ -26,11 +26,12 @@ def main() -> int:
     parser.add_argument(
         "--seeds", type=int, default=2, metavar="K", help="losses of power at every operation (default 2)"
     )
+    parser.add_argument("--lying", action="store_true", help="forget what was synced: there must be faults")
     arguments = parser.parse_args()
     preload()
     faults, total, began = 0, 0, time.monotonic()
     with tempfile.TemporaryDirectory(prefix="crash-") as folder:
-        harness = Harness(Path(folder).resolve())
+        harness = Harness(Path(folder).resolve(), lying=arguments.lying)
         harness.prepare()
         for name in arguments.scenario or SCENARIOS:
             points = list(harness.points(name, arguments.seeds))

@@ -90,11 +90,11 @@ class Change:
 
 class FailingPower(DyingDisk):
     """Loses power at operation `at`. root: the folder that is on this disk. seed: chooses among the states that are
-    possible."""
+    possible. lying: the disk forgets what was synced, too."""
 
-    def __init__(self, root: Path, at: int, seed: int) -> None:
+    def __init__(self, root: Path, at: int, seed: int, *, lying: bool = False) -> None:
         super().__init__(at)
-        self._root, self._random = root, random.Random(seed)
+        self._root, self._random, self._lying = root, random.Random(seed), lying
         self._names: Names = {0: {}}  # as the process sees them; 0 is the root
         self._synced: dict[int, bytes] = {}  # contents of files at their last sync
         self._count = 0
@@ -134,7 +134,7 @@ class FailingPower(DyingDisk):
 
     def _after_sync(self, path: Path) -> None:
         node = self._find(path)
-        if node is None:
+        if node is None or self._lying:
             return
         if node not in self._names:
             self._synced[node] = path.read_bytes()

@@ -35,9 +35,10 @@ class Point:
 
 
 class Harness:
-    """Scenarios in a folder. root: an empty folder for everything."""
+    """Scenarios in a folder. root: an empty folder for everything. lying: the disk forgets what was synced."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, lying: bool = False) -> None:
+        self.lying = lying
         self.root, self.given = root, root / "given"
         self.place, self.base = root / "place", root / "base"
         os.environ["SMOOTHQUANT_CACHE"] = str(root / "cache")
@@ -82,7 +83,7 @@ class Harness:
         self.operations(point.scenario)
         self._reset(scenario)
         if point.kind == "power":
-            disk: DyingDisk = FailingPower(self.place, point.at, point.seed)
+            disk: DyingDisk = FailingPower(self.place, point.at, point.seed, lying=self.lying)
         else:
             disk = DyingDisk(point.at, torn=point.kind == "torn")
         status = self._command(scenario, scenario.command, disk)
