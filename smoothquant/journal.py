@@ -266,11 +266,7 @@ class Journal:
             raise OutputError(f"{self.out}: another process is writing it", do="wait for it, or stop it") from error
         except OSError as error:
             self.close()
-            raise OutputError(
-                f"{self.out}: cannot write there ({error.strerror})",
-                expected="a writable place",
-                do="choose another --out",
-            ) from error
+            raise _unwritable(self.out, error) from error
 
     def _holds(self) -> bool:
         try:
@@ -289,6 +285,8 @@ class Journal:
                     raise _foreign(self.root, f"it holds {name}")
         except (FileNotFoundError, NotADirectoryError):
             return
+        except OSError as error:  # a name that is too long, a folder that may not be read
+            raise _unwritable(self.out, error) from error
 
     def check_foreign(self) -> None:
         """Raise OutputError if a folder in here holds a file that nobody noted."""
@@ -314,6 +312,12 @@ class Journal:
 def work_folder(out: Path) -> Path:
     """The folder where the output `out` is made."""
     return out.with_name(out.name + END)
+
+
+def _unwritable(out: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{out}: cannot write there ({error.strerror})", expected="a writable place", do="choose another --out"
+    )
 
 
 def _journal(order: int) -> str:

@@ -58,7 +58,7 @@ class Workroom:
     """
 
     def __init__(self, out: str | Path, step: str, inputs: Mapping) -> None:
-        self.given, self.out = Path(out), Path(os.path.realpath(out))
+        self.given, self.out = Path(out), _real(out)
         self.step, self.inputs = step, json.loads(json.dumps(inputs))
         self.next_layer = 0
         self._kept: dict[str, dict[str, Tensor]] = {}
@@ -327,6 +327,18 @@ class Workspace(Workroom):
             return sorted(check_replaceable(self.out))
         self.kind.check_replaceable(self.out)
         return [name]
+
+
+def _real(out: str | Path) -> Path:
+    """The place that a user names, with links followed. Raises OutputError for what can be no name."""
+    try:
+        found = Path(os.path.realpath(out))
+        os.fsencode(found)
+    except (ValueError, OSError) as error:  # NUL, lone surrogates, links in a circle
+        raise OutputError(f"--out {str(out)!r}: no name for a file", do="choose another --out") from error
+    if not found.name:
+        raise OutputError(f"--out {str(out)!r}: the root folder", expected="a place in it", do="choose another --out")
+    return found
 
 
 class OneFile(Protocol):

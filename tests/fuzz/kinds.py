@@ -1,0 +1,15 @@
+"""The kinds of things that are damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tests.fuzz import outputs
+from tests.fuzz.loop import Trial
+
+KINDS: Mapping[str, Trial] = {
+    "flips": outputs.flips,
+    "manifests": outputs.manifests,
+    "journals": outputs.journals,
+    "places": outputs.places,
+}
