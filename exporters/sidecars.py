@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smoothquant.checkpoint import SIDECARS
+from smoothquant.checkpoint import SIDECARS, sidecar
 from smoothquant.files import copy
 from smoothquant.model import Model
 from smoothquant.workspace import Workspace
@@ -11,6 +11,6 @@ from smoothquant.workspace import Workspace
 def copy_tokenizer(model: Model, work: Workspace) -> None:
     """Copy tokenizer and generation settings, those that the checkpoint has, into an output."""
     for name in SIDECARS:
-        source = model.checkpoint.folder / name
-        if source.is_file():
+        source = sidecar(model.checkpoint.folder, name)
+        if source:
             copy(source, work.path(name))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from smoothquant import files
 from smoothquant.artifacts.safetensors_files import CODES, as_bytes
 from smoothquant.digests import Stamp, check_unchanged, combined, remembered
 from smoothquant.errors import CheckpointError, raise_refusal
+from smoothquant.files import is_within
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 SIDECARS = (  # small files beside the weights: the tokenizer's, and how to generate
@@ -43,6 +45,26 @@ SIDECARS = (  # small files beside the weights: the tokenizer's, and how to gene
     "generation_config.json",
 )
 READERS = 2  # threads that take digests of the tensors: each takes about 1.5 GB/s
+
+
+def sidecar(folder: Path, name: str) -> Path | None:
+    """A small file of a model folder, which others copy; None if the folder has no such file.
+
+    Raises CheckpointError for a link that leaves the folder: what it names is not the model's. (The Hub's cache links
+    from snapshots/REVISION into blobs/, which belongs to the model.)
+    """
+    path, real = folder / name, Path(os.path.realpath(folder / name))
+    if not path.is_file():
+        return None
+    home = Path(os.path.realpath(folder))
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    if not any(real.is_relative_to(place) for place in (home, blobs)):
+        raise CheckpointError(
+            f"{path}: a link to {real}, outside of the model folder",
+            expected="files of the model",
+            do="put a copy in the place of the link, if the file belongs to the model",
+        )
+    return path
 
 
 @dataclass(frozen=True)
@@ -85,15 +107,18 @@ class Checkpoint:
         self._quantization = self.config.pop("quantization_config", None)
         self._bin_shard: tuple[Path, dict[str, Tensor]] | None = None
         self.tensors: dict[str, TensorInfo] = {}
+        self._stale = ""
         self._stamps: dict[Path, Stamp] = {}  # of every file of weights, when it was first looked at
         self._index()
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of this folder, one line each."""
+        told = (self._stale,) if self._stale else ()
         if self._quantization is None:
-            return ()
+            return told
         return (
+            *told,
             f"{self.folder}/config.json: its quantization_config ({self._quantizer}) is dropped, since the weights are "
             "float",
         )
@@ -164,8 +189,8 @@ class Checkpoint:
     @functools.cached_property
     def sidecars(self) -> str:
         """Identity of the small files that an export copies, config.json among them: SHA-256, 16 hex digits."""
-        found = [name for name in ("config.json", *SIDECARS) if (self.folder / name).is_file()]
-        return combined({name: files.sha256(self.folder / name) for name in found})
+        found = {name: path for name in ("config.json", *SIDECARS) if (path := sidecar(self.folder, name))}
+        return combined({name: files.sha256(path) for name, path in found.items()})
 
     def _digests(self, file: Path) -> dict[str, str]:
         """Dtype, shape and SHA-256 of the tensors of one file, by name."""
@@ -190,17 +215,22 @@ class Checkpoint:
     def _index(self) -> None:
         for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
             index, single = self.folder / f"{stem}.{suffix}.index.json", self.folder / f"{stem}.{suffix}"
-            if index.exists():
-                promised = _read_json(index, "").get("weight_map")
-                if not isinstance(promised, dict):
-                    raise _broken(index, "it has no weight_map")
-                files = sorted(set(promised.values()))
-            elif single.exists():
-                promised, files = {}, [single.name]
+            promised: dict = {}
+            if single.exists():  # so does transformers choose
+                if index.exists():
+                    self._stale = f"{index} is passed over, since {single.name} is there"
+            elif index.exists():
+                promised = _read_json(index, "").get("weight_map") or {}
+                named = promised.values() if isinstance(promised, dict) else ()
+                if not named or not all(isinstance(name, str) for name in named):
+                    raise _broken(index, "it has no weight_map of names")
+                outside = [name for name in named if not is_within(name)]
+                if outside:
+                    raise _broken(index, f"it names the shard {outside[0]!r}, outside of the folder")
             else:
                 continue
-            for file in files:
-                self._index_shard(self.folder / file)
+            for name in sorted(set(promised.values())) or [single.name]:
+                self._index_shard(self.folder / name)
             for name, file in promised.items():
                 if name not in self.tensors:
                     raise _broken(self.folder / file, f"tensor {name} is missing, though {index.name} promises it")
@@ -214,6 +244,8 @@ class Checkpoint:
     def _index_shard(self, file: Path) -> None:
         if not file.exists():
             raise _broken(file, "missing shard")
+        if not file.is_file():
+            raise _broken(file, "no regular file")
         self._stamps[file] = Stamp.of(file)
         if file.suffix == ".bin":
             for name, tensor in self._load_bin(file).items():
@@ -258,6 +290,8 @@ class Checkpoint:
 
 
 def _read_json(path: Path, why: str) -> dict:
+    if path.exists() and not path.is_file():  # a FIFO would never end, /dev/zero never either
+        raise _broken(path, "no regular file")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

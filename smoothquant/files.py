@@ -20,7 +20,7 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TextIO
 
 from smoothquant.errors import OutputError, raise_refusal
@@ -267,6 +267,12 @@ def files_in(folder: Path) -> Iterator[str]:
         links = [name for name in folders if Path(place, name).is_symlink()]
         found += [str(Path(place, name).relative_to(folder)) for name in names + links]
     yield from sorted(found)
+
+
+def is_within(name: str) -> bool:
+    """Whether a path stays in the folder that it is relative to."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 def sync_tree(folder: Path) -> None:

@@ -14,14 +14,14 @@ import platform
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from smoothquant import __version__, digests
 from smoothquant.artifacts.manifest import FileFacts, Manifest
 from smoothquant.artifacts.record import as_json, read
 from smoothquant.artifacts.seal import opened, sealed
 from smoothquant.errors import OutputError, UserError
-from smoothquant.files import files_in, read_json, write_json
+from smoothquant.files import files_in, is_within, read_json, write_json
 
 OURS = "smoothquant"  # the subfolder of an output that holds what only this tool reads
 MANIFEST = f"{OURS}/manifest.json"
@@ -160,12 +160,6 @@ def check_apart(out: str | Path, inputs: Mapping[str, str | Path], option: str =
             expected="a place apart from everything that is read",
             do=f"choose another {option}",
         )
-
-
-def is_within(name: str) -> bool:
-    """Whether a path stays in the folder that it is relative to."""
-    path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 def versions() -> dict[str, str]:

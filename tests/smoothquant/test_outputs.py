@@ -10,7 +10,7 @@ import pytest
 
 from smoothquant.artifacts.seal import opened, sealed
 from smoothquant.errors import OutputError, UserError
-from smoothquant.files import read_json, write_json
+from smoothquant.files import is_within, read_json, write_json
 from smoothquant.outputs import (
     CACHE,
     MANIFEST,
@@ -20,7 +20,6 @@ from smoothquant.outputs import (
     check_content,
     check_replaceable,
     is_output,
-    is_within,
     load_manifest,
 )
 from smoothquant.workspace import Workspace

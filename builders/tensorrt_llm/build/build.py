@@ -30,7 +30,7 @@ from builders.tensorrt_llm.format.findings import CONFIG, errors
 from builders.tensorrt_llm.format.releases import is_listed
 from smoothquant.artifacts.manifest import Manifest, Origin
 from smoothquant.artifacts.record import as_json
-from smoothquant.checkpoint import SIDECARS
+from smoothquant.checkpoint import SIDECARS, sidecar
 from smoothquant.digests import combined, sha256
 from smoothquant.errors import CheckpointError, UserError
 from smoothquant.files import copy, remove_file
@@ -198,5 +198,6 @@ def _content(checkpoint: Path) -> str:
 def _copy_tokenizer(checkpoint: Path, work: Workspace) -> None:
     """What the checkpoint carries for serving."""
     for name in SIDECARS:
-        if (checkpoint / name).is_file():
-            copy(checkpoint / name, work.path(name))
+        source = sidecar(checkpoint, name)
+        if source:
+            copy(source, work.path(name))
