@@ -63,7 +63,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Calibra
 def validate(run: Command, case: Calibrated, engine: Path, *more: str) -> tuple[int, str, Validation | None]:
     """Status, stderr, and the result where there is one."""
     out = engine.with_name(f"{engine.name}.json")
-    text = ("--text", case.text, "--samples", 2, "--length", 64)
+    text = ("--text", case.text, "--samples", 40, "--length", 64)
     status, err = run("validate", engine, "--reference", case.model, *text, "--out", out, *more)
     found = Validation.from_dict(json.loads(out.read_text())["validations"][0]) if out.exists() else None
     return status, err, found
@@ -93,7 +93,10 @@ def test_a_checkpoint_is_of_the_dtype_that_its_config_says(wide: Calibrated, run
     command = ("export", "w8a8", wide.model, wide.scales, "--out", tmp_path / "out")
     try:
         config.write_text(json.dumps({**json.loads(before), "dtype": "float16"}))
-        status, err = run(*command)
+        again = tmp_path / "again.safetensors"  # a model with another config is another model
+        text = ("--text", wide.text, "--samples", 4, "--length", 64)
+        assert run("calibrate", wide.model, *text, "--out", again)[0] == 0
+        status, err = run("export", "w8a8", wide.model, again, "--out", tmp_path / "out")
     finally:
         config.write_text(before)
     assert status == 2
@@ -128,7 +131,7 @@ def test_validation_says_what_a_cpu_cannot_show(
         page = (tmp_path / f"{name}.html").read_text()
         if case is narrow:
             assert (status, err, found.overflow) == (0, "", "")
-            assert "Measured; no thresholds were set" in page
+            assert "Missed" not in page
             continue
         assert (status, err.count("\n"), found.passed) == (1, 0, False)
         assert "wide: the residual stream of model.layers.0 reaches" in err

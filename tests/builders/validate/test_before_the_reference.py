@@ -21,6 +21,7 @@ from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
 from tests.builders.tensorrt import fake
 from tests.models import sample_ids
+from tests.outputs import agree
 from tests.writers import onnx_writer
 
 Try = Callable[..., str]
@@ -67,6 +68,8 @@ def test_without_tensorrt(plan: Path, monkeypatch: pytest.MonkeyPatch, refused: 
 
 def test_a_plan_that_is_damaged(plan: Path, refused: Try) -> None:
     (plan / "model.plan").write_bytes(b"\x00" * (plan / "model.plan").stat().st_size)
+    assert "its content is not what was written" in refused(plan)
+    agree(plan)  # and should the manifest not know: TensorRT does
     assert "refuses this plan" in refused(plan)
 
 

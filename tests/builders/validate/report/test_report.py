@@ -15,6 +15,7 @@ import pytest
 import builders.validate.report
 from builders.validate import Validation
 from builders.validate.report import write_json, write_report
+from smoothquant import files
 from smoothquant.errors import OutputError
 
 Make = Callable[..., Validation]
@@ -238,23 +239,28 @@ def test_files_of_the_page_are_packaged(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_whole_or_not_at_all(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "report.html"
-    path.write_text("the old report")
+    write_report(path, [make()])
+    old = path.read_text()
+    (tmp_path / "mine.html").write_text("mine")
+    with pytest.raises(OutputError, match="it is no report of this tool"):
+        write_report(tmp_path / "mine.html", [make()])
+    (tmp_path / "mine.html").unlink()
     with pytest.raises(ValueError, match="extra rows"):
         write_report(path, [make()], {"row": ["one", "two"]})
 
-    def full(self: Path, *_: object, **__: object) -> None:
-        self.write_bytes(b"<!doctype")
+    def full(path: Path, pieces: object, *, new: bool = False) -> None:
+        path.write_bytes(b"<!doctype")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(files.DISK, "write", full)
     for write in (write_report, write_json):
         with pytest.raises(OutputError, match="No space left on device"):
-            write(path, [make()])
-    assert path.read_text() == "the old report"
+            write(path, [make(label="another")])
+    assert path.read_text() == old
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_place_that_cannot_be_written(make: Make, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot write there"):
         write_report(tmp_path / "file/report.html", [make()])
