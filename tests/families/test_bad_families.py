@@ -53,6 +53,11 @@ def untie(found: dict[str, torch.Tensor]) -> None:
     found["lm_head.weight"] = found["model.embed_tokens.weight"] + 1
 
 
+def untie_a_row(found: dict[str, torch.Tensor]) -> None:
+    found["lm_head.weight"] = found["model.embed_tokens.weight"].clone()
+    found["lm_head.weight"][200] += 1
+
+
 SPOILED = {
     "an expert is missing": (
         "mixtral",
@@ -72,6 +77,7 @@ SPOILED = {
     ),
     "more chosen than there are": ("mixtral", configure(num_experts_per_tok=5), "5 experts per token of 4; expected"),
     "a head that is not tied": ("llama-tied", tensors(untie), r"lm_head\.weight is not model\.embed_tokens\.weight"),
+    "a head of which a row is not tied": ("llama-tied", tensors(untie_a_row), r"lm_head\.weight is not model\."),
     "Falcon's layout by config": (
         "falcon-40b",
         configure(num_ln_in_parallel_attn=1),
