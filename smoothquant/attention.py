@@ -1,9 +1,9 @@
-"""Attention: positions and masks of the layers, in PyTorch.
+"""Compute attention in PyTorch, with the positions and masks of the layers.
 
-    scores = scale * q k^T (+ ALiBi), soft-capped        causal, and within the window where a layer has one
+    scores = scale * q k^T (+ ALiBi), soft-capped        causal, and within the window of the layer if it has one
     y      = softmax(scores) v
 
-A `Pattern` is what depends on positions alone. Layers with the same `family.Attention` share one.
+A `Pattern` holds the terms that depend on positions alone. Layers with the same `family.Attention` share one.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from smoothquant.model import Model
 
 @dataclass(frozen=True)
 class Pattern:
-    """rotary: cos and sin, each (tokens, rotated channels / 2), or None. bias: (heads or 1, tokens, tokens) to add to
-    the scores, -inf where a query does not see a key; None where nothing but causality matters."""
+    """The terms of attention that depend on positions alone.
+
+    rotary: cos and sin, (tokens, rotated channels / 2) each; None without a rotation. bias: a summand of the scores,
+    (heads or 1, tokens, tokens), -inf where a query does not see a key; None if attention is only causal.
+    """
 
     rotary: tuple[Tensor, Tensor] | None
     bias: Tensor | None
@@ -35,7 +38,7 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Patterns:
-    """The pattern of every layer. kinds: `Geometry.attention`."""
+    """The pattern of every layer. kinds: `Geometry.attention`, one entry per layer. found: the pattern of each kind."""
 
     kinds: tuple[Attention, ...]
     found: dict[Attention, Pattern]
@@ -44,12 +47,12 @@ class Patterns:
         return self.found[self.kinds[layer]]
 
     def upto(self, tokens: int) -> Patterns:
-        """The same for shorter sequences."""
+        """The patterns of the first `tokens` positions."""
         return Patterns(self.kinds, {kind: pattern.upto(tokens) for kind, pattern in self.found.items()})
 
 
 def patterns(model: Model, tokens: int, dtype: torch.dtype, device: str = "cpu") -> Patterns:
-    """For positions 0 .. tokens - 1."""
+    """The patterns for positions 0 .. tokens - 1. dtype: the dtype of cos, sin and bias."""
     geometry, alibi = model.geometry, model.family.alibi
     found = {}
     for kind in dict.fromkeys(geometry.attention):
@@ -73,7 +76,10 @@ def patterns(model: Model, tokens: int, dtype: torch.dtype, device: str = "cpu")
 
 
 def attend(geometry: Geometry, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """q: (batch, heads, tokens, head_dim), k, v: (batch, kv_heads, tokens, head_dim); returns q's shape."""
+    """The output of attention, (batch, heads, tokens, head_dim).
+
+    q: (batch, heads, tokens, head_dim). k, v: (batch, kv_heads, tokens, head_dim). bias: a pattern's.
+    """
     scale, softcap = geometry.score_scale, geometry.attention_softcap
     if not softcap:
         mask = None if bias is None else bias[None]
@@ -87,13 +93,15 @@ def attend(geometry: Geometry, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | N
 
 
 def capped(x: Tensor, softcap: float) -> Tensor:
-    """softcap * tanh(x / softcap); x itself where there is no cap (0)."""
+    """softcap * tanh(x / softcap), or x itself if softcap is 0."""
     return torch.tanh(x / softcap) * softcap if softcap else x
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of the halves of the first channels. x: (..., tokens, head_dim); cos, sin: (tokens, n), where
-    2 n channels are rotated and the others stay."""
+    """The rotary embedding of x, (..., tokens, head_dim).
+
+    cos, sin: (tokens, n). The first 2 n channels are rotated, channel i with channel i + n; the others stay.
+    """
     rotated = 2 * cos.shape[-1]
     first, second = x[..., :rotated].chunk(2, dim=-1)
     parts = [first * cos - second * sin, second * cos + first * sin]
@@ -101,8 +109,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """Slope of every head, (heads,) float32: powers of 2^(-8/n) for the largest power of two n <= heads; the others
-    are every second of those for 2n. Source: ALiBi's reference code, as transformers has it for BLOOM and Falcon."""
+    """The slope of every head, float32 (heads,): powers of 2^(-8/n) for the largest power of two n <= heads, and then
+    every second slope for 2n. Source: ALiBi's reference code, which transformers has for BLOOM and Falcon."""
     n = 2 ** math.floor(math.log2(heads))
     base, extra = (torch.tensor(2 ** (-(2 ** -(math.log2(size) - 3)))) for size in (n, 2 * n))
     powers, more = torch.arange(1, n + 1), torch.arange(1, 1 + 2 * (heads - n), 2)
@@ -110,7 +118,7 @@ def alibi_slopes(heads: int) -> Tensor:
 
 
 def alibi_bias(alibi: Alibi, geometry: Geometry, positions: Tensor) -> Tensor:
-    """Bias of keys at positions (...,) int64, (heads, ...) float32, already scaled as the scores are."""
+    """The bias of keys, float32 (heads, ...), already scaled like the scores. positions: int64 (...)."""
     slopes = alibi_slopes(geometry.heads).to(alibi.dtype)
     bias = (slopes.view(-1, *[1] * positions.dim()) * positions).to(alibi.dtype).float()
     return bias * geometry.score_scale if alibi.scaled else bias

@@ -1,4 +1,4 @@
-"""What a format holds of smoothing: the one way from what a user asks for to smoothing settings."""
+"""The smoothing that a format can hold. All smoothing settings are made here, from the options of a user."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:  # the command line reads this module before it needs torch
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a format holds of smoothing.
+    """The smoothing that a format can hold.
 
-    name: of the format or of its engines, in errors.
-    groups: those that it holds; the first is what "default" means here.
-    smoother_dtype: that its engines hold run-time scales in.
+    name: the name of the format or of its engines in errors.
+    groups: the choices of groups that it can hold; "default" stands for the first.
+    smoother_dtype: the dtype of run-time scales in its engines.
     shared_cache_scale: whether its KV cache has one scale for keys and values.
     """
 
@@ -28,13 +28,13 @@ class Capacity:
     shared_cache_scale: bool = False
 
     def settings(self, model: Model, alpha: float | None = None, groups: str = "default") -> SmoothingSettings:
-        """The settings for what a user asks for. alpha: None for the usual one.
+        """The smoothing settings for a user's options. alpha: None stands for the default.
 
-        Raises UserError for what the format or the model cannot hold.
+        Raises UserError for settings that the format or the model cannot hold.
         """
         usual = self.groups[0]
         groups = usual if groups == "default" else groups
-        divides = groups in RUN_TIME_GROUPS or usual in RUN_TIME_GROUPS  # by ones, where nothing is smoothed
+        divides = groups in RUN_TIME_GROUPS or usual in RUN_TIME_GROUPS  # by ones if nothing is smoothed
         settings = SmoothingSettings(
             SmoothingSettings.alpha if alpha is None else alpha,
             groups,
@@ -64,10 +64,10 @@ class Capacity:
             )
         if settings.groups != "none" and not settings.chosen(model.groups, model.quantized_roles):
             raise UserError(
-                f"smoothing groups {settings.groups!r} with family {model.family.name}: it has no such folds",
-                expected="folds that the family's record names",
+                f"smoothing groups {settings.groups!r} with family {model.family.name}, which has no such folds",
+                expected="groups that the family's record names",
                 do="leave --groups away, or give none for plain quantization",
             )
 
 
-FOLDED = Capacity()  # what any format holds
+FOLDED = Capacity()  # any format can hold this much

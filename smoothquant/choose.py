@@ -1,4 +1,4 @@
-"""Which scales smooth a layer: the paper's equation for every group, as far as each fold can hold the result."""
+"""Choose the scales that smooth a layer: the paper's equation for every group, as far as each fold can hold it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ def choose_scales(
     output: Mapping[str, Tensor],
     settings: SmoothingSettings,
 ) -> Scales:
-    """The scales of a layer. act, output: role -> float32 (in,) and (out,), calibrated maxima before smoothing."""
+    """The scales of a layer.
+
+    act: for each role the calibrated maxima of its input before smoothing, float32 (in,). output: for each role those
+    of its output, float32 (out,).
+    """
     column: dict[str, Tensor] = {}
     norms: dict[str, Norm] = {}
     for group in settings.chosen(model.groups, model.quantized_roles):
@@ -59,14 +63,14 @@ def _group_scale(
 
 
 def _shared(model: Model, group: SmoothingGroup, values: Tensor) -> Tensor:
-    """From the channels of a group's input to those of its source."""
+    """Values of the channels of a group's source, from values of the channels of its input."""
     if group.through != "attention":
         return values
     return smoothing.share_over_query_heads(values, model.geometry.kv_heads, model.geometry.head_dim)
 
 
 def _spread(model: Model, group: SmoothingGroup, values: Tensor) -> Tensor:
-    """From the channels of a group's source to those of its input."""
+    """Values of the channels of a group's input, from values of the channels of its source."""
     if group.through != "attention":
         return values
     geometry = model.geometry

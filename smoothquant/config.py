@@ -1,7 +1,7 @@
 """A config.json that remembers which of its keys were read.
 
-What a config.json says and nobody reads may still change the logits. A family's `variant` and `geometry` are given this
-mapping instead of the plain one, so that afterwards every key is known to be read or unread (`recipes.trust.keys`).
+A key that nobody reads may still change the logits. A family's `variant` and `geometry` get this mapping instead of the
+plain one, so that afterwards every key is known to be read or unread (`recipes.trust.keys`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from smoothquant.errors import CheckpointError
 class Config(Mapping[str, Any]):
     """The keys and values of a config.json. An object within it comes back as a Config too.
 
-    content: what the file says. read: paths of the keys that were asked for, as in ("hidden_size",) and
-    ("rope_scaling", "factor"). All configs that are made of one another share it.
+    content: the content of the file. read: the paths of the keys that were read, such as ("hidden_size",) and
+    ("rope_scaling", "factor"). A config shares it with all configs that are made from it.
 
-    To take all keys at once, as in `{**config}`, would count them all as read: it raises CheckpointError. Use
+    Iterating over all keys, as `{**config}` does, would count them all as read, so it raises CheckpointError. Use
     `defaulting` and `replacing` instead.
     """
 
@@ -32,7 +32,7 @@ class Config(Mapping[str, Any]):
         path: tuple[str, ...] = (),
     ) -> None:
         self.content, self._path = content, path
-        self._values, self._defaults = values or {}, defaults or {}  # before what the file says, and behind it
+        self._values, self._defaults = values or {}, defaults or {}  # they go before and after the file's values
         self.read: set[tuple[str, ...]] = set() if read is None else read
 
     def __getitem__(self, key: str) -> Any:
@@ -61,11 +61,11 @@ class Config(Mapping[str, Any]):
         )
 
     def defaulting(self, defaults: Mapping[str, Any]) -> Config:
-        """The same keys, with values for those that are absent."""
+        """A config with values for keys that are absent from this one."""
         return self._with(self._values, {**self._defaults, **defaults})
 
     def replacing(self, values: Mapping[str, Any]) -> Config:
-        """The same keys, some with other values; what the file says there then stays unread."""
+        """A config with other values for some keys. The file's values for these keys stay unread."""
         return self._with({**self._values, **values}, self._defaults)
 
     def _with(self, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Config:

@@ -1,7 +1,7 @@
 """The contract of smoothing, enforced at run time: smoothed float logits equal the original's.
 
-A few tokens go through every layer twice, as it is on disk and with smoothing folded in, in float32. The first
-layer whose outputs differ by more than the tolerance is named; at the end the logits are compared.
+A few tokens go through every layer twice in float32: through the stored layer and through the smoothed layer. The first
+layer whose outputs differ by more than the tolerance is named. At the end the logits are compared.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SMOOTHED = "smoothed"
 
 
 class Contract(Listener):
-    """Runs beside the stream: `check` every layer in order, then `finish`.
+    """The check of a contract beside the stream: `check` every layer in order, then `finish`.
 
-    state: `state()` of an earlier, interrupted run, to go on from there; what else is in it does not matter.
+    state: the `state()` of an interrupted run, which is continued. Other entries in it are ignored.
     """
 
     forms = MappingProxyType({SMOOTHED: torch.float32})
@@ -43,11 +43,12 @@ class Contract(Listener):
             self._sweep.embed()
 
     def state(self) -> dict[str, Tensor]:
-        """What the next layer starts from: hidden states (tokens, hidden) float32, original and smoothed."""
+        """The original and the smoothed hidden states before the next layer, float32 (tokens, hidden) each."""
         return {name: found.clone() for name, found in self._sweep.hidden.state(0).items()}
 
     def check(self, layer: SmoothedLayer, running: Layer | None = None) -> None:
-        """Raise ContractError if this layer, smoothed, is not what it was. running: what to run in its place."""
+        """Raise ContractError if smoothing has changed the output of this layer. running: a layer to run in its
+        place."""
         self._smoothed = running or layer
         self._sweep.layer(layer.source)
         del self._smoothed
@@ -78,6 +79,6 @@ class Contract(Listener):
 
 
 def relative_error(found: Tensor, reference: Tensor) -> float:
-    """Norm of the difference over norm of the reference, in float64."""
+    """The norm of the difference over the norm of the reference, in float64."""
     difference = (found.double() - reference.double()).norm()
     return (difference / reference.double().norm().clamp_min(1e-300)).item()

@@ -1,4 +1,4 @@
-"""Where and in which arithmetic to compute."""
+"""Choose the device and the dtype of a computation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # x86 tiles, x86 vectors, 
 
 
 def choose_device(name: str = "auto") -> str:
-    """Where to compute: "auto" is the first CUDA device, or else the CPU. MissingPackageError if it is not there."""
+    """The device to compute on: "auto" takes the first CUDA device, or else the CPU.
+
+    Raises MissingPackageError if this machine lacks the device, UserError for an unknown name.
+    """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.partition(":")[0] not in ("cpu", "cuda"):
@@ -31,10 +34,10 @@ def choose_device(name: str = "auto") -> str:
 
 
 def choose_dtype(name: str, stored: torch.dtype, device: str) -> torch.dtype:
-    """The dtype to compute in. stored: the checkpoint's.
+    """The dtype to compute in. stored: the dtype of the checkpoint.
 
-    "auto" keeps the checkpoint's dtype on a GPU, and float32 anywhere. A 16-bit checkpoint is computed in bfloat16 on
-    a CPU that has instructions for it: a float16 one too, whose activations cannot overflow then.
+    "auto" keeps the checkpoint's dtype on a GPU, and keeps float32 on any device. On a CPU with bfloat16 instructions
+    it takes bfloat16 for a 16-bit checkpoint, even for a float16 one, whose activations then cannot overflow.
     """
     if name != "auto":
         if name not in DTYPES:

@@ -1,9 +1,9 @@
-"""Names of a decoder's ONNX graphs, and of their inputs and outputs, which are those of every engine built from one.
+"""The names of a decoder's ONNX graphs, and of their inputs and outputs, which every engine shares with its graph.
 
     inputs   input_ids, attention_mask, position_ids, past_key_values.N.key, past_key_values.N.value
     outputs  logits, present.N.key, present.N.value
 
-They are the names that Hugging Face's optimum gives them. N: the layer.
+Hugging Face's optimum uses the same names. N is the index of the layer.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ CACHED = ("key", "value")
 
 
 def past(layer: int | str, part: str) -> str:
-    """The input that holds the keys or values of earlier tokens. part: of `CACHED`."""
+    """The name of the input that holds the keys or values of earlier tokens. part: "key" or "value"."""
     return f"{PAST}{layer}.{part}"
 
 
 def present(layer: int | str, part: str) -> str:
-    """The output that holds them with the new ones."""
+    """The name of the output that holds the keys or values of earlier and new tokens. part: "key" or "value"."""
     return f"{PRESENT}{layer}.{part}"
 
 
 def past_of(present: str) -> str:
-    """The input that an output becomes in the next run."""
+    """The name of the input that an output becomes in the next run."""
     return PAST + present.removeprefix(PRESENT)
 
 
 def graph_files(schemes: Sequence[Scheme]) -> dict[str, Scheme]:
-    """The files of an export's graphs, with what is INT8 in each: the first is `MODEL`, others are named by their
-    activations.
+    """The scheme of each graph file of an export, by the file's name. The first file is `MODEL`; the names of others
+    hold the form of their activations.
 
     Raises UserError for graphs that differ in anything but their activations.
     """

@@ -1,7 +1,7 @@
-"""JSON into frozen dataclasses, strictly, and back.
+"""Read JSON into frozen dataclasses, strictly, and write it back.
 
-An unknown key, a missing one and a value of another type are errors that name the place. A field with a default may be
-missing. Types that are read: str, int, float, bool, None, Any, unions of them, tuple[X, ...], Mapping[str, X], records.
+An unknown key, a missing key and a value of another type are errors that name the place. A field with a default may be
+missing. The types may be str, int, float, bool, None, Any, unions, tuple[X, ...], Mapping[str, X] and records.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ DO = "make the folder again with this version"
 
 
 def read(kind: type[T], content: object, where: str) -> T:
-    """The record that JSON content stands for. where: names the content in errors. Raises UserError."""
+    """The record with this JSON content. where: the name of the content in errors. Raises UserError if it does not
+    fit."""
     return _read(kind, content, where)
 
 
@@ -59,7 +60,7 @@ def _record(kind: Any, content: object, where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unset = dataclasses.MISSING
     for name in content.keys() - fields.keys():
-        raise UserError(f"{where}: unknown key {name!r}", expected=f"of {', '.join(fields)}", do=DO)
+        raise UserError(f"{where}: unknown key {name!r}", expected=f"one of {', '.join(fields)}", do=DO)
     for name, field in fields.items():
         if name not in content and field.default is unset and field.default_factory is unset:
             raise UserError(f"{where}: key {name!r} is missing", expected=f"all of {', '.join(fields)}", do=DO)

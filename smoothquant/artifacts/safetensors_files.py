@@ -1,10 +1,10 @@
-"""safetensors files written in place: names, shapes and dtypes first, tensors in any order, none kept in memory.
+"""Write safetensors files in place: names, shapes and dtypes first, then tensors in any order, none kept in memory.
 
     file = u64 header size | JSON header, padded with spaces to 8 bytes | tensors, in the order of the header
     header = {name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {"format": "pt"}}
 
-The safetensors package writes a file from tensors that are all in memory. Here the layout is fixed before the
-first tensor is there, so that every tensor lands at its own offset and an interrupted export can go on.
+The package safetensors writes a file from tensors that are all in memory. Here the layout is fixed before the first
+tensor exists, so that every tensor lands at its own offset and an interrupted export can continue.
 Format: https://huggingface.co/docs/safetensors (file layout).
 """
 
@@ -45,7 +45,7 @@ CODES = {  # every dtype that the format has and the package reads
 
 @dataclass(frozen=True)
 class Planned:
-    """A tensor to come."""
+    """The shape and dtype of a tensor that will be written."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -60,8 +60,8 @@ class Planned:
 
 
 class SafetensorsFile:
-    """One file. plan: every tensor's name, shape and dtype, in the order on disk. What an interrupted run wrote is
-    kept."""
+    """One file. plan: the shape and dtype of every tensor by name, in the order on disk. The tensors of an interrupted
+    run are kept."""
 
     def __init__(self, file: DataFile, plan: Mapping[str, Planned]) -> None:
         self.file, self.plan = file, plan
@@ -101,7 +101,7 @@ class SafetensorsFile:
             raise ValueError(f"{name}: {written} rows written, planned {self.plan[name]}")
 
     def write_part(self, name: str, part: Tensor, row: int) -> int:
-        """Write some rows of a tensor, from `row` on. Returns how many."""
+        """Write some rows of a tensor, from `row` on. Returns their number."""
         planned = self.plan[name]
         rows = (planned.shape or (1,))[0]
         if part.dtype != planned.dtype or part.shape[1:] != planned.shape[1:] or row + len(part) > rows:

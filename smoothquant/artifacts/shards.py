@@ -1,4 +1,4 @@
-"""`model.safetensors`, or shards with their index, as transformers splits a checkpoint."""
+"""Write `model.safetensors`, or shards with their index, split like transformers' checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from smoothquant.artifacts.safetensors_files import Planned, SafetensorsFile
 from smoothquant.data_file import DataFile
 from smoothquant.files import write_json
 
-MAX_SHARD = 5_000_000_000  # bytes, as transformers splits
+MAX_SHARD = 5_000_000_000  # bytes, the default of transformers
 
 
 class Folder(Protocol):
@@ -30,7 +30,7 @@ class Folder(Protocol):
 class SafetensorsShards:
     """`model.safetensors`, or shards of at most `max_shard` bytes with `model.safetensors.index.json`, in a folder.
 
-    plan: every tensor's name, shape and dtype, in the order on disk. What an interrupted run wrote is kept.
+    plan: the shape and dtype of every tensor by name, in the order on disk. The tensors of an interrupted run are kept.
     """
 
     def __init__(self, folder: Folder, plan: Mapping[str, Planned], max_shard: int = MAX_SHARD) -> None:

@@ -1,6 +1,6 @@
-"""smoothquant/smoothing.safetensors of every export and engine: what was folded, and the ranges that scales come from.
+"""The file smoothquant/smoothing.safetensors of every export and engine: folded scales, and the ranges behind scales.
 
-    <linear>.smoothing_scale    float32 (in,), where the input is smoothed
+    <linear>.smoothing_scale    float32 (in,), if the input is smoothed
     <linear>.input_absmax       float32 (in,), calibrated maxima of the smoothed input
     <layer>.key.cache_scale     float32 scalar, for an 8-bit KV cache; the same for value
 
@@ -29,8 +29,8 @@ ENDS = (SCALE, ABSMAX, CACHE_SCALE)
 
 @dataclass(frozen=True)
 class SmoothingFile:
-    """What a smoothing file says. smoothing_scale, input_absmax: by linear, float32 (in,); cache_scale: by layer and
-    part, float32; digest: of the file's bytes."""
+    """The content of a smoothing file. smoothing_scale, input_absmax: float32 (in,) for each linear. cache_scale: a
+    float32 scalar for each layer and part. digest: a hash of the file's bytes."""
 
     smoothing_scale: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     input_absmax: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
@@ -41,7 +41,7 @@ class SmoothingFile:
 def tensors(
     smoothing_scale: Mapping[str, Tensor], input_absmax: Mapping[str, Tensor], cache_scale: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Entries of the file, copied. smoothing_scale, input_absmax: by linear; cache_scale: by layer and part."""
+    """The entries of the file, copied. The arguments are those of `SmoothingFile`."""
     named = ((smoothing_scale, SCALE), (input_absmax, ABSMAX), (cache_scale, CACHE_SCALE))
     return {name + end: value.clone() for values, end in named for name, value in values.items()}
 

@@ -72,6 +72,6 @@ def test_a_model_without_such_folds(llama: Model, tmp_path: Path) -> None:
     model = open_model(zoo.save("olmo2", tmp_path))
     for groups in ("default", "none"):
         assert FOLDED.settings(model, groups=groups).groups == groups
-    with pytest.raises(UserError, match="smoothing groups 'paper' with family olmo2: it has no such folds"):
+    with pytest.raises(UserError, match="smoothing groups 'paper' with family olmo2, which has no such folds"):
         FOLDED.settings(model, groups="paper")
     assert FOLDED.settings(llama, groups="paper").groups == "paper"

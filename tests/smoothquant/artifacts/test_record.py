@@ -40,7 +40,7 @@ def test_there_and_back() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"more": 1}, "here: unknown key 'more'; expected of count, flag, inner, sizes"),
+        ({"more": 1}, "here: unknown key 'more'; expected one of count, flag, inner, sizes"),
         ({"count": None}, "here.count: null; expected of type int"),
         ({"count": True}, "here.count: true; expected of type int"),
         ({"count": 1.5}, "here.count: 1.5; expected of type int"),
