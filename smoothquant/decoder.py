@@ -1,8 +1,8 @@
 """The decoder that a family record describes, in PyTorch, one layer at a time.
 
-The record is executed here once, for everybody: calibration listens to the linears, the contract compares two
-runs, validation runs it in float and in W8A8. What a linear does with its input is the caller's: a `Layer`
-supplies `linear(role, x)` and the folded norms, the decoder supplies what lies between.
+The record is executed here alone: calibration listens to the linears, the contract compares two runs, validation runs
+it in float and in W8A8. The caller decides how a linear computes: its `Layer` supplies `linear(role, x)` and the norms.
+The decoder supplies the operations between them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from smoothquant.roles import ROUTER
 
 
 def embed(model: Model, ids: Tensor, dtype: torch.dtype, positions: Tensor | None = None) -> Tensor:
-    """What the first layer reads. ids: (batch, tokens) int64; positions: the same shape, by default 0, 1, ... of every
-    sequence. Returns (batch, tokens, hidden) in `dtype`."""
+    """The input of the first layer, (batch, tokens, hidden) in `dtype`.
+
+    ids: int64 (batch, tokens). positions: int64 (batch, tokens); by default 0, 1, ... in every sequence.
+    """
     family, geometry = model.family, model.geometry
     hidden = model.lookup(f"{family.embedding}.weight", ids).to(dtype)
     hidden = _scaled(hidden, geometry.embedding_scale)
@@ -72,7 +74,8 @@ def forward(
 
 
 def head_input(model: Model, hidden: Tensor) -> Tensor:
-    """What lm_head reads. hidden: (..., hidden) after the last layer; returns (..., embedded size) in its dtype."""
+    """The input of lm_head, (..., embedded size), in the dtype of `hidden`. hidden: the hidden states after the last
+    layer, (..., hidden)."""
     family, device = model.family, str(hidden.device)
     if family.final_norm:
         hidden = model.norm_at(family.final_norm).to(device)(hidden, model.geometry.norm_epsilon)
@@ -83,16 +86,20 @@ def head_input(model: Model, hidden: Tensor) -> Tensor:
 
 
 def logits(model: Model, hidden: Tensor) -> Tensor:
-    """Final norm and lm_head. hidden: (batch, tokens, hidden); returns (batch, tokens, vocab) in its dtype."""
+    """The logits after final norm and lm_head, (batch, tokens, vocab), in the dtype of `hidden`.
+
+    hidden: the hidden states after the last layer, (batch, tokens, hidden).
+    """
     x = head_input(model, hidden)
     parts = [functional.linear(x, rows.to(x.device, x.dtype)) for rows in model.rows(model.lm_head)]
     return capped(_scaled(torch.cat(parts, dim=-1), model.geometry.logits_scale), model.geometry.logits_softcap)
 
 
 def route(geometry: Geometry, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The experts of every token and what their outputs are multiplied by. scores: (tokens, experts), the router's.
+    """The experts of every token, int64 (tokens, experts per token), and the factors of their outputs, in the same
+    shape and the dtype of the scores.
 
-    Returns chosen (tokens, experts per token) int64 and shares of the same shape, in scores' dtype.
+    scores: the output of the router, (tokens, experts).
     """
     wide = scores if scores.dtype == torch.float64 else scores.float()
     shares, chosen = wide.softmax(dim=-1).topk(geometry.experts_per_token, dim=-1)
@@ -106,7 +113,7 @@ def _scaled(x: Tensor, factor: float) -> Tensor:
 
 
 def _normed(model: Model, layer: Layer, role: str, x: Tensor) -> Tensor:
-    """x through the norm with this role, where the layer has one."""
+    """The output of the norm with this role, or x itself if the layer has none."""
     return layer.norms[role](x, model.geometry.norm_epsilon) if role in layer.norms else x
 
 
@@ -139,7 +146,7 @@ def _mlp(model: Model, layer: Layer, x: Tensor) -> Tensor:
 
 
 def _dense(model: Model, layer: Layer, x: Tensor, expert: str = "") -> Tensor:
-    """A dense MLP, or one expert's. expert: end of its roles."""
+    """The output of a dense MLP, or of one expert. expert: the end of the expert's roles, such as ".3"."""
     activation = ACTIVATIONS[model.geometry.activation]
     if model.family.gated:
         return layer.linear(

@@ -22,18 +22,19 @@ import torch
 from smoothquant.config import Config
 from smoothquant.roles import ROUTER, Role, parsed
 
-THROUGH = ("norm", "attention", "product")  # what may lie between the linears of a group and their source
+THROUGH = ("norm", "attention", "product")  # the operations between the linears of a group and their source
 
 
 @dataclass(frozen=True)
 class SmoothingGroup:
-    """Linears that share one input, and what produces it.
+    """Linears that share one input, and the source of that input.
 
-    source: the norm (or linear) whose output feeds them, so that 1/s folds into it.
-    linears: the consumers, one common s. Roles that every expert has stand for those of all experts.
-    through: what lies between: "norm" (source is the norm itself), "attention" (source is v: channels are shared
-        by the query heads of a kv head), "product" (channel-wise and homogeneous in the source: act(gate) * up, ReLU).
-        "run-time", which no family says but some settings do: there is no source, the engine divides their input by s.
+    source: the role of the norm or linear whose output feeds them; 1/s folds into it.
+    linears: the roles of the consumers, which have one common s. Roles of experts stand for those of every expert.
+    through: the operation between them: "norm" (the source is the norm itself), "attention" (the source is v, whose
+        channels the query heads of a kv head share) or "product" (channel-wise and homogeneous in the source:
+        act(gate) * up, ReLU). Some settings, but no family, say "run-time": there is no source, and the engine divides
+        the input by s.
     """
 
     source: str
@@ -43,13 +44,14 @@ class SmoothingGroup:
 
 @dataclass(frozen=True)
 class Attention:
-    """What differs between the attention of one layer and another's.
+    """The properties of attention that may differ between layers.
 
-    window: newest keys that a query sees, its own included; None: all of them.
-    inv_freq: rotary embeddings' inverse frequencies as float32 numbers, scaling applied; half as many as the channels
-        of a head that are rotated. Empty: no rotary embeddings.
-    rotary_scale: factor of their cosines and sines.
-    long_inv_freq: those of sequences beyond `short_positions` tokens (LongRoPE). Empty: `inv_freq` holds for all.
+    window: the number of newest keys that a query sees, its own included; None for all keys.
+    inv_freq: the inverse frequencies of the rotary embedding, scaling applied, as float32 numbers: one for every two
+        rotated channels of a head. Empty without a rotary embedding.
+    rotary_scale: the factor of its cosines and sines.
+    long_inv_freq: the inverse frequencies for sequences beyond `short_positions` tokens (LongRoPE). Empty if `inv_freq`
+        holds for all sequences.
     """
 
     window: int | None = None
@@ -59,7 +61,7 @@ class Attention:
     short_positions: int = 0
 
     def chosen(self, long: bool) -> Attention:
-        """The same with one set of frequencies: the long ones, where there are any and they are asked for."""
+        """The same attention with one set of frequencies: the long set if `long` and there is one."""
         if not self.long_inv_freq:
             return self
         inv_freq = self.long_inv_freq if long else self.inv_freq
@@ -68,10 +70,11 @@ class Attention:
 
 @dataclass(frozen=True)
 class Alibi:
-    """Attention with linear biases (Press et al., ICLR 2022): slope of the head times position of the key.
+    """Attention with linear biases (Press et al., ICLR 2022): the slope of the head times the position of the key.
 
-    scaled: added before the scores are multiplied by the attention scale (Falcon), not after (BLOOM).
-    dtype: that the products are rounded to, as the models were trained.
+    scaled: whether the bias is added before the scores are multiplied by the attention scale (Falcon), or after it
+        (BLOOM).
+    dtype: the dtype that the products are rounded to, as in training.
     """
 
     scaled: bool = False
@@ -80,15 +83,16 @@ class Alibi:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The numbers of one model. Dimensions count channels, `vocab_size` rows of the embedding.
+    """The numbers of one model. Sizes count channels; `vocab_size` counts rows of the embedding.
 
-    intermediate_size: of the MLP, or of one expert.
-    attention: one per layer. biased: roles of linears that carry a bias ("gate", "up", "down": those of every expert).
-    attention_scale: factor of the scores, None for 1 / sqrt(head_dim). *_softcap: c of c * tanh(x / c), 0 for none.
-    embedding_scale: factor of the embedding. embedding_size: its channels, 0 for hidden_size.
-    residual_scale: factor of what a branch adds to the hidden states. logits_scale: factor of the logits.
-    experts, experts_per_token: of every layer's MLP, 0 where it is dense.
-    normalized_shares: whether a token's shares of its experts are made to sum to 1.
+    intermediate_size: the size of the MLP, or of one expert.
+    attention: one entry for each layer. biased: the roles of linears with a bias ("gate", "up" and "down" stand for
+    those of every expert).
+    attention_scale: the factor of the scores; None for 1 / sqrt(head_dim). *_softcap: c of c * tanh(x / c); 0 for none.
+    embedding_scale: the factor of the embedding. embedding_size: its channels; 0 for hidden_size.
+    residual_scale: the factor of the output of each branch. logits_scale: the factor of the logits.
+    experts, experts_per_token: their numbers in every layer's MLP; 0 if it is dense.
+    normalized_shares: whether a token's shares of its experts are normalized to the sum 1.
     """
 
     hidden_size: int
@@ -125,22 +129,24 @@ class Geometry:
 
     @property
     def score_scale(self) -> float:
-        """What the attention scores are multiplied by."""
+        """The factor of the attention scores."""
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
 
     @property
     def embedded_size(self) -> int:
-        """Channels of the embedding and of the output head's input."""
+        """The number of channels of the embedding and of the output head's input."""
         return self.embedding_size or self.hidden_size
 
     @property
     def short_positions(self) -> int:
-        """Tokens up to which LongRoPE's short frequencies hold; 0 where one set holds for all sequences."""
+        """The longest sequence for LongRoPE's short frequencies; 0 if one set holds for all sequences."""
         return max(kind.short_positions for kind in self.attention)
 
     def upto(self, length: int | None) -> Geometry:
-        """The numbers for sequences of up to `length` tokens, with one set of frequencies and the positions for which
-        it holds. None: the short frequencies, where there are two sets."""
+        """The numbers for sequences of up to `length` tokens, with one set of frequencies and its positions.
+
+        length: None stands for the short frequencies of a model with two sets.
+        """
         short = self.short_positions
         if not short:
             return self
@@ -151,30 +157,32 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture. Module names are Hugging Face's; `layer` holds the layer's index as {}.
+    """One architecture. Module names are those of Hugging Face; {} in `layer` stands for the layer's index.
 
-    name: the family's own name; model_types, architectures: what config.json says of it.
-    linears: role -> name within a layer, in order; {} in it is the expert's index. Linears that lie in one matrix on
-        disk share its name, and their rows follow one another in the order of the roles.
-    interleaved: names of such matrices whose rows are ordered by kv head instead: its queries, its key, its value.
-    norms: role -> name within a layer. "attention", "mlp": of the input of that branch (a branch without reads what
-        the other one reads if they are parallel, else the hidden states); "attention_output", "mlp_output": of the
-        branch's output; "attention_residual", "mlp_residual": after the residual was added; "query", "key": of every
-        head; "queries", "keys": of all heads at once.
-    groups: smoothing groups by role, norm groups first.
-    geometry: reads a config.json.
-    norm: "rms"; "rms+1", stored as weight - 1; "layer", with bias.
-    parallel: both branches read the same hidden states.
-    alibi: None for no such bias. positions: name of the table of learned positions, whose first row is
-        `position_offset`. embedding_norm, final_norm, project_in, project_out: names of modules, None where there is
-        none (project_in: embedding -> hidden, project_out: hidden -> head).
-    base: first part of all names but lm_head's, which checkpoints saved without the head lack.
-    packed: other forms on disk: name of a tensor within a layer -> roles whose weights lie in it, their rows one after
-        another; those of every expert, along a first dimension, where the roles are experts'.
-    ignored: ends of tensor names that old checkpoints carry and nobody reads.
-    variant: where one architecture has several layouts: the record for a config.json.
-    modern: a config.json of an older release, by model types that transformers does not know, under today's names.
-    ignored_keys: keys of config.json that its models do not use, whatever their value.
+    name: the name of the family. model_types, architectures: its values of these keys in config.json.
+    linears: the name of each linear within a layer, by role, in order; {} stands for the expert's index. Linears in one
+        matrix on disk share its name, and their rows follow one another in the order of the roles.
+    interleaved: the names of matrices whose rows are ordered by kv head instead: its queries, its key, its value.
+    norms: the name of each norm within a layer, by role. "attention", "mlp": the norm of that branch's input (without
+        one the branch reads the other's input if the branches are parallel, or else the hidden states);
+        "attention_output", "mlp_output": the norm of the branch's output; "attention_residual", "mlp_residual": the
+        norm behind the sum with the residual; "query", "key": the norm of every head; "queries", "keys": the norm of
+        all heads at once.
+    groups: the smoothing groups by role, norm groups first.
+    geometry: a function that reads the numbers from a config.json.
+    norm: "rms"; "rms+1", stored as weight - 1; or "layer", with a bias.
+    parallel: whether both branches read the same hidden states.
+    alibi: its linear biases; None without. positions: the name of the table of learned positions; `position_offset` is
+        the row of position 0. embedding_norm, final_norm, project_in, project_out: names of modules; None without
+        (project_in: embedding -> hidden, project_out: hidden -> head).
+    base: the first part of all names but lm_head's. Checkpoints that were saved without the head lack it.
+    packed: other forms on disk: for the name of a tensor within a layer the roles of the weights in it, whose rows
+        follow one another. For roles of experts the first dimension counts the experts.
+    ignored: the ends of names of tensors in old checkpoints that no model reads.
+    variant: a function from a config.json to the record of its layout, if the architecture has several.
+    modern: a function from a config.json of an old release, with a model type that transformers does not know, to the
+        same config.json under today's names.
+    ignored_keys: the keys of config.json that its models do not use, whatever their value.
     """
 
     name: str
@@ -206,11 +214,11 @@ class Family:
 
     @property
     def gated(self) -> bool:
-        """Whether the MLP is act(gate) * up, not act(up)."""
+        """Whether the MLP computes act(gate) * up instead of act(up)."""
         return "gate" in self.linears
 
     def roles(self, geometry: Geometry) -> tuple[str, ...]:
-        """All linears of a layer, the router and every expert's among them."""
+        """The roles of all linears of a layer, with the router and every expert's linears."""
         shared = tuple(Role(kind) for kind, name in self.linears.items() if "{}" not in name)
         each = tuple(kind for kind, name in self.linears.items() if "{}" in name)
         return shared + tuple(Role(kind, expert) for expert in range(geometry.experts) for kind in each)
@@ -232,12 +240,12 @@ class Family:
         return tuple(found)
 
     def linear(self, role: str) -> str:
-        """Name of a linear within a layer: linear("up.3") -> "block_sparse_moe.experts.3.w3"."""
+        """The name of a linear within a layer: linear("up.3") is "block_sparse_moe.experts.3.w3"."""
         found = parsed(role)
         return self.linears[found.kind].format(found.expert)
 
     def shape(self, role: str, geometry: Geometry) -> tuple[int, int]:
-        """(out, in) of a linear."""
+        """The shape of a linear, (out, in)."""
         hidden, inner = geometry.hidden_size, geometry.intermediate_size
         return {
             "q": (geometry.query_size, hidden),
@@ -255,17 +263,17 @@ class Family:
         return parsed(role).kind in geometry.biased
 
     def norm_size(self, role: str, geometry: Geometry) -> int:
-        """Channels of a layer's norm."""
+        """The number of channels of a layer's norm."""
         head, queries, keys = geometry.head_dim, geometry.query_size, geometry.kv_size
         sizes = {"query": head, "key": head, "queries": queries, "keys": keys}
         return sizes.get(role, geometry.hidden_size)
 
     def module(self, layer: int, name: str) -> str:
-        """Full module name of a part of a layer: module(3, "mlp.up_proj") -> "model.layers.3.mlp.up_proj"."""
+        """The full module name of a part of a layer: module(3, "mlp.up_proj") is "model.layers.3.mlp.up_proj"."""
         return f"{self.layer.format(layer)}.{name}"
 
     def stored(self, geometry: Geometry) -> dict[str, tuple[str, ...]]:
-        """Matrices of a layer as they lie on disk: name within the layer -> roles of the linears in it."""
+        """The matrices of a layer on disk: for each name within the layer the roles of the linears in it."""
         found: dict[str, tuple[str, ...]] = {}
         for role in self.roles(geometry):
             name = self.linear(role)
@@ -273,7 +281,7 @@ class Family:
         return found
 
     def tensors(self, geometry: Geometry) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor of a checkpoint with these numbers, in order."""
+        """The shape of every tensor of a checkpoint with these numbers, by name, in order."""
         hidden, embedded, vocabulary = geometry.hidden_size, geometry.embedded_size, geometry.vocab_size
         shapes: dict[str, tuple[int, ...]] = {f"{self.embedding}.weight": (vocabulary, embedded)}
         if self.positions:

@@ -1,12 +1,12 @@
-"""The one place where smoothing scales are folded into a layer.
+"""Fold smoothing scales into a layer. The scale of a group divides:
 
-    norm        the norm's weight is divided by the scale; where the choice has rounded it already, it is taken as it is
-    attention   the rows of v, one factor for all query heads of a kv head
+    norm        the norm's weight; a norm that the choice of scales has rounded is taken as it is
+    attention   the rows of v, by one factor for all query heads of a kv head
     linear      the rows of the linear before (up -> down, fc1 -> fc2)
-    run-time    nothing is divided: the engine does it
+    run-time    nothing: the engine divides the input
 
-In every case the columns of the linears that read the input are multiplied. An export chooses scales and folds them;
-validation reads the recorded ones and folds them by the same function.
+In every case it multiplies the columns of the linears that read the input. An export chooses scales and folds them;
+validation reads the recorded scales and folds them by the same function.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from smoothquant.norms import Norm
 from smoothquant.scheme import Precision
 from smoothquant.settings import SmoothingSettings
 
-# (layer as it is stored, role, smoothed weight float32 (out, in), how it is to be held) -> the weight to quantize
+# (the stored layer, role, smoothed weight float32 (out, in), its precision) -> the weight to quantize
 Edit = Callable[["SmoothedLayer", str, Tensor, Precision], Tensor]
 
 
 @dataclass(frozen=True)
 class Scales:
-    """What is folded into one layer.
+    """The scales to fold into one layer.
 
-    column: role -> smoothing_scale float32 (in,), of the linears whose input is smoothed.
-    input_absmax: role -> float32 (in,), calibrated maxima of the smoothed input.
-    norms: smoothed norms that the choice has rounded, by role. A scale is what that rounding divides by.
+    column: for each role with a smoothed input its smoothing_scale, float32 (in,).
+    input_absmax: for each role the calibrated maxima of the smoothed input, float32 (in,).
+    norms: by role, the smoothed norms that the choice has rounded. The scale is the divisor that the rounded weight
+        really has.
     """
 
     column: Mapping[str, Tensor]
@@ -44,16 +45,17 @@ class Scales:
 
 @dataclass
 class SmoothedLayer:
-    """A layer with smoothing folded in. Weights stay as on disk; factors are applied when a weight is asked for.
+    """A layer with smoothing folded in. Stored weights stay as they are; `weight` applies the factors.
 
-    column: role -> smoothing_scale float32 (in,), multiplies the weight's columns.
-    row: role -> float32 (out,), divides the weight's rows and the bias (this linear feeds a smoothed one).
-    norms: by role, smoothing folded in; weights in the dtype on disk, biases of smoothed norms in float32.
-    smoother: role -> those of `column` that the engine divides the input by at run time, nothing before it does.
-    input_absmax: role -> float32 (in,), calibrated maxima of the smoothed input; empty without act scales.
-    output_absmax: role -> float32 (out,), calibrated maxima of the smoothed linear's output, where they are known.
-    cache_scales: that an 8-bit KV cache would have, where they are known.
-    edits: what steps make of a weight before it is quantized, in order.
+    column: for each role its smoothing_scale, float32 (in,), which multiplies the weight's columns.
+    row: for each role float32 (out,), which divides the weight's rows and the bias (this linear feeds a smoothed one).
+    norms: the norms by role, with smoothing folded in; weights in the dtype on disk, biases of smoothed norms in
+        float32.
+    smoother: for each role the scale of `column` that the engine divides the input by at run time.
+    input_absmax: for each role the calibrated maxima of the smoothed input, float32 (in,); empty without act scales.
+    output_absmax: for each role the calibrated maxima of the smoothed linear's output, float32 (out,), if known.
+    cache_scales: the scales of an 8-bit KV cache, if known.
+    edits: the changes of a weight by steps before it is quantized, in order.
     """
 
     model: Model
@@ -69,7 +71,7 @@ class SmoothedLayer:
     edits: tuple[Edit, ...] = ()
 
     def weight(self, role: str) -> Tensor:
-        """Smoothed weight, float32 (out, in), computed anew at every call."""
+        """The smoothed weight, float32 (out, in), computed anew at every call."""
         weight = self.source.weights[role].to(torch.float32, copy=True)
         if role in self.column:
             weight *= self.column[role]
@@ -78,32 +80,33 @@ class SmoothedLayer:
         return weight
 
     def edited(self, role: str, weight: Tensor, precision: Precision) -> Tensor:
-        """What is quantized in place of a smoothed weight (out, in). precision: how it is to be held."""
+        """The weight after all edits, (out, in), which is then quantized. weight: the smoothed weight. precision: its
+        precision after quantizing."""
         for edit in self.edits:
             weight = edit(self, role, weight, precision)
         return weight
 
     def bias(self, role: str) -> Tensor | None:
-        """Smoothed bias, float32 (out,), or None."""
+        """The smoothed bias, float32 (out,); None without a bias."""
         if role not in self.source.biases:
             return None
         bias = self.source.biases[role].float()
         return bias / self.row[role] if role in self.row else bias
 
     def linear(self, role: str, x: Tensor) -> Tensor:
-        """The smoothed linear in float: lets the decoder run this layer."""
+        """The output of the smoothed linear in float, for the decoder."""
         return float_linear(self.divided(role, x), self.weight(role), self.bias(role))
 
     def cached(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         return keys, values
 
     def divided(self, role: str, x: Tensor) -> Tensor:
-        """What the engine makes of a linear's input (..., in) before anything else: smoothed, if it has to do that."""
+        """The input of a linear, (..., in), after the engine's division at run time if the linear has one."""
         return x / self.smoother[role].to(x.dtype) if role in self.smoother else x
 
 
 def fold(model: Model, index: int, source: FloatLayer, settings: SmoothingSettings, scales: Scales) -> SmoothedLayer:
-    """A layer with scales folded in. source: as it is on disk; settings: say what each scale is folded into."""
+    """A layer with scales folded in. source: the stored layer. settings: they say where each scale is folded."""
     geometry = model.geometry
     layer = SmoothedLayer(
         model,

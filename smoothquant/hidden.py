@@ -1,10 +1,10 @@
-"""The hidden states of all tokens between two layers: in memory, or in mapped files where they are many.
+"""The hidden states of all tokens between two layers, in memory, or in mapped files if they are large.
 
     hidden.FORM.0, hidden.FORM.1    (tokens, hidden) each: layer n reads file n % 2 and writes the other
 
-Each form of the layers (the checkpoint's own, a quantized one) has hidden states of its own. In memory a layer's
-output takes the place of its input. In files it does not: what a layer starts from stays whole until the layer is
-done, so that an interrupted run can do it again.
+Each form of the layers (the stored form, a quantized form) has hidden states of its own. In memory a layer's output
+takes the place of its input. In files it does not: the input of a layer stays whole until the layer is done, so that an
+interrupted run can run the layer again.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Forms = Mapping[str, torch.dtype]  # name of a form of the layers -> dtype of it
 
 
 class Hidden:
-    """Hidden states (tokens, hidden) of every form, before and after a layer.
+    """The hidden states of every form before and after a layer, (tokens, hidden) each.
 
-    work: holds the mapped files; without one everything is in memory.
-    mapped: whether the states lie in files, where they outlive an interruption by themselves.
+    work: the workspace that holds the mapped files; without one everything is in memory.
+    mapped: whether the states lie in files, which outlive an interruption.
     """
 
     def __init__(self, tokens: int, width: int, forms: Forms, work: Workroom | None = None) -> None:
@@ -48,11 +48,11 @@ class Hidden:
 
     @property
     def nbytes(self) -> int:
-        """Size of the states of all forms."""
+        """The size of the states of all forms, in bytes."""
         return self._shape[0] * self._shape[1] * sum(dtype.itemsize for dtype in self.forms.values())
 
     def before(self, layer: int, form: str) -> Tensor:
-        """What a layer reads, (tokens, hidden); before(layers, form) is what the last layer gave."""
+        """The input of a layer, (tokens, hidden); before(layers, form) is the output of the last layer."""
         return self._sides[form][layer % 2]
 
     def state(self, layer: int) -> dict[str, Tensor]:
@@ -63,7 +63,7 @@ class Hidden:
         return {} if self.mapped else {PREFIX + form: self.before(layer, form) for form in self.forms}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take what `state` gave out of `state`. KeyError for what it lacks, or has in another shape."""
+        """Take the hidden states out of an earlier `state`. Raises KeyError for a missing tensor or another shape."""
         for form, dtype in ({} if self.mapped else self.forms).items():
             found = state.pop(PREFIX + form)
             if found.shape != self._shape or found.dtype != dtype:

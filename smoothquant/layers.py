@@ -1,4 +1,4 @@
-"""A layer's weights, in float and in W8A8, as the decoder runs them."""
+"""Layers that the decoder runs, in float and in W8A8."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Listener = Callable[[str, Tensor, Tensor], None]  # (role, input, output) of a l
 
 
 class Layer(Protocol):
-    """What one layer is to the decoder. norms: by role."""
+    """The protocol of a layer, which the decoder uses. norms: the norms by role."""
 
     @property
     def index(self) -> int: ...
@@ -30,11 +30,11 @@ class Layer(Protocol):
     def norms(self) -> Mapping[str, Norm]: ...
 
     def linear(self, role: str, x: Tensor) -> Tensor:
-        """x: (..., in) -> (..., out), bias added."""
+        """The output of a linear with its bias, (..., out). x: (..., in)."""
         ...
 
     def cached(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values, rotated, as queries read them: themselves, unless an 8-bit cache is between."""
+        """The rotated keys and values as queries read them: unchanged, unless the layer has an 8-bit cache."""
         ...
 
 
@@ -42,7 +42,8 @@ class Layer(Protocol):
 class FloatLayer:
     """A layer with float weights, computed in the dtype of its input.
 
-    weights, biases, norms: by role. `listen(role, x, y)` sees every linear's input and output.
+    weights, biases, norms: the tensors by role. listen: a function that is called with (role, input, output) of every
+    linear.
     """
 
     index: int
@@ -52,7 +53,7 @@ class FloatLayer:
     listen: Listener | None = None
 
     def to(self, device: str, dtype: torch.dtype | None = None) -> FloatLayer:
-        """The same on a device; weights and biases in `dtype`, if one is given."""
+        """The same layer on a device, with weights and biases in `dtype` if one is given."""
         weights, biases = _moved(self.weights, device, dtype), _moved(self.biases, device, dtype)
         return FloatLayer(self.index, weights, biases, _norms(self.norms, device), self.listen)
 
@@ -70,11 +71,11 @@ class FloatLayer:
 class W8A8Layer:
     """A quantized layer, computed with `quantization.w8a8_linear` in the dtype of its input.
 
-    weights: int8 (out, in) by role; weight_scales: (out,); activations: how inputs are quantized; input_scales: where
-    those are static, scalars.
-    float_weights: of the linears that stay float. smoothers: what inputs are divided by first, (in,).
-    cache_scales: of an 8-bit KV cache, keys' and values'; None for a float one. ranks: of tensor parallelism; each has
-    scales per token of its own for its part of what o and down read.
+    weights: int8 (out, in) by role. weight_scales: (out,) by role. activations: the precision of inputs. input_scales:
+    scalars by role, for static activations. float_weights: the weights of linears that stay in float. smoothers: the
+    divisors of inputs by role, (in,). cache_scales: the scales of keys and values in an 8-bit KV cache; None for a
+    float cache. ranks: the number of ranks of tensor parallelism. Each rank has its own scales per token for its part
+    of the inputs of o and down.
     """
 
     index: int
@@ -91,7 +92,7 @@ class W8A8Layer:
     listen: Listener | None = None
 
     def to(self, device: str) -> W8A8Layer:
-        """The same on a device."""
+        """The same layer on a device."""
         return W8A8Layer(
             index=self.index,
             weights=_moved(self.weights, device),
@@ -135,7 +136,7 @@ class W8A8Layer:
 
 
 def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear in the dtype of x."""
+    """The output of a float linear, in the dtype of x."""
     return functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
@@ -154,7 +155,7 @@ def float_layer(
     device: str = "cpu",
     listen: Listener | None = None,
 ) -> FloatLayer:
-    """Read one layer of a checkpoint. dtype: of its linears; None keeps the dtype on disk."""
+    """One layer, read from a checkpoint. dtype: the dtype of its linears; None keeps the dtype on disk."""
     weights: dict[str, Tensor] = {}
     biases: dict[str, Tensor] = {}
     for name, roles in model.stored.items():

@@ -1,7 +1,7 @@
-"""Linears that lie in one matrix on disk: apart and together again.
+"""Split the linears that lie in one matrix on disk, and join them again. Two orders of rows exist:
 
 one after another   rows of the first, rows of the second, ...             (Phi-3: qkv_proj, gate_up_proj)
-interleaved         per kv head: its queries, its key, its value           (BLOOM, Falcon: query_key_value)
+interleaved         for each kv head its queries, its key, its value       (BLOOM, Falcon: query_key_value)
 
 The functions work on anything with a row per output channel: weights (out, in), biases and scales (out,).
 """
@@ -17,7 +17,7 @@ from smoothquant.family import Family, Geometry
 
 
 def split(family: Family, geometry: Geometry, name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """role -> its rows, contiguous. name: of the matrix within a layer; tensor: (rows, ...)."""
+    """The rows of each role, contiguous. name: the name of the matrix within a layer. tensor: (rows, ...)."""
     roles = family.stored(geometry)[name]
     if len(roles) == 1:
         return {roles[0]: tensor}
@@ -25,13 +25,13 @@ def split(family: Family, geometry: Geometry, name: str, tensor: Tensor) -> dict
     if name not in family.interleaved:
         return dict(zip(roles, (part.contiguous() for part in tensor.split(rows)), strict=True))
     per_head = tensor.view(geometry.kv_heads, -1, geometry.head_dim, *tensor.shape[1:])
-    heads = [size // geometry.kv_size for size in rows]  # of each role, within a kv head's part
+    heads = [size // geometry.kv_size for size in rows]  # heads of each role for one kv head
     parts = per_head.split(heads, dim=1)
     return {role: part.reshape(-1, *tensor.shape[1:]) for role, part in zip(roles, parts, strict=True)}
 
 
 def join(family: Family, geometry: Geometry, name: str, parts: Mapping[str, Tensor] | Sequence[Tensor]) -> Tensor:
-    """The inverse of `split`. parts: by role, or in the order of the roles."""
+    """The whole matrix, the inverse of `split`. parts: the rows by role, or in the order of the roles."""
     ordered = [parts[role] for role in family.stored(geometry)[name]] if isinstance(parts, Mapping) else list(parts)
     if len(ordered) == 1:
         return ordered[0]

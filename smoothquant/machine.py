@@ -1,4 +1,4 @@
-"""What the processor is and can do, as Linux says. On other systems nothing is known and nothing is assumed."""
+"""Facts about the processor, from Linux. On other systems nothing is known and nothing is assumed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import ctypes
 import os
 from pathlib import Path
 
-M_MMAP_THRESHOLD = -3  # of <malloc.h>
+M_MMAP_THRESHOLD = -3  # a constant of <malloc.h>
 
 
 def cpu_flags() -> set[str]:
-    """Features of this processor, by Linux's names."""
+    """The features of this processor, by Linux's names."""
     return {flag for line in cpuinfo() if line.startswith(("flags", "Features")) for flag in line.split(":")[1].split()}
 
 
@@ -23,7 +23,7 @@ def cpuinfo() -> list[str]:
 
 
 def physical_cores() -> int:
-    """Cores that this process may use; two hardware threads of one core count once."""
+    """The number of cores that this process may use. Two hardware threads of one core count once."""
     allowed = os.sched_getaffinity(0)
     siblings = set()
     for core in allowed:

@@ -1,7 +1,7 @@
-"""Norms: their arithmetic, and folding 1/s into them.
+"""The arithmetic of norms, and the folding of 1/s into them.
 
 rms     y = x / sqrt(mean(x^2) + eps) * gain                     gain = weight
-rms+1   the same                                                 gain = 1 + weight (the disk holds gain - 1)
+rms+1   y as for rms                                             gain = 1 + weight (the disk holds gain - 1)
 layer   y = (x - mean(x)) / sqrt(var(x) + eps) * gain + bias     gain = weight
 """
 
@@ -17,7 +17,8 @@ KINDS = ("rms", "rms+1", "layer")
 
 @dataclass(frozen=True)
 class Norm:
-    """Weights of a norm. weight: (channels,), as on disk; bias: (channels,), only of layer norms."""
+    """A norm. kind: "rms", "rms+1" or "layer". weight: the stored weight, (channels,). bias: (channels,), only in layer
+    norms."""
 
     kind: str
     weight: Tensor
@@ -25,11 +26,11 @@ class Norm:
 
     @property
     def gain(self) -> Tensor:
-        """What the normalized input is multiplied by, (channels,): the weight itself, or 1 + weight in float32."""
+        """The factor of the normalized input, (channels,): the weight itself, or 1 + weight in float32."""
         return 1 + self.weight.float() if self.kind == "rms+1" else self.weight
 
     def __call__(self, x: Tensor, epsilon: float) -> Tensor:
-        """Normalize, inside in float32 or wider. x: (..., channels); returns x's dtype."""
+        """The output of the norm, (..., channels), in the dtype of x. It is computed in float32 or wider."""
         wide = x if x.dtype == torch.float64 else x.float()
         if self.kind == "layer":
             wide = wide - wide.mean(-1, keepdim=True)
@@ -51,11 +52,11 @@ class Norm:
         return Norm(self.kind, weight, None if self.bias is None else self.bias.float() / scale)
 
     def fold(self, scale: Tensor) -> tuple[Tensor, Norm]:
-        """Fold 1/scale in. Returns (smoothing_scale float32 (channels,), the folded norm). scale: (channels,) float32.
+        """The smoothing_scale, float32 (channels,), and the norm with 1/scale folded in. scale: float32 (channels,).
 
-        The folded weight is rounded to the weight's dtype. The scale that comes back is what the rounded weight really
-        divides by, so that linears multiplied by it (in float32) undo it exactly. A bias becomes float32. A channel
-        whose folded gain would vanish or overflow keeps its weight and scale 1.
+        The folded weight is rounded to the weight's dtype. The returned scale is the divisor that the rounded weight
+        really has, so that linears multiplied by it (in float32) undo it exactly. A bias becomes float32. A channel
+        whose folded gain would vanish or overflow keeps its weight, with the scale 1.
         """
         folded = self.divided(scale)
         exact = self.gain.float() / folded.gain.float()

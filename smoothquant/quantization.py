@@ -22,20 +22,20 @@ from smoothquant.scheme import WEIGHTS, Precision
 
 QMAX = 127
 EPS = 1e-12  # floor of a token's maximum: an all-zero token quantizes to zeros
-INT8_FLAGS = {"amx_int8", "avx512_vnni", "avx_vnni"}  # with which PyTorch multiplies int8 matrices as such
-_INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+INT8_FLAGS = {"amx_int8", "avx512_vnni", "avx_vnni"}  # with these PyTorch has a quick product of int8 matrices
+_INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # the integer dtype of so many bytes
 _TINY = torch.finfo(torch.float32).tiny  # smallest normal float32: the scale of an all-zero output channel
 
 
 def weight_scale(weight_absmax: Tensor) -> Tensor:
-    """Scale per output channel. weight_absmax: (out,) float; returns (out,) float32, all > 0."""
+    """The scale of each output channel, float32 (out,), all > 0. weight_absmax: float (out,)."""
     return (weight_absmax.float() / QMAX).clamp_min(_TINY)
 
 
 def quantize_weight(weight: Tensor, precision: Precision = WEIGHTS["per-channel"]) -> tuple[Tensor, Tensor]:
     """The weight as int8 (out, in) in [-127, 127], and its weight_scale float32 (out,). weight: (out, in) float.
 
-    precision: of a scheme's weights or head; one scale per tensor gives every channel that of the largest one.
+    precision: the precision of a scheme's weights or head. With one scale per tensor every channel has the largest.
     """
     weight = weight.float()
     scale = weight_scale(absmax(weight, dim=1))
@@ -47,7 +47,7 @@ def quantize_weight(weight: Tensor, precision: Precision = WEIGHTS["per-channel"
 
 
 def absmax(x: Tensor, dim: int) -> Tensor:
-    """Largest magnitude along a dimension, in x's dtype. NaN and Inf show.
+    """The largest magnitude along a dimension, in the dtype of x. NaN and Inf are kept.
 
     Along the last dimension, it comes from the maximum and the minimum. Along any other, the bits are compared as
     integers, which is ten times faster: without the sign they have the order of the floats, and NaN is above all.
@@ -58,7 +58,7 @@ def absmax(x: Tensor, dim: int) -> Tensor:
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether there is no NaN or Inf. Numbers of one byte have none: they were quantized."""
+    """Whether x has no NaN or Inf. One-byte dtypes have neither, since their numbers were quantized."""
     return x.dtype.itemsize == 1 or bool(x.isfinite().all())
 
 
@@ -81,8 +81,10 @@ def quantize_tensor(x: Tensor, input_scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize_input(x: Tensor, precision: Precision, input_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Integer values (..., in) and scale of an input. precision: of a scheme's activations; input_scale: scalar, for
-    static ones."""
+    """The integer values (..., in) and the scale of an input.
+
+    precision: the precision of a scheme's activations. input_scale: a scalar, for static activations.
+    """
     if not precision.static:
         return quantize_tokens(x)
     assert input_scale is not None
@@ -97,10 +99,10 @@ def w8a8_linear(
     input_scale: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """A quantized linear in the dtype of x. In float64 it is exact: the reference of every engine.
+    """The output of a quantized linear, (..., out), in the dtype of x. In float64 it is exact.
 
-    x: (..., in) float32 or float64; weight: (out, in) int8; weight_scale: (out,);
-    input_scale: scalar, for static activations. Returns (..., out).
+    x: float32 or float64 (..., in). weight: int8 (out, in). weight_scale: (out,). activations: the precision of x.
+    input_scale: a scalar, for static activations. bias: (out,).
     """
     quantized, scale = quantize_input(x, activations, input_scale)
     y = _product(quantized, weight) * scale * weight_scale.to(x.dtype)
@@ -108,15 +110,16 @@ def w8a8_linear(
 
 
 def input_scale(smoothed_absmax: Tensor) -> Tensor:
-    """Static activation scale. smoothed_absmax: (in,) max |x_j / s_j|; returns a float32 scalar > 0."""
+    """The static scale of activations, a float32 scalar > 0. smoothed_absmax: max |x_j / s_j|, (in,)."""
     return (smoothed_absmax.float().amax() / QMAX).clamp_min(_TINY)
 
 
 def _product(integers: Tensor, weight: Tensor) -> Tensor:
-    """integers: (..., in), of int8's range in a float dtype; weight: int8 (out, in). Returns (..., out) in that dtype.
+    """The sums of an integer product, (..., out), in the dtype of `integers`.
 
+    integers: numbers in the range of int8, in a float dtype, (..., in). weight: int8 (out, in).
     In float32, sums beyond 2^24 are rounded on the way. A processor with instructions for int8 does not round them, and
-    is four times as quick. (A single column is not for it: PyTorch 2.13 gets that wrong.)
+    is four times as quick. (It is not used for a single column, where PyTorch 2.13 is wrong.)
     """
     here = integers.dtype == torch.float32 and integers.device.type == "cpu"
     if here and weight.shape[1] > 1 and _int8_is_fast():

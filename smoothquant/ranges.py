@@ -1,4 +1,4 @@
-"""Calibrated ranges of a layer: from the linears' module names, as the act scales file has them, to its roles."""
+"""Find the calibrated ranges of a layer by role. The act scales file has them by module name."""
 
 from __future__ import annotations
 
@@ -31,8 +31,11 @@ def check_act_scales(model: Model, input_absmax: Mapping[str, Tensor]) -> None:
 
 
 def input_ranges(model: Model, index: int, input_absmax: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """role -> float32 (in,), for the linears that have scales. Linears that read one input have one range: the larger,
-    should imported scales differ; so have experts, each of which saw some of the tokens, and their router."""
+    """The input ranges of the linears with scales, float32 (in,), by role.
+
+    Linears with the same input share one range, the larger if imported scales differ. So do experts, each of which saw
+    some of the tokens, and their router.
+    """
     names = {role: model.linear(index, role) for role in model.quantized_roles}
     act = {role: input_absmax[name].float() for role, name in names.items() if name in input_absmax}
     for group in model.groups:
@@ -43,7 +46,7 @@ def input_ranges(model: Model, index: int, input_absmax: Mapping[str, Tensor]) -
 
 
 def output_ranges(model: Model, index: int, output_absmax: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """role -> float32 (out,), for the linears whose output ranges are known."""
+    """The known output ranges of linears, float32 (out,), by role."""
     found: dict[str, Tensor] = {}
     for name, roles in model.stored.items():
         full = model.family.module(index, name)

@@ -1,10 +1,10 @@
-"""The role of a linear in a layer: its kind, and the expert that it is of."""
+"""The role of a linear in a layer: its kind and its expert."""
 
 from __future__ import annotations
 
 import functools
 
-ROUTER = "router"  # chooses the experts: smoothed with them, never quantized
+ROUTER = "router"  # the router chooses the experts; it is smoothed with them, but never quantized
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down", ROUTER)  # roles of linears
 NORMS = (  # roles of norms, in the order in which a layer runs them
     "attention",
@@ -21,9 +21,10 @@ NORMS = (  # roles of norms, in the order in which a layer runs them
 
 
 class Role(str):
-    """kind: "q", "k", "v", "o", "gate", "up", "down" or "router"; expert: None where all tokens share the linear.
+    """The role of a linear. It is a string, too, "gate" or "gate.3", which is a key of a layer's weights.
 
-    A string as well, "gate" or "gate.3": the key of a layer's weights, and what files and messages say.
+    kind: "q", "k", "v", "o", "gate", "up", "down" or "router". expert: the index of the expert; None if all tokens
+    share the linear.
     """
 
     kind: str
@@ -37,6 +38,6 @@ class Role(str):
 
 @functools.cache
 def parsed(role: str) -> Role:
-    """The role that a string spells: parsed("gate.3") is Role("gate", 3). The one place that takes roles apart."""
+    """The role that a string spells: parsed("gate.3") is Role("gate", 3). No other code takes roles apart."""
     kind, _, expert = role.partition(".")
     return Role(kind, int(expert) if expert else None)

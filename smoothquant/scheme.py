@@ -1,12 +1,12 @@
-"""What is INT8 and how: one record, which every room passes on, exporters write into manifests, and validation reads.
+"""The quantization scheme: one record of all that is INT8. Exporters write it into manifests, and validation reads it.
 
     weights      int8, one static scale per output channel or per matrix            (linears of the layers)
     activations  int8, one dynamic scale per token or one static scale per tensor   (their inputs)
     kv_cache     int8, one static scale for the keys of a layer and one for the values, or one for both
     head         int8 weights per output channel, activations per token             (the output head)
 
-Each of them may be float. Linears that stay in float though the others do not are named. The tables of presets are the
-only list of what there is: options of the command line offer their names.
+Each of them may be float. Linears that stay in float beside quantized ones are listed by name. The tables of presets
+are the only list of choices; the options of the command line offer their names.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from smoothquant.errors import UserError
 
 @dataclass(frozen=True)
 class Precision:
-    """How one kind of tensor is held. granularity: what shares a scale; static: whether the scale is stored, rather
-    than computed when it is needed."""
+    """The precision of one kind of tensor. granularity: the numbers that share a scale. static: whether the scale is
+    stored, instead of computed at run time."""
 
     dtype: str
     granularity: str
@@ -28,12 +28,12 @@ class Precision:
 
     @property
     def quantized(self) -> bool:
-        """Whether it is no float."""
+        """Whether the dtype is not float."""
         return self.dtype != "float"
 
     @property
     def form(self) -> str:
-        """The granularity, or "float": the word of the command line."""
+        """The granularity, or "float", as the command line spells it."""
         return self.granularity if self.dtype == "int8" else self.dtype
 
 
@@ -48,8 +48,8 @@ ACTIVATIONS = {
     "per-tensor": Precision("int8", "per-tensor", static=True),
     "float": FLOAT,
 }
-CACHES = {"float": FLOAT, "int8": Precision("int8", "per-tensor", static=True)}  # keys have a scale, values another
-SHARED_CACHES = {"float": FLOAT, "int8": Precision("int8", "per-layer", static=True)}  # they have one together
+CACHES = {"float": FLOAT, "int8": Precision("int8", "per-tensor", static=True)}  # keys and values have a scale each
+SHARED_CACHES = {"float": FLOAT, "int8": Precision("int8", "per-layer", static=True)}  # they share one scale
 HEADS = {"float": FLOAT, "int8": Precision("int8", "per-channel", static=True)}
 KNOWN: Mapping[str, Mapping[str, Precision]] = {
     "weights": WEIGHTS,
@@ -61,9 +61,9 @@ KNOWN: Mapping[str, Mapping[str, Precision]] = {
 
 @dataclass(frozen=True)
 class Scheme:
-    """What is INT8 in one engine. float_linears: module names of linears that stay in float.
+    """The quantization scheme of one engine. float_linears: the module names of linears that stay in float.
 
-    Raises UserError for what no engine of ours does.
+    Raises UserError for a combination that no engine of ours has.
     """
 
     weights: Precision
@@ -91,11 +91,11 @@ class Scheme:
 
     @property
     def head_activations(self) -> Precision:
-        """How the input of the output head is held."""
+        """The precision of the output head's input."""
         return ACTIVATIONS["per-token"] if self.head.quantized else FLOAT
 
     def words(self) -> dict[str, str | list[str]]:
-        """The same for a reader of reports."""
+        """The scheme in words for reports, by part."""
         told: dict[str, str | list[str]] = {"activations": self.activations.form, "weights": self.weights.form}
         told |= {"kv_cache": self.kv_cache.dtype, "head": self.head.dtype}
         return told | ({"float_linears": list(self.float_linears)} if self.float_linears else {})
@@ -108,7 +108,7 @@ def scheme_of(
     head: str = "float",
     float_linears: tuple[str, ...] = (),
 ) -> Scheme:
-    """The scheme with these presets, by their names. Float activations mean float weights.
+    """The scheme with the presets of these names. Float activations imply float weights.
 
     Raises UserError for an unknown name.
     """
@@ -130,4 +130,4 @@ def quantized_names(presets: Mapping[str, Precision]) -> tuple[str, ...]:
 
 
 IN_FLOAT = scheme_of("float")
-PER_TOKEN = scheme_of("per-token")  # the usual one
+PER_TOKEN = scheme_of("per-token")  # the default scheme

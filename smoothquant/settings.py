@@ -1,4 +1,4 @@
-"""How to smooth: the settings that every step records."""
+"""The smoothing settings, which every step records."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from smoothquant.errors import UserError
 if TYPE_CHECKING:  # the command line reads this module before it needs torch
     from smoothquant.family import SmoothingGroup
 
-GRAPH_FACTS = "smoothquant"  # key of an ONNX graph's metadata: what was exported, as JSON
+GRAPH_FACTS = "smoothquant"  # the key of an ONNX graph's metadata that holds facts about the export, as JSON
 
-GROUPS = ("default", "paper", "none")  # what any format holds: nothing is left for run time
+GROUPS = ("default", "paper", "none")  # any format can hold these, since they leave nothing for run time
 RUN_TIME_GROUPS = ("run-time", "unfolded")  # only for engines that smooth an activation themselves
 SMOOTHER_DTYPES = ("float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True)
 class SmoothingSettings:
-    """How to smooth.
+    """The settings of smoothing.
 
     alpha: migration strength in [0, 1]: 0 leaves the activations alone, 1 moves all of their range to the weights.
     groups: "default" smooths norm -> linears, v -> o and up -> down; "paper" is norm -> q, k, v and
         norm -> gate, up only, by the released code's formula to the letter; "none" quantizes without smoothing.
-        "run-time" folds into the norms, and has the engine divide the input of every other linear by a scale of its
-        own; "unfolded" leaves the norms as they are and has the engine divide every input.
-    smoother_dtype: that the engine holds those run-time scales in.
-    shared_cache_scale: whether the engine's KV cache has one scale for keys and values: v -> o is then folded such
-        that they reach equally far.
+        "run-time" folds into the norms, and lets the engine divide the input of every other linear by a scale of its
+        own; "unfolded" leaves the norms as they are and lets the engine divide every input.
+    smoother_dtype: the dtype of the run-time scales in the engine.
+    shared_cache_scale: whether the engine's KV cache has one scale for keys and values; v -> o is then folded such
+        that both reach equally far.
     """
 
     alpha: float = 0.5
@@ -50,7 +50,7 @@ class SmoothingSettings:
 
     @property
     def at_run_time(self) -> bool:
-        """Whether the engine has to smooth, too."""
+        """Whether the engine divides inputs at run time."""
         return self.groups in RUN_TIME_GROUPS
 
     def alpha_of(self, group: SmoothingGroup) -> float:
@@ -58,7 +58,8 @@ class SmoothingSettings:
         return self.alpha
 
     def chosen(self, groups: tuple[SmoothingGroup, ...], roles: tuple[str, ...]) -> tuple[SmoothingGroup, ...]:
-        """What these settings smooth. groups: a family's smoothing groups; roles: of the linears that get quantized."""
+        """The groups that these settings smooth. groups: a family's smoothing groups. roles: the roles of the linears
+        that get quantized."""
         norms = tuple(group for group in groups if group.through == "norm")
         if self.at_run_time:
             fed = {role for group in norms for role in group.linears}
@@ -69,10 +70,10 @@ class SmoothingSettings:
         return {"paper": norms, "default": groups, "none": ()}[self.groups]
 
     def as_dict(self) -> dict:
-        """As JSON."""
+        """The settings as JSON values."""
         return asdict(self)
 
     def words(self) -> dict:
-        """The same for a reader of reports: alpha and groups; of the others, what is not as usual."""
+        """The settings for reports: alpha, groups, and all others that differ from the default."""
         others = {name: value for name, value in self.as_dict().items() if value != getattr(SmoothingSettings, name)}
         return {"alpha": self.alpha, "groups": self.groups} | others

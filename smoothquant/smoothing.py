@@ -1,9 +1,9 @@
-"""SmoothQuant's equation (Xiao et al., ICML 2023, eq. 4) and what may be folded where.
+"""SmoothQuant's equation (Xiao et al., ICML 2023, eq. 4), and the places where its scales can be folded.
 
     s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)          per input channel j, floor 1e-5
     Y   = (X / s) (s * W)
 
-`1 / s` is folded, without error, into what produces X:
+`1 / s` is folded, without error, into the source of X:
 
     a norm      into its gain (`norms.Norm.fold`)
     a linear    into its rows, if only positively homogeneous, channel-wise functions follow it
@@ -20,10 +20,10 @@ FLOOR = 1e-5
 
 
 def smoothing_scale(act_absmax: Tensor, weight_absmax: Tensor, alpha: float) -> Tensor:
-    """The paper's equation, with the floors of its released code.
+    """The scale by the paper's equation, with the floors of its released code: float32 (in,), >= 1e-5.
 
-    act_absmax: (in,) max |X_j|; weight_absmax: (in,) max over all consumers of |W_ij|; alpha in [0, 1].
-    Returns float32 (in,), >= 1e-5.
+    act_absmax: max |X_j|, (in,). weight_absmax: the maximum of |W_ij| over all consumers, (in,). alpha: the migration
+    strength, in [0, 1].
     """
     act, weight = act_absmax.double(), weight_absmax.double().clamp_min(FLOOR)
     return (act.pow(alpha) / weight.pow(1 - alpha)).clamp_min(FLOOR).float()
@@ -38,27 +38,27 @@ def skip_dead_channels(scale: Tensor, act_absmax: Tensor) -> Tensor:
 
 
 def as_divisor(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The nearest scale that an engine holds exactly in `dtype` and divides by. scale: (in,); returns (in,) float32.
+    """The nearest scale that `dtype` holds exactly and an engine divides by, float32 (in,). scale: (in,).
 
-    Multiply the weights by this scale: they then undo the division that the engine really does.
+    Weights multiplied by this scale undo the division that the engine really does.
     """
     limits = torch.finfo(dtype)
     return scale.clamp(limits.tiny, limits.max).to(dtype).float()
 
 
 def as_factor(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The nearest scale whose reciprocal, in [1e-4, 1e4], an engine holds exactly in `dtype` and multiplies by.
+    """The nearest scale whose reciprocal `dtype` holds exactly and an engine multiplies by, float32 (in,).
 
-    scale: (in,); returns (in,) float32. The limits are ModelOpt's.
+    scale: (in,). The reciprocal lies in [1e-4, 1e4], which are the limits of ModelOpt.
     """
     return 1 / (1 / scale).clamp(1e-4, 1e4).to(dtype).float()
 
 
 def share_over_query_heads(values: Tensor, kv_heads: int, head_dim: int) -> Tensor:
-    """Max over the query heads that read the same kv head: (heads * head_dim,) -> (kv_heads * head_dim,)."""
+    """The maximum over the query heads of each kv head, (kv_heads * head_dim,). values: (heads * head_dim,)."""
     return values.view(kv_heads, -1, head_dim).amax(dim=1).reshape(-1)
 
 
 def repeat_over_query_heads(values: Tensor, heads: int, kv_heads: int, head_dim: int) -> Tensor:
-    """The inverse layout: (kv_heads * head_dim,) -> (heads * head_dim,), each kv head repeated for its group."""
+    """The values of each kv head, repeated for its query heads, (heads * head_dim,). values: (kv_heads * head_dim,)."""
     return values.view(kv_heads, 1, head_dim).expand(kv_heads, heads // kv_heads, head_dim).reshape(-1)

@@ -5,7 +5,7 @@
     for layer in smoothed_layers(model, input_absmax, settings):
         quantized = quantize_layer(layer)       # int8 weights and float32 scales; the float layer can be forgotten
 
-A layer is loaded in the dtype it has on disk; one linear at a time is widened to float32, smoothed and quantized.
+A layer is loaded in its dtype on disk. One linear at a time is widened to float32, smoothed and quantized.
 Peak memory is one layer on disk plus a few copies of its largest matrix, whatever the size of the model.
 """
 
@@ -33,10 +33,13 @@ from smoothquant.steps import DEFAULT, Step, run_steps
 
 @dataclass(frozen=True)
 class QuantizedLinear:
-    """name: module name in the checkpoint, which linears of one matrix share; weight: int8 (out, in);
-    weight_scale: float32 (out,) > 0; input_scale: float32 scalar > 0, for static activations (None without act scales);
-    bias: float32 (out,) or None; smoothing_scale: float32 (in,), None where the input is not smoothed; smoother: the
-    same where the engine divides the input by it, else None."""
+    """A quantized linear.
+
+    name: its module name in the checkpoint, which linears of one matrix share. weight: int8 (out, in). weight_scale:
+    float32 (out,), > 0. input_scale: a float32 scalar > 0, for static activations; None without act scales. bias:
+    float32 (out,), or None. smoothing_scale: float32 (in,); None if the input is not smoothed. smoother: the
+    smoothing_scale if the engine divides the input by it, or else None.
+    """
 
     name: str
     weight: Tensor
@@ -49,8 +52,12 @@ class QuantizedLinear:
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """linears: by role, all that get quantized; float_weights, float_biases: of the others, float32, smoothed;
-    norms: by role, smoothing folded in; smoothers: by role, what the engine divides inputs by."""
+    """A quantized layer.
+
+    linears: the quantized linears by role. float_weights, float_biases: the smoothed weights and biases of the other
+    linears by role, float32. norms: the norms by role, with smoothing folded in. smoothers: the divisors of inputs in
+    the engine by role.
+    """
 
     index: int
     linears: dict[str, QuantizedLinear]
@@ -60,7 +67,7 @@ class QuantizedLayer:
     float_biases: dict[str, Tensor] = field(default_factory=dict)
 
     def runnable(self, activations: Precision = PER_TOKEN.activations) -> W8A8Layer:
-        """This layer for the decoder. activations: how its linears' inputs are quantized."""
+        """This layer for the decoder. activations: the precision of its linears' inputs."""
         static = {role: linear.input_scale for role, linear in self.linears.items() if linear.input_scale is not None}
         biases = {role: linear.bias for role, linear in self.linears.items() if linear.bias is not None}
         return W8A8Layer(
@@ -84,11 +91,12 @@ def smoothed_layers(
     output_absmax: Mapping[str, Tensor] | None = None,
     steps: Sequence[Step] = DEFAULT,
 ) -> Iterator[SmoothedLayer]:
-    """Layers `start` and later, smoothed. input_absmax: linear's module name -> float32 (in,), every linear's;
-    output_absmax: the same of outputs, float32 (out,), of those that are known. steps: between smoothing and storing.
+    """Yield the smoothed layers from `start` on.
 
-    Without smoothing and static scales (groups "none", per token) there need be no input_absmax.
-    Raises what `check_scales` does, and CheckpointError for NaN and Inf.
+    input_absmax: the input maxima of every linear, float32 (in,), by module name. Without smoothing and static scales
+    (groups "none", per token) it may be None. output_absmax: the known output maxima, float32 (out,), by module name.
+    steps: the steps between smoothing and storing.
+    Raises the errors of `check_scales`, and CheckpointError for NaN and Inf.
     """
     check_scales(model, input_absmax, settings)
     for index in range(start, model.geometry.layers):
@@ -96,8 +104,8 @@ def smoothed_layers(
 
 
 def check_scales(model: Model, input_absmax: Mapping[str, Tensor] | None, settings: SmoothingSettings) -> None:
-    """Raise ActScalesError for a linear without scales or with scales of another shape, and where smoothing has none
-    at all."""
+    """Raise ActScalesError if a linear has no scales or scales of another shape, or if smoothing has no scales at
+    all."""
     if input_absmax is not None:
         check_act_scales(model, input_absmax)
     elif settings.groups != "none":
@@ -117,7 +125,8 @@ def smooth_layer(
     steps: Sequence[Step] = DEFAULT,
     source: FloatLayer | None = None,
 ) -> SmoothedLayer:
-    """Load one layer, unless `source` is it, choose its scales, fold them, and do the steps."""
+    """One smoothed layer: its scales are chosen and folded, and the steps applied. source: the layer, if it is already
+    loaded."""
     source = source or float_layer(model, index)
     act, output = input_ranges(model, index, input_absmax), output_ranges(model, index, output_absmax)
     layer = fold(model, index, source, settings, choose_scales(model, index, source, act, output, settings))
@@ -129,13 +138,12 @@ def smooth_layer(
 
 
 def quantize_layer(layer: SmoothedLayer, scheme: Scheme = PER_TOKEN) -> QuantizedLayer:
-    """The layer with its linears quantized, but those that the scheme leaves in float. Holds one float32 matrix at a
-    time."""
+    """The layer with quantized linears; some stay in float by the scheme. One float32 matrix is in memory at a time."""
     return QuantizingLayer(layer, scheme.weights, scheme.float_linears).quantized()
 
 
 def quantize_linear(layer: SmoothedLayer, role: str, weight: Tensor, precision: Precision) -> QuantizedLinear:
-    """Quantize one linear of a smoothed layer. weight: `layer.weight(role)`; precision: how it is to be held."""
+    """One quantized linear of a smoothed layer. weight: `layer.weight(role)`. precision: the weight's precision."""
     quantized, scale = quantize_weight(layer.edited(role, weight, precision), precision)
     return QuantizedLinear(
         name=layer.model.linear(layer.index, role),
@@ -151,7 +159,7 @@ def quantize_linear(layer: SmoothedLayer, role: str, weight: Tensor, precision: 
 class QuantizingLayer:
     """A smoothed layer that the decoder runs in float, quantized on the way: each weight is computed once for both.
 
-    weights: how they are to be held. kept: module names of linears that stay in float.
+    weights: the precision of weights. kept: the module names of linears that stay in float.
     """
 
     def __init__(

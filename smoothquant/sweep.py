@@ -3,9 +3,10 @@
     hidden states <- embedding of all tokens
     for each layer:  read it -> run all sequences through it, while listeners hear its linears -> forget it
 
-In memory: one layer and the hidden states of all sequences (`hidden.Hidden`; mapped files hold many). Sequences of
-one length go through a layer together, `BATCH_TOKENS` tokens at a time. A workspace keeps the hidden states and what
-the listeners know: an interrupted run goes on at the layer where they were kept, and ends as if nothing had happened.
+One layer and the hidden states of all sequences are in memory (`hidden.Hidden`; large states lie in mapped files).
+Sequences of one length go through a layer together, `BATCH_TOKENS` tokens at a time. A workspace keeps the hidden
+states and the results of the listeners. An interrupted run continues at the layer where they were kept, and its results
+are those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ from smoothquant.layers import FloatLayer, Layer, float_layer
 from smoothquant.model import Model
 from smoothquant.workspace import Workroom
 
-BATCH_TOKENS = 1024  # tokens in one matrix product: enough to be efficient, few enough to be small beside a layer
+BATCH_TOKENS = 1024  # tokens in one matrix product: enough for efficiency, and small beside a layer
 KEEP_EVERY = 20.0  # seconds of work that an interruption may cost, beside the layer under way
-EMBEDDED = 256 << 20  # bytes of embeddings made at a time: each time the whole table is read
-FLOAT = "float"  # the form of the layers as the checkpoint has them
+EMBEDDED = 256 << 20  # bytes of embeddings that are made at a time; each time reads the whole table
+FLOAT = "float"  # the form of the stored layers
 
 Progress = Callable[[int, int], None]  # (done, total) layers
 
 
 class Listener:
-    """What learns from a sweep. This one learns nothing; others say what they want to hear.
+    """An object that a sweep calls. This class does nothing; its subclasses collect results.
 
-    For every layer: `enter`; then for every batch of sequences `listen` for each linear, `residual` and `advance`; then
-    `leave`.
+    For every layer the sweep calls `enter`; then for every batch of sequences `listen` for each linear, `residual` and
+    `advance`; then `leave`.
 
-    forms: other forms of the layers that run beside the checkpoint's own, each with hidden states of its own.
+    forms: the other forms of the layers that run beside the stored form, each with hidden states of its own.
     """
 
     forms: Forms = MappingProxyType({})
@@ -51,43 +52,44 @@ class Listener:
         return {}
 
     def listen(self, role: str, x: Tensor, y: Tensor) -> None:
-        """x: (..., in), y: (..., out): input and output of a linear of the checkpoint's own layer."""
+        """Hear a linear of the stored layer. x: its input, (..., in). y: its output, (..., out)."""
 
     def residual(self, x: Tensor) -> None:
         """x: (sequences, tokens, hidden): the residual stream of the checkpoint's own layer, as the layer reads it and
         whenever something has been added to it, and what is added."""
 
     def advance(self, hidden: Mapping[str, Tensor]) -> None:
-        """hidden: what one batch has become, by form, (sequences, tokens, hidden)."""
+        """Hear the output of the layer for one batch. hidden: the output of each form, (sequences, tokens, hidden)."""
 
     def leave(self) -> None:
-        """End the layer: take stock of what was heard."""
+        """End the layer and compute its results."""
 
     @property
     def leftover(self) -> Collection[str]:
-        """Names of what was heard in this layer, and what `leave` did not know what to do with."""
+        """The names of statistics of this layer that `leave` could not assign to a matrix."""
         return ()
 
     def state(self) -> dict[str, Tensor]:
-        """What all layers so far have taught."""
+        """The results of all layers so far, by name."""
         return {}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take what `state` gave out of `state`."""
+        """Take the results out of an earlier `state`."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences of one length that run together. rows: their tokens among all."""
+    """Sequences of one length that run together. rows: the places of their tokens among all tokens. length: the tokens
+    of each."""
 
     rows: slice
     length: int
 
 
 class Sweep:
-    """Sequences under way through the layers of a model, which are given to it one after another.
+    """Sequences under way through the layers of a model. The caller gives it one layer after another.
 
-    dtype: of the arithmetic. device: where layers run. index: of the layer that is next.
+    dtype: the dtype of the arithmetic. device: the device that runs layers. index: the index of the next layer.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class Sweep:
         self._sequences = sequences
 
     def embed(self) -> None:
-        """Fill in what the first layer reads."""
+        """Compute the input of the first layer."""
         ids = torch.cat(list(self._sequences))
         positions = torch.cat([torch.arange(len(sequence)) for sequence in self._sequences])
         into = {form: self.hidden.before(0, form) for form in self.hidden.forms}
@@ -125,13 +127,13 @@ class Sweep:
                 states[part] = found
 
     def states(self, sequence: int, form: str = FLOAT) -> Tensor:
-        """Hidden states (tokens, hidden) of one sequence before layer `index`."""
+        """The hidden states of one sequence before layer `index`, (tokens, hidden)."""
         start = sum(map(len, self._sequences[:sequence]))
         return self.hidden.before(self.index, form)[start : start + len(self._sequences[sequence])]
 
     @torch.no_grad()
     def layer(self, source: FloatLayer) -> None:
-        """Take all sequences through one layer."""
+        """Run all sequences through one layer."""
         running: dict[str, Layer] = {FLOAT: replace(source.to(self.device), listen=self._listen)}
         for listener in self.listeners:
             running |= listener.enter(source)
@@ -150,14 +152,14 @@ class Sweep:
         self.index = source.index + 1
 
     def state(self) -> dict[str, Tensor]:
-        """What the next layer starts from, and what the listeners know."""
+        """The hidden states before the next layer and the results of the listeners, by name."""
         kept = self.hidden.state(self.index)
         for number, listener in enumerate(self.listeners):
             kept |= {f"{number}.{name}": values for name, values in listener.state().items()}
         return kept
 
     def restore(self, index: int, state: Mapping[str, Tensor]) -> None:
-        """Go on before layer `index` from what `state` gave there. KeyError if something is missing or left over."""
+        """Continue before layer `index` from the `state` there. Raises KeyError if entries are missing or left over."""
         left = dict(state)
         self.hidden.restore(left)
         for number, listener in enumerate(self.listeners):
@@ -200,14 +202,14 @@ def sweep(
     keep_last: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Sweep:
-    """Take sequences of token ids through all layers of a model. Returns them as they are after the last one.
+    """Run sequences of token ids through all layers of a model. Returns the sweep after the last layer.
 
-    weights: the dtype that layers are read in; None keeps the one on disk, and widens weights as they are used.
-    work: keeps the state at most every `KEEP_EVERY` seconds, and after the last layer if `keep_last`; an interrupted
-    sweep goes on from there. Mapped files need no copy: after each layer it is noted that it is done.
+    weights: the dtype that layers are read in; None keeps the dtype on disk and widens weights when they are used.
+    work: the workspace that keeps the state, at most every `KEEP_EVERY` seconds, and after the last layer if
+    `keep_last`. An interrupted sweep continues from it. Mapped files need no copy: each finished layer is noted.
 
-    Raises OutputError for a disk without room for the hidden states, CheckpointError for statistics that no listener
-    knows what to do with.
+    Raises OutputError if the disk has no room for the hidden states, CheckpointError for statistics that a listener
+    cannot assign to a matrix.
     """
     layers, start = model.geometry.layers, work.next_layer if work else 0
     under_way = Sweep(model, sequences, listeners, dtype=dtype, device=device, work=work)
@@ -215,7 +217,7 @@ def sweep(
         under_way.restore(start, work.state())
     else:
         under_way.embed()
-    # other forms are made from the layer on the CPU; where there are none, it need not pass through there as a whole
+    # other forms are made from the layer on the CPU; without them the layer need not be there as a whole
     place = "cpu" if any(listener.forms for listener in listeners) else device
     progress(start, layers)
     kept = time.monotonic()
@@ -230,7 +232,7 @@ def sweep(
 
 
 def _batches(sequences: Sequence[Tensor]) -> Iterator[Batch]:
-    """Consecutive sequences of one length, together."""
+    """Yield batches of consecutive sequences of one length."""
     start = 0
     for length, group in groupby(sequences, key=len):
         end = start + length * len(list(group))

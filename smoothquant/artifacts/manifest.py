@@ -1,14 +1,14 @@
-"""The manifest of an output folder: what made it, out of what, and what it found.
+"""The manifest of an output folder: the step that made it, its inputs and its results.
 
 {"format", "step", "inputs", "files", "versions", "contract", "geometry", "results", "sha256"}
 
 files     name -> {"size", "sha256", "accepted"}
 sha256    of all the rest (`artifacts.seal`)
-inputs    of an export: an `Origin`. Of a build: a record of its own, with the origin of what it was built from as
-          "export"
-contract  how far smoothing changed the logits of this model; of exports and engines
-geometry  numbers of the model that those who run it must know; of exports and engines
-results   what else the step found: a record of its own
+inputs    for an export an `Origin`; for a build a record of the builder's, whose key "export" holds the origin of the
+          export
+contract  the change of the model's logits by smoothing; in exports and engines
+geometry  the numbers of the model that an engine needs; in exports and engines
+results   the other results of the step, a record of the step's
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from smoothquant.scheme import Scheme
 from smoothquant.settings import SmoothingSettings
 
 T = TypeVar("T")
-FIRST = ("model", "act_scales", "family", "max_positions")  # what reports say of an export before anything else
+FIRST = ("model", "act_scales", "family", "max_positions")  # fields that reports show first
 
 
 @dataclass(frozen=True)
 class Promise:
-    """The contract of smoothing: relative error of the logits on random tokens, and the tolerance that it is within."""
+    """The result of the smoothing contract: the relative error of the logits on a few tokens, and its tolerance."""
 
     logits_relative_error: float
     tolerance: float
@@ -36,7 +36,7 @@ class Promise:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Numbers of a model. cache_window: newest keys that any layer looks at, None if that is all of them."""
+    """The numbers of a model. cache_window: the number of newest keys that any layer reads; None for all keys."""
 
     hidden_size: int
     layers: int
@@ -50,7 +50,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class OnnxOptions:
-    """How an ONNX graph was written. body: "fp32", "fp16" or "bf16", whatever is not INT8."""
+    """The options of an ONNX graph. body: "fp32", "fp16" or "bf16", the dtype of everything that is not INT8."""
 
     body: str
     opset: int
@@ -58,8 +58,8 @@ class OnnxOptions:
 
 @dataclass(frozen=True)
 class TrtllmOptions:
-    """How a TensorRT-LLM checkpoint was written. tp, pp: ranks of tensor and pipeline parallelism; trtllm_version: that
-    is to build the engine."""
+    """The options of a TensorRT-LLM checkpoint. tp, pp: the numbers of ranks of tensor and pipeline parallelism.
+    trtllm_version: the version that will build the engine."""
 
     quant_algo: str
     dtype: str
@@ -70,7 +70,7 @@ class TrtllmOptions:
 
 @dataclass(frozen=True)
 class HuggingFaceOptions:
-    """How a float checkpoint was written. dtype: of its weights, or "as stored"."""
+    """The options of a float checkpoint. dtype: the dtype of its weights, or "as stored"."""
 
     dtype: str
 
@@ -100,18 +100,18 @@ class Origin:
 
     @property
     def scheme(self) -> Scheme:
-        """That of the only graph, or of the first."""
+        """The scheme of the only graph, or of the first."""
         return self.schemes[0]
 
     def words(self) -> dict[str, Any]:
-        """The same for a reader of reports: what is as usual is left out."""
+        """The fields as words for reports, by name. Usual values are left out."""
         told: dict[str, Any] = dict.fromkeys(FIRST)
         for name, value in vars(self).items():
             told |= self._words(name, value)
         return {key: value for key, value in told.items() if value is not None}
 
     def _words(self, name: str, value: Any) -> dict[str, Any]:
-        """Of one field."""
+        """The words for one field, by name."""
         if name == "schemes":
             return self.scheme.words()
         if name == "smoothing":
@@ -121,12 +121,12 @@ class Origin:
         return as_json(value) if is_dataclass(value) else {name: value}
 
     def only(self, scheme: Scheme) -> Origin:
-        """The origin of one graph of it."""
+        """The origin of the one graph with this scheme."""
         return replace(self, schemes=(scheme,))
 
 
 def _step_words(step: Mapping[str, Any]) -> Iterator[str]:
-    """The name of a step, and its numbers with theirs."""
+    """Yield the name of a step, then each of its numbers with its name."""
     yield step["name"]
     yield from (f"{key} {value}" for key, value in step.items() if key != "name")
 
@@ -155,17 +155,17 @@ class Manifest:
     results: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The manifest as JSON values."""
         return as_json(self)
 
     @property
     def nbytes(self) -> int:
-        """Of all files."""
+        """The size of all files in bytes."""
         return sum(facts.size for facts in self.files.values())
 
     @property
     def origin(self) -> Origin:
-        """What the export was made from, or the export behind an engine. Raises UserError where there is none."""
+        """The origin of the export, or of the export behind an engine. Raises UserError for other folders."""
         return read(Origin, self.inputs.get("export", self.inputs), f"manifest of {self.step!r}: inputs")
 
     def inputs_as(self, record: type[T]) -> T:
@@ -178,7 +178,7 @@ class Manifest:
 
     @property
     def facts(self) -> ModelFacts:
-        """The geometry of a folder that has one. Raises UserError for others."""
+        """The geometry of an export or engine. Raises UserError for other folders."""
         if self.geometry is None:
             raise UserError(f"made by {self.step!r}: its manifest has no geometry", expected="an export or an engine")
         return self.geometry
