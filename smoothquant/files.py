@@ -246,9 +246,11 @@ def remove_file(path: Path) -> None:
 def remove_folder(folder: Path, names: Collection[str]) -> None:
     """Remove the files of a folder that are named, by their paths within it, and then every folder that is empty.
 
-    OSError if the folder holds more: this module removes nothing that its callers do not name.
+    OSError if the folder holds more: this module removes nothing that its callers do not name, and nothing outside of
+    the folder, whatever they name: no name with "..", and nothing behind a link.
     """
-    for name in names:
+    named = set(names)
+    for name in filter(named.__contains__, files_in(folder)):
         remove_file(folder / name)
     for place, folders, _ in os.walk(folder, topdown=False):
         for inner in folders:

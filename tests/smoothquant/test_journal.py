@@ -346,3 +346,18 @@ def test_an_unsealed_mark_is_not_used(out: Path, whole: Path) -> None:
     files.write_json(path, {**inner, "next_layer": 4})
     assert work_on(out) == [2, 3]
     same(out, whole)
+
+
+@pytest.mark.parametrize("name", ["../../thesis.txt", "link/thesis.txt", "{here}/thesis.txt"])
+def test_a_note_of_ours_names_nothing_outside(name: str, out: Path, whole: Path, tmp_path: Path) -> None:
+    """A working folder may come from somebody else, with notes that name files of the user's as ours."""
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("all my work")
+    work = work_folder(out)
+    (work / "output/link").symlink_to(tmp_path)
+    named = name.format(here=tmp_path)
+    with open(work / NAMES, "a", encoding="utf-8") as notes:
+        notes.write("".join(f"\n{json.dumps(each)}" for each in (named, "link")))
+    work_on(out, inputs={"model": "b"})  # what is there is of no use to this step, and is removed
+    assert thesis.read_text() == "all my work"
+    assert not work.exists()
