@@ -89,18 +89,18 @@ class ActScales:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over names and values, 16 hex digits. It does not depend on the metadata."""
-        digest = hashlib.sha256()
-        for name, values in self.tensors().items():
-            digest.update(f"{name} {len(values)} ".encode() + _bytes(values))
-        return digest.hexdigest()[:16]
+        return self._values_digest()[:16]
 
     def _digest(self) -> str:
         """SHA-256 over names, values and metadata, 64 hex digits."""
-        told = {key: value for key, value in self.metadata.items() if key != "sha256"}
-        text = json.dumps([self.fingerprint, sorted(told.items())])
-        digest = hashlib.sha256(text.encode())
+        text = json.dumps([self._values_digest(), sorted(self.metadata.items())])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _values_digest(self) -> str:
+        """SHA-256 over names and values, 64 hex digits."""
+        digest = hashlib.sha256()
         for name, values in self.tensors().items():
-            digest.update(name.encode() + _bytes(values))
+            digest.update(f"{name} {len(values)} ".encode() + _bytes(values))
         return digest.hexdigest()
 
     def for_model(self, model: Model) -> ActScales:

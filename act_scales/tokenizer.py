@@ -6,7 +6,6 @@ sandbox that transformers gives it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from act_scales.rows import Conversation
 from smoothquant.errors import UserError, raise_refusal
+from smoothquant.files import read_json
 
 RESTORE = "copy tokenizer.json and tokenizer_config.json from where the model came from"
 SAVED_BY_5 = "TokenizersBackend"  # the class that transformers 5 names for what any reads from tokenizer.json
@@ -49,11 +49,7 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 def _saved_class(folder: Path) -> str:
     """The class that saved a tokenizer; empty if that cannot be read, of which transformers then says more."""
-    try:
-        found = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return ""
-    return str(found.get("tokenizer_class")) if isinstance(found, dict) else ""
+    return str(read_json(folder / "tokenizer_config.json").get("tokenizer_class", ""))
 
 
 class Encoder:

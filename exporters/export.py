@@ -74,7 +74,7 @@ class Writer(Protocol):
 
     def begin(self, model: Model, work: Workspace) -> None:
         """Prepare the files; what an interrupted run left in the workspace is still there. Where no layer is done
-        yet, write what is not part of a layer: files are hashed in the order of their bytes."""
+        yet, write what lies before the layers: files are hashed in the order of their bytes."""
         ...
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
@@ -82,7 +82,7 @@ class Writer(Protocol):
         ...
 
     def end(self) -> None:
-        """Write the small files beside the weights."""
+        """Write what lies behind the layers, and the small files beside the weights."""
         ...
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
@@ -34,11 +33,11 @@ from smoothquant.scheme import PER_TOKEN, Scheme
 from smoothquant.settings import SmoothingSettings
 from smoothquant.static import linears_to_keep
 from smoothquant.steps import DEFAULT, Step, as_records
-from smoothquant.workspace import UNCHANGED, forget
+from smoothquant.workroom import forget
+from smoothquant.workspace import say_unchanged
 
 Stage = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]  # name -> progress of a stage
 
-log = logging.getLogger(__name__.replace("recipes", "smoothquant"))
 ACT_SCALES, VALIDATION, REPORT = "act_scales.safetensors", "validation.json", "report.html"
 
 
@@ -182,7 +181,7 @@ def validated(
     whose files are not what was written.
     """
     key = _fingerprint(
-        [_engine(folder) for folder in engines.values()],
+        [load_manifest(folder).contents for folder in engines.values()],
         model.checkpoint.fingerprint,
         text.fingerprint,
         {label: asdict(limits) for label, limits in thresholds.items()},
@@ -191,7 +190,9 @@ def validated(
     )
     done = None if overwrite else read_report(out / VALIDATION, key)
     if done:
-        log.info(UNCHANGED, out / VALIDATION)
+        for folder in engines.values():
+            check_content(folder, load_manifest(folder))
+        say_unchanged(out / VALIDATION)
         write_report(out / REPORT, done)
         return done
     found = validate_engines(engines, model, text, thresholds, exact=exact, work=out / VALIDATION, progress=progress)
@@ -199,13 +200,6 @@ def validated(
     write_json(out / VALIDATION, found, inputs=key)
     forget(out / VALIDATION)
     return found
-
-
-def _engine(folder: Path) -> dict[str, str]:
-    """What is in an engine folder: SHA-256 by the names of its files."""
-    manifest = load_manifest(folder)
-    check_content(folder, manifest)
-    return {name: facts.sha256 for name, facts in manifest.files.items()}
 
 
 def _fingerprint(*inputs: object) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,41 +29,10 @@ from smoothquant.artifacts.safetensors_files import CODES, as_bytes
 from smoothquant.digests import Stamp, check_unchanged, combined, remembered
 from smoothquant.errors import CheckpointError, raise_refusal
 from smoothquant.files import is_within
+from smoothquant.sidecars import digest_of_sidecars
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-SIDECARS = (  # small files beside the weights: the tokenizer's, and how to generate
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
 READERS = 2  # threads that take digests of the tensors: each takes about 1.5 GB/s
-
-
-def sidecar(folder: Path, name: str) -> Path | None:
-    """A small file of a model folder, which others copy; None if the folder has no such file.
-
-    Raises CheckpointError for a link that leaves the folder: what it names is not the model's. (The Hub's cache links
-    from snapshots/REVISION into blobs/, which belongs to the model.)
-    """
-    path, real = folder / name, Path(os.path.realpath(folder / name))
-    if not path.is_file():
-        return None
-    home = Path(os.path.realpath(folder))
-    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
-    if not any(real.is_relative_to(place) for place in (home, blobs)):
-        raise CheckpointError(
-            f"{path}: a link to {real}, outside of the model folder",
-            expected="files of the model",
-            do="put a copy in the place of the link, if the file belongs to the model",
-        )
-    return path
 
 
 @dataclass(frozen=True)
@@ -189,8 +157,7 @@ class Checkpoint:
     @functools.cached_property
     def sidecars(self) -> str:
         """Identity of the small files that an export copies, config.json among them: SHA-256, 16 hex digits."""
-        found = {name: path for name in ("config.json", *SIDECARS) if (path := sidecar(self.folder, name))}
-        return combined({name: files.sha256(path) for name, path in found.items()})
+        return digest_of_sidecars(self.folder)
 
     def _digests(self, file: Path) -> dict[str, str]:
         """Dtype, shape and SHA-256 of the tensors of one file, by name."""

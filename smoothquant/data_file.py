@@ -74,8 +74,8 @@ class DataFile:
 
     def written(self) -> Written:
         """What has been written so far, once it is on the disk."""
-        files.DISK.sync(self.path)
         self._follow(0)
+        files.DISK.sync(self.path)  # while the thread takes the digest
         ranges = self._written[1:] if self._prefix else self._written
         self._beyond = {found: self._beyond.get(found) or files.sha256(self.path, *found) for found in ranges}
         beyond = tuple(WrittenRange(begin, end, digest) for (begin, end), digest in self._beyond.items())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from smoothquant.data_file import DataFile
-from smoothquant.workspace import Workroom
+from smoothquant.workroom import Workroom
 
 IN_MEMORY = 4 << 30  # bytes of hidden states that are held in memory
 PREFIX = "hidden."

@@ -149,9 +149,8 @@ class Journal:
                 if number:
                     self.note = "the last state of an interrupted run is damaged; it goes on from the one before"
                 self.marks = self.marks[number:]
-                for name in files.files_in(self.folder):
-                    if ASIDE.fullmatch(Path(name).name):
-                        files.remove_file(self.folder / name)
+                for name in filter(_is_aside, files.files_in(self.folder)):
+                    files.remove_file(self.folder / name)
                 return kept
             self.note = DAMAGED
         if self.note:
@@ -214,7 +213,7 @@ class Journal:
         """Remove `output/` and `old/`: all that is noted as ours, and nothing else."""
         for folder in (self.folder, self.root / OLD):
             if folder.is_dir() and not folder.is_symlink():
-                left = [name for name in files.files_in(folder) if ASIDE.fullmatch(Path(name).name)]
+                left = filter(_is_aside, files.files_in(folder))
                 files.remove_folder(folder, [*self._names, *left])
             else:
                 files.remove_file(folder)
@@ -281,7 +280,7 @@ class Journal:
             if not stat.S_ISDIR(os.lstat(self.root).st_mode):
                 raise _foreign(self.root, "it is no folder")
             for name in os.listdir(self.root):
-                if not OWN.fullmatch(name) and not ASIDE.fullmatch(name):
+                if not OWN.fullmatch(name) and not _is_aside(name):
                     raise _foreign(self.root, f"it holds {name}")
         except (FileNotFoundError, NotADirectoryError):
             return
@@ -294,7 +293,7 @@ class Journal:
             if folder.is_symlink():
                 raise _foreign(self.root, f"{folder.name} is a link")
             for name in files.files_in(folder):
-                if name not in self._names and not ASIDE.fullmatch(Path(name).name):
+                if name not in self._names and not _is_aside(name):
                     raise _foreign(self.root, f"it holds {folder.name}/{name}")
 
     def _noted(self) -> Iterator[str]:
@@ -312,6 +311,11 @@ class Journal:
 def work_folder(out: Path) -> Path:
     """The folder where the output `out` is made."""
     return out.with_name(out.name + END)
+
+
+def _is_aside(name: str) -> bool:
+    """Whether a path ends in a name that `files.aside` makes."""
+    return ASIDE.fullmatch(Path(name).name) is not None
 
 
 def _unwritable(out: Path, error: OSError) -> OutputError:

@@ -43,24 +43,8 @@ def load_manifest(folder: str | Path, place: str = MANIFEST) -> Manifest:
     was changed or that names files outside of the folder. The content of its files is not read: see `check_content`.
     """
     folder = Path(folder)
-    content = read_json(folder / place)
-    if content.get("format") != FORMAT:
-        raise _unreadable(folder, content or read_json(folder / TOP_MANIFEST))
-    inner = opened(content)
-    if inner is None:
-        raise UserError(
-            f"{folder / place}: changed or damaged since it was written",
-            expected="the content that its own SHA-256 belongs to",
-            do="copy it again, or make the folder again",
-        )
-    manifest = read(Manifest, inner, str(folder / place))
+    manifest = _read_manifest(folder, place)
     for name, facts in manifest.files.items():
-        if not is_within(name):
-            raise UserError(
-                f"{folder / place}: it names the file {name!r}",
-                expected="files of its own folder",
-                do="do not use this folder",
-            )
         path = folder / name
         if not path.is_file() or path.stat().st_size != facts.size:
             found = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
@@ -91,11 +75,7 @@ def accept(folder: str | Path, names: list[str], place: str = MANIFEST) -> Manif
     files that do not belong to the output.
     """
     folder = Path(folder)
-    inner = opened(read_json(folder / place))
-    if inner is None:
-        load_manifest(folder, place)
-        raise AssertionError("load_manifest refuses what cannot be opened")
-    manifest = read(Manifest, inner, str(folder / place))
+    manifest = _read_manifest(folder, place)
     found = dict(manifest.files)
     for name in names:
         if name not in found or not _is_changeable(name) or not (folder / name).is_file():
@@ -171,6 +151,29 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _read_manifest(folder: Path, place: str) -> Manifest:
+    """A manifest of this version, as it was written, that names files of its own folder alone. Raises UserError."""
+    content = read_json(folder / place)
+    if content.get("format") != FORMAT:
+        raise _unreadable(folder, content or read_json(folder / TOP_MANIFEST))
+    inner = opened(content)
+    if inner is None:
+        raise UserError(
+            f"{folder / place}: changed or damaged since it was written",
+            expected="the content that its own SHA-256 belongs to",
+            do="copy it again, or make the folder again",
+        )
+    manifest = read(Manifest, inner, str(folder / place))
+    for name in manifest.files:
+        if not is_within(name):
+            raise UserError(
+                f"{folder / place}: it names the file {name!r}",
+                expected="files of its own folder",
+                do="do not use this folder",
+            )
+    return manifest
 
 
 def _with_parents(path: Path) -> list[tuple[int, int]]:

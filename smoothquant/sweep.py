@@ -26,7 +26,7 @@ from smoothquant.errors import CheckpointError
 from smoothquant.hidden import Forms, Hidden
 from smoothquant.layers import FloatLayer, Layer, float_layer
 from smoothquant.model import Model
-from smoothquant.workspace import Workroom
+from smoothquant.workroom import Workroom
 
 BATCH_TOKENS = 1024  # tokens in one matrix product: enough for efficiency, and small beside a layer
 KEEP_EVERY = 20.0  # seconds of work that an interruption may cost, beside the layer under way

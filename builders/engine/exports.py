@@ -9,7 +9,7 @@ from smoothquant.artifacts.manifest import Manifest, Origin
 from smoothquant.artifacts.ports import MODEL, graph_files
 from smoothquant.digests import combined
 from smoothquant.errors import UserError
-from smoothquant.outputs import check_content, load_manifest
+from smoothquant.outputs import load_manifest
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class OnnxExport:
     @property
     def digest(self) -> str:
         """Identity of what an engine is made of: SHA-256 over the graph and the files beside it, 16 hex digits."""
-        return combined({name: self.manifest.files[name].sha256 for name in (self.graph.name, *self.files)})
+        contents = self.manifest.contents
+        return combined({name: contents[name] for name in (self.graph.name, *self.files)})
 
 
 def open_export(folder: str | Path, activations: str | None = None) -> OnnxExport:
@@ -40,7 +41,6 @@ def open_export(folder: str | Path, activations: str | None = None) -> OnnxExpor
     """
     folder = Path(folder)
     made = load_manifest(folder)
-    check_content(folder, made)
     if made.step != "export onnx":
         raise UserError(
             f"{folder}: made by {made.step!r}", expected="an ONNX export", do="smoothquant export onnx MODEL ..."

@@ -31,7 +31,7 @@ from smoothquant.artifacts.record import as_json
 from smoothquant.errors import UserError
 from smoothquant.files import write_json
 from smoothquant.machine import physical_cores
-from smoothquant.outputs import load_manifest
+from smoothquant.outputs import check_content, load_manifest
 from smoothquant.workspace import Workspace
 
 INTEGER_KERNEL = "MatMulIntegerToFloat"
@@ -58,6 +58,7 @@ def build(
     check_available(find_provider(provider))
     found = open_export(export, activations)
     made = found.manifest
+    check_content(found.folder, made)
     check_body(found.folder, found.origin)
     threads = physical_cores()
     inputs = OnnxRuntimeInputs(found.origin, found.digest, threads, provider).as_json()

@@ -35,7 +35,7 @@ from smoothquant.artifacts.ports import MODEL
 from smoothquant.artifacts.record import as_json
 from smoothquant.errors import UserError
 from smoothquant.files import write_bytes, write_text
-from smoothquant.outputs import OURS, load_manifest
+from smoothquant.outputs import OURS, check_content, load_manifest
 from smoothquant.scheme import Scheme
 from smoothquant.workspace import Workspace
 
@@ -66,6 +66,7 @@ def build(
     """
     out, found = Path(out), open_export(export, activations)
     made = found.manifest
+    check_content(found.folder, made)
     held = limits_for(made.facts, **(limits or {}))
     quantized = _products(found.graph, found.origin.scheme)
     version, gpu = hardware.require_tensorrt(), hardware.find_gpu()

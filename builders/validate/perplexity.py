@@ -24,7 +24,7 @@ from smoothquant.scheme import PER_TOKEN
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import check_scales, quantize_layer, smooth_layer
 from smoothquant.sweep import FLOAT, Listener, Progress, sweep
-from smoothquant.workspace import Workroom
+from smoothquant.workroom import Workroom
 
 W8A8 = "w8a8"
 SCHEME = PER_TOKEN  # what is measured

@@ -20,7 +20,7 @@ from smoothquant.errors import UserError
 from smoothquant.float16 import HeldMaxima
 from smoothquant.model import Model
 from smoothquant.sweep import FLOAT, Progress, sweep
-from smoothquant.workspace import Workroom
+from smoothquant.workroom import Workroom
 
 STORED = {torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32"}
 

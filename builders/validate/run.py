@@ -33,7 +33,7 @@ from smoothquant.model import Model
 from smoothquant.outputs import check_content, versions
 from smoothquant.scheme import IN_FLOAT
 from smoothquant.sweep import KEEP_EVERY, Progress
-from smoothquant.workspace import Workroom
+from smoothquant.workroom import Workroom
 
 HELD = 2 << 30  # bytes of the reference's logits in memory at a time, if several engines need them
 COMPARED = "compared"  # tensors in the workspace: the sums of all engines so far
@@ -61,7 +61,6 @@ def validate_engines(
     work: the folder WORK.smoothquant-work keeps the results of an interrupted validation, and the same call continues
         them. It stays until `workspace.forget(work)`. Without `work`, an interrupted validation begins again.
     progress: called with (done, total), counted in layers of the reference and sequences of an engine.
-
 
     Raises UserError before any work if a folder is not an engine, or if an engine is of another model, for another
     machine, or for shorter sequences; MissingPackageError if the package that runs an engine is missing. The smoothing
@@ -199,5 +198,9 @@ def _try(folder: str | Path, text: HeldOutText) -> None:
 
 def _identity(folder: str | Path, manifest: Manifest) -> dict:
     """What an engine is known by: if any of it has changed, what was found before is another engine's."""
-    content = {name: facts.sha256 for name, facts in manifest.files.items()}
-    return {"folder": str(Path(folder).resolve()), "step": manifest.step, "made from": dict(manifest.inputs), **content}
+    return {
+        "folder": str(Path(folder).resolve()),
+        "step": manifest.step,
+        "made from": dict(manifest.inputs),
+        **manifest.contents,
+    }

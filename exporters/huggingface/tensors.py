@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from exporters.export import Source
-from exporters.sidecars import copy_tokenizer
+from exporters.turns import AFTER, BEFORE, Turn, in_turn
 from smoothquant.artifacts.safetensors_files import Planned
 from smoothquant.artifacts.shards import MAX_SHARD, SafetensorsShards
 from smoothquant.capacity import FOLDED
@@ -25,6 +25,7 @@ from smoothquant.files import write_json
 from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.quantization import is_finite
+from smoothquant.sidecars import copy_sidecars
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace
 
@@ -69,12 +70,9 @@ class CheckpointWriter(ABC):
         self.model, self.work, self.tensors = model, work, self.plan(model)
         planned = {name: tensor.planned for name, tensor in self.tensors.items()}
         self.files = SafetensorsShards(work, planned, self.max_shard)
-        self.names: dict[int | None, list[str]] = {}  # of each layer's tensors, and of those outside
-        for name, tensor in self.tensors.items():
-            self.names.setdefault(tensor.layer, []).append(name)
+        self.names = in_turn({name: tensor.layer for name, tensor in self.tensors.items()})
         if work.next_layer == 0:
-            for name in self.names.get(None, ()):
-                self.files.write_rows(name, (self._rounded(name, rows) for rows in model.rows(name)))
+            self._write_outer(BEFORE)
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
         for name in self.names[layer.index]:
@@ -83,8 +81,13 @@ class CheckpointWriter(ABC):
             self.files.write(name, self._rounded(name, content(layer, quantized)))
 
     def end(self) -> None:
+        self._write_outer(AFTER)
         write_json(self.work.path("config.json"), self.config(self.model))
-        copy_tokenizer(self.model, self.work)
+        copy_sidecars(self.model.checkpoint.folder, self.work)
+
+    def _write_outer(self, turn: Turn) -> None:
+        for name in self.names[turn]:
+            self.files.write_rows(name, (self._rounded(name, rows) for rows in self.model.rows(name)))
 
     def _rounded(self, name: str, tensor: Tensor) -> Tensor:
         rounded = tensor.to(self.tensors[name].planned.dtype)

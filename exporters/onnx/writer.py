@@ -18,17 +18,18 @@ from exporters.onnx.decoder import DecoderGraph
 from exporters.onnx.external_data import FILE, ExternalData
 from exporters.onnx.form import Form
 from exporters.onnx.graph import OPSET
-from exporters.sidecars import copy_tokenizer
+from exporters.turns import AFTER, BEFORE, Turn, in_turn
 from smoothquant.artifacts.manifest import OnnxOptions
 from smoothquant.artifacts.ports import graph_files
 from smoothquant.capacity import FOLDED
 from smoothquant.errors import ContractError, UserError
-from smoothquant.files import copy, write_bytes
+from smoothquant.files import write_bytes
 from smoothquant.model import Model
 from smoothquant.packages import require
 from smoothquant.quantization import is_finite
 from smoothquant.scheme import PER_TOKEN, Scheme
 from smoothquant.settings import GRAPH_FACTS
+from smoothquant.sidecars import copy_sidecars
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace
 
@@ -73,23 +74,21 @@ class OnnxWriter:
         self.decoders = self._decoders(model)
         self.data = next(iter(self.decoders.values())).graph.data
         self.data.open(work.data(FILE))
-        self.names: dict[int | None, list[str]] = {}  # tensors of each layer, and outside the layers
-        for name, place in self.data.places.items():
-            self.names.setdefault(place.content.layer, []).append(name)
+        self.names = in_turn({name: place.content.layer for name, place in self.data.places.items()})
         if work.next_layer == 0:
-            self._write(None)
+            self._write(BEFORE)
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
         self._write(layer.index, layer, quantized)
 
     def end(self) -> None:
+        self._write(AFTER)
         self._save_graphs()
-        copy(self.model.checkpoint.folder / "config.json", self.work.path("config.json"))
-        copy_tokenizer(self.model, self.work)
+        copy_sidecars(self.model.checkpoint.folder, self.work, "config.json")
 
-    def _write(self, index: int | None, *layer: SmoothedLayer | QuantizedLayer | None) -> None:
-        """Write the planned tensors of a layer, or of what lies outside of all."""
-        for name in self.names.get(index, ()):
+    def _write(self, turn: Turn, *layer: SmoothedLayer | QuantizedLayer | None) -> None:
+        """Write the planned tensors whose turn it is: a layer's, or what lies before or behind all layers."""
+        for name in self.names[turn]:
             place = self.data.places[name]
             write = self.data.write_transposed if place.content.transposed else self.data.write_rows
             write(name, (_rounded(name, part, place.dtype) for part in place.content.parts(*layer)))

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from exporters.export import Source, check_outputs, check_static
-from exporters.sidecars import copy_tokenizer
 from exporters.trtllm.decoders import config
 from exporters.trtllm.modes import MODES, Mode
 from exporters.trtllm.sharding import Ranks, outer_tensors
@@ -31,6 +30,7 @@ from smoothquant.files import write_json
 from smoothquant.model import Model
 from smoothquant.quantization import is_finite
 from smoothquant.settings import GROUPS
+from smoothquant.sidecars import copy_sidecars
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 from smoothquant.workspace import Workspace
 
@@ -101,8 +101,7 @@ class TrtllmWriter:
             for rank in self.ranks.ranks(stage)
         ]
         if work.next_layer == 0:
-            for outer in outer_tensors(model):
-                outer.write(model, self._files(0 if outer.first else self.ranks.pp - 1), self._cast)
+            self._write_outer(first=True)
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
         assert quantized is not None  # the scheme's weights are
@@ -115,10 +114,17 @@ class TrtllmWriter:
                 file.write(full, self._finite(full, sharded.of(rank, self.ranks.tp)))
 
     def end(self) -> None:
+        self._write_outer(first=False)
         decoder = decoder_of(self.model, self.mode)
         content = config(self.model, decoder, self.mode, self.ranks, self.dtype, self.alpha)
         write_json(self.work.path("config.json"), content)
-        copy_tokenizer(self.model, self.work)
+        copy_sidecars(self.model.checkpoint.folder, self.work)
+
+    def _write_outer(self, *, first: bool) -> None:
+        """Write what lies before the layers, or what lies behind them (`exporters.turns` says why then)."""
+        for outer in outer_tensors(self.model):
+            if outer.first == first:
+                outer.write(self.model, self._files(0 if first else self.ranks.pp - 1), self._cast)
 
     def _files(self, stage: int) -> list[SafetensorsFile]:
         return [self.files[rank] for rank in self.ranks.ranks(stage)]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,7 +18,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-UNCHANGED = "%s: already there, unchanged"  # `smoothquant.workspace` logs it; not imported, since it needs torch
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # what a terminal obeys and does not show
 EVERY = 30  # seconds between lines of progress in a log
 
@@ -50,7 +50,7 @@ class Ui:
         """Show what the other rooms log, while a command runs."""
         logger = logging.getLogger("smoothquant")
         handler = _Notes(self)
-        self.unchanged: list[str] = []  # what is already there, in the words of the other rooms
+        self.unchanged: dict[str, str] = {}  # outputs that were already there, and what is to be said of them
         logger.addHandler(handler)
         level = logger.level
         logger.setLevel(logging.INFO)
@@ -59,14 +59,12 @@ class Ui:
         finally:
             logger.removeHandler(handler)
             logger.setLevel(level)
-            for line in self.unchanged:
+            for line in self.unchanged.values():
                 self.note(line)
 
     def done(self, out: str, text: str) -> None:
         """Say what a command has made; where it was already there, that."""
-        there = [line for line in self.unchanged if line == UNCHANGED % out]
-        self.unchanged = [line for line in self.unchanged if line not in there]
-        self.say(there[0] if there else text)
+        self.say(self.unchanged.pop(str(Path(out)), text))
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
@@ -163,8 +161,8 @@ class _Notes(logging.Handler):
         self.ui = ui
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.msg == UNCHANGED:
-            self.ui.unchanged.append(record.getMessage())
+        if output := getattr(record, "unchanged", ""):
+            self.ui.unchanged[output] = record.getMessage()
         elif record.levelno >= logging.WARNING:
             self.ui.warn(record.getMessage())
         else:

@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from builders.engine.protocol import FOREIGN
     from builders.validate import validate_engines
     from builders.validate.report import check_report, write_json, write_report
-    from smoothquant.workspace import forget
+    from smoothquant.workroom import forget
 
     for option, path in (("--report", arguments.report), ("--out", arguments.out)):
         if path:

@@ -159,6 +159,11 @@ class Manifest:
         return as_json(self)
 
     @property
+    def contents(self) -> dict[str, str]:
+        """SHA-256 of every file as it was written, by name."""
+        return {name: facts.sha256 for name, facts in self.files.items()}
+
+    @property
     def nbytes(self) -> int:
         """The size of all files in bytes."""
         return sum(facts.size for facts in self.files.values())

@@ -239,7 +239,7 @@ def test_a_disk_without_room_is_told_at_once(
     model: Model, sequences: list[Tensor], where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = type("Usage", (), {"free": 1 << 20})
-    monkeypatch.setattr("smoothquant.workspace.shutil.disk_usage", lambda folder: free)
+    monkeypatch.setattr("smoothquant.workroom.shutil.disk_usage", lambda folder: free)
     with pytest.raises(OutputError, match="free on this disk"):
         run(model, sequences, tmp_path / "out")
     assert not [path for path in os.listdir(work_folder(tmp_path / "out")) if path.startswith("scratch")]

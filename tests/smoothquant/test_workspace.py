@@ -13,7 +13,8 @@ from smoothquant.artifacts.manifest import FileFacts
 from smoothquant.errors import OutputError, UserError
 from smoothquant.journal import work_folder
 from smoothquant.outputs import load_manifest
-from smoothquant.workspace import Workspace, forget
+from smoothquant.workroom import forget
+from smoothquant.workspace import Workspace
 
 
 def make(out: Path, inputs: dict | None = None, content: str = "whole", overwrite: bool = False) -> Workspace:
@@ -113,7 +114,7 @@ def test_kept_and_forgotten(tmp_path: Path) -> None:
         assert work.state()["hidden"].tolist() == [1]
         assert work.state("more")["found"].tolist() == [0, 1, 2]
         assert work.state("other") == {}
-        work.restart()
+    with Workspace(tmp_path / "out", "test", {"model": "other"}) as work:
         assert (work.next_layer, work.state(), work.state("more")) == (0, {}, {})
     forget(tmp_path / "out")
     forget(tmp_path / "out")  # nothing is there any more

@@ -68,7 +68,8 @@ def write_model(engine: str | Path, repository: str | Path, *, overwrite: bool =
         )
     describe, names = DECODERS[manifest.step]
     text = config(describe(engine, manifest))
-    content = combined({name: manifest.files[name].sha256 for name in names})
+    contents = manifest.contents
+    content = combined({name: contents[name] for name in names})
     inputs = {"engine": manifest.inputs, "content": content, "config": text}
     with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
         if not work.finished:

@@ -30,11 +30,11 @@ from builders.tensorrt_llm.format.findings import CONFIG, errors
 from builders.tensorrt_llm.format.releases import is_listed
 from smoothquant.artifacts.manifest import Manifest, Origin
 from smoothquant.artifacts.record import as_json
-from smoothquant.checkpoint import SIDECARS, sidecar
 from smoothquant.digests import combined, sha256
 from smoothquant.errors import CheckpointError, UserError
-from smoothquant.files import copy, remove_file
+from smoothquant.files import remove_file
 from smoothquant.outputs import OURS, check_content, is_output, load_manifest
+from smoothquant.sidecars import SIDECARS, copy_sidecars
 from smoothquant.workspace import Workspace
 
 STEP = "build tensorrt-llm"
@@ -142,7 +142,7 @@ def build(
                 _run(what, environment.tool, work, progress, line)
             finally:
                 work.own()
-            _copy_tokenizer(what.checkpoint, work)
+            copy_sidecars(what.checkpoint, work)
             work.commit(as_json(TrtllmResults(tuple(what.command), {"tensorrt_llm": environment.version})))
     return load_manifest(what.out)
 
@@ -193,11 +193,3 @@ def _content(checkpoint: Path) -> str:
     """Identity of what is built: SHA-256 over all files that the engine comes from, 16 hex digits."""
     names = (CONFIG, *SIDECARS, *(path.name for path in checkpoint.glob("rank*.safetensors")))
     return combined({name: sha256(checkpoint / name) for name in names if (checkpoint / name).is_file()})
-
-
-def _copy_tokenizer(checkpoint: Path, work: Workspace) -> None:
-    """What the checkpoint carries for serving."""
-    for name in SIDECARS:
-        source = sidecar(checkpoint, name)
-        if source:
-            copy(source, work.path(name))

@@ -14,7 +14,7 @@ from builders.validate import Thresholds, Validation, run, validate_engines
 from smoothquant import hidden, sweep
 from smoothquant.journal import work_folder
 from smoothquant.model import Model
-from smoothquant.workspace import forget
+from smoothquant.workroom import forget
 
 LABELS = ("w8a8", "static", "hf")
 STEPS = 2 + 3 * 4  # layers, and sequences of every engine

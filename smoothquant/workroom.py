@@ -1,0 +1,140 @@
+"""The working folder of a step that can be interrupted: files being made, and states to go on from.
+
+OUT.smoothquant-work/     beside the output `OUT`, which need not be a file or folder of its own (`journal`)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from smoothquant import files
+from smoothquant.data_file import DataFile
+from smoothquant.errors import OutputError
+from smoothquant.journal import SCRATCH, STATE, Journal
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # torch requires this package
+
+SLACK = 64 << 20  # bytes left free beside a step's own
+
+log = logging.getLogger(__name__)
+
+
+class Workroom:
+    """The working folder of a step that can be interrupted. Use it as a context manager.
+
+    out: what the folder lies beside. step: what makes it, as in "export onnx". inputs: JSON values that determine the
+    result: fingerprints and settings.
+
+    folder: where to write. next_layer: first layer that is not done yet.
+
+    Raises OutputError: the folder cannot be written, another process holds it, or it holds what is not ours.
+    """
+
+    def __init__(self, out: str | Path, step: str, inputs: Mapping) -> None:
+        self.given, self.out = Path(out), _real(out)
+        self.step, self.inputs = step, json.loads(json.dumps(inputs))
+        self.next_layer = 0
+        self._kept: dict[str, dict[str, Tensor]] = {}
+        self._journal = Journal(self.out, step, self.inputs)
+        self.folder = self._journal.folder
+
+    def __enter__(self) -> Self:
+        self._begin()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._journal.close()
+
+    def path(self, name: str) -> Path:
+        """A file in the folder being made. The folders on the way to it are made."""
+        return self._journal.path(name)
+
+    def data(self, name: str) -> DataFile:
+        """A large file in the folder being made, which is written in place; with what an interrupted run wrote."""
+        return self._journal.file(self.path(name))
+
+    def scratch(self, name: str) -> DataFile:
+        """The same of a file that is no part of the output."""
+        return self._journal.file(self._journal.root / f"{SCRATCH}{name}")
+
+    def own(self) -> None:
+        """Count every file that is in the folder now as ours: another program has made them for us."""
+        self._journal.own(files.files_in(self.folder))
+
+    def require(self, nbytes: int) -> None:
+        """Raise OutputError now if the disk cannot hold `nbytes` more than what is already written."""
+        needed, free = nbytes - self._on_disk() + SLACK, shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OutputError(
+                f"{self.out}: {_gigabytes(free)} free on this disk",
+                expected=f"{_gigabytes(needed)}",
+                do="free some space, or choose an --out on another disk",
+            )
+
+    def adopt(self, source: Path, name: str) -> None:
+        """Put a copy of a file of another output into the folder, as `name`. It shares the other's room on a disk that
+        can do that."""
+        self.require(self._on_disk() + source.stat().st_size)
+        files.copy(source, self.path(name))
+
+    def state(self, name: str = STATE) -> dict[str, Tensor]:
+        """Tensors that an interrupted run kept: those that the next layer starts from, or others by their name."""
+        return self._kept.get(name, {})
+
+    def mark(self, next_layer: int, state: Mapping[str, Tensor] | None = None) -> None:
+        """Note that all layers before `next_layer` are done and on the disk, with what the next one starts from."""
+        self._journal.mark(next_layer, state)
+        self.next_layer = next_layer
+
+    def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Note more tensors, for `state(name)` to find. name: of letters."""
+        self._journal.keep(name, tensors)
+
+    def forget(self) -> None:
+        """Remove the folder: what was made in it is of no more use."""
+        self._journal.remove()
+
+    def _begin(self) -> None:
+        self._journal.open()
+        self._kept = self._journal.restore()
+        self.next_layer = self._journal.marks[0].next_layer
+        if self._journal.note:
+            log.warning("%s: %s", self.out, self._journal.note)
+        files.make_folder(self.folder)
+
+    def _on_disk(self) -> int:
+        return sum((self.folder / name).lstat().st_blocks * 512 for name in files.files_in(self.folder))
+
+
+def forget(out: str | Path) -> None:
+    """Remove what an interrupted step that makes `out` has kept, if anything."""
+    room = Workroom(out, "", {})
+    if room.folder.parent.exists():
+        with room:
+            room.forget()
+
+
+def _real(out: str | Path) -> Path:
+    """The place that a user names, with links followed. Raises OutputError for what can be no name."""
+    try:
+        found = Path(os.path.realpath(out))
+        os.fsencode(found)
+    except (ValueError, OSError) as error:  # NUL, lone surrogates, links in a circle
+        raise OutputError(f"--out {str(out)!r}: no name for a file", do="choose another --out") from error
+    if not found.name:
+        raise OutputError(f"--out {str(out)!r}: the root folder", expected="a place in it", do="choose another --out")
+    return found
+
+
+def _gigabytes(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB"
