@@ -27,11 +27,15 @@ from torch import Tensor
 from smoothquant import files
 from smoothquant.artifacts.safetensors_files import CODES, as_bytes
 from smoothquant.digests import Stamp, check_unchanged, combined, remembered
+from smoothquant.elsewhere import refuse_other_folder
 from smoothquant.errors import CheckpointError, raise_refusal
 from smoothquant.files import is_within
 from smoothquant.sidecars import digest_of_sidecars
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+# Ends of names of tensors that old releases saved with the weights and that follow from config.json: nobody reads them.
+BUFFERS = (".inv_freq", ".cos_cached", ".sin_cached", ".position_ids", ".masked_bias")
+LARGEST_JSON = 64 * 2**20  # bytes; the index of the largest published models has some 10 MB
 READERS = 2  # threads that take digests of the tensors: each takes about 1.5 GB/s
 
 
@@ -71,6 +75,7 @@ class Checkpoint:
                 expected="a Hugging Face model folder",
                 do="check the path, or download the model first: hf download ORG/MODEL --local-dir DIR",
             )
+        refuse_other_folder(self.folder)
         self.config: dict = _read_json(self.folder / "config.json", "a Hugging Face model folder holds a config.json")
         self._quantization = self.config.pop("quantization_config", None)
         self._bin_shard: tuple[Path, dict[str, Tensor]] | None = None
@@ -199,7 +204,7 @@ class Checkpoint:
             for name in sorted(set(promised.values())) or [single.name]:
                 self._index_shard(self.folder / name)
             for name, file in promised.items():
-                if name not in self.tensors:
+                if name not in self.tensors and not name.endswith(BUFFERS):
                     raise _broken(self.folder / file, f"tensor {name} is missing, though {index.name} promises it")
             return
         raise CheckpointError(
@@ -228,6 +233,8 @@ class Checkpoint:
             raise _broken(file, f"truncated or corrupt ({error})", error) from error
 
     def _add(self, name: str, info: TensorInfo, dtype: str) -> None:
+        if name.endswith(BUFFERS):
+            return
         if info.dtype not in DTYPES.values() and self._quantization is not None:
             raise CheckpointError(
                 f"{info.file}: quantized weights ({self._quantizer}; tensor {name} has dtype {dtype})",
@@ -259,6 +266,8 @@ class Checkpoint:
 def _read_json(path: Path, why: str) -> dict:
     if path.exists() and not path.is_file():  # a FIFO would never end, /dev/zero never either
         raise _broken(path, "no regular file")
+    if path.exists() and path.stat().st_size > LARGEST_JSON:
+        raise _broken(path, f"{path.stat().st_size} bytes, more than any {path.name} has")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

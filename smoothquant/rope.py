@@ -72,7 +72,14 @@ def rotary(config: Mapping, head_dim: int, theta: float = 10000.0) -> Attention:
         positions=positions,
         original=beside or within or positions,
     )
-    return SCALINGS[kind](rope)
+    try:
+        return SCALINGS[kind](rope)
+    except KeyError as error:
+        raise CheckpointError(
+            f"config.json: the rotary embeddings are of type {kind!r} and have no {error.args[0]}",
+            expected="all numbers of the type",
+            do=f'add "{error.args[0]}" beside rope_type (the model card names it), or set rope_scaling to null',
+        ) from error
 
 
 def _kind(numbers: Mapping) -> str:
@@ -98,10 +105,10 @@ def _kind(numbers: Mapping) -> str:
 def _theta(config: Mapping, rope: Mapping, default: float) -> float:
     """The base of the frequencies, which either spelling may name."""
     named = [value for value in (rope.get("rope_theta"), config.get("rope_theta")) if value is not None]
-    if len(set(named)) > 1 or not all(value > 0 for value in named):
+    if len(set(named)) > 1:
         raise CheckpointError(
             f"config.json: rope_theta is {' and '.join(map(str, named))}",
-            expected="one number above 0",
+            expected="one number",
             do="restore the config.json that came with the weights",
         )
     return named[0] if named else default
@@ -122,6 +129,12 @@ def _linear(rope: Rope) -> Attention:
 def _llama3(rope: Rope) -> Attention:
     inv_freq, numbers = rope.inv_freq, rope.numbers
     low, high, factor = numbers["low_freq_factor"], numbers["high_freq_factor"], numbers["factor"]
+    if not low < high:
+        raise CheckpointError(
+            f"config.json: low_freq_factor is {low} and high_freq_factor is {high}",
+            expected="a higher one for high frequencies",
+            do="restore the config.json that came with the weights",
+        )
     wavelength = 2 * math.pi / inv_freq
     blend = ((rope.original / wavelength - low) / (high - low)).clamp(0, 1)  # 0: long waves, slowed; 1: short, kept
     return _attention((1 - blend) * inv_freq / factor + blend * inv_freq)

@@ -28,6 +28,8 @@ from smoothquant.layers import float_layer
 from smoothquant.model import Model
 
 TOLERANCE = 1e-4  # of the spread of the logits
+# What transformers raises for a config that it cannot run.
+REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 CHUNK = ORIGINAL + 6  # tokens of the first chunk: more than a window, and than the original length
 GAIN = 2.0  # standard deviation of a linear's outputs, for inputs of 1
 # What transformers chooses, and its plainest. In 5.23 the latter adds a Falcon's ALiBi twice; in 4.56 the former drops
@@ -100,7 +102,7 @@ def save_theirs(
                 first = model(sample()[:, :CHUNK], use_cache=True)
                 second = model(sample()[:, CHUNK:], past_key_values=first.past_key_values, use_cache=True)
             model.save_pretrained(folder)
-        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
+        except REFUSALS as error:
             told = " ".join(str(error).split())
             raise CheckpointError(
                 f"transformers' {theirs.model.__name__} cannot run with this config.json ({told})",

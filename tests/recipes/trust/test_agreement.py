@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging import version
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from recipes import falcon, llama, qwen
@@ -22,7 +24,7 @@ from smoothquant.errors import CheckpointError, UserError
 from smoothquant.family import Family, Geometry
 from tests import zoo
 from tests.models import save_llama, save_tokenizer
-from tests.zoo import COMMON, ZOO
+from tests.zoo import COMMON, LLAMA3, ZOO
 from tests.zoo.hub_configs import CONFIGS
 
 BY_TYPE = {kind: family for family in FAMILIES for kind in family.model_types}
@@ -273,7 +275,27 @@ def test_keys_that_change_nothing_are_passed_over(layout: str, changes: dict, tm
             {"rope_parameters": ZOO["llama-scaled"].numbers["rope_parameters"] | {"extra": 3}},
             "extra is 3",
         ),
-        ("phi3", {"sliding_window": 0}, "Phi3ForCausalLM cannot run with this config"),
+        ("phi3", {"sliding_window": 0}, "sliding_window is 0; expected a whole number from 1"),
+        ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps is Infinity; expected a number from 0 to 1"),
+        ("llama", {"rms_norm_eps": float("nan")}, "rms_norm_eps is NaN; expected a number"),
+        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; expected a whole number from 1 to"),
+        ("llama", {"hidden_size": "64"}, 'hidden_size is "64"; expected a whole number'),
+        ("llama", {"num_attention_heads": None}, "num_attention_heads is null; expected a whole number"),
+        ("llama", {"num_attention_heads": True}, "num_attention_heads is true; expected a whole number"),
+        ("llama", {"hidden_act": ["silu"]}, r'hidden_act is \["silu"\]; expected a name'),
+        (
+            "llama",
+            {"rope_parameters": {"rope_theta": 0}},
+            r"rope_parameters\.rope_theta is 0; expected a number above 0",
+        ),
+        ("llama", {"layer_types": ["sliding_attention"] * 2}, "layer_types"),
+        ("mistral", {"layer_types": ["full_attention"] * 2}, "layer_types"),
+        ("llama", {"pad_token_id": 288}, "cannot run with this config.json .*[Pp]adding"),
+        (
+            "llama-scaled",
+            {"rope_parameters": LLAMA3 | {"low_freq_factor": 9.0}},
+            "low_freq_factor is 9.0 and high_freq",
+        ),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ],
 )
@@ -288,6 +310,18 @@ def test_the_older_spelling_of_rope_goes_before_the_newer(tmp_path: Path) -> Non
     plain = open_model(zoo.save("llama", tmp_path)).geometry.attention[0].inv_freq
     scaled = open_model(configured(tmp_path, rope_scaling={"rope_type": "linear", "factor": 2.0}))
     assert scaled.geometry.attention[0].inv_freq == tuple(value / 2 for value in plain)
+
+
+def test_llama3_without_its_original_length_is_as_in_transformers(tmp_path: Path) -> None:
+    """transformers 5 takes max_position_embeddings; an earlier one refuses, and so do we then."""
+    rope = {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"}
+    folder = configured(zoo.save("llama-scaled", tmp_path), rope_parameters=rope, max_position_embeddings=64)
+    whole = configured(zoo.save("llama-scaled", tmp_path / "whole"), max_position_embeddings=64)
+    if version.parse(transformers.__version__) >= version.parse("5"):
+        assert open_model(folder).geometry == open_model(whole).geometry
+    else:
+        with pytest.raises(CheckpointError, match="cannot run with this config"):
+            open_model(folder)
 
 
 def test_both_spellings_of_a_falcon_are_one(tmp_path: Path) -> None:
