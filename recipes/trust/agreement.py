@@ -35,7 +35,10 @@ GAIN = 2.0  # standard deviation of a linear's outputs, for inputs of 1
 # What transformers chooses, and its plainest. In 5.23 the latter adds a Falcon's ALiBi twice; in 4.56 the former drops
 # a Gemma 2's cap of the scores. A record is right if either of them says so.
 ATTENTION = (None, "eager")
-CORRECT = "correct the record (recipes/README.md says what its fields mean)"
+CORRECT = (
+    "restore the config.json that came with the weights, or correct the record (recipes/README.md says what its fields "
+    "mean)"
+)
 EMBEDDED = 0.02  # root mean square of what the first layer reads: small, so that a norm's epsilon shows
 
 
