@@ -140,11 +140,11 @@ class Harness:
         words = [str(self._file(word)) for word in words]
 
         def run() -> int:
-            from builders.validate import run as validation
             from recipes.cli import main
-            from smoothquant import hidden, sweep
+            from smoothquant import digests, hidden, workroom
 
-            sweep.KEEP_EVERY = validation.KEEP_EVERY = -1.0  # keep the state after every layer
+            workroom.KEEP_EVERY = -1.0  # keep the state after every layer
+            digests.GRAIN = 0  # remember every digest, however soon: else operations depend on the machine's pace
             hidden.IN_MEMORY = 0 if scenario.mapped else hidden.IN_MEMORY
             self.place.mkdir(exist_ok=True)
             os.chdir(self.place)

@@ -20,6 +20,7 @@ from exporters.huggingface import W8A8Writer
 from exporters.trtllm import MODES, Mode, Ranks, TrtllmWriter
 from exporters.trtllm.decoders import DECODERS
 from recipes.families import open_model
+from smoothquant import workroom
 from smoothquant.artifacts.manifest import TrtllmOptions
 from smoothquant.errors import ContractError
 from smoothquant.outputs import load_manifest
@@ -250,7 +251,10 @@ def test_smoothers(source: Source, tmp_path: Path) -> None:
             assert smoother.half().float().equal(smoother)
 
 
-def test_interrupted_export_goes_on_and_is_the_same(source: Source, tmp_path: Path) -> None:
+def test_interrupted_export_goes_on_and_is_the_same(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workroom, "KEEP_EVERY", -1.0)
     source = replace(source, settings=SmoothingSettings(0.5, shared_cache_scale=True))
     options = {"mode": with_cache(STATIC, "int8"), "ranks": Ranks(2, 2)}
     export(source, [TrtllmWriter(tmp_path / "whole", **options)])
