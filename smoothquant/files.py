@@ -23,7 +23,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TextIO
 
-from smoothquant.errors import OutputError, raise_refusal
+from smoothquant.errors import CheckpointError, OutputError
+from smoothquant.values import read_object
 
 Piece = tuple[int, memoryview]  # offset in a file, and what is written there
 
@@ -159,11 +160,9 @@ def write_json(path: Path, content: Mapping) -> None:
 def read_json(path: Path) -> dict:
     """A JSON object, or {} if there is none to read. OSError for one that the machine does not let us read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise_refusal(error, path)
+        return read_object(path)
+    except CheckpointError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def open_log(path: Path) -> TextIO:

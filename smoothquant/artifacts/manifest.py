@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from smoothquant.artifacts.record import as_json, read
+from smoothquant.config_keys import FEW, LAYERS, POSITIONS, SIZE
 from smoothquant.errors import UserError
 from smoothquant.scheme import Scheme
 from smoothquant.settings import SmoothingSettings
@@ -38,14 +39,14 @@ class Promise:
 class ModelFacts:
     """The numbers of a model. cache_window: the number of newest keys that any layer reads; None for all keys."""
 
-    hidden_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_positions: int
-    cache_window: int | None
+    hidden_size: Annotated[int, SIZE]
+    layers: Annotated[int, LAYERS]
+    heads: Annotated[int, FEW]
+    kv_heads: Annotated[int, FEW]
+    head_dim: Annotated[int, FEW]
+    vocab_size: Annotated[int, SIZE]
+    max_positions: Annotated[int, POSITIONS]
+    cache_window: Annotated[int, POSITIONS] | None
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class TrtllmOptions:
 
     quant_algo: str
     dtype: str
-    tp: int
-    pp: int
+    tp: Annotated[int, FEW]
+    pp: Annotated[int, FEW]
     trtllm_version: str
 
 

@@ -70,6 +70,11 @@ def test_json_is_read_or_empty(tmp_path: Path) -> None:
     for content in (b"[1]", b'{"a": 1', b"\xff\xfe", b"[" * 100_000, b""):
         path.write_bytes(content)
         assert files.read_json(path) == {}
+    os.truncate(path, 2**40)  # it takes no room
+    assert files.read_json(path) == {}
+    path.unlink()
+    os.mkfifo(path)  # it would never end
+    assert files.read_json(path) == {}
 
 
 @pytest.mark.parametrize("reflink", [True, False])

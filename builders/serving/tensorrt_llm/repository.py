@@ -23,9 +23,11 @@ from builders.serving.tensorrt_llm import models
 from builders.serving.tensorrt_llm.models import Serving
 from builders.tensorrt_llm.format.releases import IMAGE, serve_backend, triton_image
 from exporters.trtllm.versions import FIRST, LAST, builds_engines
+from smoothquant.config_keys import FEW
 from smoothquant.errors import UserError
 from smoothquant.files import read_json, write_text
 from smoothquant.outputs import TOP_MANIFEST, check_content, is_output, load_manifest
+from smoothquant.values import OBJECT
 from smoothquant.workspace import Workspace
 
 STEP = "serve-config"
@@ -45,6 +47,7 @@ kv_cache_config:  # takes the place of what the options say of the cache
   enable_block_reuse: false
 enable_chunked_prefill: false
 """
+AGAIN = "build it again"
 
 
 @dataclass(frozen=True)
@@ -88,15 +91,15 @@ def read_engine(folder: Path) -> BuiltEngine:
     version = str(content.get("version"))
     if not builds_engines(version):
         known = f"{FIRST} to {LAST}"
-        raise UserError(f"{folder}: built by TensorRT-LLM {version}", expected=known, do="build it again")
-    mapping = model.get("mapping") or {}
-    return BuiltEngine(
-        version=version,
-        tp=mapping.get("tp_size", 1),
-        pp=mapping.get("pp_size", 1),
-        batch=build.get("max_batch_size") or 1,
-        paged_context=bool((build.get("plugin_config") or {}).get("use_paged_context_fmha")),
-    )
+        raise UserError(f"{folder}: built by TensorRT-LLM {version}", expected=known, do=AGAIN)
+    mapping, plugins = model.get("mapping") or {}, build.get("plugin_config") or {}
+    batch = build.get("max_batch_size") or 1
+    OBJECT.check(mapping, f"{folder}/config.json: pretrained_config.mapping", AGAIN)
+    OBJECT.check(plugins, f"{folder}/config.json: build_config.plugin_config", AGAIN)
+    tp, pp = mapping.get("tp_size", 1), mapping.get("pp_size", 1)
+    for name, number in {"tp_size": tp, "pp_size": pp, "max_batch_size": batch}.items():
+        FEW.check(number, f"{folder}/config.json: {name}", AGAIN)
+    return BuiltEngine(version, tp, pp, batch, paged_context=bool(plugins.get("use_paged_context_fmha")))
 
 
 def write_repository(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import pytest
 
 from smoothquant.artifacts.record import as_json, read
 from smoothquant.errors import UserError
+from smoothquant.values import whole
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Outer:
     inner: tuple[Inner, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
     limit: float | Mapping[str, float] | None = 1.0
+    layers: Annotated[int, whole(1, 9)] | None = None
 
 
 WHOLE = Outer(3, True, (Inner(1.5), Inner(2.0, "two")), {"a": 1})
@@ -40,18 +43,20 @@ def test_there_and_back() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"more": 1}, "here: unknown key 'more'; expected one of count, flag, inner, sizes"),
-        ({"count": None}, "here.count: null; expected of type int"),
-        ({"count": True}, "here.count: true; expected of type int"),
-        ({"count": 1.5}, "here.count: 1.5; expected of type int"),
-        ({"flag": 1}, "here.flag: 1; expected of type bool"),
+        ({"more": 1}, "here: unknown key 'more'; expected one of count, flag, inner, sizes, limit, layers"),
+        ({"count": None}, "here.count: null; expected a whole number"),
+        ({"count": True}, "here.count: true; expected a whole number"),
+        ({"count": 1.5}, "here.count: 1.5; expected a whole number"),
+        ({"flag": 1}, "here.flag: 1; expected true or false"),
         ({"inner": {}}, "here.inner: {}; expected a list"),
         ({"inner": [{"number": 1.0}, {}]}, "here.inner[1]: key 'number' is missing; expected all of number, name"),
-        ({"inner": [{"number": "1"}]}, 'here.inner[0].number: "1"; expected of type float'),
-        ({"sizes": {"a": "b"}}, 'here.sizes.a: "b"; expected of type int'),
+        ({"inner": [{"number": "1"}]}, 'here.inner[0].number: "1"; expected a number'),
+        ({"sizes": {"a": "b"}}, 'here.sizes.a: "b"; expected a whole number'),
+        ({"layers": 10}, "here.layers: 10; expected a whole number from 1 to 9"),
+        ({"layers": "4"}, 'here.layers: "4"; expected a whole number from 1 to 9'),
         ({"sizes": []}, "here.sizes: []; expected an object"),
         ({"limit": "1"}, 'here.limit: "1"; expected an object'),
-        ({"limit": {"a": "b"}}, 'here.limit.a: "b"; expected of type float'),
+        ({"limit": {"a": "b"}}, 'here.limit.a: "b"; expected a number'),
     ],
 )
 def test_what_does_not_fit(changes: dict, said: str) -> None:
