@@ -13,7 +13,7 @@ from typing import Any
 
 from act_scales.rows import Conversation
 from smoothquant.errors import UserError, raise_refusal
-from smoothquant.files import read_json
+from smoothquant.reading import read_json
 
 RESTORE = "copy tokenizer.json and tokenizer_config.json from where the model came from"
 SAVED_BY_5 = "TokenizersBackend"  # the class that transformers 5 names for what any reads from tokenizer.json

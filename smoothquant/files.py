@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TextIO
 
-from smoothquant.errors import OutputError, raise_refusal
+from smoothquant.errors import OutputError
 
 Piece = tuple[int, memoryview]  # offset in a file, and what is written there
 
@@ -154,16 +154,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Mapping) -> None:
     """Write a JSON object so that it is there whole or not at all."""
     write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object, or {} if there is none to read. OSError for one that the machine does not let us read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise_refusal(error, path)
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def open_log(path: Path) -> TextIO:

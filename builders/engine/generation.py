@@ -16,7 +16,7 @@ from torch import Tensor
 
 from builders.engine.protocol import Engine
 from smoothquant.errors import UserError
-from smoothquant.files import read_json
+from smoothquant.reading import read_object
 
 
 class Decoding(ABC):
@@ -115,9 +115,13 @@ def end_tokens(folder: Path) -> set[int]:
 
 
 def named_tokens(folder: Path) -> dict:
-    """config.json's keys with what generation_config.json says of them; null says nothing."""
-    said = read_json(folder / "generation_config.json")
-    return read_json(folder / "config.json") | {key: value for key, value in said.items() if value is not None}
+    """config.json's keys with what generation_config.json says of them; null says nothing. Raises UserError for a file
+    that is no JSON object."""
+    config, said = (
+        read_object(path, do="copy it from where the model came from") if path.exists() else {}
+        for path in (folder / "config.json", folder / "generation_config.json")
+    )
+    return config | {key: value for key, value in said.items() if value is not None}
 
 
 def pick(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:

@@ -32,9 +32,9 @@ from torch import Tensor
 from builders.engine.protocol import Engine
 from builders.transformers.linear_experts import PACKED, linear_experts
 from smoothquant.errors import MissingPackageError, UserError, raise_refusal
-from smoothquant.files import read_json
 from smoothquant.outputs import load_manifest
 from smoothquant.packages import require
+from smoothquant.reading import read_json
 
 OLDEST = "4.56"
 
@@ -76,7 +76,7 @@ class TransformersEngine(Engine):
 def _load(folder: Path, quantized: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
-    kind = read_json(folder / "config.json").get("model_type", "")
+    kind = str(read_json(folder / "config.json").get("model_type", ""))
     experts = linear_experts(kind) if quantized and kind in PACKED else contextlib.nullcontext()
     load: Any = AutoModelForCausalLM.from_pretrained  # its result depends on output_loading_info
     try:

@@ -24,8 +24,9 @@ from builders.serving.tensorrt_llm.models import Serving
 from builders.tensorrt_llm.format.releases import IMAGE, serve_backend, triton_image
 from exporters.trtllm.versions import FIRST, LAST, builds_engines
 from smoothquant.errors import UserError
-from smoothquant.files import read_json, write_text
+from smoothquant.files import write_text
 from smoothquant.outputs import TOP_MANIFEST, check_content, is_output, load_manifest
+from smoothquant.reading import read_json
 from smoothquant.workspace import Workspace
 
 STEP = "serve-config"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from builders.tensorrt_llm.format.config import CheckpointConfig, parse
 from builders.tensorrt_llm.format.findings import CONFIG, errors
 from builders.tensorrt_llm.format.rules import config_findings
 from smoothquant.errors import CheckpointError, raise_refusal
-from smoothquant.files import read_json
+from smoothquant.reading import read_json, read_object
 
 DTYPES: Mapping[str, torch.dtype] = {
     "I8": torch.int8,
@@ -44,20 +43,13 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The object in config.json. Raises CheckpointError if it is missing or not JSON."""
-    path = folder / CONFIG
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise_refusal(error, path)
-        raise CheckpointError(
-            f"{path}: no such file", expected="a TensorRT-LLM checkpoint folder", do="check the path"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON ({error})", do="make the checkpoint again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: not a JSON object", do="make the checkpoint again")
-    return content
+    """The object in config.json. Raises CheckpointError if it is missing or not a JSON object."""
+    return read_object(
+        folder / CONFIG,
+        CheckpointError,
+        wanted="a TensorRT-LLM checkpoint folder",
+        do="check the path, or make the checkpoint again",
+    )
 
 
 def load_config(folder: Path) -> CheckpointConfig:
