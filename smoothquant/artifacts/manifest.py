@@ -15,14 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from smoothquant.artifacts.record import as_json, read
+from smoothquant.artifacts.record import Between, as_json, read
 from smoothquant.errors import UserError
 from smoothquant.scheme import Scheme
 from smoothquant.settings import SmoothingSettings
 
 T = TypeVar("T")
+# Bounds that hold every model many times over, and keep a number out of all proportion from being used for anything.
+Layers = Annotated[int, Between(1, 4096)]
+Size = Annotated[int, Between(1, 2**24)]  # channels, or rows
+Few = Annotated[int, Between(1, 2**16)]  # heads, channels of a head
+Positions = Annotated[int, Between(1, 2**40)]
 FIRST = ("model", "act_scales", "family", "max_positions")  # fields that reports show first
 
 
@@ -38,14 +43,14 @@ class Promise:
 class ModelFacts:
     """The numbers of a model. cache_window: the number of newest keys that any layer reads; None for all keys."""
 
-    hidden_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_positions: int
-    cache_window: int | None
+    hidden_size: Size
+    layers: Layers
+    heads: Few
+    kv_heads: Few
+    head_dim: Few
+    vocab_size: Size
+    max_positions: Positions
+    cache_window: Positions | None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Read JSON into frozen dataclasses, strictly, and write it back.
 
 An unknown key, a missing key and a value of another type are errors that name the place. A field with a default may be
-missing. The types may be str, int, float, bool, None, Any, unions, tuple[X, ...], Mapping[str, X] and records.
+missing. The types may be str, int, float, bool, None, Any, unions, tuple[X, ...], Mapping[str, X] and records, and
+Annotated[int, Between(low, high)], which also bounds the number.
 """
 
 from __future__ import annotations
@@ -11,12 +12,19 @@ import dataclasses
 import json
 import types
 from collections.abc import Mapping
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from smoothquant.errors import UserError
 
 T = TypeVar("T")
 DO = "make the folder again with this version"
+
+
+class Between(NamedTuple):
+    """The bounds of a number, themselves included."""
+
+    low: int
+    high: int
 
 
 def read(kind: type[T], content: object, where: str) -> T:
@@ -36,6 +44,10 @@ def _read(kind: Any, content: object, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _record(kind, content, where)
     origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        found, bounds = _read(parts[0], content, where), kind.__metadata__[0]
+        _expect(bounds.low <= found <= bounds.high, where, content, f"{bounds.low} to {bounds.high}")
+        return found
     if origin in (Union, types.UnionType):
         if content is None and type(None) in parts:
             return None
@@ -64,7 +76,7 @@ def _record(kind: Any, content: object, where: str) -> Any:
     for name, field in fields.items():
         if name not in content and field.default is unset and field.default_factory is unset:
             raise UserError(f"{where}: key {name!r} is missing", expected=f"all of {', '.join(fields)}", do=DO)
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     return kind(**{name: _read(hints[name], value, f"{where}.{name}") for name, value in content.items()})
 
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Annotated, Any
 
 from builders.serving import pbtxt
 from builders.serving.pbtxt import Message
@@ -23,6 +24,7 @@ from builders.serving.tensorrt_llm import models
 from builders.serving.tensorrt_llm.models import Serving
 from builders.tensorrt_llm.format.releases import IMAGE, serve_backend, triton_image
 from exporters.trtllm.versions import FIRST, LAST, builds_engines
+from smoothquant.artifacts.record import Between, read
 from smoothquant.errors import UserError
 from smoothquant.files import write_text
 from smoothquant.outputs import TOP_MANIFEST, check_content, is_output, load_manifest
@@ -48,6 +50,10 @@ enable_chunked_prefill: false
 """
 
 
+Ranks = Annotated[int, Between(1, 1024)]
+Batch = Annotated[int, Between(1, 2**20)]
+
+
 @dataclass(frozen=True)
 class BuiltEngine:
     """The facts about an engine from TensorRT-LLM's own config.json.
@@ -57,9 +63,9 @@ class BuiltEngine:
     """
 
     version: str
-    tp: int
-    pp: int
-    batch: int
+    tp: Ranks
+    pp: Ranks
+    batch: Batch
     paged_context: bool
 
     @property
@@ -79,8 +85,8 @@ class Handoff:
 def read_engine(folder: Path) -> BuiltEngine:
     """The facts about an engine. Raises UserError for another folder, or a version that is not served."""
     content = read_json(folder / "config.json")
-    model, build = content.get("pretrained_config"), content.get("build_config")
-    if not isinstance(model, dict) or not isinstance(build, dict):
+    model, build = (_object(content, key) for key in ("pretrained_config", "build_config"))
+    if not model or not build:
         raise UserError(
             f"{folder}: not a TensorRT-LLM engine (its config.json has no pretrained_config and build_config)",
             expected="a folder made by smoothquant build tensorrt-llm",
@@ -90,14 +96,21 @@ def read_engine(folder: Path) -> BuiltEngine:
     if not builds_engines(version):
         known = f"{FIRST} to {LAST}"
         raise UserError(f"{folder}: built by TensorRT-LLM {version}", expected=known, do="build it again")
-    mapping = model.get("mapping") or {}
-    return BuiltEngine(
-        version=version,
-        tp=mapping.get("tp_size", 1),
-        pp=mapping.get("pp_size", 1),
-        batch=build.get("max_batch_size") or 1,
-        paged_context=bool((build.get("plugin_config") or {}).get("use_paged_context_fmha")),
-    )
+    mapping = _object(model, "mapping")
+    facts = {
+        "version": version,
+        "tp": mapping.get("tp_size", 1),
+        "pp": mapping.get("pp_size", 1),
+        "batch": build.get("max_batch_size") or 1,
+        "paged_context": bool(_object(build, "plugin_config").get("use_paged_context_fmha")),
+    }
+    return read(BuiltEngine, facts, str(folder / "config.json"))
+
+
+def _object(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The object at a key; {} if something else is there."""
+    found = content.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def write_repository(

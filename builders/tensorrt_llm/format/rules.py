@@ -17,17 +17,19 @@ from builders.tensorrt_llm.format.engine_rules import ROPE_SCALINGS, engine_find
 from builders.tensorrt_llm.format.findings import FormatFinding, config_error, config_warning, errors
 
 REQUIRED = ("architecture", "dtype", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-POSITIVE = (  # optional integers
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_size",
-    "intermediate_size",
-    "max_position_embeddings",
-    "rotary_embedding_dim",
-)
+SIZE, FEW = 2**24, 2**16
+LARGEST: Mapping[str, int] = {  # optional integers: bounds far above every model, below what would fill the memory
+    "vocab_size": SIZE,
+    "hidden_size": SIZE,
+    "num_hidden_layers": 4096,
+    "num_attention_heads": FEW,
+    "num_key_value_heads": FEW,
+    "head_size": FEW,
+    "intermediate_size": SIZE,
+    "max_position_embeddings": 2**40,
+    "rotary_embedding_dim": FEW,
+}
+RANKS = 1024  # at most, of all kinds of parallelism together
 ACTIVATIONS = (  # ACT2FN of tensorrt_llm/functional.py
     "silu",
     "relu",
@@ -77,10 +79,11 @@ def _shape(content: Mapping) -> Iterator[FormatFinding]:
     for key in REQUIRED:
         if content.get(key) is None:
             yield config_error(key, "missing")
-    for key in POSITIVE:
+    for key, most in LARGEST.items():
         value = content.get(key)
-        if value is not None and (not _whole(value) or value < (0 if key == "rotary_embedding_dim" else 1)):
-            yield config_error(key, repr(value), "a positive whole number")
+        least = 0 if key == "rotary_embedding_dim" else 1
+        if value is not None and not (_whole(value) and least <= value <= most):
+            yield config_error(key, repr(value), f"a whole number from {least} to {most}")
     for key in ("mapping", "quantization", "moe", "rotary_scaling"):
         if not isinstance(content.get(key) or {}, Mapping):
             yield config_error(key, repr(content[key]), "an object")
@@ -91,8 +94,8 @@ def _shape(content: Mapping) -> Iterator[FormatFinding]:
     mapping = content.get("mapping")
     for key in ("world_size", "tp_size", "pp_size", "cp_size"):
         value = mapping.get(key, 1) if isinstance(mapping, Mapping) else 1
-        if not _whole(value) or value < 1:
-            yield config_error(f"mapping.{key}", repr(value), "a positive whole number")
+        if not _whole(value) or not 1 <= value <= RANKS:
+            yield config_error(f"mapping.{key}", repr(value), f"a whole number from 1 to {RANKS}")
     epsilon = content.get("norm_epsilon", 1e-5)
     if not isinstance(epsilon, (int, float)) or not 0 < epsilon < 1:
         yield config_error("norm_epsilon", repr(epsilon), "a small positive number")
@@ -162,8 +165,8 @@ def _numbers(content: Mapping) -> Iterator[FormatFinding]:
     world = mapping.get("world_size", tp * pp)
     if cp != 1:
         yield config_error("mapping.cp_size", f"{cp}", "1: SmoothQuant attention has no context parallelism")
-    if world != tp * pp * cp:
-        yield config_error("mapping.world_size", f"{world}", f"{tp * pp * cp}, tp_size x pp_size")
+    if world != tp * pp * cp or world > RANKS:
+        yield config_error("mapping.world_size", f"{world}", f"tp_size x pp_size, {tp * pp * cp}, at most {RANKS}")
     if content.get("head_size") is None and hidden % heads:
         yield config_error(
             "num_attention_heads", f"{heads}, hidden_size {hidden}", "heads that divide it, or head_size"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import pytest
 
-from smoothquant.artifacts.record import as_json, read
+from smoothquant.artifacts.record import Between, as_json, read
 from smoothquant.errors import UserError
 
 
@@ -24,6 +25,7 @@ class Outer:
     inner: tuple[Inner, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
     limit: float | Mapping[str, float] | None = 1.0
+    few: Annotated[int, Between(1, 9)] | None = None
 
 
 WHOLE = Outer(3, True, (Inner(1.5), Inner(2.0, "two")), {"a": 1})
@@ -32,6 +34,8 @@ WHOLE = Outer(3, True, (Inner(1.5), Inner(2.0, "two")), {"a": 1})
 def test_there_and_back() -> None:
     assert read(Outer, as_json(WHOLE), "here") == WHOLE
     assert read(Outer, {"count": 1, "flag": False}, "here") == Outer(1, False)
+    for few in (1, 9, None):
+        assert read(Outer, as_json(replace(WHOLE, few=few)), "here").few == few
     for limit in (2.0, {"a": 0.5}, None):
         assert read(Outer, as_json(replace(WHOLE, limit=limit)), "here").limit == limit
     assert read(Inner, {"number": 1}, "here") == Inner(1)  # JSON writes 1.0 as it likes
@@ -51,6 +55,9 @@ def test_there_and_back() -> None:
         ({"sizes": {"a": "b"}}, 'here.sizes.a: "b"; expected of type int'),
         ({"sizes": []}, "here.sizes: []; expected an object"),
         ({"limit": "1"}, 'here.limit: "1"; expected an object'),
+        ({"few": 0}, "here.few: 0; expected 1 to 9"),
+        ({"few": 2**40}, "here.few: 1099511627776; expected 1 to 9"),
+        ({"few": "1"}, 'here.few: "1"; expected of type int'),
         ({"limit": {"a": "b"}}, 'here.limit.a: "b"; expected of type float'),
     ],
 )
