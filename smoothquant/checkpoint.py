@@ -29,6 +29,7 @@ from smoothquant.artifacts.safetensors_files import CODES, as_bytes
 from smoothquant.digests import Stamp, check_unchanged, combined, remembered
 from smoothquant.errors import CheckpointError, raise_refusal
 from smoothquant.files import is_within
+from smoothquant.reading import read_object
 from smoothquant.sidecars import digest_of_sidecars
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
@@ -257,17 +258,9 @@ class Checkpoint:
 
 
 def _read_json(path: Path, why: str) -> dict:
-    if path.exists() and not path.is_file():  # a FIFO would never end, /dev/zero never either
-        raise _broken(path, "no regular file")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file", expected=why, do="check the path") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise _broken(path, f"is not readable JSON ({error})", error) from error
-    if not isinstance(content, dict):
-        raise _broken(path, "is not a JSON object")
-    return content
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file", expected=why, do="check the path")
+    return read_object(path, CheckpointError, wanted="a whole, readable file", do="download this file again")
 
 
 def _broken(file: Path, fault: str, error: Exception | None = None) -> CheckpointError:

@@ -35,15 +35,24 @@ def read_bytes(path: Path, *, most: int = LARGEST) -> bytes:
             raise
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise UserError(f"{path}: no regular file")
-        if found.st_size > most:
-            raise UserError(f"{path}: {found.st_size} bytes", expected=f"at most {most}")
+        _check_small(path, os.fstat(descriptor), most)
         with open(descriptor, "rb", closefd=False) as file:
             return file.read(most)
     finally:
         os.close(descriptor)
+
+
+def check_small(path: Path) -> None:
+    """Raise UserError if something is there that is no small file: before a library reads it."""
+    if path.exists():
+        _check_small(path, path.stat(), LARGEST)
+
+
+def _check_small(path: Path, found: os.stat_result, most: int) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{path}: no regular file", expected="a file")
+    if found.st_size > most:
+        raise UserError(f"{path}: {found.st_size} bytes", expected=f"at most {most}")
 
 
 def read_text(path: Path) -> str:

@@ -141,7 +141,7 @@ def malicious_bin(folder: Path) -> None:
 
 SPOILED = {
     "no config": (lambda folder: (folder / "config.json").unlink(), r"config\.json: no such file"),
-    "broken config": (lambda folder: (folder / "config.json").write_text("{"), "not readable JSON"),
+    "broken config": (lambda folder: (folder / "config.json").write_text("{"), "not JSON"),
     "config is a list": (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
     "config lacks a number": (configure(hidden_size=None), "cannot read the numbers of a llama .*hidden_size"),
     "heads do not divide": (configure(num_attention_heads=3), "3 attention heads over 2 kv heads"),
