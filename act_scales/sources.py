@@ -10,7 +10,6 @@ A dataset needs its `hf:`, so that a mistyped path never becomes a download. Row
 from __future__ import annotations
 
 import codecs
-import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any
 from act_scales.rows import Conversation, read_row
 from smoothquant.errors import UserError, raise_refusal
 from smoothquant.packages import require
+from smoothquant.reading import parse_json
 
 Document = Iterable[str] | Conversation  # the text of one document, in parts; or turns, which become a text later
 CHUNK = 1 << 16  # characters, or compressed bytes, read at a time
@@ -86,11 +86,9 @@ def _json_lines(lines: Iterable[str], path: Path) -> Iterator[tuple[Any, str]]:
             continue
         where = f"{path} line {number}"
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise UserError(f"{where}: not JSON ({error})", expected="one JSON object per line") from error
-        except RecursionError as error:
-            raise UserError(f"{where}: JSON nested too deep to read", expected="one JSON object per line") from error
         yield row, where
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from act_scales.rows import Conversation
 from smoothquant.errors import UserError, raise_refusal
-from smoothquant.files import read_json
+from smoothquant.reading import check_small, read_json
+from smoothquant.sidecars import SIDECARS
 
 RESTORE = "copy tokenizer.json and tokenizer_config.json from where the model came from"
 SAVED_BY_5 = "TokenizersBackend"  # the class that transformers 5 names for what any reads from tokenizer.json
@@ -30,6 +31,8 @@ def load_tokenizer(folder: str | Path) -> Any:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder", expected="a model folder with its tokenizer")
+    for name in SIDECARS:
+        check_small(folder / name)
     kind: Any = AutoTokenizer
     if PreTrainedTokenizerFast.__name__ != SAVED_BY_5 and _saved_class(folder) == SAVED_BY_5:
         kind = PreTrainedTokenizerFast  # transformers 4, in which this is the name

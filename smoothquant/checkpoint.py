@@ -30,8 +30,9 @@ from smoothquant.digests import Stamp, check_unchanged, combined, remembered
 from smoothquant.elsewhere import refuse_other_folder
 from smoothquant.errors import CheckpointError, raise_refusal
 from smoothquant.files import is_within
+from smoothquant.reading import read_object
 from smoothquant.sidecars import digest_of_sidecars
-from smoothquant.values import NAME, Expectation, read_object
+from smoothquant.values import NAME, Expectation
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 # Ends of names of tensors that old releases saved with the weights and that follow from config.json: nobody reads them.
@@ -80,9 +81,7 @@ class Checkpoint:
                 do="check the path, or download the model first: hf download ORG/MODEL --local-dir DIR",
             )
         refuse_other_folder(self.folder)
-        self.config: dict = read_object(
-            self.folder / "config.json", missing="a Hugging Face model folder, which holds a config.json"
-        )
+        self.config: dict = _read_json(self.folder / "config.json")
         self._quantization = self.config.pop("quantization_config", None)
         self._bin_shard: tuple[Path, dict[str, Tensor]] | None = None
         self.tensors: dict[str, TensorInfo] = {}
@@ -198,7 +197,7 @@ class Checkpoint:
                 if index.exists():
                     self._stale = f"{index} is passed over, since {single.name} is there"
             elif index.exists():
-                promised = read_object(index).get("weight_map", {})
+                promised = _read_json(index).get("weight_map", {})
                 WEIGHT_MAP.check(promised, f"{index}: weight_map")
                 outside = [name for name in promised.values() if not is_within(name)]
                 if outside:
@@ -265,6 +264,10 @@ class Checkpoint:
                 raise _broken(file, "is not a dict of tensors")
             self._bin_shard = (file, loaded)
         return self._bin_shard[1]
+
+
+def _read_json(path: Path) -> dict:
+    return read_object(path, CheckpointError, wanted="a whole, readable file", do="download this file again")
 
 
 def _broken(file: Path, fault: str, error: Exception | None = None) -> CheckpointError:

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from smoothquant import cache, files
 from smoothquant.errors import UserError
+from smoothquant.reading import read_json
 
 T = TypeVar("T")
 
@@ -73,7 +74,7 @@ def remember(path: Path, digest: str) -> None:
 def _known(stamp: Stamp) -> dict:
     """What is remembered of a file with this stamp."""
     try:
-        found = files.read_json(_memory(stamp))
+        found = read_json(_memory(stamp))
     except OSError:  # a cache of somebody else's
         return {}
     return {key: found[key] for key in found if key != "stamp"} if found.get("stamp") == asdict(stamp) else {}

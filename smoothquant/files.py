@@ -23,8 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TextIO
 
-from smoothquant.errors import CheckpointError, OutputError
-from smoothquant.values import read_object
+from smoothquant.errors import OutputError
 
 Piece = tuple[int, memoryview]  # offset in a file, and what is written there
 
@@ -155,14 +154,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Mapping) -> None:
     """Write a JSON object so that it is there whole or not at all."""
     write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object, or {} if there is none to read. OSError for one that the machine does not let us read."""
-    try:
-        return read_object(path)
-    except CheckpointError:
-        return {}
 
 
 def open_log(path: Path) -> TextIO:

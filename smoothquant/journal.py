@@ -36,6 +36,7 @@ from smoothquant.artifacts.safetensors_files import save_tensors
 from smoothquant.artifacts.seal import opened, sealed
 from smoothquant.data_file import DataFile, Written
 from smoothquant.errors import OutputError, UserError
+from smoothquant.reading import parse_json, read_json
 
 END = ".smoothquant-work"
 OUTPUT, OLD, LOCK, NAMES = "output", "old", "lock", "names"
@@ -240,7 +241,7 @@ class Journal:
         found = []
         for path in (self.root / _journal(order) for order in (0, 1)):
             try:
-                found.append(read(Mark, opened(files.read_json(path)), "mark"))
+                found.append(read(Mark, opened(read_json(path)), "mark"))
             except UserError:
                 if path.exists():
                     self.note = "the last mark of an interrupted run is damaged; it goes on from the one before"
@@ -301,7 +302,7 @@ class Journal:
         path = self.root / NAMES
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
             try:
-                name = json.loads(line)
+                name = parse_json(line)
             except ValueError:
                 continue
             if isinstance(name, str):

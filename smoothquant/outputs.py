@@ -21,7 +21,8 @@ from smoothquant.artifacts.manifest import FileFacts, Manifest
 from smoothquant.artifacts.record import as_json, read
 from smoothquant.artifacts.seal import opened, sealed
 from smoothquant.errors import OutputError, UserError
-from smoothquant.files import files_in, is_within, read_json, write_json
+from smoothquant.files import files_in, is_within, write_json
+from smoothquant.reading import read_json
 
 OURS = "smoothquant"  # the subfolder of an output that holds what only this tool reads
 MANIFEST = f"{OURS}/manifest.json"

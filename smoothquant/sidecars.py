@@ -8,6 +8,7 @@ from pathlib import Path
 from smoothquant import files
 from smoothquant.digests import combined
 from smoothquant.errors import CheckpointError
+from smoothquant.reading import check_small
 from smoothquant.workroom import Workroom
 
 SIDECARS = (
@@ -28,11 +29,12 @@ def sidecar(folder: Path, name: str) -> Path | None:
     """A small file of a model folder, which others copy; None if the folder has no such file.
 
     Raises CheckpointError for a link that leaves the folder: what it names is not the model's. (The Hub's cache links
-    from snapshots/REVISION into blobs/, which belongs to the model.)
+    from snapshots/REVISION into blobs/, which belongs to the model.) UserError for a file that is not small.
     """
     path, real = folder / name, Path(os.path.realpath(folder / name))
     if not path.is_file():
         return None
+    check_small(path)
     home = Path(os.path.realpath(folder))
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     if not any(real.is_relative_to(place) for place in (home, blobs)):

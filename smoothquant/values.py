@@ -1,7 +1,6 @@
-"""Read JSON that somebody else may have written: an object in a file, and the type and the range of its values.
+"""The type and the range of values in JSON that somebody else may have written.
 
-Everything that is read from JSON is checked here, so that a wrong value is one line that names it and says what is
-expected.
+A wrong value is one line that names it and says what is expected. Files are read by `smoothquant.reading`.
 """
 
 from __future__ import annotations
@@ -9,12 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from smoothquant.errors import CheckpointError, raise_refusal
+from smoothquant.errors import CheckpointError
 
-LARGEST = 64 * 2**20  # bytes of a file; the index of the largest published models has some 10 MB
 RESTORE = "restore the file that came with the weights"
 
 
@@ -74,28 +71,3 @@ OBJECT = Expectation("an object", lambda value: isinstance(value, dict))
 LIST = Expectation("a list", lambda value: isinstance(value, list))
 WHOLE = Expectation("a whole number", lambda value: type(value) is int)
 NUMBER = Expectation("a number", lambda value: type(value) in (int, float))
-
-
-def read_object(path: Path, *, missing: str = "a JSON file", do: str = "download this file again") -> dict:
-    """The object in a JSON file. missing: what should be there. do: what a user can do about a broken one.
-
-    Raises CheckpointError for everything else, OSError for a file that the machine does not let us read.
-    """
-
-    def broken(fault: str) -> CheckpointError:
-        return CheckpointError(f"{path}: {fault}", expected="a whole, readable file", do=do)
-
-    try:
-        if path.exists() and not path.is_file():  # a FIFO would never end, /dev/zero never either
-            raise broken("no regular file")
-        if path.exists() and path.stat().st_size > LARGEST:
-            raise broken(f"{path.stat().st_size} bytes, more than any {path.name} has")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file", expected=missing, do="check the path") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise_refusal(error, path)
-        raise broken(f"not readable JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise broken("not a JSON object")
-    return content

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from builders.engine.protocol import Engine
 from smoothquant.errors import UserError
-from smoothquant.files import read_json
+from smoothquant.reading import read_object
 from smoothquant.values import Expectation, listed, whole
 
 TOKEN = whole(-1, 2**31 - 1)  # old configs say -1 for none
@@ -123,9 +123,10 @@ def named_tokens(folder: Path) -> dict[str, Any]:
     """
     found: dict[str, Any] = dict.fromkeys(TOKENS)
     for name in ("config.json", "generation_config.json"):
-        content = read_json(folder / name)
+        path, again = folder / name, "copy this file from where the model came from"
+        content = read_object(path, do=again) if path.exists() else {}
         for key, rule in TOKENS.items():
-            rule.check(content.get(key), f"{folder / name}: {key}", "copy this file from where the model came from")
+            rule.check(content.get(key), f"{path}: {key}", again)
             found[key] = found[key] if content.get(key) is None else content[key]
     return found
 

@@ -32,9 +32,9 @@ from torch import Tensor
 from builders.engine.protocol import Engine
 from builders.transformers.linear_experts import PACKED, linear_experts
 from smoothquant.errors import MissingPackageError, UserError, raise_refusal
-from smoothquant.files import read_json
 from smoothquant.outputs import load_manifest
 from smoothquant.packages import require
+from smoothquant.reading import read_json
 from smoothquant.values import NAME
 
 OLDEST = "4.56"

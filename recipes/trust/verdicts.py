@@ -18,8 +18,9 @@ from pathlib import Path
 import recipes
 import smoothquant
 from smoothquant import cache
-from smoothquant.files import make_folder, read_json, write_json
+from smoothquant.files import make_folder, write_json
 from smoothquant.outputs import versions
+from smoothquant.reading import read_json
 
 PACKAGES = ("python", "torch", "transformers")  # whose versions a verdict depends on
 

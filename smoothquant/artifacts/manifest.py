@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Annotated, Any, TypeVar
 
-from smoothquant.artifacts.record import as_json, read
+from smoothquant.artifacts.record import DO, as_json, read
 from smoothquant.config_keys import FEW, LAYERS, POSITIONS, SIZE
 from smoothquant.errors import UserError
 from smoothquant.scheme import Scheme
@@ -172,7 +172,11 @@ class Manifest:
     @property
     def origin(self) -> Origin:
         """The origin of the export, or of the export behind an engine. Raises UserError for other folders."""
-        return read(Origin, self.inputs.get("export", self.inputs), f"manifest of {self.step!r}: inputs")
+        where = f"manifest of {self.step!r}: inputs"
+        found = read(Origin, self.inputs.get("export", self.inputs), where)
+        if not found.schemes or not all(isinstance(step.get("name"), str) for step in found.steps):
+            raise UserError(f"{where}: no scheme, or a step without a name", expected="one graph or more", do=DO)
+        return found
 
     def inputs_as(self, record: type[T]) -> T:
         """The inputs, as the record that the step writes. Raises UserError for those of another step."""

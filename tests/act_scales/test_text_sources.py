@@ -69,7 +69,7 @@ def test_compressed_json_lines(tmp_path: Path) -> None:
         ),
         ('{"text": "half \\ud83d"}', r"line 3: half of a surrogate pair, '.ud83d'"),
         ('{"conversations": [{"from": "gpt", "value": "\\udc00"}]}', "line 3, field 'conversations': half of a surrog"),
-        ("[" * 100_000, "line 3: JSON nested too deep"),
+        ("[" * 100_000, r"line 3: not JSON \(nested too deep\)"),
         ('{"text": ' + "9" * 5000 + "}", "line 3: "),
     ],
 )

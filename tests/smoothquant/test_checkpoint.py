@@ -143,8 +143,8 @@ def malicious_bin(folder: Path) -> None:
 
 
 SPOILED = {
-    "no config": (lambda folder: (folder / "config.json").unlink(), r"config\.json: no such file, though"),
-    "broken config": (lambda folder: (folder / "config.json").write_text("{"), "not readable JSON"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), r"config\.json: no such file"),
+    "broken config": (lambda folder: (folder / "config.json").write_text("{"), "not JSON"),
     "config is a list": (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
     "config lacks a number": (configure(hidden_size=None), "cannot read the numbers of a llama .*hidden_size"),
     "heads do not divide": (configure(num_attention_heads=3), "3 attention heads over 2 kv heads"),
@@ -302,5 +302,5 @@ def test_a_config_out_of_all_proportion_is_not_read(make_llama: Callable[..., Pa
     folder = make_llama()
     with open(folder / "config.json", "wb") as file:
         file.truncate(2**40)  # it takes no room
-    with pytest.raises(CheckpointError, match=r"config\.json: 1099511627776 bytes, more than any config\.json has"):
+    with pytest.raises(CheckpointError, match=r"config\.json: 1099511627776 bytes; expected at most"):
         open_llama(folder)

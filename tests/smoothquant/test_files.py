@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import random
 import subprocess
@@ -62,19 +63,9 @@ def test_what_dead_processes_left_aside_is_removed(tmp_path: Path) -> None:
     assert entries(tmp_path) == sorted(["a[1]", *others])
 
 
-def test_json_is_read_or_empty(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    assert files.read_json(path) == {}
-    files.write_json(path, {"a": [1, "é"]})
-    assert files.read_json(path) == {"a": [1, "é"]}
-    for content in (b"[1]", b'{"a": 1', b"\xff\xfe", b"[" * 100_000, b""):
-        path.write_bytes(content)
-        assert files.read_json(path) == {}
-    os.truncate(path, 2**40)  # it takes no room
-    assert files.read_json(path) == {}
-    path.unlink()
-    os.mkfifo(path)  # it would never end
-    assert files.read_json(path) == {}
+def test_json_is_written(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"a": [1, "é"]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, "é"]}
 
 
 @pytest.mark.parametrize("reflink", [True, False])

@@ -15,6 +15,7 @@ from smoothquant.artifacts.seal import opened, sealed
 from smoothquant.errors import OutputError
 from smoothquant.journal import NAMES, work_folder
 from smoothquant.outputs import load_manifest
+from smoothquant.reading import read_json
 from smoothquant.workspace import Workspace
 
 INPUTS = {"model": "a"}
@@ -235,7 +236,7 @@ def test_any_flipped_bit_of_a_mark(out: Path, whole: Path) -> None:
     kept = json.loads(path.read_text())
     for place in range(0, path.stat().st_size, 3):
         flip(path, place)
-        assert opened(files.read_json(path)) in (None, opened(kept))
+        assert opened(read_json(path)) in (None, opened(kept))
         flip(path, place)
     assert work_on(out) == [3]
     same(out, whole)
@@ -331,7 +332,7 @@ def test_marks_of_other_inputs_are_not_used(changes: dict, out: Path, caplog: py
 def test_sealed_marks_of_others_are_not_used(key: str, out: Path, whole: Path) -> None:
     """Whole, and with data that is borne out: but made by another version, step, or from other inputs."""
     for path in journals(out):
-        inner = opened(files.read_json(path))
+        inner = opened(read_json(path))
         assert inner
         other = {"version": "0.0.0", "step": "other", "inputs": {"model": "b"}}[key]
         files.write_json(path, sealed({**inner, key: other}))
@@ -341,7 +342,7 @@ def test_sealed_marks_of_others_are_not_used(key: str, out: Path, whole: Path) -
 
 def test_an_unsealed_mark_is_not_used(out: Path, whole: Path) -> None:
     path = journals(out)[0]
-    inner = opened(files.read_json(path))
+    inner = opened(read_json(path))
     assert inner
     files.write_json(path, {**inner, "next_layer": 4})
     assert work_on(out) == [2, 3]

@@ -10,7 +10,7 @@ import pytest
 
 from smoothquant.artifacts.seal import opened, sealed
 from smoothquant.errors import OutputError, UserError
-from smoothquant.files import is_within, read_json, write_json
+from smoothquant.files import is_within, write_json
 from smoothquant.outputs import (
     CACHE,
     MANIFEST,
@@ -22,6 +22,7 @@ from smoothquant.outputs import (
     is_output,
     load_manifest,
 )
+from smoothquant.reading import read_json
 from smoothquant.workspace import Workspace
 
 FILES = {"weights.safetensors": "weights", "chat_template.jinja": "template", "deep/config.json": "{}"}

@@ -22,12 +22,13 @@ from builders.serving.pbtxt import Message
 from builders.serving.tensorrt_llm import models
 from builders.serving.tensorrt_llm.models import Serving
 from builders.tensorrt_llm.format.releases import IMAGE, serve_backend, triton_image
+from builders.tensorrt_llm.format.rules import RANKS
 from exporters.trtllm.versions import FIRST, LAST, builds_engines
-from smoothquant.config_keys import FEW
 from smoothquant.errors import UserError
-from smoothquant.files import read_json, write_text
+from smoothquant.files import write_text
 from smoothquant.outputs import TOP_MANIFEST, check_content, is_output, load_manifest
-from smoothquant.values import OBJECT
+from smoothquant.reading import read_json
+from smoothquant.values import OBJECT, whole
 from smoothquant.workspace import Workspace
 
 STEP = "serve-config"
@@ -82,7 +83,7 @@ def read_engine(folder: Path) -> BuiltEngine:
     """The facts about an engine. Raises UserError for another folder, or a version that is not served."""
     content = read_json(folder / "config.json")
     model, build = content.get("pretrained_config"), content.get("build_config")
-    if not isinstance(model, dict) or not isinstance(build, dict):
+    if not (isinstance(model, dict) and isinstance(build, dict)):
         raise UserError(
             f"{folder}: not a TensorRT-LLM engine (its config.json has no pretrained_config and build_config)",
             expected="a folder made by smoothquant build tensorrt-llm",
@@ -97,8 +98,9 @@ def read_engine(folder: Path) -> BuiltEngine:
     OBJECT.check(mapping, f"{folder}/config.json: pretrained_config.mapping", AGAIN)
     OBJECT.check(plugins, f"{folder}/config.json: build_config.plugin_config", AGAIN)
     tp, pp = mapping.get("tp_size", 1), mapping.get("pp_size", 1)
-    for name, number in {"tp_size": tp, "pp_size": pp, "max_batch_size": batch}.items():
-        FEW.check(number, f"{folder}/config.json: {name}", AGAIN)
+    RANKS.check(tp, f"{folder}/config.json: tp_size", AGAIN)
+    RANKS.check(pp, f"{folder}/config.json: pp_size", AGAIN)
+    whole(1, 2**20).check(batch, f"{folder}/config.json: max_batch_size", AGAIN)
     return BuiltEngine(version, tp, pp, batch, paged_context=bool(plugins.get("use_paged_context_fmha")))
 
 

@@ -15,8 +15,7 @@ from builders.tensorrt_llm.format.config import CheckpointConfig, parse
 from builders.tensorrt_llm.format.findings import CONFIG, errors
 from builders.tensorrt_llm.format.rules import config_findings
 from smoothquant.errors import CheckpointError, raise_refusal
-from smoothquant.files import read_json
-from smoothquant.values import read_object
+from smoothquant.reading import read_json, read_object
 
 DTYPES: Mapping[str, torch.dtype] = {
     "I8": torch.int8,
@@ -44,8 +43,13 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The object in config.json. Raises CheckpointError if it is missing or not JSON."""
-    return read_object(folder / CONFIG, missing="a TensorRT-LLM checkpoint folder", do="make the checkpoint again")
+    """The object in config.json. Raises CheckpointError if it is missing or not a JSON object."""
+    return read_object(
+        folder / CONFIG,
+        CheckpointError,
+        wanted="a TensorRT-LLM checkpoint folder",
+        do="check the path, or make the checkpoint again",
+    )
 
 
 def load_config(folder: Path) -> CheckpointConfig:

@@ -17,6 +17,8 @@ from builders.tensorrt_llm.format.findings import FormatFinding, config_error, c
 from smoothquant.config_keys import FEW, LAYERS, POSITIONS, SIZE
 from smoothquant.values import FLAG, LIST, NAME, OBJECT, WHOLE, Expectation, number, shown, whole
 
+MOST = 1024  # ranks, of all kinds of parallelism together
+RANKS = whole(1, MOST)
 POSITIVE = number(0, 1e18, above=True)
 REQUIRED = ("architecture", "dtype", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 VALUES: Mapping[str, Expectation] = {  # of the keys that are there
@@ -87,8 +89,8 @@ def _shape(content: Mapping) -> Iterator[FormatFinding]:
     mapping = content.get("mapping")
     for key in ("world_size", "tp_size", "pp_size", "cp_size"):
         value = mapping.get(key, 1) if isinstance(mapping, Mapping) else 1
-        if not FEW.holds(value):
-            yield config_error(f"mapping.{key}", shown(value), FEW.expected)
+        if not RANKS.holds(value):
+            yield config_error(f"mapping.{key}", shown(value), RANKS.expected)
 
 
 def _names(content: Mapping) -> Iterator[FormatFinding]:
@@ -154,8 +156,8 @@ def _numbers(content: Mapping) -> Iterator[FormatFinding]:
     world = mapping.get("world_size", tp * pp)
     if cp != 1:
         yield config_error("mapping.cp_size", f"{cp}", "1: SmoothQuant attention has no context parallelism")
-    if world != tp * pp * cp:
-        yield config_error("mapping.world_size", f"{world}", f"{tp * pp * cp}, tp_size x pp_size")
+    if world != tp * pp * cp or not RANKS.holds(world):
+        yield config_error("mapping.world_size", f"{world}", f"tp_size x pp_size, {tp * pp * cp}, at most {MOST}")
     if content.get("head_size") is None and hidden % heads:
         yield config_error(
             "num_attention_heads", f"{heads}, hidden_size {hidden}", "heads that divide it, or head_size"

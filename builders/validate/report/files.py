@@ -18,7 +18,8 @@ from builders.validate.report.tables import ExtraRows
 from builders.validate.validation import Validation
 from smoothquant.artifacts.seal import opened, sealed
 from smoothquant.errors import OutputError
-from smoothquant.files import check_place, make_folder, read_json, write_text
+from smoothquant.files import check_place, make_folder, write_text
+from smoothquant.reading import read_json
 
 
 def write_report(path: str | Path, validations: Sequence[Validation], extra_rows: ExtraRows | None = None) -> None:

@@ -35,6 +35,8 @@ WHOLE = Outer(3, True, (Inner(1.5), Inner(2.0, "two")), {"a": 1})
 def test_there_and_back() -> None:
     assert read(Outer, as_json(WHOLE), "here") == WHOLE
     assert read(Outer, {"count": 1, "flag": False}, "here") == Outer(1, False)
+    for layers in (1, 9, None):
+        assert read(Outer, as_json(replace(WHOLE, layers=layers)), "here").layers == layers
     for limit in (2.0, {"a": 0.5}, None):
         assert read(Outer, as_json(replace(WHOLE, limit=limit)), "here").limit == limit
     assert read(Inner, {"number": 1}, "here") == Inner(1)  # JSON writes 1.0 as it likes

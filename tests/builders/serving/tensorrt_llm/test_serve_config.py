@@ -265,6 +265,38 @@ def test_what_is_no_engine(tmp_path: Path) -> None:
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("pretrained_config",), [1], "not a TensorRT-LLM engine"),
+        (("build_config",), 7, "not a TensorRT-LLM engine"),
+        (("version",), [1], "built by TensorRT-LLM"),
+        (
+            ("pretrained_config", "mapping", "tp_size"),
+            2**40,
+            "tp_size is 1099511627776; expected a whole number from 1 to 1024",
+        ),
+        (("pretrained_config", "mapping", "pp_size"), "2", 'pp_size is "2"; expected a whole number from 1 to 1024'),
+        (
+            ("build_config", "max_batch_size"),
+            10**9,
+            "max_batch_size is 1000000000; expected a whole number from 1 to 1048576",
+        ),
+        (("build_config", "max_batch_size"), [1], "max_batch_size is [1]; expected a whole number"),
+    ],
+)
+def test_a_config_of_another_shape(place: tuple[str, ...], value: object, said: str, tmp_path: Path) -> None:
+    folder = engine(tmp_path / "engine")
+    content = json.loads((folder / "config.json").read_text())
+    inner = content
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=re.escape(said)):
+        write_repository(folder, tmp_path / "repository")
+
+
 def test_a_request_holds_any_text() -> None:
     odd = 'a "b" \\ \n\t ü 模'
     assert json.loads(shlex.split(request_example(odd))[-1])["text_input"] == odd

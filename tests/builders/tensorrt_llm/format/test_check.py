@@ -187,7 +187,7 @@ def test_files(folder: Path) -> None:
     (folder / "config.json").write_text("[]")
     assert only(check(folder)).what == "not a JSON object"
     (folder / "config.json").write_text("{")
-    assert only(check(folder)).what.startswith("not readable JSON")
+    assert only(check(folder)).what.startswith("not JSON")
     (folder / "config.json").unlink()
     assert only(check(folder)).what == "no such file"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from builders.tensorrt_llm.format.config import parse
 from builders.tensorrt_llm.format.findings import WARNING, FormatFinding, errors
-from builders.tensorrt_llm.format.rules import config_findings
+from builders.tensorrt_llm.format.rules import VALUES, config_findings
 from builders.tensorrt_llm.format.tensors import expected
 from tests.builders.tensorrt_llm.checkpoints import PER_TOKEN
 
@@ -53,6 +53,9 @@ def quantization(**changes: object) -> dict:
     return {"quantization": CONFIG["quantization"] | changes}
 
 
+SIZES = [key for key, rule in VALUES.items() if rule.expected.startswith("a whole number")]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -66,11 +69,15 @@ def quantization(**changes: object) -> dict:
         ({"hidden_size": None}, r"hidden_size: missing"),
         ({"hidden_size": "64"}, r'hidden_size: "64"; expected a whole number from 1 to 16777216'),
         ({"vocab_size": 0}, r"vocab_size: 0; expected a whole number from 1"),
+        (mapping(2**40, 2**40), r"mapping.tp_size: 1099511627776; expected a whole number from 1 to 1024"),
+        (mapping(2**20, 2**10, 2**10), r"mapping.world_size: 1048576; expected a whole number from 1 to 1024"),
+        ({"mapping": {"tp_size": 64, "pp_size": 32}}, r"mapping.world_size: 2048; expected .* at most 1024"),
+        *[({key: 10**30}, f"{key}: {10**30}; expected a whole number") for key in SIZES],
         ({"num_hidden_layers": True}, r"num_hidden_layers: true; expected a whole number from 1 to 4096"),
         ({"norm_epsilon": -1}, r"norm_epsilon: -1; expected a number above 0 and up to 1"),
         ({"position_embedding_type": "alibi"}, r"'alibi' of a LlamaForCausalLM; expected one of rope_gpt_neox"),
         ({"embedding_sharding_dim": 2}, r"embedding_sharding_dim: 2; expected 0 or 1"),
-        (mapping(2, 1, 1), r"mapping.world_size: 2; expected 1, tp_size x pp_size"),
+        (mapping(2, 1, 1), r"mapping.world_size: 2; expected tp_size x pp_size, 1"),
         (mapping(3, 3), r"mapping.tp_size: 3; expected a divisor of num_attention_heads, 4"),
         (mapping(3, pp=3), r"mapping.pp_size: 3; expected a divisor of num_hidden_layers, 2"),
         (mapping(2, cp_size=2), r"mapping.cp_size: 2; expected 1"),
@@ -78,7 +85,7 @@ def quantization(**changes: object) -> dict:
         ({"mapping": [1]}, r"mapping: \[1\]; expected an object"),
         ({"hidden_size": 2**40}, r"hidden_size: 1099511627776; expected a whole number from 1 to 16777216"),
         ({"num_hidden_layers": 10**9}, r"num_hidden_layers: 1000000000; expected a whole number from 1 to 4096"),
-        (mapping(1, 10**9), r"mapping.tp_size: 1000000000; expected a whole number from 1 to 65536"),
+        (mapping(1, 10**9), r"mapping.tp_size: 1000000000; expected a whole number from 1 to 1024"),
         ({"rotary_base": float("nan")}, r"rotary_base: NaN; expected a number above 0"),
         ({"num_key_value_heads": 3}, r"num_key_value_heads: 3; expected a divisor of num_attention_heads, 4"),
         ({"num_attention_heads": 5, "num_key_value_heads": 5}, r"5, hidden_size 64; expected heads that divide it"),
