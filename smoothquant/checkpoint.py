@@ -26,6 +26,7 @@ from torch import Tensor
 
 from smoothquant import files
 from smoothquant.artifacts.safetensors_files import CODES, as_bytes
+from smoothquant.config_keys import KEYS
 from smoothquant.digests import Stamp, check_unchanged, combined, remembered
 from smoothquant.elsewhere import refuse_other_folder
 from smoothquant.errors import CheckpointError, raise_refusal
@@ -81,7 +82,10 @@ class Checkpoint:
                 do="check the path, or download the model first: hf download ORG/MODEL --local-dir DIR",
             )
         refuse_other_folder(self.folder)
-        self.config: dict = _read_json(self.folder / "config.json")
+        place = self.folder / "config.json"
+        self.config: dict = _read_json(place)
+        for key in ("model_type", "architectures"):  # by which everybody goes
+            KEYS[key].check(self.config.get(key), f"{place}: {key}")
         self._quantization = self.config.pop("quantization_config", None)
         self._bin_shard: tuple[Path, dict[str, Tensor]] | None = None
         self.tensors: dict[str, TensorInfo] = {}

@@ -20,13 +20,16 @@ MULTIPLIER = number(-(2**20), 2**20)
 BASE = number(0, 1e18, above=True).or_null()
 
 KEYS: Mapping[str, Expectation] = {
+    # names
+    "model_type": NAME.or_null(),
+    "architectures": listed(NAME).or_null(),
     # sizes
     **dict.fromkeys(("hidden_size", "intermediate_size", "moe_intermediate_size", "ffn_dim", "vocab_size"), SIZE),
     **dict.fromkeys(("n_embed", "ffn_hidden_size", "word_embed_proj_dim"), SIZE.or_null()),
     "num_hidden_layers": LAYERS,
     "n_layer": LAYERS.or_null(),
     **dict.fromkeys(("num_attention_heads", "decoder_sparse_step", "num_experts_per_tok"), FEW),
-    **dict.fromkeys(("n_head", "num_key_value_heads", "num_kv_heads", "n_head_kv", "head_dim"), FEW.or_null()),
+    **dict.fromkeys(("n_head", "num_key_value_heads", "num_kv_heads", "head_dim"), FEW.or_null()),
     **dict.fromkeys(("num_local_experts", "num_experts"), FEW.or_null()),
     "num_ln_in_parallel_attn": whole(0, 2).or_null(),
     "mlp_only_layers": listed(whole(0, 4096)).or_null(),

@@ -7,6 +7,11 @@ from pathlib import Path
 
 from smoothquant.errors import CheckpointError
 
+CACHES = {  # what a folder is -> the config.json of its models
+    "the root of a model in the Hub's cache": "snapshots/*/config.json",
+    "the Hub's cache, with all its models": "models--*/snapshots/*/config.json",
+}
+
 
 def refuse_other_folder(folder: Path) -> None:
     """Raise CheckpointError if the folder is of a kind that is often taken for a model folder."""
@@ -24,9 +29,10 @@ def _known(folder: Path) -> tuple[str, str] | None:
         return "a LoRA adapter, without the model it is for", f"merge it first: {_merge(folder)}"
     if has_config:
         return None
-    snapshots = sorted((folder / "snapshots").glob("*/config.json"), key=lambda path: path.parent.stat().st_mtime)
-    if snapshots:
-        return "the root of a model in the Hub's cache", f"give its newest snapshot: {_quoted(snapshots[-1].parent)}"
+    for kind, pattern in CACHES.items():
+        snapshots = sorted(folder.glob(pattern), key=lambda path: path.parent.stat().st_mtime)
+        if snapshots:
+            return kind, f"give its newest snapshot: {_quoted(snapshots[-1].parent)}"
     if any(folder.glob("*.gguf")):
         return (
             "GGUF files, whose weights are rounded already",

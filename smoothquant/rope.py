@@ -23,6 +23,7 @@ from torch import Tensor
 
 from smoothquant.errors import CheckpointError
 from smoothquant.family import Attention
+from smoothquant.values import RESTORE
 
 ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")  # of config.json
 
@@ -78,13 +79,20 @@ def read_rope(config: Mapping, head_dim: int, theta: float = 10000.0, *, partial
     numbers = config.get("rope_scaling") or config.get("rope_parameters") or {}
     places = (numbers, config) if partial else ()
     shares = [place["partial_rotary_factor"] for place in places if place.get("partial_rotary_factor")]
+    rotated = int(head_dim * (shares or [1.0])[0])
+    if rotated % 2 and rotated == head_dim:
+        raise CheckpointError(
+            f"config.json: rotary embeddings of heads with {head_dim} channels",
+            expected="an even number of them, which are turned in pairs",
+            do=RESTORE,
+        )
     positions = config.get("max_position_embeddings", 2048)
     beside, within = (place.get("original_max_position_embeddings") for place in (config, numbers))
     return Rope(
         _kind(numbers),
         numbers,
         theta=_theta(config, numbers, theta),
-        rotated=int(head_dim * (shares or [1.0])[0]),
+        rotated=rotated,
         positions=positions,
         original=beside or within or positions,
     )
@@ -117,7 +125,7 @@ def _theta(config: Mapping, rope: Mapping, default: float) -> float:
         raise CheckpointError(
             f"config.json: rope_theta is {' and '.join(map(str, named))}",
             expected="one number",
-            do="restore the config.json that came with the weights",
+            do=RESTORE,
         )
     return named[0] if named else default
 
@@ -141,7 +149,7 @@ def _llama3(rope: Rope) -> Attention:
         raise CheckpointError(
             f"config.json: low_freq_factor is {low} and high_freq_factor is {high}",
             expected="a higher one for high frequencies",
-            do="restore the config.json that came with the weights",
+            do=RESTORE,
         )
     wavelength = 2 * math.pi / inv_freq
     blend = ((rope.original / wavelength - low) / (high - low)).clamp(0, 1)  # 0: long waves, slowed; 1: short, kept
@@ -187,7 +195,7 @@ def _longrope(rope: Rope) -> Attention:
             raise CheckpointError(
                 f"config.json: {key} has {len(factors)} numbers",
                 expected=f"{len(rope.waves)}, half of the channels of a head that are rotated",
-                do="restore the config.json that came with the weights",
+                do=RESTORE,
             )
         found.append(tuple((1.0 / (factors * rope.waves)).tolist()))
     return Attention(inv_freq=found[0], rotary_scale=scale, long_inv_freq=found[1], short_positions=rope.original)

@@ -29,7 +29,16 @@ from smoothquant.model import Model
 
 TOLERANCE = 1e-4  # of the spread of the logits
 # What transformers raises for a config that it cannot run.
-REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 CHUNK = ORIGINAL + 6  # tokens of the first chunk: more than a window, and than the original length
 GAIN = 2.0  # standard deviation of a linear's outputs, for inputs of 1
 # What transformers chooses, and its plainest. In 5.23 the latter adds a Falcon's ALiBi twice; in 4.56 the former drops

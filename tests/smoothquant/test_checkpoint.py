@@ -227,6 +227,28 @@ def test_a_bias_of_zeros_adds_nothing(make_llama: Callable[..., Path]) -> None:
         open_llama(folder)
 
 
+@pytest.mark.parametrize("said", [{"quant_method": "gptq", "bits": 4}, {}, "gptq", ["gptq"]])
+def test_what_is_left_of_a_quantization_is_dropped_and_said(said: object, make_llama: Callable[..., Path]) -> None:
+    folder = make_llama()
+    configure()(folder)
+    before = Checkpoint(folder)
+    configure(quantization_config=said)(folder)
+    after = Checkpoint(folder)
+    assert (after.config, after.fingerprint) == (before.config, before.fingerprint)
+    assert before.notes == ()
+    (note,) = after.notes
+    named = said["quant_method"] if isinstance(said, dict) and said else None
+    assert f"its quantization_config (quant_method {named}) is dropped, since the weights are float" in note
+
+
+def test_quantized_weights_are_refused(make_llama: Callable[..., Path]) -> None:
+    folder = make_llama()
+    configure(quantization_config={"quant_method": "gptq"})(folder)
+    change("model.layers.0.self_attn.q_proj.qweight", torch.zeros(8, 8, dtype=torch.int32))(folder)
+    with pytest.raises(CheckpointError, match=r"quantized weights .*quant_method gptq.*give the original checkpoint"):
+        Checkpoint(folder)
+
+
 # -- folders that are taken for a model folder -------------------------------------------------------------------------
 
 
@@ -242,6 +264,10 @@ def lay(folder: Path, *names: str) -> Path:
     [
         (("adapter_config.json", "adapter_model.safetensors"), "a LoRA adapter, .* merge it first: python -c"),
         (("refs/main", "snapshots/abc/config.json"), r"the root of a model in the Hub's cache.*snapshots/abc"),
+        (
+            ("models--org--name/snapshots/abc/config.json",),
+            r"the Hub's cache, .*models--org--name/snapshots/abc",
+        ),
         (("model-Q4_K_M.gguf",), "GGUF files, .* hf download ORG/MODEL"),
         (
             ("pytorch_model.bin",),

@@ -218,14 +218,22 @@ def configured(folder: Path, **changes: object) -> Path:
         ("mistral", ["LlamaForCausalLM"], "LlamaForCausalLM is of model type llama, and model_type is mistral"),
         ("granite", ["LlamaForCausalLM"], "of model type llama, and model_type is granite"),
         ("llama", ["StableLmForCausalLM"], "of model type stablelm, and model_type is llama"),
-        ("llama", "LlamaForCausalLM", "expected a name, and a list of names"),
-        (7, ["LlamaForCausalLM"], "expected a name, and a list of names"),
+        ("llama", "LlamaForCausalLM", 'architectures is "LlamaForCausalLM"; expected a list, each of it a name'),
+        ("llama", [["LlamaForCausalLM"]], "architectures is .*; expected a list, each of it a name"),
+        (7, ["LlamaForCausalLM"], "model_type is 7; expected a name"),
+        (["llama"], ["LlamaForCausalLM"], r'model_type is \["llama"\]; expected a name'),
     ],
 )
 def test_names_that_contradict(kind: object, architectures: object, message: str, tmp_path: Path) -> None:
     configured(save_llama(tmp_path), model_type=kind, architectures=architectures)
     with pytest.raises(CheckpointError, match=message):
         open_model(tmp_path)
+
+
+def test_names_of_another_type_with_a_record_of_ones_own(tmp_path: Path) -> None:
+    configured(save_llama(tmp_path / "model"), model_type=["llama"])
+    with pytest.raises(CheckpointError, match=r"model_type is .*; expected a name"):
+        open_model(tmp_path / "model", record(tmp_path, ""))
 
 
 @pytest.mark.parametrize(
@@ -283,6 +291,10 @@ def test_keys_that_change_nothing_are_passed_over(layout: str, changes: dict, tm
         ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps is Infinity; expected a number from 0 to 1"),
         ("llama", {"rms_norm_eps": float("nan")}, "rms_norm_eps is NaN; expected a number"),
         ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; expected a whole number from 1 to"),
+        ("llama", {"num_hidden_layers": 2**40}, "num_hidden_layers is 1099511627776; expected a whole number from 1"),
+        ("llama", {"vocab_size": 2**40}, "vocab_size is 1099511627776; expected a whole number from 1"),
+        ("mistral", {"sliding_window": 0}, "sliding_window is 0; expected a whole number from 1"),
+        ("llama", {"rope_theta": 0, "rope_parameters": None}, "rope_theta is 0; expected a number above 0"),
         ("llama", {"hidden_size": "64"}, 'hidden_size is "64"; expected a whole number'),
         ("llama", {"num_attention_heads": None}, "num_attention_heads is null; expected a whole number"),
         ("llama", {"num_attention_heads": True}, "num_attention_heads is true; expected a whole number"),
