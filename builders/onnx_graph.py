@@ -15,11 +15,13 @@ import numpy
 from smoothquant.artifacts.ports import MODEL
 from smoothquant.errors import UserError, raise_refusal
 from smoothquant.packages import require
+from smoothquant.reading import check_small
 from smoothquant.settings import GRAPH_FACTS
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto
 
+LARGEST_GRAPH = 2**31  # bytes: what protocol buffers can hold
 STANDARD = ("", "ai.onnx")
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 
@@ -46,6 +48,7 @@ class OnnxGraph:
     def _load(self) -> Any:
         if not self.path.is_file():
             raise UserError(f"{self.path}: no such file", expected="an ONNX file, or a folder with model.onnx")
+        check_small(self.path, most=LARGEST_GRAPH)
         try:
             proto = self.onnx.load(str(self.path), load_external_data=False)
         except Exception as error:  # protobuf raises errors of several classes

@@ -42,10 +42,11 @@ def read_bytes(path: Path, *, most: int = LARGEST) -> bytes:
         os.close(descriptor)
 
 
-def check_small(path: Path) -> None:
-    """Raise UserError if something is there that is no small file: before a library reads it."""
+def check_small(path: Path, *, most: int = LARGEST) -> None:
+    """Raise UserError if something is there that is not regular or has more than `most` bytes: before a library reads
+    it."""
     if path.exists():
-        _check_small(path, path.stat(), LARGEST)
+        _check_small(path, path.stat(), most)
 
 
 def _check_small(path: Path, found: os.stat_result, most: int) -> None:

@@ -113,7 +113,9 @@ def check_words(words: Sequence[str]) -> None:
         try:
             word.encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"{word}: not UTF-8", expected="paths and texts in UTF-8", do="rename the file") from error
+            narrow = sys.getfilesystemencoding() != "utf-8"  # then even UTF-8 seems to be none
+            do = "let Python read it: export PYTHONUTF8=1" if narrow else "rename the file"
+            raise UserError(f"{word}: not UTF-8", expected="paths and texts in UTF-8", do=do) from error
 
 
 def _verdict(error: BaseException) -> tuple[str, int]:
