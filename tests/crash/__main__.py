@@ -11,10 +11,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 
 from tests.crash import preload
-from tests.crash.harness import Harness
+from tests.crash.harness import Harness, Point
 from tests.crash.scenarios import SCENARIOS
 
 
@@ -26,20 +29,18 @@ def main() -> int:
     parser.add_argument(
         "--seeds", type=int, default=1, metavar="K", help="losses of power at every operation (default 1)"
     )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="interruptions at a time (default 1)")
     parser.add_argument("--lying", action="store_true", help="forget what was synced: there must be faults")
     arguments = parser.parse_args()
     preload()
     faults, total, began = 0, 0, time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="crash-") as folder:
-        harness = Harness(Path(folder).resolve(), lying=arguments.lying)
-        harness.prepare()
+    with tempfile.TemporaryDirectory(prefix="crash-") as folder, _jobs(folder, arguments) as (harness, tried):
         for name in arguments.scenario or SCENARIOS:
             points = list(harness.points(name, arguments.seeds))
             if arguments.sample and arguments.sample < len(points):
                 points = random.Random(f"{arguments.seed}{name}").sample(points, arguments.sample)
             found: Counter[str] = Counter()
-            for point in points:
-                fault = harness.fault(point)
+            for point, fault in tried(points):
                 found[point.kind] += 1
                 if fault:
                     faults += 1
@@ -52,6 +53,38 @@ def main() -> int:
             )
     print(f"{total} interruptions, {faults} faults, {time.monotonic() - began:.0f} s")
     return 1 if faults else 0
+
+
+@contextmanager
+def _jobs(
+    folder: str, arguments: argparse.Namespace
+) -> Iterator[tuple[Harness, Callable[[list[Point]], Iterator[tuple[Point, str]]]]]:
+    """A harness that counts, and what tries points: one after another, or in processes with a harness each."""
+    harness = _prepared(folder, arguments.lying)
+    if arguments.jobs == 1:
+        yield harness, lambda points: ((point, harness.fault(point)) for point in points)
+        return
+    with get_context("fork").Pool(arguments.jobs, _begin, (folder, arguments.lying)) as pool:
+        yield harness, lambda points: pool.imap_unordered(_try, points)
+
+
+def _prepared(folder: str, lying: bool) -> Harness:
+    harness = Harness(Path(tempfile.mkdtemp(dir=folder)).resolve(), lying=lying)
+    harness.prepare()
+    return harness
+
+
+def _begin(folder: str, lying: bool) -> None:
+    """Prepare a process that tries points."""
+    global HARNESS
+    HARNESS = _prepared(folder, lying)
+
+
+def _try(point: Point) -> tuple[Point, str]:
+    return point, HARNESS.fault(point)
+
+
+HARNESS: Harness  # of a process that tries points
 
 
 if __name__ == "__main__":
