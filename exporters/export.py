@@ -3,7 +3,7 @@
     for each layer:  load -> smooth -> check the contract -> quantize -> hand it to every writer -> forget it
 
 A format is a `Writer`. All writers of a pass see the same layers; each has its own `Workspace`, and an interrupted
-pass goes on at the first layer that some writer lacks.
+pass goes on at the first layer that some writer had not noted.
 """
 
 from __future__ import annotations
@@ -195,7 +195,8 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
         smoothing.update(_explain(model, layer))
         for writer, work in lacking:
             writer.write(layer, quantized.get(_weights(writer)))
-            work.mark(layer.index + 1, {**contract.state(), **smoothing})
+            if work.due:
+                work.mark(layer.index + 1, {**contract.state(), **smoothing})
         progress(layer.index + 1, layers)
         del layer, quantizing, quantized  # before the next one is loaded: one layer in memory, not two
     error = contract.finish()

@@ -59,7 +59,8 @@ def family_of(checkpoint: Checkpoint) -> Family:
     transformers goes by the model type: an architecture that nobody knows beside a known one is passed over. Raises
     CheckpointError where both are known and mean different models.
     """
-    where, kind, named = f"{checkpoint.folder}/config.json", *_names(checkpoint)
+    where = f"{checkpoint.folder}/config.json"
+    kind, named = checkpoint.config.get("model_type") or None, checkpoint.config.get("architectures") or []
     for architecture in named:
         meant = _model_types(architecture)
         if kind and meant and kind not in meant and _is_known(kind):
@@ -81,18 +82,6 @@ def family_of(checkpoint: Checkpoint) -> Family:
         expected=f"one of {known}",
         do="declare it in a file and pass --family FILE (recipes/README.md shows how)",
     )
-
-
-def _names(checkpoint: Checkpoint) -> tuple[str | None, list[str]]:
-    """`model_type` and `architectures` of a config.json. Raises CheckpointError if they are no names."""
-    kind, named = checkpoint.config.get("model_type"), checkpoint.config.get("architectures") or []
-    if not isinstance(kind, str | None) or not isinstance(named, list) or not all(isinstance(n, str) for n in named):
-        raise CheckpointError(
-            f"{checkpoint.folder}/config.json: model_type is {kind!r}, architectures is {named!r}",
-            expected="a name, and a list of names",
-            do="restore the config.json that came with the weights",
-        )
-    return kind or None, named
 
 
 def _model_types(architecture: str) -> tuple[str, ...]:

@@ -7,8 +7,9 @@ scores and logits; Gemma 3 norms every query and key head and has rotary frequen
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import ChainMap
 from dataclasses import replace
+from typing import Any
 
 from recipes import llama
 from recipes.recipe import Recipe
@@ -50,24 +51,35 @@ def geometry2(config: Config) -> Geometry:
     return _geometry(config.defaulting(caps), pattern=2)
 
 
+class Shadowing(ChainMap):
+    """Mappings of which the first that has a key goes before the others, which are read all the same."""
+
+    def __getitem__(self, key: str) -> Any:
+        found = [each[key] for each in self.maps if key in each]
+        return found[0] if found else self.__missing__(key)
+
+
 def geometry3(config: Config) -> Geometry:
     """Numbers of a Gemma 3 (text) from its config.json; one rotary embedding for windowed layers, one for the others.
 
-    New spelling: rope_parameters {"full_attention": {...}, "sliding_attention": {...}}; old: rope_theta + rope_scaling,
-    and rope_local_base_freq.
+    New spelling: rope_parameters {"full_attention": {...}, "sliding_attention": {...}}; old: rope_theta,
+    and rope_local_base_freq. In both, the numbers of rope_scaling go before those of "full_attention".
     """
     config = config.defaulting({"max_position_embeddings": 131072})
-    ropes, positions = config.get("rope_parameters"), config["max_position_embeddings"]
-    if ropes:
-        read: list[Mapping] = [
-            {"rope_parameters": ropes.get(kind), "max_position_embeddings": positions}
-            for kind in ("full_attention", "sliding_attention")
-        ]
-    else:
-        read = [config, {"rope_theta": config.get("rope_local_base_freq")}]
     own = dict.fromkeys((*ROPE_KEYS, "attn_logit_softcapping"))
     numbers = _geometry(config.replacing(own), config.get("sliding_window_pattern", 6))
-    full, sliding = (rotary(rope, numbers.head_dim, theta) for rope, theta in zip(read, (1e6, 10000.0), strict=True))
+    named, scaling = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    positions = {"max_position_embeddings": numbers.max_positions}
+    everywhere = {
+        "rope_parameters": Shadowing(scaling, named.get("full_attention") or {"rope_type": "default"}),
+        "rope_theta": config.get("rope_theta"),
+    }
+    nearby = {
+        "rope_parameters": named.get("sliding_attention"),
+        "rope_theta": config.get("rope_local_base_freq"),
+    }
+    full = rotary(positions | everywhere, numbers.head_dim, 1e6)
+    sliding = rotary(positions | nearby, numbers.head_dim, 10000.0)
     kinds = (full if kind.window is None else replace(sliding, window=kind.window) for kind in numbers.attention)
     return replace(numbers, attention=tuple(kinds))
 

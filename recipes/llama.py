@@ -11,8 +11,11 @@ from smoothquant.family import Family, Geometry, SmoothingGroup
 from smoothquant.rope import rotary
 
 
-def geometry(config: Config) -> Geometry:
-    """Numbers of a Llama, or of a model with its config keys, from its config.json (old and new spellings)."""
+def geometry(config: Config, *, partial: bool = False) -> Geometry:
+    """Numbers of a Llama, or of a model with its config keys, from its config.json (old and new spellings).
+
+    partial: whether the family knows heads of which only a part of the channels is turned.
+    """
     heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     attention = ("q", "k", "v", "o") if config.get("attention_bias") else ()
@@ -28,7 +31,7 @@ def geometry(config: Config) -> Geometry:
         max_positions=config.get("max_position_embeddings", 2048),
         norm_epsilon=config.get("rms_norm_eps", 1e-6),
         activation=config.get("hidden_act", "silu"),
-        attention=(rotary(config, head_dim),) * layers,
+        attention=(rotary(config, head_dim, partial=partial),) * layers,
         tied_embeddings=config.get("tie_word_embeddings", False),
         biased=frozenset(attention + mlp),
     )

@@ -21,7 +21,7 @@ def geometry(config: Config) -> Geometry:
         "max_position_embeddings": 4096,
         "original_max_position_embeddings": 4096,
     }
-    return llama.windowed(llama.geometry(config.defaulting(defaults)), config.get("sliding_window"))
+    return llama.windowed(llama.geometry(config.defaulting(defaults), partial=True), config.get("sliding_window"))
 
 
 QKV, GATE_UP = "self_attn.qkv_proj", "mlp.gate_up_proj"

@@ -26,13 +26,22 @@ from torch import Tensor
 
 from smoothquant import files
 from smoothquant.artifacts.safetensors_files import CODES, as_bytes
+from smoothquant.config_keys import KEYS
 from smoothquant.digests import Stamp, check_unchanged, combined, remembered
+from smoothquant.elsewhere import refuse_other_folder
 from smoothquant.errors import CheckpointError, raise_refusal
 from smoothquant.files import is_within
 from smoothquant.reading import read_object
 from smoothquant.sidecars import digest_of_sidecars
+from smoothquant.values import NAME, Expectation
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+# Ends of names of tensors that old releases saved with the weights and that follow from config.json: nobody reads them.
+BUFFERS = (".inv_freq", ".cos_cached", ".sin_cached", ".position_ids", ".masked_bias")
+WEIGHT_MAP = Expectation(  # of an index
+    "an object that names the file of each tensor",
+    lambda value: isinstance(value, dict) and bool(value) and all(map(NAME.holds, value.values())),
+)
 READERS = 2  # threads that take digests of the tensors: each takes about 1.5 GB/s
 
 
@@ -72,7 +81,11 @@ class Checkpoint:
                 expected="a Hugging Face model folder",
                 do="check the path, or download the model first: hf download ORG/MODEL --local-dir DIR",
             )
-        self.config: dict = _read_json(self.folder / "config.json", "a Hugging Face model folder holds a config.json")
+        refuse_other_folder(self.folder)
+        place = self.folder / "config.json"
+        self.config: dict = _read_json(place)
+        for key in ("model_type", "architectures"):  # by which everybody goes
+            KEYS[key].check(self.config.get(key), f"{place}: {key}")
         self._quantization = self.config.pop("quantization_config", None)
         self._bin_shard: tuple[Path, dict[str, Tensor]] | None = None
         self.tensors: dict[str, TensorInfo] = {}
@@ -188,11 +201,9 @@ class Checkpoint:
                 if index.exists():
                     self._stale = f"{index} is passed over, since {single.name} is there"
             elif index.exists():
-                promised = _read_json(index, "").get("weight_map") or {}
-                named = promised.values() if isinstance(promised, dict) else ()
-                if not named or not all(isinstance(name, str) for name in named):
-                    raise _broken(index, "it has no weight_map of names")
-                outside = [name for name in named if not is_within(name)]
+                promised = _read_json(index).get("weight_map", {})
+                WEIGHT_MAP.check(promised, f"{index}: weight_map")
+                outside = [name for name in promised.values() if not is_within(name)]
                 if outside:
                     raise _broken(index, f"it names the shard {outside[0]!r}, outside of the folder")
             else:
@@ -200,7 +211,7 @@ class Checkpoint:
             for name in sorted(set(promised.values())) or [single.name]:
                 self._index_shard(self.folder / name)
             for name, file in promised.items():
-                if name not in self.tensors:
+                if name not in self.tensors and not name.endswith(BUFFERS):
                     raise _broken(self.folder / file, f"tensor {name} is missing, though {index.name} promises it")
             return
         raise CheckpointError(
@@ -229,6 +240,8 @@ class Checkpoint:
             raise _broken(file, f"truncated or corrupt ({error})", error) from error
 
     def _add(self, name: str, info: TensorInfo, dtype: str) -> None:
+        if name.endswith(BUFFERS):
+            return
         if info.dtype not in DTYPES.values() and self._quantization is not None:
             raise CheckpointError(
                 f"{info.file}: quantized weights ({self._quantizer}; tensor {name} has dtype {dtype})",
@@ -257,9 +270,7 @@ class Checkpoint:
         return self._bin_shard[1]
 
 
-def _read_json(path: Path, why: str) -> dict:
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file", expected=why, do="check the path")
+def _read_json(path: Path) -> dict:
     return read_object(path, CheckpointError, wanted="a whole, readable file", do="download this file again")
 
 

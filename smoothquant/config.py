@@ -1,4 +1,7 @@
-"""A config.json that remembers which of its keys were read.
+"""A config.json that checks what it is asked for, and remembers which of its keys were read.
+
+A value of another type or out of range (`config_keys`) is an error where its key is read, before anything is done with
+it.
 
 A key that nobody reads may still change the logits. A family's `variant` and `geometry` get this mapping instead of the
 plain one, so that afterwards every key is known to be read or unread (`recipes.trust.keys`).
@@ -9,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from smoothquant.config_keys import KEYS
 from smoothquant.errors import CheckpointError
 
 
@@ -16,7 +20,8 @@ class Config(Mapping[str, Any]):
     """The keys and values of a config.json. An object within it comes back as a Config too.
 
     content: the content of the file. read: the paths of the keys that were read, such as ("hidden_size",) and
-    ("rope_scaling", "factor"). A config shares it with all configs that are made from it.
+    ("rope_scaling", "factor"). A config shares it with all configs that are made from it. where: names the file in
+    errors.
 
     Iterating over all keys, as `{**config}` does, would count them all as read, so it raises CheckpointError. Use
     `defaulting` and `replacing` instead.
@@ -30,8 +35,9 @@ class Config(Mapping[str, Any]):
         defaults: Mapping[str, Any] | None = None,
         read: set[tuple[str, ...]] | None = None,
         path: tuple[str, ...] = (),
+        where: str = "config.json",
     ) -> None:
-        self.content, self._path = content, path
+        self.content, self._path, self._where = content, path, where
         self._values, self._defaults = values or {}, defaults or {}  # they go before and after the file's values
         self.read: set[tuple[str, ...]] = set() if read is None else read
 
@@ -39,9 +45,13 @@ class Config(Mapping[str, Any]):
         if key in self._values:
             return self._values[key]
         self.read.add((*self._path, key))
-        value = self.content[key] if key in self.content else self._defaults[key]
-        if isinstance(value, Mapping) and not isinstance(value, Config):
-            return Config(value, read=self.read, path=(*self._path, key))
+        if key not in self.content:
+            return self._defaults[key]
+        value = self.content[key]
+        if key in KEYS:
+            KEYS[key].check(value, f"{self._where}: {'.'.join((*self._path, key))}")
+        if isinstance(value, Mapping):
+            return Config(value, read=self.read, path=(*self._path, key), where=self._where)
         return value
 
     def __contains__(self, key: object) -> bool:
@@ -69,4 +79,6 @@ class Config(Mapping[str, Any]):
         return self._with({**self._values, **values}, self._defaults)
 
     def _with(self, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Config:
-        return Config(self.content, values=values, defaults=defaults, read=self.read, path=self._path)
+        return Config(
+            self.content, values=values, defaults=defaults, read=self.read, path=self._path, where=self._where
+        )

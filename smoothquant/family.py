@@ -178,7 +178,6 @@ class Family:
     base: the first part of all names but lm_head's. Checkpoints that were saved without the head lack it.
     packed: other forms on disk: for the name of a tensor within a layer the roles of the weights in it, whose rows
         follow one another. For roles of experts the first dimension counts the experts.
-    ignored: the ends of names of tensors in old checkpoints that no model reads.
     variant: a function from a config.json to the record of its layout, if the architecture has several.
     modern: a function from a config.json of an old release, with a model type that transformers does not know, to the
         same config.json under today's names.
@@ -207,7 +206,6 @@ class Family:
     project_out: str | None = None
     base: str = "model."
     packed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
     variant: Callable[[Config], Family] | None = None
     modern: Callable[[Mapping], dict] | None = None
     ignored_keys: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from smoothquant.activations import ACTIVATIONS
 from smoothquant.artifacts.manifest import ModelFacts
 from smoothquant.checkpoint import Checkpoint, Part, TensorInfo
 from smoothquant.config import Config
+from smoothquant.config_keys import SIZE
 from smoothquant.errors import CheckpointError, UserError
 from smoothquant.family import THROUGH, Family, Geometry
 from smoothquant.norms import KINDS, Norm
@@ -19,6 +20,8 @@ from smoothquant.quantization import absmax
 from smoothquant.roles import LINEARS, NORMS, ROUTER, Role, parsed
 
 ROWS = 2048  # rows of an embedding or lm_head handed over at a time
+PARTS = 2**17  # MLPs of a model, at most: ten times those of the largest
+NUMBERS = ("hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "head_dim", "vocab_size")
 BESIDE = (("q", "k", "v"), ("gate", "up"))  # roles that read one input in any decoder
 
 
@@ -40,7 +43,8 @@ class Model:
 
     def __init__(self, checkpoint: Checkpoint, family: Family, length: int | None = None) -> None:
         self.checkpoint = checkpoint
-        self.config = Config(family.modern(checkpoint.config) if family.modern else checkpoint.config)
+        content = family.modern(checkpoint.config) if family.modern else checkpoint.config
+        self.config = Config(content, where=f"{checkpoint.folder}/config.json")
         try:
             self.family = family.variant(self.config) if family.variant else family
             numbers = self.family.geometry(self.config)
@@ -51,12 +55,12 @@ class Model:
                 do="restore the config.json that came with the weights",
             ) from error
         self._check_record()
+        self._check_numbers(numbers)
         self.geometry: Geometry = self._upto(numbers, length)
         self.choices = {"max_positions": self.geometry.max_positions} if numbers.short_positions else {}
         self.roles = self.family.roles(self.geometry)
         self.groups = self.family.expanded(self.geometry)
         self.stored = self.family.stored(self.geometry)
-        self._check_numbers()
         self._unpack()
         self._check_tensors()
 
@@ -221,16 +225,26 @@ class Model:
         """Name and shape of every tensor that the family and the config call for."""
         return self.family.tensors(self.geometry)
 
-    def _check_numbers(self) -> None:
-        geometry, config = self.geometry, self.checkpoint.folder / "config.json"
+    def _check_numbers(self, geometry: Geometry) -> None:
+        """What would be used before any tensor is looked at."""
+        config = self.checkpoint.folder / "config.json"
         restore = "restore the config.json that came with the weights"
+        for name in NUMBERS:
+            SIZE.check(getattr(geometry, name), f"{config}: {name} by the family {self.family.name}")
+        parts = geometry.layers * max(1, geometry.experts)
+        if parts > PARTS:
+            raise CheckpointError(
+                f"{config}: {geometry.layers} layers of {geometry.experts} experts",
+                expected=f"at most {PARTS} MLPs in all",
+                do=restore,
+            )
         if geometry.heads % geometry.kv_heads:
             raise CheckpointError(
                 f"{config}: {geometry.heads} attention heads over {geometry.kv_heads} kv heads",
                 expected="a multiple",
                 do=restore,
             )
-        if geometry.activation not in ACTIVATIONS:
+        if geometry.activation not in tuple(ACTIVATIONS):
             raise CheckpointError(
                 f"{config}: activation {geometry.activation!r} is not supported",
                 expected=f"one of {', '.join(ACTIVATIONS)}",
@@ -278,7 +292,7 @@ class Model:
                 )
         head = f"{self.family.lm_head}.weight"
         for name in found.keys() - {self._on_disk(name) for name in expected}:
-            if name.endswith(self.family.ignored):
+            if name.endswith(".bias") and not self.checkpoint.read(name).any():  # it adds nothing
                 continue
             if name == f"{self.family.lm_head}.bias":
                 raise CheckpointError(

@@ -23,15 +23,17 @@ from torch import Tensor
 
 from smoothquant.errors import CheckpointError
 from smoothquant.family import Attention
+from smoothquant.values import RESTORE
 
 ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")  # of config.json
 
 
 @dataclass(frozen=True)
 class Rope:
-    """What a scaling is computed from. numbers: its own keys; rotated: channels of a head that are turned;
-    positions: tokens that the model takes; original: tokens that it was first trained with."""
+    """What a scaling is computed from. kind: its name in `SCALINGS`; numbers: its own keys; rotated: channels of a head
+    that are turned; positions: tokens that the model takes; original: tokens that it was first trained with."""
 
+    kind: str
     numbers: Mapping
     theta: float
     rotated: int
@@ -54,25 +56,46 @@ class Rope:
         return self.positions / self.original
 
 
-def rotary(config: Mapping, head_dim: int, theta: float = 10000.0) -> Attention:
-    """The rotary embedding of a config.json, as an `Attention` without a window.
+def rotary(config: Mapping, head_dim: int, theta: float = 10000.0, *, partial: bool = False) -> Attention:
+    """The rotary embedding of a config.json, as an `Attention` without a window. The arguments are `read_rope`'s."""
+    rope = read_rope(config, head_dim, theta, partial=partial)
+    try:
+        return SCALINGS[rope.kind](rope)
+    except KeyError as error:
+        raise CheckpointError(
+            f"config.json: the rotary embeddings are of type {rope.kind!r} and have no {error.args[0]}",
+            expected="all numbers of the type",
+            do=f'add "{error.args[0]}" beside rope_type (the model card names it), or set rope_scaling to null',
+        ) from error
 
-    Reads both spellings: `rope_parameters` (transformers >= 5) and `rope_theta` + `rope_scaling`; either may give a
-    `partial_rotary_factor`. theta: where the config names none. Raises CheckpointError for a type not in `SCALINGS`.
+
+def read_rope(config: Mapping, head_dim: int, theta: float = 10000.0, *, partial: bool = False) -> Rope:
+    """What a config.json says of its rotary embedding.
+
+    Reads both spellings: `rope_parameters` (transformers >= 5) and `rope_theta` + `rope_scaling`, which goes first.
+    theta: where the config names none. partial: whether the family knows a `partial_rotary_factor`, which either
+    spelling may give. Raises CheckpointError for a type not in `SCALINGS`.
     """
     numbers = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    kind = _kind(numbers)
-    partial = numbers.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    places = (numbers, config) if partial else ()
+    shares = [place["partial_rotary_factor"] for place in places if place.get("partial_rotary_factor")]
+    rotated = int(head_dim * (shares or [1.0])[0])
+    if rotated % 2 and rotated == head_dim:
+        raise CheckpointError(
+            f"config.json: rotary embeddings of heads with {head_dim} channels",
+            expected="an even number of them, which are turned in pairs",
+            do=RESTORE,
+        )
     positions = config.get("max_position_embeddings", 2048)
     beside, within = (place.get("original_max_position_embeddings") for place in (config, numbers))
-    rope = Rope(
+    return Rope(
+        _kind(numbers),
         numbers,
         theta=_theta(config, numbers, theta),
-        rotated=int(head_dim * partial),
+        rotated=rotated,
         positions=positions,
         original=beside or within or positions,
     )
-    return SCALINGS[kind](rope)
 
 
 def _kind(numbers: Mapping) -> str:
@@ -98,11 +121,11 @@ def _kind(numbers: Mapping) -> str:
 def _theta(config: Mapping, rope: Mapping, default: float) -> float:
     """The base of the frequencies, which either spelling may name."""
     named = [value for value in (rope.get("rope_theta"), config.get("rope_theta")) if value is not None]
-    if len(set(named)) > 1 or not all(value > 0 for value in named):
+    if len(set(named)) > 1:
         raise CheckpointError(
             f"config.json: rope_theta is {' and '.join(map(str, named))}",
-            expected="one number above 0",
-            do="restore the config.json that came with the weights",
+            expected="one number",
+            do=RESTORE,
         )
     return named[0] if named else default
 
@@ -122,6 +145,12 @@ def _linear(rope: Rope) -> Attention:
 def _llama3(rope: Rope) -> Attention:
     inv_freq, numbers = rope.inv_freq, rope.numbers
     low, high, factor = numbers["low_freq_factor"], numbers["high_freq_factor"], numbers["factor"]
+    if not low < high:
+        raise CheckpointError(
+            f"config.json: low_freq_factor is {low} and high_freq_factor is {high}",
+            expected="a higher one for high frequencies",
+            do=RESTORE,
+        )
     wavelength = 2 * math.pi / inv_freq
     blend = ((rope.original / wavelength - low) / (high - low)).clamp(0, 1)  # 0: long waves, slowed; 1: short, kept
     return _attention((1 - blend) * inv_freq / factor + blend * inv_freq)
@@ -166,7 +195,7 @@ def _longrope(rope: Rope) -> Attention:
             raise CheckpointError(
                 f"config.json: {key} has {len(factors)} numbers",
                 expected=f"{len(rope.waves)}, half of the channels of a head that are rotated",
-                do="restore the config.json that came with the weights",
+                do=RESTORE,
             )
         found.append(tuple((1.0 / (factors * rope.waves)).tolist()))
     return Attention(inv_freq=found[0], rotary_scale=scale, long_inv_freq=found[1], short_positions=rope.original)

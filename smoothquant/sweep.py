@@ -11,7 +11,6 @@ are those of an uninterrupted run.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -29,7 +28,6 @@ from smoothquant.model import Model
 from smoothquant.workroom import Workroom
 
 BATCH_TOKENS = 1024  # tokens in one matrix product: enough for efficiency, and small beside a layer
-KEEP_EVERY = 20.0  # seconds of work that an interruption may cost, beside the layer under way
 EMBEDDED = 256 << 20  # bytes of embeddings that are made at a time; each time reads the whole table
 FLOAT = "float"  # the form of the stored layers
 
@@ -205,8 +203,8 @@ def sweep(
     """Run sequences of token ids through all layers of a model. Returns the sweep after the last layer.
 
     weights: the dtype that layers are read in; None keeps the dtype on disk and widens weights when they are used.
-    work: the workspace that keeps the state, at most every `KEEP_EVERY` seconds, and after the last layer if
-    `keep_last`. An interrupted sweep continues from it. Mapped files need no copy: each finished layer is noted.
+    work: the workspace that keeps the state when it is due, and after the last layer if `keep_last`. An interrupted
+        sweep continues from it. Mapped files need no copy: each finished layer is noted.
 
     Raises OutputError if the disk has no room for the hidden states, CheckpointError for statistics that a listener
     cannot assign to a matrix.
@@ -220,13 +218,10 @@ def sweep(
     # other forms are made from the layer on the CPU; without them the layer need not be there as a whole
     place = "cpu" if any(listener.forms for listener in listeners) else device
     progress(start, layers)
-    kept = time.monotonic()
     for index in range(start, layers):
         under_way.layer(float_layer(model, index, weights, place))
-        late = under_way.hidden.mapped or time.monotonic() - kept > KEEP_EVERY
-        if work and (keep_last if index + 1 == layers else late):
+        if work and (keep_last if index + 1 == layers else under_way.hidden.mapped or work.due):
             work.mark(index + 1, under_way.state())
-            kept = time.monotonic()
         progress(index + 1, layers)
     return under_way
 

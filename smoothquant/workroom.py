@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # torch requires this package
 
 SLACK = 64 << 20  # bytes left free beside a step's own
+KEEP_EVERY = 20.0  # seconds of work that an interruption may cost, beside the layer under way
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class Workroom:
         self.given, self.out = Path(out), _real(out)
         self.step, self.inputs = step, json.loads(json.dumps(inputs))
         self.next_layer = 0
+        self._last = time.monotonic()  # when the state was kept
         self._kept: dict[str, dict[str, Tensor]] = {}
         self._journal = Journal(self.out, step, self.inputs)
         self.folder = self._journal.folder
@@ -91,14 +94,20 @@ class Workroom:
         """Tensors that an interrupted run kept: those that the next layer starts from, or others by their name."""
         return self._kept.get(name, {})
 
+    @property
+    def due(self) -> bool:
+        """Whether it is time to keep the state again."""
+        return time.monotonic() - self._last > KEEP_EVERY
+
     def mark(self, next_layer: int, state: Mapping[str, Tensor] | None = None) -> None:
         """Note that all layers before `next_layer` are done and on the disk, with what the next one starts from."""
         self._journal.mark(next_layer, state)
-        self.next_layer = next_layer
+        self.next_layer, self._last = next_layer, time.monotonic()
 
     def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Note more tensors, for `state(name)` to find. name: of letters."""
         self._journal.keep(name, tensors)
+        self._last = time.monotonic()
 
     def forget(self) -> None:
         """Remove the folder: what was made in it is of no more use."""

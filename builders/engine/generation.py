@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,15 @@ from torch import Tensor
 from builders.engine.protocol import Engine
 from smoothquant.errors import UserError
 from smoothquant.reading import read_object
+from smoothquant.values import Expectation, listed, whole
+
+TOKEN = whole(-1, 2**31 - 1)  # old configs say -1 for none
+ENDS = Expectation("a token id, or a list of them", lambda value: TOKEN.holds(value) or listed(TOKEN).holds(value))
+TOKENS: Mapping[str, Expectation] = {
+    "bos_token_id": TOKEN.or_null(),
+    "eos_token_id": ENDS.or_null(),
+    "pad_token_id": TOKEN.or_null(),
+}
 
 
 class Decoding(ABC):
@@ -102,26 +112,23 @@ class GeneratingEngine(Engine):
 
 def end_tokens(folder: Path) -> set[int]:
     """Tokens that end a sequence, by generation_config.json or else config.json."""
-    found = named_tokens(folder).get("eos_token_id")
-    ends = found if isinstance(found, list) else [] if found is None else [found]
-    for token in ends:
-        if type(token) is not int:  # a bool is an int to isinstance
-            raise UserError(
-                f"{folder}: eos_token_id {found!r}",
-                expected="a token id, or a list of them",
-                do="copy generation_config.json and config.json from where the model came from",
-            )
-    return set(ends)
+    found = named_tokens(folder)["eos_token_id"]
+    return set(found if isinstance(found, list) else [] if found is None else [found])
 
 
-def named_tokens(folder: Path) -> dict:
-    """config.json's keys with what generation_config.json says of them; null says nothing. Raises UserError for a file
-    that is no JSON object."""
-    config, said = (
-        read_object(path, do="copy it from where the model came from") if path.exists() else {}
-        for path in (folder / "config.json", folder / "generation_config.json")
-    )
-    return config | {key: value for key, value in said.items() if value is not None}
+def named_tokens(folder: Path) -> dict[str, Any]:
+    """The tokens of `TOKENS`, by generation_config.json or else config.json; None where both say nothing or null.
+
+    Raises UserError for values that are no tokens.
+    """
+    found: dict[str, Any] = dict.fromkeys(TOKENS)
+    for name in ("config.json", "generation_config.json"):
+        path, again = folder / name, "copy this file from where the model came from"
+        content = read_object(path, do=again) if path.exists() else {}
+        for key, rule in TOKENS.items():
+            rule.check(content.get(key), f"{path}: {key}", again)
+            found[key] = found[key] if content.get(key) is None else content[key]
+    return found
 
 
 def pick(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:

@@ -27,7 +27,7 @@ def genai_config(folder: Path, geometry: ModelFacts, threads: int, provider: str
     geometry: the model's sizes, from the export's manifest. provider: a name of `providers.PROVIDERS`.
     """
     tokens = named_tokens(folder)
-    end = tokens.get("eos_token_id")
+    end = None if tokens["eos_token_id"] == [] else tokens["eos_token_id"]
     first_end = end[0] if isinstance(end, list) else end
     decoder = {
         "filename": MODEL,
@@ -55,9 +55,9 @@ def genai_config(folder: Path, geometry: ModelFacts, threads: int, provider: str
         "type": TYPE,
         "vocab_size": geometry.vocab_size,
         "context_length": length,
-        "bos_token_id": tokens.get("bos_token_id"),
+        "bos_token_id": tokens["bos_token_id"],
         "eos_token_id": end,
-        "pad_token_id": tokens.get("pad_token_id") if tokens.get("pad_token_id") is not None else first_end,
+        "pad_token_id": first_end if tokens["pad_token_id"] is None else tokens["pad_token_id"],
         "decoder": decoder,
     }
     model = {key: value for key, value in model.items() if value is not None}

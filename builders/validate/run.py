@@ -11,7 +11,6 @@ block are computed once for all engines, and held until the last engine has been
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,7 +31,7 @@ from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.outputs import check_content, versions
 from smoothquant.scheme import IN_FLOAT
-from smoothquant.sweep import KEEP_EVERY, Progress
+from smoothquant.sweep import Progress
 from smoothquant.workroom import Workroom
 
 HELD = 2 << 30  # bytes of the reference's logits in memory at a time, if several engines need them
@@ -143,7 +142,6 @@ def _compare(
         _restore(candidates, work)
         progress(sum(candidate.compared for candidate in candidates))
     opened: tuple[Candidate, Engine] | None = None
-    saved = time.monotonic()
     order = list(zip(candidates, folders, strict=True))
     for block in _blocks(reference, HELD if len(candidates) > 1 else 0):
         held: dict[int, Tensor] = {}
@@ -156,9 +154,8 @@ def _compare(
                     held[sequence] = reference.logits(sequence)
                 candidate.add(opened[1], held[sequence])
                 progress(sum(candidate.compared for candidate in candidates))
-                if work and time.monotonic() - saved > KEEP_EVERY:
+                if work and work.due:
                     _save(candidates, work)
-                    saved = time.monotonic()
         order.reverse()  # the engine that is open goes first in the next block
     if work:
         _save(candidates, work)

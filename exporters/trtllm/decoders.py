@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from exporters.trtllm.modes import Mode
 from exporters.trtllm.sharding import Ranks
 from smoothquant.model import Model
+from smoothquant.rope import read_rope
 
 QKV = frozenset("qkv")
 ATTENTION = QKV | {"o"}
@@ -64,11 +65,12 @@ class Decoder:
 
 
 def rope(model: Model) -> dict:
-    """RoPE's type and numbers by config.json, in both spellings of it."""
-    config = model.checkpoint.config
-    found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    found["rope_type"] = found.pop("type", None) or found.get("rope_type") or "default"
-    return {"rope_theta": config.get("rope_theta", 10000.0), **found}
+    """RoPE's type and numbers by config.json, read as the model's own decoder reads them."""
+    read = read_rope(model.checkpoint.config, model.geometry.head_dim)
+    numbers = {key: value for key, value in read.numbers.items() if key != "type"}
+    if read.kind == "llama3":  # without it TensorRT-LLM takes that of Llama 3.1
+        numbers["original_max_position_embeddings"] = read.original
+    return {**numbers, "rope_type": read.kind, "rope_theta": read.theta}
 
 
 def _rotary(model: Model) -> dict:

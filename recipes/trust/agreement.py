@@ -28,12 +28,26 @@ from smoothquant.layers import float_layer
 from smoothquant.model import Model
 
 TOLERANCE = 1e-4  # of the spread of the logits
+# What transformers raises for a config that it cannot run.
+REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 CHUNK = ORIGINAL + 6  # tokens of the first chunk: more than a window, and than the original length
 GAIN = 2.0  # standard deviation of a linear's outputs, for inputs of 1
 # What transformers chooses, and its plainest. In 5.23 the latter adds a Falcon's ALiBi twice; in 4.56 the former drops
 # a Gemma 2's cap of the scores. A record is right if either of them says so.
 ATTENTION = (None, "eager")
-CORRECT = "correct the record (recipes/README.md says what its fields mean)"
+CORRECT = (
+    "restore the config.json that came with the weights, or correct the record (recipes/README.md says what its fields "
+    "mean)"
+)
 EMBEDDED = 0.02  # root mean square of what the first layer reads: small, so that a norm's epsilon shows
 
 
@@ -100,7 +114,7 @@ def save_theirs(
                 first = model(sample()[:, :CHUNK], use_cache=True)
                 second = model(sample()[:, CHUNK:], past_key_values=first.past_key_values, use_cache=True)
             model.save_pretrained(folder)
-        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
+        except REFUSALS as error:
             told = " ".join(str(error).split())
             raise CheckpointError(
                 f"transformers' {theirs.model.__name__} cannot run with this config.json ({told})",

@@ -60,6 +60,8 @@ def check_keys(
     config: as the family's record has read it. theirs: what transformers reads it with, if it knows the model. where:
     the file, for the message.
     """
+    if theirs is not None:
+        _check_nothing_lost(config.content, theirs, where)
     for path, value in unread(config):
         key = ".".join(path)
         if key in WITHOUT_INFLUENCE or key in family.ignored_keys or _is_neutral(path, value):
@@ -70,8 +72,24 @@ def check_keys(
             f"{where}: {key} is {_shown(value)}, and the family {family.name} does not read it: it may change what "
             "the model computes",
             expected="a key that the family's record reads, or one without influence on the logits",
-            do="read it in the record's geometry, or name it in the record's ignored_keys if it has no influence",
+            do="restore the config.json that came with the weights; in a record of your own, read the key in its "
+            "geometry, or name it in ignored_keys if it has no influence",
         )
+
+
+def _check_nothing_lost(content: Mapping, theirs: TransformersClass, where: str | Path) -> None:
+    """Raise CheckpointError where rope_scaling, which users add, replaces more of rope_parameters than it says."""
+    before = content.get("rope_parameters")
+    if not content.get("rope_scaling") or not isinstance(before, Mapping):
+        return
+    after = getattr(theirs.read(copy.deepcopy(dict(content))), "rope_parameters", None) or {}
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in before and after.get(key) != before[key]:
+            raise CheckpointError(
+                f"{where}: rope_scaling goes before rope_parameters, whose {key} {_shown(before[key])} is lost thereby",
+                expected="one of the two",
+                do="move the numbers of rope_scaling into rope_parameters, or name them all in rope_scaling",
+            )
 
 
 def unread(config: Config) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -32,8 +32,8 @@ def cut_down(content: Mapping[str, Any], geometry: Geometry, known: Any, origina
     """The cut config.json. geometry: of the whole model; known: transformers' configuration of it; original: length
     that scaled rotary embeddings start from."""
     cut = {key: copy.deepcopy(value) for key, value in content.items() if key not in DROPPED}
-    if hasattr(known, "pad_token_id"):
-        cut["pad_token_id"] = None  # else it may lie outside the vocabulary
+    if getattr(known, "pad_token_id", None) is not None:  # of another vocabulary; transformers takes none from outside
+        cut["pad_token_id"] = None if -known.vocab_size <= known.pad_token_id < known.vocab_size else VOCABULARY
     group, kv_heads = geometry.heads // geometry.kv_heads, _few(geometry.kv_heads, 2)
     heads = _few(group, HEADS) * kv_heads
     hidden = geometry.hidden_size // geometry.heads * heads

@@ -17,17 +17,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Annotated, Any, TypeVar
 
-from smoothquant.artifacts.record import DO, Between, as_json, read
+from smoothquant.artifacts.record import DO, as_json, read
+from smoothquant.config_keys import FEW, LAYERS, POSITIONS, SIZE
 from smoothquant.errors import UserError
 from smoothquant.scheme import Scheme
 from smoothquant.settings import SmoothingSettings
 
 T = TypeVar("T")
-# Bounds that hold every model many times over, and keep a number out of all proportion from being used for anything.
-Layers = Annotated[int, Between(1, 4096)]
-Size = Annotated[int, Between(1, 2**24)]  # channels, or rows
-Few = Annotated[int, Between(1, 2**16)]  # heads, channels of a head
-Positions = Annotated[int, Between(1, 2**40)]
 FIRST = ("model", "act_scales", "family", "max_positions")  # fields that reports show first
 
 
@@ -43,14 +39,14 @@ class Promise:
 class ModelFacts:
     """The numbers of a model. cache_window: the number of newest keys that any layer reads; None for all keys."""
 
-    hidden_size: Size
-    layers: Layers
-    heads: Few
-    kv_heads: Few
-    head_dim: Few
-    vocab_size: Size
-    max_positions: Positions
-    cache_window: Positions | None
+    hidden_size: Annotated[int, SIZE]
+    layers: Annotated[int, LAYERS]
+    heads: Annotated[int, FEW]
+    kv_heads: Annotated[int, FEW]
+    head_dim: Annotated[int, FEW]
+    vocab_size: Annotated[int, SIZE]
+    max_positions: Annotated[int, POSITIONS]
+    cache_window: Annotated[int, POSITIONS] | None
 
 
 @dataclass(frozen=True)
@@ -68,8 +64,8 @@ class TrtllmOptions:
 
     quant_algo: str
     dtype: str
-    tp: int
-    pp: int
+    tp: Annotated[int, FEW]
+    pp: Annotated[int, FEW]
     trtllm_version: str
 
 

@@ -2,7 +2,7 @@
 
 An unknown key, a missing key and a value of another type are errors that name the place. A field with a default may be
 missing. The types may be str, int, float, bool, None, Any, unions, tuple[X, ...], Mapping[str, X] and records, and
-Annotated[int, Between(low, high)], which also bounds the number.
+Annotated[X, EXPECTATION] for those of a range (`smoothquant.values`).
 """
 
 from __future__ import annotations
@@ -12,19 +12,14 @@ import dataclasses
 import json
 import types
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from smoothquant.errors import UserError
+from smoothquant.values import FLAG, LIST, NAME, NUMBER, OBJECT, WHOLE, Expectation, shown
 
 T = TypeVar("T")
 DO = "make the folder again with this version"
-
-
-class Between(NamedTuple):
-    """The bounds of a number, themselves included."""
-
-    low: int
-    high: int
+LEAVES: Mapping[Any, Expectation] = {str: NAME, int: WHOLE, float: NUMBER, bool: FLAG}
 
 
 def read(kind: type[T], content: object, where: str) -> T:
@@ -45,9 +40,8 @@ def _read(kind: Any, content: object, where: str) -> Any:
         return _record(kind, content, where)
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        found, bounds = _read(parts[0], content, where), kind.__metadata__[0]
-        _expect(bounds.low <= found <= bounds.high, where, content, f"{bounds.low} to {bounds.high}")
-        return found
+        _expect(parts[1], where, content)
+        return _read(parts[0], content, where)
     if origin in (Union, types.UnionType):
         if content is None and type(None) in parts:
             return None
@@ -57,17 +51,17 @@ def _read(kind: Any, content: object, where: str) -> Any:
                 return _read(part, content, where)
         return _read(last, content, where)
     if origin is tuple:
-        _expect(isinstance(content, list), where, content, "a list")
+        _expect(LIST, where, content)
         return tuple(_read(parts[0], each, f"{where}[{n}]") for n, each in enumerate(content))  # type: ignore[arg-type, var-annotated]
     if origin is Mapping:
-        _expect(isinstance(content, dict), where, content, "an object")
+        _expect(OBJECT, where, content)
         return {key: _read(parts[1], value, f"{where}.{key}") for key, value in content.items()}  # type: ignore[attr-defined]
-    _expect(type(content) in ((int, float) if kind is float else (kind,)), where, content, f"of type {kind.__name__}")
+    _expect(LEAVES[kind], where, content)
     return content
 
 
 def _record(kind: Any, content: object, where: str) -> Any:
-    _expect(isinstance(content, dict), where, content, "an object")
+    _expect(OBJECT, where, content)
     assert isinstance(content, dict)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unset = dataclasses.MISSING
@@ -80,6 +74,6 @@ def _record(kind: Any, content: object, where: str) -> Any:
     return kind(**{name: _read(hints[name], value, f"{where}.{name}") for name, value in content.items()})
 
 
-def _expect(right: bool, where: str, content: object, wanted: str) -> None:
-    if not right:
-        raise UserError(f"{where}: {json.dumps(content)}", expected=wanted, do=DO)
+def _expect(rule: Expectation, where: str, content: object) -> None:
+    if not rule.holds(content):
+        raise UserError(f"{where}: {shown(content)}", expected=rule.expected, do=DO)

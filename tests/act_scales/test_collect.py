@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 from act_scales.collect import collect
 from act_scales.store import ActScales, load_act_scales
 from act_scales.text import Text
-from smoothquant import decoder, sweep
+from smoothquant import decoder, sweep, workroom
 from smoothquant.errors import ActScalesError, MissingPackageError, OutputError, UserError
 from smoothquant.journal import work_folder
 from smoothquant.model import Model
@@ -145,7 +145,7 @@ class Interrupt(KeyboardInterrupt):
 def test_an_interrupted_run_goes_on_to_the_same_bytes(
     stop: int, make_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "KEEP_EVERY", -1.0)  # keep the state after every layer
+    monkeypatch.setattr(workroom, "KEEP_EVERY", -1.0)  # keep the state after every layer
     model, text, out = open_llama(make_llama(num_hidden_layers=4)), text_of(32, 32, 9), tmp_path / "a.safetensors"
 
     def interrupt(done: int, _total: int) -> None:
@@ -166,7 +166,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
 def test_a_broken_state_is_told_and_not_used(
     make_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sweep, "KEEP_EVERY", -1.0)
+    monkeypatch.setattr(workroom, "KEEP_EVERY", -1.0)
     model, text, out = open_llama(make_llama()), text_of(32), tmp_path / "a.safetensors"
 
     def interrupt(done: int, _total: int) -> None:

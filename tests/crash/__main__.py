@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--sample", type=int, metavar="N", help="points of each scenario (default: every point)")
     parser.add_argument("--seed", type=int, default=0, help="chooses the sample (default 0)")
     parser.add_argument(
-        "--seeds", type=int, default=2, metavar="K", help="losses of power at every operation (default 2)"
+        "--seeds", type=int, default=1, metavar="K", help="losses of power at every operation (default 1)"
     )
     parser.add_argument("--lying", action="store_true", help="forget what was synced: there must be faults")
     arguments = parser.parse_args()

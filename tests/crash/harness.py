@@ -21,6 +21,7 @@ from tests.crash.scenarios import SCENARIOS, Scenario
 
 MINE = {"thesis.txt": b"all my work\n", "out.partial/thesis.txt": b"more of it\n"}
 GIVEN = Scenario("given", ())
+GIVEN_FILES = {"SCALES": "scales.safetensors", "TEXT": "text.txt", "HELDOUT": "heldout.txt"}
 KINDS = ("killed", "torn", "power")
 
 
@@ -136,15 +137,14 @@ class Harness:
 
     def _command(self, scenario: Scenario, command: Sequence[str], disk: files.Disk, log: Path | None = None) -> int:
         """Run the command line in a process of its own. Returns its exit status."""
-        words = [str(self.given / word) if word.isupper() else word for word in command]
-        words = [str(self._file(word)) for word in words]
+        words = [str(self.given / GIVEN_FILES.get(word, word)) if word.isupper() else word for word in command]
 
         def run() -> int:
-            from builders.validate import run as validation
             from recipes.cli import main
-            from smoothquant import hidden, sweep
+            from smoothquant import digests, hidden, workroom
 
-            sweep.KEEP_EVERY = validation.KEEP_EVERY = -1.0  # keep the state after every layer
+            workroom.KEEP_EVERY = -1.0  # keep the state after every layer
+            digests.GRAIN = 0  # remember every digest, however soon: else operations depend on the machine's pace
             hidden.IN_MEMORY = 0 if scenario.mapped else hidden.IN_MEMORY
             self.place.mkdir(exist_ok=True)
             os.chdir(self.place)
@@ -155,15 +155,12 @@ class Harness:
 
         return self._forked(run, disk)
 
-    def _file(self, word: str) -> Path | str:
-        found = {str(self.given / "SCALES"): "scales.safetensors", str(self.given / "TEXT"): "text.txt"}.get(word)
-        return self.given / found if found else word
-
     def _make_models(self) -> int:
         from tests.models import TEXT, save_llama
 
         save_llama(self.given / "MODEL", num_hidden_layers=2, hidden_size=64)
-        (self.given / "text.txt").write_text(TEXT)
+        (self.given / GIVEN_FILES["TEXT"]).write_text(TEXT)
+        (self.given / GIVEN_FILES["HELDOUT"]).write_text(TEXT[:160])
         return 0
 
     def _forked(self, work: Callable[[], int], disk: files.Disk) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MODEL, OTHER, TEXT, SCALES, ONNX, TRTLLM = "MODEL", "OTHER", "TEXT", "SCALES", "ONNX", "TRTLLM"  # made once, read only
+MODEL, TEXT, HELDOUT, SCALES = "MODEL", "TEXT", "HELDOUT", "SCALES"  # made once, read only
+ONNX, TRTLLM = "ONNX", "TRTLLM"
 CALIBRATE = ("calibrate", MODEL, "--text", TEXT, "--samples", "4", "--length", "16", "--device", "cpu")
 
 
@@ -29,7 +30,10 @@ def _both(name: str, command: Sequence[str], other: Sequence[str]) -> tuple[Scen
     return Scenario(name, command), Scenario(f"{name}-overwrite", (*command, "--overwrite"), other)
 
 
-RUN = ("run", "tiny-llama", "--model", MODEL, "--text", TEXT, "--out", "out", "--samples", "4", "--length", "32")
+RUN = (
+    *("run", "tiny-llama", "--model", MODEL, "--text", TEXT, "--heldout", HELDOUT, "--out", "out"),
+    *("--samples", "4", "--length", "32"),
+)
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (

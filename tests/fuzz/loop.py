@@ -79,9 +79,10 @@ def fuzz(kinds: Mapping[str, Trial], seed: int, proceed: Callable[[int], bool]) 
 
 def attempt(trial: Trial, name: str, seed: int, number: int) -> Outcome:
     """The outcome of one trial; equal arguments damage the same."""
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, _bounded():
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         try:
-            return trial(Random(f"{seed} {name} {number}"), Path(folder))
+            with _bounded():
+                return trial(Random(f"{seed} {name} {number}"), Path(folder))
         except UserError as error:
             return (
                 Outcome(TRACEBACK, f"several lines: {error!r}") if "\n" in str(error) else Outcome(REFUSED, str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from random import Random
 from typing import Any
@@ -17,14 +18,14 @@ def mutate(random: Random, content: dict[str, Any], foreign: Mapping[str, tuple[
     kind = random.choice(("delete", "type", "extreme", "extreme", "scale", "scale", "foreign", "foreign"))
     if kind == "foreign" or not places:
         key = random.choice(sorted(foreign))
-        content[key] = random.choice(foreign[key])
+        content[key] = copy.deepcopy(random.choice(foreign[key]))  # the next damage may be within it
         return f"{key} = {content[key]!r}"
     where, key = random.choice(places)
     if kind == "delete":
         del where[key]
         return f"{key} deleted"
     if kind == "type":
-        value: Any = random.choice(OTHER_TYPES)
+        value: Any = copy.deepcopy(random.choice(OTHER_TYPES))
     elif kind == "extreme":
         value = random.choice(EXTREMES + NO_NUMBERS)
     else:

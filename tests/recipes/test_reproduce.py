@@ -80,7 +80,7 @@ def test_interrupted_goes_on(case: Case, rows_file: Path, tmp_path: Path, monkey
     scales, text = case.root / "act_scales.safetensors", whole_blocks(str(rows_file), model, 99, LENGTH)
     assert case.act_scales
     whole = reproduce(recipe, model, scales, text, tmp_path / "whole")
-    monkeypatch.setattr("smoothquant.sweep.KEEP_EVERY", -1.0)
+    monkeypatch.setattr("smoothquant.workroom.KEEP_EVERY", -1.0)
 
     def interrupt(done: int, total: int) -> None:
         if done == 1:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,7 +150,10 @@ SPOILED = {
     "heads do not divide": (configure(num_attention_heads=3), "3 attention heads over 2 kv heads"),
     "unknown activation": (configure(hidden_act="mish"), "activation 'mish' is not supported; expected one of silu"),
     "unknown rope": (configure(rope_parameters={"rope_type": "axial"}), "RoPE type 'axial' is not supported"),
-    "rope without a number": (configure(rope_parameters={"rope_type": "yarn"}), "cannot read the numbers .*factor"),
+    "rope without a number": (
+        configure(rope_parameters={"rope_type": "yarn"}),
+        "of type 'yarn' and have no factor; .* add \"factor\"",
+    ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
     "truncated": (truncate, r"model\.safetensors: truncated or corrupt"),
     "corrupt header": (corrupt_header, r"model\.safetensors: truncated or corrupt"),
@@ -194,8 +200,133 @@ def test_a_shard_that_goes_away_or_is_another_one_later(exchanged: bool, make_ll
         model.read(NORM)
 
 
-def test_old_buffers_are_known(make_llama: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["self_attn.rotary_emb.inv_freq", "self_attn.rotary_emb.cos_cached", "self_attn.rotary_emb.sin_cached"],
+)
+def test_old_buffers_are_known(name: str, make_llama: Callable[..., Path]) -> None:
     """Llama checkpoints of 2023 carry each layer's rotary frequencies."""
     folder = make_llama()
-    change("model.layers.0.self_attn.rotary_emb.inv_freq", torch.ones(8))(folder)
+    change(f"model.layers.0.{name}", torch.ones(8))(folder)
+    assert not any(name in one for one in open_llama(folder).checkpoint.tensors)
+
+
+def test_position_ids_are_no_weights(make_llama: Callable[..., Path]) -> None:
+    folder = make_llama()
+    change("model.embeddings.position_ids", torch.arange(8))(folder)
     open_llama(folder)
+
+
+def test_a_bias_of_zeros_adds_nothing(make_llama: Callable[..., Path]) -> None:
+    folder = make_llama()
+    bias = "model.layers.0.self_attn.q_proj.bias"
+    change(bias, torch.zeros(64))(folder)
+    open_llama(folder)
+    change(bias, torch.eye(64)[3])(folder)
+    with pytest.raises(CheckpointError, match=r"q_proj\.bias is not part of a llama"):
+        open_llama(folder)
+
+
+@pytest.mark.parametrize("said", [{"quant_method": "gptq", "bits": 4}, {}, "gptq", ["gptq"]])
+def test_what_is_left_of_a_quantization_is_dropped_and_said(said: object, make_llama: Callable[..., Path]) -> None:
+    folder = make_llama()
+    configure()(folder)
+    before = Checkpoint(folder)
+    configure(quantization_config=said)(folder)
+    after = Checkpoint(folder)
+    assert (after.config, after.fingerprint) == (before.config, before.fingerprint)
+    assert before.notes == ()
+    (note,) = after.notes
+    named = said["quant_method"] if isinstance(said, dict) and said else None
+    assert f"its quantization_config (quant_method {named}) is dropped, since the weights are float" in note
+
+
+def test_quantized_weights_are_refused(make_llama: Callable[..., Path]) -> None:
+    folder = make_llama()
+    configure(quantization_config={"quant_method": "gptq"})(folder)
+    change("model.layers.0.self_attn.q_proj.qweight", torch.zeros(8, 8, dtype=torch.int32))(folder)
+    with pytest.raises(CheckpointError, match=r"quantized weights .*quant_method gptq.*give the original checkpoint"):
+        Checkpoint(folder)
+
+
+# -- folders that are taken for a model folder -------------------------------------------------------------------------
+
+
+def lay(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("adapter_config.json", "adapter_model.safetensors"), "a LoRA adapter, .* merge it first: python -c"),
+        (("refs/main", "snapshots/abc/config.json"), r"the root of a model in the Hub's cache.*snapshots/abc"),
+        (
+            ("models--org--name/snapshots/abc/config.json",),
+            r"the Hub's cache, .*models--org--name/snapshots/abc",
+        ),
+        (("model-Q4_K_M.gguf",), "GGUF files, .* hf download ORG/MODEL"),
+        (
+            ("pytorch_model.bin",),
+            "config.json: no such file, though there are weights; .* hf download ORG/MODEL config.json",
+        ),
+        (
+            ("model.safetensors",),
+            "config.json: no such file, though there are weights; .* hf download ORG/MODEL config.json",
+        ),
+        (("README.md",), "config.json: no such file"),
+    ],
+)
+def test_a_folder_near_to_a_model(names: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        Checkpoint(lay(tmp_path, *names))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "before", "named"),
+    [
+        (("adapter_config.json",), "merge it first: ", "."),
+        (("snapshots/abc/config.json",), "give its newest snapshot: ", "snapshots/abc"),
+        (("model.safetensors",), "get it: ", "."),
+    ],
+)
+def test_the_command_to_type_names_the_folder_whatever_its_name(
+    names: tuple[str, ...], before: str, named: str, tmp_path: Path
+) -> None:
+    folder = lay(tmp_path / "a b'c", *names)
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint(folder)
+    assert shlex.split(caught.value.do.removeprefix(before))[-1] == str(folder / named)
+
+
+def test_the_command_that_merges_an_adapter_runs(tmp_path: Path) -> None:
+    """With a stand-in for peft that notes what it is asked for."""
+    (tmp_path / "peft.py").write_text(
+        "class AutoPeftModelForCausalLM:\n"
+        "    from_pretrained = classmethod(lambda cls, folder: open('asked', 'w').write(folder) and cls)\n"
+        "    merge_and_unload = classmethod(lambda cls: cls)\n"
+        "    save_pretrained = classmethod(lambda cls, folder: open(folder, 'w').close())\n"
+    )
+    folder = lay(tmp_path / "a b'c", "adapter_config.json")
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint(folder)
+    command = caught.value.do.removeprefix("merge it first: ").replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, check=True)
+    assert (tmp_path / "asked").read_text() == str(folder)
+    assert (tmp_path / "merged").exists()
+
+
+def test_an_adapter_beside_a_whole_model_is_passed_over(make_llama: Callable[..., Path]) -> None:
+    open_llama(lay(make_llama(), "adapter_config.json"))
+
+
+def test_a_config_out_of_all_proportion_is_not_read(make_llama: Callable[..., Path]) -> None:
+    folder = make_llama()
+    with open(folder / "config.json", "wb") as file:
+        file.truncate(2**40)  # it takes no room
+    with pytest.raises(CheckpointError, match=r"config\.json: 1099511627776 bytes; expected at most"):
+        open_llama(folder)

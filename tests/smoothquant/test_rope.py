@@ -76,7 +76,7 @@ def test_numbers_are_those_of_transformers(kind: str, seed: int, spelling: str) 
     else:
         old = {"type" if key == "rope_type" else key: value for key, value in rope.items()}
         config |= {"rope_theta": theta, "partial_rotary_factor": partial, "rope_scaling": old}
-    found = rotary(config, head_dim)
+    found = rotary(config, head_dim, partial=True)
 
     theirs = LlamaConfig(**config)  # after: it changes the dictionaries that it is given
     expected, scale = ROPE_INIT_FUNCTIONS[kind](theirs)
@@ -111,3 +111,14 @@ def test_longrope_with_factors_for_other_heads() -> None:
     factors = {"short_factor": [1.0] * 8, "long_factor": [1.0] * 12}
     with pytest.raises(CheckpointError, match="long_factor has 12 numbers; expected 8, half of the channels"):
         rotary({"rope_scaling": {"rope_type": "longrope", **factors}}, 16)
+
+
+@pytest.mark.parametrize("head_dim", [1, 15])
+def test_heads_that_have_no_pairs(head_dim: int) -> None:
+    with pytest.raises(CheckpointError, match=f"heads with {head_dim} channels; expected an even number"):
+        rotary({}, head_dim)
+
+
+def test_a_part_of_a_head_that_has_no_pairs_is_rounded_up() -> None:
+    """As in transformers."""
+    assert len(rotary({"partial_rotary_factor": 0.3125}, 16, partial=True).inv_freq) == 3

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from smoothquant import hidden, sweep
+from smoothquant import hidden, sweep, workroom
 from smoothquant.errors import CheckpointError, OutputError
 from smoothquant.journal import work_folder
 from smoothquant.layers import FloatLayer, Layer, float_layer
@@ -74,7 +74,7 @@ def sequences() -> list[Tensor]:
 @pytest.fixture(params=["memory", "mapped"])
 def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(hidden, "IN_MEMORY", 0 if request.param == "mapped" else 1 << 30)
-    monkeypatch.setattr(sweep, "KEEP_EVERY", -1.0)  # after every layer
+    monkeypatch.setattr(workroom, "KEEP_EVERY", -1.0)  # after every layer
     return request.param
 
 

@@ -28,7 +28,16 @@ def test_an_index_names_files_of_its_folder(place: object, make_llama: Callable[
     folder = make_llama()
     shutil.move(folder / "model.safetensors", folder.parent / "secret.safetensors")
     (folder / INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": place}}))
-    with pytest.raises(CheckpointError, match=r"outside of the folder|no weight_map of names"):
+    with pytest.raises(CheckpointError, match=r"outside of the folder|weight_map is .* that names the file of each"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", [{}, {"weight_map": {}}, {"weight_map": ["a"]}, {"weight_map": None}])
+def test_an_index_without_a_map(content: dict, make_llama: Callable[..., Path]) -> None:
+    folder = make_llama()
+    (folder / "model.safetensors").unlink()
+    (folder / INDEX).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"weight_map is .* that names the file of each tensor"):
         Checkpoint(folder)
 
 

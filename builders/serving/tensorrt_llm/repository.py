@@ -12,23 +12,23 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
 
 from builders.serving import pbtxt
 from builders.serving.pbtxt import Message
 from builders.serving.tensorrt_llm import models
 from builders.serving.tensorrt_llm.models import Serving
 from builders.tensorrt_llm.format.releases import IMAGE, serve_backend, triton_image
+from builders.tensorrt_llm.format.rules import RANKS
 from exporters.trtllm.versions import FIRST, LAST, builds_engines
-from smoothquant.artifacts.record import Between, read
 from smoothquant.errors import UserError
 from smoothquant.files import write_text
 from smoothquant.outputs import TOP_MANIFEST, check_content, is_output, load_manifest
 from smoothquant.reading import read_json
+from smoothquant.values import OBJECT, whole
 from smoothquant.workspace import Workspace
 
 STEP = "serve-config"
@@ -48,10 +48,7 @@ kv_cache_config:  # takes the place of what the options say of the cache
   enable_block_reuse: false
 enable_chunked_prefill: false
 """
-
-
-Ranks = Annotated[int, Between(1, 1024)]
-Batch = Annotated[int, Between(1, 2**20)]
+AGAIN = "build it again"
 
 
 @dataclass(frozen=True)
@@ -63,9 +60,9 @@ class BuiltEngine:
     """
 
     version: str
-    tp: Ranks
-    pp: Ranks
-    batch: Batch
+    tp: int
+    pp: int
+    batch: int
     paged_context: bool
 
     @property
@@ -85,8 +82,8 @@ class Handoff:
 def read_engine(folder: Path) -> BuiltEngine:
     """The facts about an engine. Raises UserError for another folder, or a version that is not served."""
     content = read_json(folder / "config.json")
-    model, build = (_object(content, key) for key in ("pretrained_config", "build_config"))
-    if not model or not build:
+    model, build = content.get("pretrained_config"), content.get("build_config")
+    if not (isinstance(model, dict) and isinstance(build, dict)):
         raise UserError(
             f"{folder}: not a TensorRT-LLM engine (its config.json has no pretrained_config and build_config)",
             expected="a folder made by smoothquant build tensorrt-llm",
@@ -95,22 +92,16 @@ def read_engine(folder: Path) -> BuiltEngine:
     version = str(content.get("version"))
     if not builds_engines(version):
         known = f"{FIRST} to {LAST}"
-        raise UserError(f"{folder}: built by TensorRT-LLM {version}", expected=known, do="build it again")
-    mapping = _object(model, "mapping")
-    facts = {
-        "version": version,
-        "tp": mapping.get("tp_size", 1),
-        "pp": mapping.get("pp_size", 1),
-        "batch": build.get("max_batch_size") or 1,
-        "paged_context": bool(_object(build, "plugin_config").get("use_paged_context_fmha")),
-    }
-    return read(BuiltEngine, facts, str(folder / "config.json"))
-
-
-def _object(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The object at a key; {} if something else is there."""
-    found = content.get(key)
-    return found if isinstance(found, dict) else {}
+        raise UserError(f"{folder}: built by TensorRT-LLM {version}", expected=known, do=AGAIN)
+    mapping, plugins = model.get("mapping") or {}, build.get("plugin_config") or {}
+    batch = build.get("max_batch_size") or 1
+    OBJECT.check(mapping, f"{folder}/config.json: pretrained_config.mapping", AGAIN)
+    OBJECT.check(plugins, f"{folder}/config.json: build_config.plugin_config", AGAIN)
+    tp, pp = mapping.get("tp_size", 1), mapping.get("pp_size", 1)
+    RANKS.check(tp, f"{folder}/config.json: tp_size", AGAIN)
+    RANKS.check(pp, f"{folder}/config.json: pp_size", AGAIN)
+    whole(1, 2**20).check(batch, f"{folder}/config.json: max_batch_size", AGAIN)
+    return BuiltEngine(version, tp, pp, batch, paged_context=bool(plugins.get("use_paged_context_fmha")))
 
 
 def write_repository(

@@ -25,7 +25,8 @@ class FormatFinding:
     @property
     def sentence(self) -> str:
         """The finding in one line."""
-        return f"{self.where}: {self.what}" + (f"; expected {self.expected}" if self.expected else "")
+        found = f"{self.where}: {self.what}" + (f"; expected {self.expected}" if self.expected else "")
+        return found.replace("\n", " ")  # a key may hold one
 
 
 def errors(findings: Iterable[FormatFinding]) -> list[FormatFinding]:

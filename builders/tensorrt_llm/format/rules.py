@@ -7,29 +7,32 @@ engine               combinations that a builder refuses or builds wrongly (`bui
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from builders.tensorrt_llm.format.architectures import ALGORITHMS, ARCHITECTURES, KV_CACHES
 from builders.tensorrt_llm.format.config import DTYPES
 from builders.tensorrt_llm.format.engine_rules import ROPE_SCALINGS, engine_findings, rope_type
 from builders.tensorrt_llm.format.findings import FormatFinding, config_error, config_warning, errors
+from smoothquant.config_keys import FEW, LAYERS, POSITIONS, SIZE
+from smoothquant.values import FLAG, LIST, NAME, OBJECT, WHOLE, Expectation, number, shown, whole
 
+MOST = 1024  # ranks, of all kinds of parallelism together
+RANKS = whole(1, MOST)
+POSITIVE = number(0, 1e18, above=True)
 REQUIRED = ("architecture", "dtype", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-SIZE, FEW = 2**24, 2**16
-LARGEST: Mapping[str, int] = {  # optional integers: bounds far above every model, below what would fill the memory
-    "vocab_size": SIZE,
-    "hidden_size": SIZE,
-    "num_hidden_layers": 4096,
+VALUES: Mapping[str, Expectation] = {  # of the keys that are there
+    **dict.fromkeys(("vocab_size", "hidden_size"), SIZE),
+    "intermediate_size": SIZE.or_null(),
+    "num_hidden_layers": LAYERS,
     "num_attention_heads": FEW,
-    "num_key_value_heads": FEW,
-    "head_size": FEW,
-    "intermediate_size": SIZE,
-    "max_position_embeddings": 2**40,
-    "rotary_embedding_dim": FEW,
+    **dict.fromkeys(("num_key_value_heads", "head_size"), FEW.or_null()),
+    "max_position_embeddings": POSITIONS.or_null(),
+    "rotary_embedding_dim": whole(0, 2**16).or_null(),
+    **dict.fromkeys(("rotary_base", "q_scaling", "rotary_pct"), POSITIVE.or_null()),
+    **dict.fromkeys(("mapping", "quantization", "moe", "rotary_scaling"), OBJECT.or_null()),
+    "norm_epsilon": number(0, 1, above=True),
 }
-RANKS = 1024  # at most, of all kinds of parallelism together
 ACTIVATIONS = (  # ACT2FN of tensorrt_llm/functional.py
     "silu",
     "relu",
@@ -50,16 +53,16 @@ ACTIVATIONS = (  # ACT2FN of tensorrt_llm/functional.py
     "sigmoid",
     "quick_gelu",
 )
-QUANTIZATION: Mapping[str, str] = {  # key -> the type of its value unless null: QuantConfig of modeling_utils.py
-    "quant_algo": "a name",
-    "kv_cache_quant_algo": "a name",
-    "group_size": "a whole number",
-    "smoothquant_val": "a number",
-    "clamp_val": "a list",
-    "use_meta_recipe": "true or false",
-    "has_zero_point": "true or false",
-    "pre_quant_scale": "true or false",
-    "exclude_modules": "a list",
+QUANTIZATION: Mapping[str, Expectation] = {  # key -> its value unless null: QuantConfig of modeling_utils.py
+    "quant_algo": NAME,
+    "kv_cache_quant_algo": NAME,
+    "group_size": WHOLE,
+    "smoothquant_val": number(0, 1),
+    "clamp_val": LIST,
+    "use_meta_recipe": FLAG,
+    "has_zero_point": FLAG,
+    "pre_quant_scale": FLAG,
+    "exclude_modules": LIST,
 }
 LATER = frozenset({"mamba_ssm_cache_dtype"})  # keys of quantization that only some versions know
 
@@ -79,26 +82,15 @@ def _shape(content: Mapping) -> Iterator[FormatFinding]:
     for key in REQUIRED:
         if content.get(key) is None:
             yield config_error(key, "missing")
-    for key, most in LARGEST.items():
-        value = content.get(key)
-        least = 0 if key == "rotary_embedding_dim" else 1
-        if value is not None and not (_whole(value) and least <= value <= most):
-            yield config_error(key, repr(value), f"a whole number from {least} to {most}")
-    for key in ("mapping", "quantization", "moe", "rotary_scaling"):
-        if not isinstance(content.get(key) or {}, Mapping):
-            yield config_error(key, repr(content[key]), "an object")
-    for key in ("rotary_base", "q_scaling", "rotary_pct"):
-        value = content.get(key)
-        if value is not None and not _positive(value):
-            yield config_error(key, repr(value), "a positive number")
+    for key, value in content.items():
+        missing = value is None and key in REQUIRED
+        if key in VALUES and not missing and not VALUES[key].holds(value):
+            yield config_error(key, shown(value), VALUES[key].expected)
     mapping = content.get("mapping")
     for key in ("world_size", "tp_size", "pp_size", "cp_size"):
         value = mapping.get(key, 1) if isinstance(mapping, Mapping) else 1
-        if not _whole(value) or not 1 <= value <= RANKS:
-            yield config_error(f"mapping.{key}", repr(value), f"a whole number from 1 to {RANKS}")
-    epsilon = content.get("norm_epsilon", 1e-5)
-    if not isinstance(epsilon, (int, float)) or not 0 < epsilon < 1:
-        yield config_error("norm_epsilon", repr(epsilon), "a small positive number")
+        if not RANKS.holds(value):
+            yield config_error(f"mapping.{key}", shown(value), RANKS.expected)
 
 
 def _names(content: Mapping) -> Iterator[FormatFinding]:
@@ -128,10 +120,9 @@ def _quantization(content: Mapping) -> Iterator[FormatFinding]:
             yield config_error(
                 f"quantization.{key}", "unknown key: a TypeError at load", f"one of {_listed(QUANTIZATION)}"
             )
-    for key, kind in QUANTIZATION.items():
-        value = block.get(key)
-        if value is not None and not KINDS[kind](value):
-            yield config_error(f"quantization.{key}", repr(value), kind)
+    for key, rule in QUANTIZATION.items():
+        if not rule.or_null().holds(block.get(key)):
+            yield config_error(f"quantization.{key}", shown(block[key]), rule.expected)
     for key, choices in (("quant_algo", ALGORITHMS), ("kv_cache_quant_algo", KV_CACHES)):
         if not _among(block.get(key), choices):
             yield config_error(f"quantization.{key}", f"{block[key]!r} is not known here", f"one of {_listed(choices)}")
@@ -146,9 +137,9 @@ def _rotary(content: Mapping) -> Iterator[FormatFinding]:
     if not isinstance(scaling, Mapping) or not _among(kind := rope_type(content), ROPE_SCALINGS):
         return
     for key in ROPE_SCALINGS[kind]:
-        if not _positive(scaling.get(key)):
-            what = repr(scaling[key]) if key in scaling else "missing"
-            yield config_error(f"rotary_scaling.{key}", what, f"a positive number, as {kind} scaling has")
+        if not POSITIVE.holds(scaling.get(key)):
+            what = shown(scaling[key]) if key in scaling else "missing"
+            yield config_error(f"rotary_scaling.{key}", what, f"{POSITIVE.expected}, as {kind} scaling has")
             return
     if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
@@ -165,8 +156,8 @@ def _numbers(content: Mapping) -> Iterator[FormatFinding]:
     world = mapping.get("world_size", tp * pp)
     if cp != 1:
         yield config_error("mapping.cp_size", f"{cp}", "1: SmoothQuant attention has no context parallelism")
-    if world != tp * pp * cp or world > RANKS:
-        yield config_error("mapping.world_size", f"{world}", f"tp_size x pp_size, {tp * pp * cp}, at most {RANKS}")
+    if world != tp * pp * cp or not RANKS.holds(world):
+        yield config_error("mapping.world_size", f"{world}", f"tp_size x pp_size, {tp * pp * cp}, at most {MOST}")
     if content.get("head_size") is None and hidden % heads:
         yield config_error(
             "num_attention_heads", f"{heads}, hidden_size {hidden}", "heads that divide it, or head_size"
@@ -193,26 +184,5 @@ def _among(value: object, names: Any) -> bool:
     return (value is None or isinstance(value, str)) and value in names
 
 
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: object) -> bool:
-    return _whole(value) or isinstance(value, float)
-
-
-def _positive(value: Any) -> bool:
-    return _number(value) and 0 < value < math.inf
-
-
 def _listed(names: Any) -> str:
     return ", ".join(sorted("null" if name is None else name for name in names))
-
-
-KINDS: Mapping[str, Callable[[object], bool]] = {
-    "a name": lambda value: isinstance(value, str),
-    "a whole number": _whole,
-    "a number": _number,
-    "a list": lambda value: isinstance(value, list),
-    "true or false": lambda value: isinstance(value, bool),
-}

@@ -87,8 +87,12 @@ def test_tokens_that_end_a_sequence(generation: dict | None, config: dict, ends:
     assert end_tokens(tmp_path) == ends
 
 
-@pytest.mark.parametrize("wrong", ["2", [2, None], True, {"id": 2}, 2.0])
-def test_tokens_of_another_type_are_refused(wrong: object, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": wrong}))
-    with pytest.raises(UserError, match=r"eos_token_id .*expected a token id, or a list of them"):
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("wrong", ["2", [2, None], True, {"id": 2}, 2.0, 2**31, -2])
+def test_tokens_of_another_type_are_refused(wrong: object, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(json.dumps({"eos_token_id": wrong}))
+    with pytest.raises(UserError, match=rf"/{name}: eos_token_id is .*expected a token id, or a list of them"):
+        end_tokens(tmp_path)
+    (tmp_path / name).write_text(json.dumps({"pad_token_id": wrong}))
+    with pytest.raises(UserError, match=rf"/{name}: pad_token_id is .*expected a whole number from -1"):
         end_tokens(tmp_path)

@@ -10,6 +10,7 @@ import pytest
 
 from builders.onnxruntime.genai import genai_config
 from builders.onnxruntime.session import SETTINGS
+from smoothquant.errors import UserError
 from smoothquant.machine import physical_cores
 from tests.outputs import facts
 
@@ -74,3 +75,8 @@ def test_tokens_are_those_of_the_configs(tmp_path: Path) -> None:
 
     (tmp_path / "generation_config.json").unlink()
     assert not {"eos_token_id", "pad_token_id"} & genai_config(tmp_path, geometry, threads=3)["model"].keys()
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": []}))
+    assert not {"eos_token_id", "pad_token_id"} & genai_config(tmp_path, geometry, threads=3)["model"].keys()
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ["7"]}))
+    with pytest.raises(UserError, match=r'generation_config.json: eos_token_id is \["7"\]; expected a token id'):
+        genai_config(tmp_path, geometry, threads=3)

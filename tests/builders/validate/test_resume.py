@@ -11,7 +11,7 @@ import pytest
 
 from act_scales.text import Text
 from builders.validate import Thresholds, Validation, run, validate_engines
-from smoothquant import hidden, sweep
+from smoothquant import hidden, sweep, workroom
 from smoothquant.journal import work_folder
 from smoothquant.model import Model
 from smoothquant.workroom import forget
@@ -33,8 +33,7 @@ def validating(
     """Validates three engines. What has been found is kept after every layer and every sequence."""
     monkeypatch.setattr(hidden, "IN_MEMORY", 0 if request.param == "mapped" else 1 << 30)
     monkeypatch.setattr(run, "HELD", 1 << 30 if request.param == "one block" else 0)
-    for module in (sweep, run):
-        monkeypatch.setattr(module, "KEEP_EVERY", -1.0)
+    monkeypatch.setattr(workroom, "KEEP_EVERY", -1.0)
     engines, limits = {label: folders / label for label in LABELS}, {"w8a8": Thresholds(exactness_ratio=9.0)}
     return lambda **options: validate_engines(engines, llama, text, limits, device="cpu", **options)
 

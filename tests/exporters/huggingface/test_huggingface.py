@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from exporters.export import Source, export
 from exporters.huggingface import SmoothedWriter, W8A8Writer
 from exporters.huggingface.w8a8 import quantization_config
-from smoothquant import decoder
+from smoothquant import decoder, workroom
 from smoothquant.artifacts.smoothing_file import SMOOTHING
 from smoothquant.attention import patterns
 from smoothquant.contract import TOLERANCE, relative_error
@@ -126,10 +126,12 @@ def test_shards(make_llama: Callable[..., Path], tmp_path: Path) -> None:
     assert torch.equal(transformers_logits(tmp_path / "many", ids), transformers_logits(tmp_path / "one", ids))
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "too soon to be kept"])
 @pytest.mark.parametrize("writer", [SmoothedWriter, W8A8Writer])
 def test_interrupted_export_goes_on_and_is_the_same(
-    writer: type, make_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    writer: type, kept: bool, make_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(workroom, "KEEP_EVERY", -1.0 if kept else 3600.0)
     source = source_of(make_llama(num_hidden_layers=3))
     export(source, [writer(tmp_path / "whole")])
     written: list[int] = []
@@ -148,7 +150,7 @@ def test_interrupted_export_goes_on_and_is_the_same(
     assert not (tmp_path / "resumed").exists()
     Interrupted.fail_at = None
     export(source, [Interrupted(tmp_path / "resumed")])
-    assert written == [0, 1, 2]  # layer 0 was not done again
+    assert written == ([0, 1, 2] if kept else [0, 0, 1, 2])
     manifest = load_manifest(tmp_path / "whole")
     assert load_manifest(tmp_path / "resumed") == manifest
     for name in manifest.files:

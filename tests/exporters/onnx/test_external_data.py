@@ -17,6 +17,7 @@ from exporters.export import export
 from exporters.onnx import OnnxWriter
 from exporters.onnx.external_data import FILE, Content, ExternalData
 from exporters.onnx.graph import Graph
+from smoothquant import workroom
 from smoothquant.data_file import DataFile
 from smoothquant.outputs import load_manifest
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
@@ -73,7 +74,10 @@ def test_a_tensor_behind_three_gigabytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["float, fp16", "per token, int8 head", "per tensor"])
-def test_resumed_export_is_the_same(form: str, make_llama: Callable[..., Path], tmp_path: Path) -> None:
+def test_resumed_export_is_the_same(
+    form: str, make_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workroom, "KEEP_EVERY", -1.0)
     source = source_of(make_llama(num_hidden_layers=3, attention_bias=True))
     whole = export_onnx(source, tmp_path / "whole", **FORMS[form])
     written: list[int] = []

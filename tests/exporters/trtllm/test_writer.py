@@ -19,6 +19,8 @@ from exporters.export import Source, export
 from exporters.huggingface import W8A8Writer
 from exporters.trtllm import MODES, Mode, Ranks, TrtllmWriter
 from exporters.trtllm.decoders import DECODERS
+from recipes.families import open_model
+from smoothquant import workroom
 from smoothquant.artifacts.manifest import TrtllmOptions
 from smoothquant.errors import ContractError
 from smoothquant.outputs import load_manifest
@@ -27,6 +29,9 @@ from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import quantize_layer, smoothed_layers
 from tests.exporters.trtllm.checkpoints import NO_PLUGINS, PER_TOKEN, STATIC, make, ranks, settings, with_cache, write
 from tests.models import open_llama, sample_ids
+from tests.zoo import LLAMA3
+
+ORIGINAL = "original_max_position_embeddings"
 
 # The keys that the loader asks for, by the format's description (docs of config.json, not our code).
 COMMON = {
@@ -168,6 +173,36 @@ def test_rope_scaling(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("changes", "base", "scaling"),
+    [
+        (  # what goes first for the model goes first for the engine
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            10000.0,
+            {"factor": 2.0, "rope_type": "linear"},
+        ),
+        (
+            {"rope_parameters": None, "rope_theta": 5000.0, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+            5000.0,
+            {"rope_type": "linear", "factor": 4.0},
+        ),
+        (
+            {"rope_parameters": {key: LLAMA3[key] for key in LLAMA3 if key != ORIGINAL}},
+            10000.0,
+            {key: LLAMA3[key] for key in LLAMA3 if key != "rope_theta"} | {ORIGINAL: 512},  # the model's positions
+        ),
+    ],
+    ids=["both spellings", "the older spelling", "no original length"],
+)
+def test_rope_is_read_as_the_model_reads_it(changes: dict, base: float, scaling: dict, tmp_path: Path) -> None:
+    source = make("llama-scaled", tmp_path)
+    place = tmp_path / "model" / "config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | changes))
+    model = open_model(tmp_path / "model")
+    config = config_of(write(replace(source, model=model), tmp_path / "out"))
+    assert (config["rotary_base"], config["rotary_scaling"]) == (base, scaling)
+
+
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.algo)
 def test_tensors_of_a_layer(mode: Mode, source: Source, tmp_path: Path) -> None:
     """Names, shapes and dtypes of the format's table, for a gated layer without biases."""
@@ -216,7 +251,10 @@ def test_smoothers(source: Source, tmp_path: Path) -> None:
             assert smoother.half().float().equal(smoother)
 
 
-def test_interrupted_export_goes_on_and_is_the_same(source: Source, tmp_path: Path) -> None:
+def test_interrupted_export_goes_on_and_is_the_same(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workroom, "KEEP_EVERY", -1.0)
     source = replace(source, settings=SmoothingSettings(0.5, shared_cache_scale=True))
     options = {"mode": with_cache(STATIC, "int8"), "ranks": Ranks(2, 2)}
     export(source, [TrtllmWriter(tmp_path / "whole", **options)])

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging import version
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from recipes import falcon, llama, qwen
@@ -22,7 +24,7 @@ from smoothquant.errors import CheckpointError, UserError
 from smoothquant.family import Family, Geometry
 from tests import zoo
 from tests.models import save_llama, save_tokenizer
-from tests.zoo import COMMON, ZOO
+from tests.zoo import COMMON, LLAMA3, ZOO
 from tests.zoo.hub_configs import CONFIGS
 
 BY_TYPE = {kind: family for family in FAMILIES for kind in family.model_types}
@@ -216,14 +218,22 @@ def configured(folder: Path, **changes: object) -> Path:
         ("mistral", ["LlamaForCausalLM"], "LlamaForCausalLM is of model type llama, and model_type is mistral"),
         ("granite", ["LlamaForCausalLM"], "of model type llama, and model_type is granite"),
         ("llama", ["StableLmForCausalLM"], "of model type stablelm, and model_type is llama"),
-        ("llama", "LlamaForCausalLM", "expected a name, and a list of names"),
-        (7, ["LlamaForCausalLM"], "expected a name, and a list of names"),
+        ("llama", "LlamaForCausalLM", 'architectures is "LlamaForCausalLM"; expected a list, each of it a name'),
+        ("llama", [["LlamaForCausalLM"]], "architectures is .*; expected a list, each of it a name"),
+        (7, ["LlamaForCausalLM"], "model_type is 7; expected a name"),
+        (["llama"], ["LlamaForCausalLM"], r'model_type is \["llama"\]; expected a name'),
     ],
 )
 def test_names_that_contradict(kind: object, architectures: object, message: str, tmp_path: Path) -> None:
     configured(save_llama(tmp_path), model_type=kind, architectures=architectures)
     with pytest.raises(CheckpointError, match=message):
         open_model(tmp_path)
+
+
+def test_names_of_another_type_with_a_record_of_ones_own(tmp_path: Path) -> None:
+    configured(save_llama(tmp_path / "model"), model_type=["llama"])
+    with pytest.raises(CheckpointError, match=r"model_type is .*; expected a name"):
+        open_model(tmp_path / "model", record(tmp_path, ""))
 
 
 @pytest.mark.parametrize(
@@ -263,7 +273,11 @@ def test_keys_that_change_nothing_are_passed_over(layout: str, changes: dict, tm
 @pytest.mark.parametrize(
     ("layout", "changes", "message"),
     [
-        ("llama", {"partial_rotary_factor": 0.5}, "something else|does not read"),
+        (
+            "llama",
+            {"partial_rotary_factor": 0.5},
+            r"partial_rotary_factor is 0\.5, and the family llama does not read it",
+        ),
         ("llama", {"rope_theta": 500000.0}, r"rope_theta is 10000\.0 and 500000\.0"),
         ("llama", {"sliding_window": 4096}, "sliding_window is 4096"),
         ("llama", {"residual_multiplier": 0.22}, r"residual_multiplier is 0\.22"),
@@ -273,7 +287,31 @@ def test_keys_that_change_nothing_are_passed_over(layout: str, changes: dict, tm
             {"rope_parameters": ZOO["llama-scaled"].numbers["rope_parameters"] | {"extra": 3}},
             "extra is 3",
         ),
-        ("phi3", {"sliding_window": 0}, "Phi3ForCausalLM cannot run with this config"),
+        ("phi3", {"sliding_window": 0}, "sliding_window is 0; expected a whole number from 1"),
+        ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps is Infinity; expected a number from 0 to 1"),
+        ("llama", {"rms_norm_eps": float("nan")}, "rms_norm_eps is NaN; expected a number"),
+        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; expected a whole number from 1 to"),
+        ("llama", {"num_hidden_layers": 2**40}, "num_hidden_layers is 1099511627776; expected a whole number from 1"),
+        ("llama", {"vocab_size": 2**40}, "vocab_size is 1099511627776; expected a whole number from 1"),
+        ("mistral", {"sliding_window": 0}, "sliding_window is 0; expected a whole number from 1"),
+        ("llama", {"rope_theta": 0, "rope_parameters": None}, "rope_theta is 0; expected a number above 0"),
+        ("llama", {"hidden_size": "64"}, 'hidden_size is "64"; expected a whole number'),
+        ("llama", {"num_attention_heads": None}, "num_attention_heads is null; expected a whole number"),
+        ("llama", {"num_attention_heads": True}, "num_attention_heads is true; expected a whole number"),
+        ("llama", {"hidden_act": ["silu"]}, r'hidden_act is \["silu"\]; expected a name'),
+        (
+            "llama",
+            {"rope_parameters": {"rope_theta": 0}},
+            r"rope_parameters\.rope_theta is 0; expected a number above 0",
+        ),
+        ("llama", {"layer_types": ["sliding_attention"] * 2}, "layer_types"),
+        ("mistral", {"layer_types": ["full_attention"] * 2}, "layer_types"),
+        ("llama", {"pad_token_id": 288}, "cannot run with this config.json .*[Pp]adding"),
+        (
+            "llama-scaled",
+            {"rope_parameters": LLAMA3 | {"low_freq_factor": 9.0}},
+            "low_freq_factor is 9.0 and high_freq",
+        ),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ],
 )
@@ -283,11 +321,62 @@ def test_keys_that_may_change_something_are_named(layout: str, changes: dict, me
     assert "\n" not in str(caught.value)
 
 
-def test_the_older_spelling_of_rope_goes_before_the_newer(tmp_path: Path) -> None:
-    """As in transformers, which agrees."""
-    plain = open_model(zoo.save("llama", tmp_path)).geometry.attention[0].inv_freq
-    scaled = open_model(configured(tmp_path, rope_scaling={"rope_type": "linear", "factor": 2.0}))
-    assert scaled.geometry.attention[0].inv_freq == tuple(value / 2 for value in plain)
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    ["llama", "llama-scaled", "mistral", "mixtral", "qwen2", "qwen3", "gemma2", "granite", "olmo2", "falcon-7b"],
+)
+def test_the_older_spelling_of_rope_goes_before_the_newer(layout: str, tmp_path: Path) -> None:
+    """As in transformers, with which an opened model agrees."""
+    content = json.loads((zoo.save(layout, tmp_path) / "config.json").read_text())
+    assert content["rope_parameters"]
+    rope = open_model(configured(tmp_path, rope_scaling=LINEAR)).geometry.attention[0].inv_freq
+    theta, rotated = content["rope_parameters"]["rope_theta"], 2 * len(rope)
+    theta = theta or {"mixtral": 1e6}.get(layout, 1e4)
+    assert rope == pytest.approx([theta ** (-2 * n / rotated) / 2 for n in range(len(rope))], rel=1e-6)
+
+
+def test_both_spellings_of_a_gemma3(tmp_path: Path) -> None:
+    """rope_scaling changes the layers without a window, one key after the other."""
+    before = open_model(zoo.save("gemma3", tmp_path)).geometry.attention
+    after = open_model(configured(tmp_path, rope_scaling={"type": "linear", "factor": 2.0})).geometry.attention
+    for old, new in zip(before, after, strict=True):  # factor 8 before, and in windowed layers none
+        assert new.inv_freq == (old.inv_freq if old.window else tuple(value * 4 for value in old.inv_freq))
+    old_style = configured(
+        tmp_path, rope_parameters=None, rope_theta=5e5, rope_local_base_freq=3e3, rope_scaling=LINEAR
+    )
+    for rope in open_model(old_style).geometry.attention:
+        theta, factor = (3e3, 1) if rope.window else (5e5, 2)
+        assert rope.inv_freq[1] == pytest.approx(theta ** (-1 / len(rope.inv_freq)) / factor, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layout", "scaling", "key", "value"),
+    [("llama", LINEAR, "rope_theta", 5e5), ("phi3-partial", {"rope_type": "default"}, "partial_rotary_factor", 0.5)],
+)
+def test_what_the_older_spelling_would_lose_is_named(
+    layout: str, scaling: dict, key: str, value: float, tmp_path: Path
+) -> None:
+    """transformers computes with the default then, without a word."""
+    folder = configured(zoo.save(layout, tmp_path), rope_parameters={"rope_type": "default", key: value})
+    open_model(folder)
+    with pytest.raises(CheckpointError, match=f"rope_scaling goes before rope_parameters, whose {key} {value} is lost"):
+        open_model(configured(folder, rope_scaling=scaling))
+    open_model(configured(folder, rope_scaling=scaling | {key: value}))
+
+
+def test_llama3_without_its_original_length_is_as_in_transformers(tmp_path: Path) -> None:
+    """transformers 5 takes max_position_embeddings; an earlier one refuses, and so do we then."""
+    rope = {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"}
+    folder = configured(zoo.save("llama-scaled", tmp_path), rope_parameters=rope, max_position_embeddings=64)
+    whole = configured(zoo.save("llama-scaled", tmp_path / "whole"), max_position_embeddings=64)
+    if version.parse(transformers.__version__) >= version.parse("5"):
+        assert open_model(folder).geometry == open_model(whole).geometry
+    else:
+        with pytest.raises(CheckpointError, match="cannot run with this config"):
+            open_model(folder)
 
 
 def test_both_spellings_of_a_falcon_are_one(tmp_path: Path) -> None:

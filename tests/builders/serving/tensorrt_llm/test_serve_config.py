@@ -21,7 +21,7 @@ from google.protobuf import text_format
 from tokenizers import Tokenizer, processors
 
 from builders.serving.tensorrt_llm.models import REQUEST, TOKENS
-from builders.serving.tensorrt_llm.repository import MODELS, request_example, write_repository
+from builders.serving.tensorrt_llm.repository import MODELS, read_engine, request_example, write_repository
 from smoothquant.errors import OutputError, UserError
 from smoothquant.outputs import TOP_MANIFEST
 from tests.models import save_tokenizer
@@ -59,6 +59,29 @@ def engine(folder: Path, *, version: str = "1.1.0", tp: int = 1, paged: bool = T
     if tokenizer:
         save_tokenizer(folder)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"pretrained_config": {"mapping": [1]}},
+            "pretrained_config.mapping is [1]; expected an object; build it again",
+        ),
+        ({"pretrained_config": {"mapping": {"tp_size": "2"}}}, 'tp_size is "2"; expected a whole number from 1'),
+        ({"pretrained_config": {"mapping": {"pp_size": 2**40}}}, "pp_size is 1099511627776; expected a whole number"),
+        ({"build_config": {"max_batch_size": -1}}, "max_batch_size is -1; expected a whole number from 1"),
+        ({"build_config": {"plugin_config": "x"}}, 'build_config.plugin_config is "x"; expected an object'),
+        ({"build_config": []}, "not a TensorRT-LLM engine"),
+        ({"version": [1]}, "built by TensorRT-LLM [1]"),
+    ],
+)
+def test_an_engines_config_of_another_type(changes: dict, said: str, tmp_path: Path) -> None:
+    place = engine(tmp_path / "engine") / "config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | changes))
+    with pytest.raises(UserError) as caught:
+        read_engine(tmp_path / "engine")
+    assert said in str(caught.value)
 
 
 @pytest.fixture
@@ -248,10 +271,18 @@ def test_what_is_no_engine(tmp_path: Path) -> None:
         (("pretrained_config",), [1], "not a TensorRT-LLM engine"),
         (("build_config",), 7, "not a TensorRT-LLM engine"),
         (("version",), [1], "built by TensorRT-LLM"),
-        (("pretrained_config", "mapping", "tp_size"), 2**40, "tp: 1099511627776; expected 1 to 1024"),
-        (("pretrained_config", "mapping", "pp_size"), "2", 'pp: "2"; expected of type int'),
-        (("build_config", "max_batch_size"), 10**9, "batch: 1000000000; expected 1 to 1048576"),
-        (("build_config", "max_batch_size"), [1], "batch: [1]; expected of type int"),
+        (
+            ("pretrained_config", "mapping", "tp_size"),
+            2**40,
+            "tp_size is 1099511627776; expected a whole number from 1 to 1024",
+        ),
+        (("pretrained_config", "mapping", "pp_size"), "2", 'pp_size is "2"; expected a whole number from 1 to 1024'),
+        (
+            ("build_config", "max_batch_size"),
+            10**9,
+            "max_batch_size is 1000000000; expected a whole number from 1 to 1048576",
+        ),
+        (("build_config", "max_batch_size"), [1], "max_batch_size is [1]; expected a whole number"),
     ],
 )
 def test_a_config_of_another_shape(place: tuple[str, ...], value: object, said: str, tmp_path: Path) -> None:
