@@ -22,6 +22,7 @@ from smoothquant.packages import require
 from smoothquant.reading import parse_json
 
 Document = Iterable[str] | Conversation  # the text of one document, in parts; or turns, which become a text later
+LONGEST = 1 << 25  # characters in a line: a library of books in one
 CHUNK = 1 << 16  # characters, or compressed bytes, read at a time
 DATASET = re.compile(r"hf:(?P<name>[^/:]+/[^/:]+)(/(?P<config>[^:]+))?(:(?P<split>.+))?")
 SPELLINGS = "a .txt, .jsonl or .jsonl.zst file, or hf:ORG/NAME[/CONFIG][:SPLIT]"
@@ -55,10 +56,10 @@ def _rows(source: str | Path) -> Iterator[tuple[Any, str]]:
             yield row, f"{source} row {number}"
     elif name.endswith(".jsonl"):
         with _reading(path), open(path, encoding="utf-8-sig") as file:
-            yield from _json_lines(file, path)
+            yield from _json_lines(_lines(iter(lambda: file.read(CHUNK), ""), path), path)
     elif name.endswith(".jsonl.zst"):
         with _reading(path):
-            yield from _json_lines(_lines(codecs.iterdecode(_decompressed(path), "utf-8-sig")), path)
+            yield from _json_lines(_lines(codecs.iterdecode(_decompressed(path), "utf-8-sig"), path), path)
     else:
         raise UserError(f"{path}: cannot tell what kind of text this is", expected=SPELLINGS)
 
@@ -92,11 +93,13 @@ def _json_lines(lines: Iterable[str], path: Path) -> Iterator[tuple[Any, str]]:
         yield row, where
 
 
-def _lines(chunks: Iterable[str]) -> Iterator[str]:
+def _lines(chunks: Iterable[str], path: Path) -> Iterator[str]:
     rest = ""
     for chunk in chunks:
         *whole, rest = (rest + chunk).split("\n")
         yield from whole
+        if len(rest) > LONGEST:  # as /dev/zero is
+            raise UserError(f"{path}: a line of more than {LONGEST} characters", expected="one JSON object per line")
     yield rest
 
 

@@ -19,10 +19,12 @@ than the first has "[profile N]" in its name.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from smoothquant.errors import UserError
+from smoothquant.reading import parse_json
 
 DTypes = tuple[str, ...]
 
@@ -75,9 +77,19 @@ class EngineLayer:
 
 
 def read_layers(inspected: str) -> tuple[EngineLayer, ...]:
-    """The layers in the inspector's JSON. The engine must have been built with DETAILED verbosity."""
-    rows = json.loads(inspected)["Layers"]
-    return tuple(_from_json(row if isinstance(row, dict) else {"Name": row}) for row in rows)  # else a name
+    """The layers in the inspector's JSON. The engine must have been built with DETAILED verbosity.
+
+    Raises UserError for a text of another shape.
+    """
+    try:
+        rows = parse_json(inspected)["Layers"]
+        return tuple(_from_json(row if isinstance(row, dict) else {"Name": row}) for row in rows)  # else a name
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"TensorRT's table of layers is none ({type(error).__name__}: {error})",
+            expected='JSON as in {"Layers": [...]}',
+            do="build the engine again",
+        ) from error
 
 
 def read_logged_layers(messages: Iterable[str]) -> tuple[EngineLayer, ...]:

@@ -77,7 +77,7 @@ class TransformersEngine(Engine):
 def _load(folder: Path, quantized: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
-    kind = read_json(folder / "config.json").get("model_type", "")
+    kind = str(read_json(folder / "config.json").get("model_type", ""))
     NAME.check(kind, f"{folder}/config.json: model_type")
     experts = linear_experts(kind) if quantized and kind in PACKED else contextlib.nullcontext()
     load: Any = AutoModelForCausalLM.from_pretrained  # its result depends on output_loading_info

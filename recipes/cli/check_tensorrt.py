@@ -18,12 +18,13 @@ def check_tensorrt(arguments: argparse.Namespace, ui: Ui) -> None:
     from builders.tensorrt.record import TensorRTResults
     from smoothquant.artifacts.record import as_json
     from smoothquant.outputs import load_manifest
+    from smoothquant.reading import read_text
 
     path = Path(arguments.path)
     manifest = load_manifest(path)
     build_tensorrt.show(ui, manifest)
     if arguments.layers:
-        for layer in read_layers((path / LAYERS).read_text(encoding="utf-8")):
+        for layer in read_layers(read_text(path / LAYERS)):
             ui.say(f"{layer.kind:<14} {', '.join(layer.inputs)}  {layer.name}")
     compared = _compare(path, Path(arguments.against), ui) if arguments.against else []
     kernels = manifest.results_as(TensorRTResults).kernels

@@ -79,6 +79,23 @@ def test_a_malformed_line_is_named(line: str, fault: str, tmp_path: Path) -> Non
         read(tmp_path / "a.jsonl")
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.zst"])
+def test_a_line_that_does_not_end(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of /dev/zero: no more is read than a line may have."""
+    monkeypatch.setattr("act_scales.sources.LONGEST", 200_000)
+    row = lines([{"text": "x" * 150_000}])
+    content = row + "x" * 400_000
+    (tmp_path / name).write_bytes(zstandard.compress(content.encode()) if name.endswith("zst") else content.encode())
+    found = documents(tmp_path / name)
+    assert list(next(found)) == ["x" * 150_000]
+    with pytest.raises(UserError, match=rf"{name}: a line of more than 200000 characters; expected one JSON object"):
+        next(found)
+    if name.endswith("jsonl"):
+        (tmp_path / "endless.jsonl").symlink_to("/dev/zero")
+        with pytest.raises(UserError, match="a line of more than"):
+            list(documents(tmp_path / "endless.jsonl"))
+
+
 def test_a_field_is_named_not_guessed(tmp_path: Path) -> None:
     rows = [{"id": "a", "body": "first", "text": "other"}, {"body": SHAREGPT, "id": "b"}, {"body": " "}]
     (tmp_path / "a.jsonl").write_text(lines(rows))

@@ -44,9 +44,15 @@ def write_json(path: str | Path, validations: Sequence[Validation], inputs: str 
 
 
 def read_report(path: Path, inputs: str) -> list[Validation]:
-    """The validations of a JSON report that was written for these inputs; none, if it is not there or was changed."""
+    """The validations of a JSON report that was written for these inputs; none, if it is not there, was changed or
+    is of another shape."""
     content = opened(read_json(path)) or {}
-    return [Validation.from_dict(found) for found in content["validations"]] if content.get("inputs") == inputs else []
+    if content.get("inputs") != inputs:
+        return []
+    try:
+        return [Validation.from_dict(found) for found in content["validations"]]
+    except (AttributeError, KeyError, TypeError, ValueError):  # of another version, or sealed by somebody else
+        return []
 
 
 def check_report(path: Path, option: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from builders.check.tensorrt_rtx.compiler import Compilation
 from builders.nvidia.layers import EngineLayer, read_layers, read_logged_layers
+from smoothquant.errors import UserError
 
 TENSOR = "{{ Name: {0}, Dimensions: [-1,256], Strides: [256,1], StrideOrder: [1,0], Datatype: {1}, Format: (Linear) }}"
 STUB = "__myelin_CASK_STUB"
@@ -23,6 +24,14 @@ def row(name: str, kind: str, inputs: str, constants: str = "", nodes: str = "")
 
     made = {"inputs": tensors(inputs), "constants": tensors(constants), "outputs": tensors("Float"), "stub": STUB}
     return ROW.format(name=name, kind=kind, nodes="".join(f"[ONNX Layer: {n}]" for n in nodes.split()), **made)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", "[" * 100_000, "{}", '{"Layers": 7}', '{"Layers": [{"Inputs": [1]}]}']
+)
+def test_what_is_no_table(text: str) -> None:
+    with pytest.raises(UserError, match="TensorRT's table of layers is none"):
+        read_layers(text)
 
 
 def test_layers_are_read_from_the_log() -> None:

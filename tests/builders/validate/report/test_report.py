@@ -14,8 +14,9 @@ import pytest
 
 import builders.validate.report
 from builders.validate import Validation
-from builders.validate.report import write_json, write_report
+from builders.validate.report import read_report, write_json, write_report
 from smoothquant import files
+from smoothquant.artifacts.seal import sealed
 from smoothquant.errors import OutputError
 
 Make = Callable[..., Validation]
@@ -264,3 +265,11 @@ def test_place_that_cannot_be_written(make: Make, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write there"):
         write_report(tmp_path / "file/report.html", [make()])
+
+
+@pytest.mark.parametrize("validations", [None, 7, {}, "x", [None], [{}], [{"label": "a"}]])
+def test_a_report_of_another_shape_is_none(validations: object, tmp_path: Path) -> None:
+    """Sealed, as another version may have written it: the engines are validated again."""
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(sealed({"inputs": "key", "validations": validations})))
+    assert read_report(path, "key") == []
