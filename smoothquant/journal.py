@@ -176,11 +176,12 @@ class Journal:
     def clear(self) -> None:
         """Remove what earlier work left. The lock stays."""
         self._remove_folders()
-        marks = [_journal(0), _journal(1)]
+        newest = max((mark.order for mark in (*self.marks, *self.found)), default=0)  # it may say that all is done
+        marks = [_journal(newest + 1), _journal(newest)]
         for path in sorted(self.root.iterdir()):
             if path.name not in (LOCK, NAMES, *marks):
                 files.remove_file(path)
-        for name in (*marks, NAMES):  # as long as there is a mark, the next process knows what to remove
+        for name in (*marks, NAMES):  # as long as there is a mark, the next process knows what was done
             files.remove_file(self.root / name)
         self._names, self.marks, self.data = set(), [], {}
 
