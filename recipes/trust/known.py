@@ -35,6 +35,8 @@ def transformers_class(config: Mapping) -> TransformersClass | None:
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
     kind = config.get("model_type") or model_type_of((config.get("architectures") or [""])[0])
+    if kind == "mistral" and "layer_types" in config and "ministral" in CONFIG_MAPPING:  # AutoConfig's own rule
+        kind = "ministral"
     if kind is None or kind not in CONFIG_MAPPING:
         return None
     found = CONFIG_MAPPING[kind]

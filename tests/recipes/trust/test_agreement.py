@@ -367,6 +367,14 @@ def test_what_the_older_spelling_would_lose_is_named(
     open_model(configured(folder, rope_scaling=scaling | {key: value}))
 
 
+def test_a_mistral_with_layer_types_is_what_transformers_takes_it_for(tmp_path: Path) -> None:
+    """A Ministral, even if they are null, and that one needs a head_dim."""
+    folder = configured(zoo.save("mistral", tmp_path), layer_types=None, head_dim=16)
+    open_model(folder)
+    with pytest.raises(CheckpointError, match="MinistralForCausalLM cannot run with this config"):
+        open_model(configured(folder, head_dim="absent"))
+
+
 def test_llama3_without_its_original_length_is_as_in_transformers(tmp_path: Path) -> None:
     """transformers 5 takes max_position_embeddings; an earlier one refuses, and so do we then."""
     rope = {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"}
