@@ -160,7 +160,7 @@ class Harness:
 
         save_llama(self.given / "MODEL", num_hidden_layers=2, hidden_size=64)
         (self.given / GIVEN_FILES["TEXT"]).write_text(TEXT)
-        (self.given / GIVEN_FILES["HELDOUT"]).write_text(TEXT[:160])
+        (self.given / GIVEN_FILES["HELDOUT"]).write_text(TEXT[:128])
         return 0
 
     def _forked(self, work: Callable[[], int], disk: files.Disk) -> int:

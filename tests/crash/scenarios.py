@@ -32,7 +32,7 @@ def _both(name: str, command: Sequence[str], other: Sequence[str]) -> tuple[Scen
 
 RUN = (
     *("run", "tiny-llama", "--model", MODEL, "--text", TEXT, "--heldout", HELDOUT, "--out", "out"),
-    *("--samples", "4", "--length", "32"),
+    *("--samples", "4", "--length", "64"),
 )
 SCENARIOS = {
     scenario.name: scenario
@@ -60,7 +60,9 @@ SCENARIOS = {
             ),
         ),
         *_both(
-            "run", (*RUN, "--target", "onnxruntime", "--target", "w8a8"), (*RUN, "--target", "w8a8", "--alpha", "0.3")
+            "run",
+            (*RUN, "--target", "onnxruntime", "--target", "tensorrt-llm"),
+            (*RUN, "--target", "tensorrt-llm", "--alpha", "0.3"),
         ),
     )
 }
