@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from smoothquant import layout
-from smoothquant.activations import ACTIVATIONS
 from smoothquant.artifacts.manifest import ModelFacts
 from smoothquant.checkpoint import Checkpoint, Part, TensorInfo
 from smoothquant.config import Config
-from smoothquant.config_keys import SIZE
 from smoothquant.errors import CheckpointError, UserError
-from smoothquant.family import THROUGH, Family, Geometry
-from smoothquant.norms import KINDS, Norm
+from smoothquant.family import Family, Geometry
+from smoothquant.family_checks import check_numbers, check_record
+from smoothquant.norms import Norm
 from smoothquant.quantization import absmax
-from smoothquant.roles import LINEARS, NORMS, ROUTER, Role, parsed
+from smoothquant.roles import ROUTER, Role, parsed
 
 ROWS = 2048  # rows of an embedding or lm_head handed over at a time
-PARTS = 2**17  # MLPs of a model, at most: ten times those of the largest
-NUMBERS = ("hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "head_dim", "vocab_size")
 BESIDE = (("q", "k", "v"), ("gate", "up"))  # roles that read one input in any decoder
 
 
@@ -54,8 +51,8 @@ class Model:
                 expected=f"the keys of a {family.architectures[0]}",
                 do="restore the config.json that came with the weights",
             ) from error
-        self._check_record()
-        self._check_numbers(numbers)
+        check_record(self.family)
+        check_numbers(self.family, numbers, f"{checkpoint.folder}/config.json")
         self.geometry: Geometry = self._upto(numbers, length)
         self.choices = {"max_positions": self.geometry.max_positions} if numbers.short_positions else {}
         self.roles = self.family.roles(self.geometry)
@@ -224,56 +221,6 @@ class Model:
     def expected(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor that the family and the config call for."""
         return self.family.tensors(self.geometry)
-
-    def _check_numbers(self, geometry: Geometry) -> None:
-        """What would be used before any tensor is looked at."""
-        config = self.checkpoint.folder / "config.json"
-        restore = "restore the config.json that came with the weights"
-        for name in NUMBERS:
-            SIZE.check(getattr(geometry, name), f"{config}: {name} by the family {self.family.name}")
-        parts = geometry.layers * max(1, geometry.experts)
-        if parts > PARTS:
-            raise CheckpointError(
-                f"{config}: {geometry.layers} layers of {geometry.experts} experts",
-                expected=f"at most {PARTS} MLPs in all",
-                do=restore,
-            )
-        if geometry.heads % geometry.kv_heads:
-            raise CheckpointError(
-                f"{config}: {geometry.heads} attention heads over {geometry.kv_heads} kv heads",
-                expected="a multiple",
-                do=restore,
-            )
-        if geometry.activation not in tuple(ACTIVATIONS):
-            raise CheckpointError(
-                f"{config}: activation {geometry.activation!r} is not supported",
-                expected=f"one of {', '.join(ACTIVATIONS)}",
-                do="export a model with one of these",
-            )
-        if ROUTER in self.family.linears and not 0 < geometry.experts_per_token <= geometry.experts:
-            raise CheckpointError(
-                f"{config}: {geometry.experts_per_token} experts per token of {geometry.experts}",
-                expected="at least 1, and no more than there are",
-                do=restore,
-            )
-
-    def _check_record(self) -> None:
-        """What a user's own record may get wrong before any tensor is looked at."""
-        family = self.family
-        named: list[tuple[str, str, Collection[str]]] = [("norm", family.norm, KINDS)]
-        named += [("a norm's role", role, NORMS) for role in family.norms]
-        named += [("a linear's role", role, LINEARS) for role in family.linears]
-        for group in family.groups:
-            sources = family.norms if group.through == "norm" else family.linears
-            named += [("a group's through", group.through, THROUGH), ("a group's source", group.source, sources)]
-            named += [("a group's linear", role, family.linears) for role in group.linears]
-        for what, value, known in named:
-            if value not in known:
-                raise CheckpointError(
-                    f"family {family.name}: {what} {value!r}",
-                    expected=f"one of {', '.join(known)}",
-                    do="correct the family record",
-                )
 
     def _check_tensors(self) -> None:
         found, expected = self.checkpoint.tensors, self.expected()
