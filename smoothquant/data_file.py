@@ -143,3 +143,6 @@ def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 @functools.cache
 def _hasher() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="sha256")
+
+
+os.register_at_fork(after_in_child=_hasher.cache_clear)  # a forked process has no thread but its own

@@ -105,7 +105,7 @@ def test_a_checkpoint_of_another_model(reference: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", "config.json: not readable JSON"),
+        ("{", "config.json: not JSON"),
         ('{"architecture": "LlamaForCausalLM"}', ": "),
         (None, "config.json: no such file"),
     ],
