@@ -194,6 +194,7 @@ def validated(
             check_content(folder, load_manifest(folder))
         say_unchanged(out / VALIDATION)
         write_report(out / REPORT, done)
+        forget(out / VALIDATION)  # it may have died before it did
         return done
     found = validate_engines(engines, model, text, thresholds, exact=exact, work=out / VALIDATION, progress=progress)
     write_report(out / REPORT, found)
