@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -44,14 +44,15 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """name: of the layout; root: a folder of its own."""
+    """name: of the layout; root: a folder of its own; numbers: changes to its config."""
 
     name: str
     root: Path
+    numbers: Mapping[str, object] = field(default_factory=dict)
 
     @cached_property
     def folder(self) -> Path:
-        return zoo.save(self.name, self.root / "model")
+        return zoo.save(self.name, self.root / "model", **self.numbers)
 
     @cached_property
     def model(self) -> Model:

