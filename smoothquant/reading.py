@@ -85,9 +85,11 @@ def read_object(
     what the machine refuses. wanted: what is right; do: what a user can do then.
     """
     try:
-        found = parse_json(read_text(path))
+        text = read_text(path)
+        found = parse_json(text)
         _check_depth(found)
-        json.dumps(found, ensure_ascii=False).encode()
+        if "\\u" in text:  # UTF-8 itself has no half of a pair
+            json.dumps(found, ensure_ascii=False).encode()
     except UserError as fault:
         raise error(fault.what, expected=fault.expected or wanted, do=do) from fault
     except UnicodeEncodeError as fault:

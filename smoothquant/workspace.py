@@ -3,7 +3,7 @@
     OUT.smoothquant-work/     while the step works (`journal`)
     OUT                       the output, with its manifest (`outputs`)
 
-The same command run again goes on at the layer where it stopped. A finished output with the same inputs is left
+The same command run again goes on at the last layer that was noted. A finished output with the same inputs is left
 alone. Another output of this tool may be replaced on request: it keeps its name until its successor is complete, and
 the two exchange names at one instant. Whatever is not this tool's is never touched.
 """

@@ -58,7 +58,7 @@ def validate_engines(
     exact: whether to measure exactness, too, which takes a float64 pass. A threshold on exactness implies it.
     device: the device of the reference ("auto", "cpu", "cuda", "cuda:N"). Engines choose their own devices.
     work: the folder WORK.smoothquant-work keeps the results of an interrupted validation, and the same call continues
-        them. It stays until `workspace.forget(work)`. Without `work`, an interrupted validation begins again.
+        them. It stays until `workroom.forget(work)`. Without `work`, an interrupted validation begins again.
     progress: called with (done, total), counted in layers of the reference and sequences of an engine.
 
     Raises UserError before any work if a folder is not an engine, or if an engine is of another model, for another
