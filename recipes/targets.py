@@ -48,8 +48,10 @@ class Target:
     then: str = ""
 
 
-def _needs_nothing(model: Model, scheme: Scheme) -> None:
-    """Every model has this form, and nothing is needed to write it."""
+def _needs_a_server(model: Model, scheme: Scheme) -> None:
+    from builders.readers import check_served, facts_of
+
+    check_served(facts_of("compressed-tensors", scheme, model.checkpoint.config))
 
 
 def _w8a8(out: Path, model: Model, scheme: Scheme) -> Writer:
@@ -130,6 +132,6 @@ TARGETS: Mapping[str, Target] = {
             _checked,
             then="smoothquant build tensorrt-llm {folder} --out ENGINE",
         ),
-        Target("w8a8", "w8a8", _needs_nothing, _w8a8, _as_it_is, readers=("transformers", "compressed_tensors")),
+        Target("w8a8", "w8a8", _needs_a_server, _w8a8, _as_it_is, readers=("transformers", "compressed_tensors")),
     )
 }

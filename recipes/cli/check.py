@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from recipes.cli.check_onnx import COMPILED_FOR, attribute, check_onnx, show_rules
+from recipes.cli.check_readers import check_readers
 from recipes.cli.check_tensorrt import check_tensorrt
 from recipes.cli.check_trtllm import check_trtllm
 from recipes.cli.ui import Ui
@@ -30,13 +31,26 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         description="Look at an ONNX graph with TensorRT's eyes: every rule that its versions are known to have, each "
         "with its reason, and with --compiler a real compiler, which needs no GPU. Look at a TensorRT-LLM checkpoint "
         "by the rules of its loader: tensors, shapes, keys, scales. Look at a TensorRT engine, which says what became "
-        "of every product. Exit status 1 if it would be refused, or if a linear that should be INT8 is not.",
+        "of every product. With --for, say what a server makes of a folder. Exit status 1 if it would be refused, or "
+        "if a linear that should be INT8 is not.",
     )
     command.add_argument(
         "path",
         metavar="PATH",
         nargs="?",
         help="folder made by smoothquant export or build, any .onnx file, or any TensorRT-LLM checkpoint",
+    )
+    command.add_argument(
+        "--for",
+        dest="reader",
+        metavar="SERVER",
+        help="whether this server loads the folder, with which kernel, as written or changed: vllm, sglang, "
+        "tensorrt-llm, edge-llm, transformers, onnxruntime, genai or openvino",
+    )
+    command.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help="with --for: on this GPU (a100, h100, l4, b200, ...), a compute capability such as 8.6, cpu or cpu-amx",
     )
     command.add_argument("--rules", action="store_true", help="print the rules for ONNX graphs, with their reasons")
     command.add_argument(
@@ -77,6 +91,13 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         return show_rules(ui)
     if not arguments.path:
         raise UserError("nothing to check", expected="a folder or an .onnx file, or --rules")
+    if arguments.gpu and not arguments.reader:
+        raise UserError("--gpu without --for", expected="--for vllm, or another server, with it")
+    if arguments.reader:
+        for option in ("--compiler", "--tensorrt", "--layers", "--against", "--integrity", "--accept", *COMPILED_FOR):
+            if getattr(arguments, attribute(option)):
+                raise UserError(f"--for with {option}", expected="one of them", do="run check twice")
+        return check_readers(arguments, ui)
     if arguments.integrity or arguments.accept:
         return check_integrity(arguments, ui)
     chosen = checker(Path(arguments.path))

@@ -1,5 +1,6 @@
 """python -m tests.servers [NAME ...] [-- PYTEST OPTION ...]: make the environments of servers, and run the tests that
-need them. A run of all tests of a server is kept for the documents (tests/benchmarks/results/servers.json).
+need them. What a whole run found is kept: in builders/readers/runs.json for the table of readers, and in
+tests/benchmarks/results/servers.json for the documents.
 """
 
 from __future__ import annotations
@@ -10,25 +11,48 @@ from pathlib import Path
 
 import pytest
 
+from builders.readers import READERS
+from builders.readers.devices import this_cpu
+from builders.readers.runs import FILE
 from smoothquant.files import write_json
+from smoothquant.reading import read_json
 from tests.benchmarks.results import FOLDER, machine
 from tests.servers.environments import ENVIRONMENTS
 
+COMMAND = "python -m tests.servers"
+RESULTS = FOLDER / "servers.json"
+
 
 class Outcomes:
-    """A pytest plugin. rows: what tests have recorded of a server; failed: whether any test failed."""
+    """A pytest plugin. runs: of readers, as in runs.json; rows: what other tests have recorded, by server."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, list[list[str]]] = {name: [] for name in ENVIRONMENTS}
+        self.runs: list[dict] = []
+        self.rows: dict[str, list[list[str]]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" and report.passed:
-            for name, row in report.user_properties:
-                self.rows[name].append(row)
+            for name, found in report.user_properties:
+                if name == "run":
+                    self.runs.append({"version": READERS[found["reader"]].version, "device": this_cpu().name} | found)
+                else:
+                    self.rows.setdefault(name, []).append(found)
+
+    def keep(self, names: list[str]) -> None:
+        """Put what was found into the files, in place of what the same servers did on a device of this kind."""
+        made = {(run["reader"], run["device"]) for run in self.runs}
+        kept = [run for run in read_json(FILE).get("runs", []) if (run["reader"], run["device"]) not in made]
+        write_json(FILE, {"command": COMMAND, "runs": kept + self.runs})
+        results = read_json(RESULTS)
+        for name in names:
+            requirements = list(ENVIRONMENTS[name].requirements)
+            found = {"requirements": requirements, "machine": machine(), "rows": self.rows.get(name, [])}
+            results[name] = {"command": f"{COMMAND} {name}"} | found
+        write_json(RESULTS, results)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.servers", description=__doc__)
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(ENVIRONMENTS)} (default: all)")
     given = sys.argv[1:]
     cut = given.index("--") if "--" in given else len(given)
@@ -38,17 +62,10 @@ def main() -> int:
         parser.error(f"{unknown[0]}: expected one of {', '.join(ENVIRONMENTS)}")
     for name in names:
         ENVIRONMENTS[name].make()
-    tests, outcomes = [str(Path(__file__).with_name(f"test_{name}.py")) for name in names], Outcomes()
+    tests, outcomes = [str(Path(__file__).with_name(f"test_{name.replace('-', '_')}.py")) for name in names], Outcomes()
     status = pytest.main(["-m", "server", *tests, *options], plugins=[outcomes])
-    if status == 0 and names == list(ENVIRONMENTS) and not options:
-        requirements = {name: list(ENVIRONMENTS[name].requirements) for name in names}
-        content = {
-            "command": "python -m tests.servers",
-            "machine": machine(),
-            "requirements": requirements,
-            "rows": outcomes.rows,
-        }
-        write_json(FOLDER / "servers.json", content)
+    if status == 0 and not options:
+        outcomes.keep(names)
     return int(status)
 
 

@@ -1,14 +1,14 @@
-"""vLLM, on the CPU, reads what `export w8a8` writes: as written, or not at all where the table says so.
+"""vLLM, on the CPU, does with what `export w8a8` writes what the table of readers says that it does.
 
 What is compared are the log-probabilities of prompts, by their mean absolute difference.
 
 float   vLLM computes in bfloat16, so it is as far from float32 as transformers in bfloat16 is, within a factor of two.
 W8A8    our own W8A8 arithmetic is the yardstick. Two W8A8 arithmetics that round their inputs independently of each
         other are sqrt(2) times as far from each other as one is from the float model. vLLM must be nearer than that.
-        A doubled weight_scale of any linear takes it farther away.
+        A weight_scale of any linear that is twice as large, or an input_scale that is half as large, takes it farther
+        away.
 
-What vLLM's CPU kernels do depends on the CPU. With AMX they compute static activations as dynamic ones and take experts
-in INT8; without it they compute static activations as written and refuse experts.
+What vLLM does depends on the processor: with AMX or without. The table knows both.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import math
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
@@ -28,7 +29,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from smoothquant.machine import cpu_flags
+from builders.readers import FolderFacts, Outcome, facts_of, judge
+from builders.readers.devices import this_cpu
+from smoothquant.scheme import scheme_of
+from tests import zoo
 from tests.families.case import Case
 from tests.models import sample_ids
 from tests.servers.environments import VLLM
@@ -42,29 +46,40 @@ Record = Callable[[str, object], None]
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
 WIDE = {"hidden_size": 256, "num_attention_heads": 4}  # heads of 64 channels: vLLM's kernels take no fewer than 32
-KERNELS = ["CPUInt8ScaledMMLinearKernel"]
-AMX = "amx_int8" in cpu_flags()
-FOLDERS = {"per-token": "w8a8", "per-tensor": "w8a8 static"}  # of a `Case`
-DENSE: dict[str, dict[str, object]] = {
+FORMS = {"per-token": "w8a8", "per-tensor": "w8a8 static"}  # of a `Case`
+CHANGED = {"weight_scale": 2.0, "input_scale": 0.5}  # in the controls: a smaller input_scale clips
+LAYOUTS: dict[str, dict[str, object]] = {
     "llama": {"head_dim": 64},
     "llama-tied": {},
     "mistral": {},
     "qwen2": {},
     "qwen3": {"head_dim": 64},
     "phi3": {},
+    "gemma2": {"head_dim": 64, "query_pre_attn_scalar": 64},
     "gemma3": {"head_dim": 64, "query_pre_attn_scalar": 64},
+    "granite": {},
+    "olmo2": {},
     "opt": {},
     "falcon-7b": {},
     "falcon-40b": {},
     "bloom": {},
+    "mixtral": {},
 }
-EXPERTS: dict[str, dict[str, object]] = {"mixtral": {}}
-LAYOUTS = DENSE | EXPERTS
-REFUSED = {  # layout, activations: what vLLM says
-    ("bloom", "per-tensor"): "is invalid for input of size 1",
-    ("mixtral", "per-tensor"): "Unsupported FusedMoe scheme",
-} | ({} if AMX else {("mixtral", "per-token"): "No Int8 MoE backend supports"})
-SERVED = [(name, act) for name in LAYOUTS for act in FOLDERS if (name, act) not in REFUSED]
+
+
+def facts(name: str, act: str) -> FolderFacts:
+    """What the table is asked about: the export of a layout, or the model ("float")."""
+    config = zoo.build(name).config.to_dict()
+    return facts_of("float" if act == "float" else "compressed-tensors", scheme_of(act), config)
+
+
+FACTS = {(name, act): facts(name, act) for name in LAYOUTS for act in ("float", *FORMS)}
+STATEMENTS = {key: judge(folder, "vllm", this_cpu()) for key, folder in FACTS.items()}
+
+
+def told(outcome: Outcome, forms: tuple[str, ...] = tuple(FORMS)) -> list[tuple[str, str]]:
+    """The layouts and activations of which the table says this."""
+    return [key for key, statement in STATEMENTS.items() if statement.outcome is outcome and key[1] in forms]
 
 
 class Served:
@@ -78,11 +93,10 @@ class Served:
         """What vLLM says to each folder: of the model, of an export ("per-token"), of one with a scale of another size
         ("per-token NAME")."""
         folders = {"float": self.case.folder}
-        for act, form in FOLDERS.items():
+        for act, form in FORMS.items():
             folders[act] = self.case.export(form)
-            if (self.case.name, act) not in REFUSED:
-                names = [*self.scales(act), *(self.scales(act, "input_scale") if AMX else ())]
-                folders |= {f"{act} {name}": doubled(folders[act], name) for name in names}
+            if STATEMENTS[self.case.name, act].outcome.serves:
+                folders |= {f"{act} {name}": changed(folders[act], name) for name in self.scales(act)}
         asked = {"folders": [str(folder) for folder in folders.values()], "sequences": self.ids.tolist()}
         found = subprocess.run(
             [str(VLLM.python), str(WORKER)], input=json.dumps(asked), capture_output=True, text=True, check=False
@@ -91,10 +105,10 @@ class Served:
         assert len(answers) == len(folders), found.stderr[-2000:]
         return dict(zip(folders, answers, strict=True))
 
-    def scales(self, act: str, kind: str = "weight_scale") -> list[str]:
-        """Names of the scales of the first layer. kind: "weight_scale" or "input_scale"."""
-        names = sorted(load_file(self.case.export(FOLDERS[act]) / "model.safetensors"))
-        return [name for name in names if name.endswith(kind) and ".0." in name.partition("experts")[0]]
+    def scales(self, act: str, kinds: tuple[str, ...] = tuple(CHANGED)) -> list[str]:
+        """Names of the scales of the first layer, every expert's too."""
+        names = sorted(load_file(self.case.export(FORMS[act]) / "model.safetensors"))
+        return [name for name in names if name.endswith(kinds) and ".0." in name.partition("experts")[0]]
 
     def given(self, form: str) -> Tensor:
         """The log-probabilities of all tokens that follow another one."""
@@ -128,12 +142,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Served]:
     return find
 
 
-def doubled(folder: Path, name: str) -> Path:
-    """A copy of a folder in which a tensor is twice as large."""
+def changed(folder: Path, name: str) -> Path:
+    """A copy of a folder in which a scale is another one."""
     out = folder.with_name(f"{folder.name} {name}")
     shutil.copytree(folder, out)
     tensors = load_file(out / "model.safetensors")
-    save_file(tensors | {name: 2 * tensors[name]}, out / "model.safetensors", {"format": "pt"})
+    factor = CHANGED[name.rpartition(".")[2]]
+    save_file(tensors | {name: factor * tensors[name]}, out / "model.safetensors", {"format": "pt"})
     return out
 
 
@@ -147,6 +162,12 @@ def apart(one: Tensor, other: Tensor) -> float:
     return (one - other).abs().mean().item()
 
 
+def record(keep: Record, name: str, act: str, outcome: Outcome, found: str) -> None:
+    """Keep what vLLM did, for the table of readers."""
+    folder = asdict(FACTS[name, act])
+    keep("run", {"reader": "vllm", "layout": name, "folder": folder, "outcome": outcome.value, "found": found})
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_float_model_is_the_models(name: str, served: Callable[[str], Served], record_property: Record) -> None:
     """The comparison as such: of the model before anything of ours is done to it."""
@@ -155,42 +176,39 @@ def test_a_float_model_is_the_models(name: str, served: Callable[[str], Served],
     with torch.no_grad():
         rounded = log_probabilities(plain(given.ids).logits, given.ids)
     off, limit = apart(given.given("float"), given.float32), 2 * apart(rounded, given.float32)
-    record_property("vllm", [name, "float", f"{off:.3f}", f"{limit:.3f}"])
     assert off <= limit
+    record(record_property, name, "float", Outcome.AS_WRITTEN, f"{off:.3f} of {limit:.3f}")
 
 
-@pytest.mark.parametrize(("name", "act"), [row for row in SERVED if not (AMX and row[1] == "per-tensor")])
+@pytest.mark.parametrize(("name", "act"), told(Outcome.AS_WRITTEN))
 def test_it_is_computed_as_written(
     name: str, act: str, served: Callable[[str], Served], record_property: Record
 ) -> None:
+    """As far as from our own arithmetic as another one may be, and any scale of the first layer matters."""
     given = served(name)
-    off = apart(given.given(act), given.w8a8(act))
-    record_property("vllm", [name, act, f"{off:.3f}", f"{given.limit(act):.3f}"])
-    assert off < given.limit(act)
-    assert given.answers[act]["kernels"] == KERNELS
-
-
-@pytest.mark.parametrize(("name", "act"), [row for row in SERVED if not (AMX and row[1] == "per-tensor")])
-def test_a_doubled_scale_is_seen(name: str, act: str, served: Callable[[str], Served]) -> None:
-    """The control: of every linear of the first layer, every expert's too."""
-    given = served(name)
+    off, limit = apart(given.given(act), given.w8a8(act)), given.limit(act)
+    assert off < limit
+    assert set(given.answers[act]["kernels"]) <= set(STATEMENTS[name, act].kernel.split(", "))
     found = {scale: apart(given.given(f"{act} {scale}"), given.w8a8(act)) for scale in given.scales(act)}
     assert found
-    assert {scale: off for scale, off in found.items() if off < given.limit(act)} == {}
+    assert {scale: off for scale, off in found.items() if off < limit} == {}
+    record(record_property, name, act, Outcome.AS_WRITTEN, f"{off:.3f} of {limit:.3f}")
 
 
-@pytest.mark.skipif(not AMX, reason="on this CPU vLLM computes static activations as written")
-@pytest.mark.parametrize("name", [name for name, act in SERVED if act == "per-tensor"])
+@pytest.mark.parametrize(("name", "act"), told(Outcome.OTHERWISE))
 def test_static_activations_are_computed_as_dynamic_ones(
-    name: str, served: Callable[[str], Served], record_property: Record
+    name: str, act: str, served: Callable[[str], Served], record_property: Record
 ) -> None:
     given = served(name)
-    record_property("vllm", [name, "per-tensor", "computed per token", ""])
-    inputs = given.scales("per-tensor", "input_scale")
-    assert all(torch.equal(given.given("per-tensor"), given.given(f"per-tensor {scale}")) for scale in inputs)
+    inputs = given.scales(act, ("input_scale",))
+    assert inputs
+    assert all(torch.equal(given.given(act), given.given(f"{act} {scale}")) for scale in inputs)
+    record(record_property, name, act, Outcome.OTHERWISE, "another input_scale changes nothing")
 
 
-@pytest.mark.parametrize(("name", "act"), REFUSED)
+@pytest.mark.parametrize(("name", "act"), told(Outcome.REFUSED))
 def test_it_is_refused(name: str, act: str, served: Callable[[str], Served], record_property: Record) -> None:
-    record_property("vllm", [name, act, f"refused: {REFUSED[name, act]}", ""])
-    assert REFUSED[name, act] in served(name).answers[act].get("refused", "")
+    said = STATEMENTS[name, act].said
+    assert said
+    assert said in served(name).answers[act].get("refused", "")
+    record(record_property, name, act, Outcome.REFUSED, said)

@@ -45,12 +45,15 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
 
 
 def run(target: ExportTarget, arguments: argparse.Namespace, ui: Ui) -> None:
+    from builders.readers import check_served, facts_of, in_short
     from exporters.export import export, holds_float16
     from smoothquant.outputs import load_manifest
 
     model = options.open_model(arguments, arguments.model, ui)
     source = target.source(arguments, model)
     writer = target.writer(arguments, source, ui)
+    if target.form:
+        check_served(facts_of(target.form, writer.schemes[0], model.checkpoint.config))
     with ui.progress(f"export {target.name}") as progress:
         export(source, [writer], overwrite=arguments.overwrite, progress=progress)
     target.notes(arguments, source, ui)
@@ -63,3 +66,6 @@ def run(target: ExportTarget, arguments: argparse.Namespace, ui: Ui) -> None:
     size = manifest.nbytes
     ui.result({"out": arguments.out, "bytes": size, "manifest": manifest.as_dict()})
     ui.done(arguments.out, f"{arguments.out}: {size / 1e6:,.1f} MB, from {model.checkpoint.nbytes / 1e6:,.1f} MB")
+    if target.form:
+        known = in_short(facts_of(target.form, writer.schemes[0], model.checkpoint.config))
+        ui.say(f"servers: {known} (smoothquant check {arguments.out} --for SERVER)")

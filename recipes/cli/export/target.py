@@ -19,11 +19,13 @@ if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
 
 
 class ExportTarget(ABC):
-    """One format. name: on the command line; summary, description: for --help."""
+    """One format. name: on the command line; summary, description: for --help; form: what servers call it, where they
+    read it as it is (`builders.readers`)."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
     description: ClassVar[str]
+    form: ClassVar[str] = ""
 
     @abstractmethod
     def add_options(self, command: argparse.ArgumentParser) -> None:

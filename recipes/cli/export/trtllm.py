@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 class TensorRTLLM(ExportTarget):
     name = "trtllm"
+    form = "TensorRT-LLM checkpoint"
     summary = "the TensorRT-LLM checkpoint (SmoothQuant)"
     description = (
         "config.json and one file per rank, from which trtllm-build makes engines: smoothquant build tensorrt-llm DIR "

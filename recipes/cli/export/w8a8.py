@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 class W8A8(ExportTarget):
     name = "w8a8"
+    form = "compressed-tensors"
     summary = "the W8A8 checkpoint (compressed-tensors)"
     description = (
         "INT8 weights per output channel, INT8 activations; loads with transformers + compressed-tensors, and is the "

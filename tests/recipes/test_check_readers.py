@@ -1,0 +1,81 @@
+"""smoothquant check --for, and what export says of servers, as a user types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recipes import tiny_llama
+from tests import zoo
+from tests.recipes.test_bad_input import assert_one_line, smoothquant
+
+
+@pytest.fixture(scope="module")
+def w8a8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(tmp_path_factory.mktemp("readers") / "w8a8")
+
+
+def exported(out: Path) -> Path:
+    found = smoothquant("export", "w8a8", tiny_llama.PATH, "--groups", "none", "--out", out)
+    assert found.returncode == 0, found.stderr
+    [line] = [line for line in found.stdout.splitlines() if line.startswith("servers: ")]
+    assert "as written on A100 and H100 by vLLM" in line
+    assert "not by TensorRT-LLM, PyTorch backend 1.3 and later" in line
+    return out
+
+
+@pytest.mark.parametrize(
+    ("server", "gpu", "status", "said"),
+    [
+        ("vllm", ("--gpu", "a100"), 0, "CutlassInt8ScaledMMLinearKernel"),
+        ("vllm", (), 0, "CPUInt8ScaledMMLinearKernel"),
+        ("vllm", ("--gpu", "b200"), 1, "no INT8 kernel for Blackwell"),
+        ("sglang", ("--gpu", "9.0"), 0, "sgl_kernel.int8_scaled_mm"),
+        ("sglang", ("--gpu", "cpu"), 1, "vLLM serves it on a CPU"),
+        ("tensorrt-llm", (), 1, "loads, and is wrong by TensorRT-LLM, PyTorch backend 1.3"),
+        ("onnxruntime", (), 1, "smoothquant export onnx"),
+    ],
+)
+def test_a_server_is_asked_about(w8a8: Path, server: str, gpu: tuple, status: int, said: str) -> None:
+    found = smoothquant("check", w8a8, "--for", server, *gpu)
+    assert found.returncode == status
+    text = " ".join((found.stdout + found.stderr).split())
+    assert said in text
+    if status:
+        assert found.stderr.splitlines()[-1].startswith(f"smoothquant: {w8a8}: ")
+
+
+def test_programs_get_json(w8a8: Path) -> None:
+    found = smoothquant("check", w8a8, "--for", "tensorrt-llm", "--json")
+    content = json.loads(found.stdout)
+    assert [reader["outcome"] for reader in content["readers"]] == ["refused", "loads, and is wrong"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--for", "ollama"), "expected one of vllm, sglang"),
+        (("--for", "vllm", "--gpu", "a101"), "--gpu a101"),
+        (("--gpu", "a100"), "--gpu without --for"),
+        (("--for", "vllm", "--integrity"), "--for with --integrity"),
+    ],
+)
+def test_a_bad_question_is_one_line(w8a8: Path, options: tuple, said: str) -> None:
+    assert_one_line(smoothquant("check", w8a8, *options), 2, said)
+
+
+def test_somebody_elses_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert_one_line(smoothquant("check", tmp_path, "--for", "vllm"), 2, "no output of this tool")
+
+
+@pytest.mark.parametrize(("layout", "said"), [("bloom", "query_key_value"), ("mixtral", "one scale per token only")])
+def test_a_folder_that_no_server_takes_is_not_written(tmp_path: Path, layout: str, said: str) -> None:
+    model, scales, out = zoo.save(layout, tmp_path / "model"), tmp_path / "act_scales.safetensors", tmp_path / "out"
+    text = ("--text", tiny_llama.CALIBRATION_TEXT, "--samples", 2, "--length", 16)
+    assert smoothquant("calibrate", model, *text, "--out", scales).returncode == 0
+    found = smoothquant("export", "w8a8", model, scales, "--act", "per-tensor", "--out", out)
+    assert_one_line(found, 2, said)
+    assert not out.exists()
