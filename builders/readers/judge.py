@@ -26,7 +26,7 @@ class Opinion:
     @property
     def where(self) -> str:
         """The names of the devices."""
-        return ", ".join(device.name for device in self.devices)
+        return "anywhere" if len(self.devices) == len(SHOWN) else ", ".join(device.name for device in self.devices)
 
 
 def readers_of(asked: str) -> tuple[str, ...]:
@@ -67,11 +67,10 @@ def opinions(folder: FolderFacts, reader: str, devices: Sequence[Device] | None 
 def check_served(folder: FolderFacts) -> None:
     """Raise UserError if no server is known to take the folder, wherever it runs, and one is known to refuse it."""
     found = [judge(folder, name, device_of(device)) for name in SERVERS for device in SHOWN]
-    refusal = next(
-        (statement for statement in found if statement.outcome is Outcome.REFUSED and statement.source), None
-    )
-    if not refusal or any(statement.outcome.serves for statement in found):
+    refusals = [statement for statement in found if statement.outcome is Outcome.REFUSED and statement.source]
+    if not refusals or any(statement.outcome.serves for statement in found):
         return
+    refusal = refusals[0]
     raise UserError(
         f"no server takes a {folder.form} folder of {folder.model_type} with {folder.activations} activations",
         expected=f"one that a server takes ({refusal.what})",
@@ -88,11 +87,7 @@ def _parts(folder: FolderFacts) -> Iterator[str]:
     gpus = [device_of(name) for name in AMPERE_HOPPER]
     statements = {name: [judge(folder, name, device) for device in gpus] for name in SERVERS}
     told = {name: f"{READERS[name].title} {READERS[name].version}" for name in SERVERS}
-    good = [
-        told[name]
-        for name, found in statements.items()
-        if all(statement.outcome is Outcome.AS_WRITTEN for statement in found)
-    ]
+    good = [told[name] for name, found in statements.items() if {one.outcome for one in found} == {Outcome.AS_WRITTEN}]
     if good:
         yield f"computed as written on A100 and H100 by {', '.join(good)}"
     for name, found in statements.items():

@@ -54,8 +54,8 @@ def confirming(statement: Statement) -> tuple[ReaderRun, ...]:
 
 def evidence(statement: Statement) -> str:
     """Whether a statement was run or read, and where."""
-    if confirming(statement):
-        return "run: tests/servers"
-    return (
-        f"{'run' if statement.source.startswith('tests/') else 'read'}: {statement.source}" if statement.source else ""
-    )
+    devices = dict.fromkeys(run.device for run in confirming(statement))
+    if devices:
+        return f"run on {' and '.join(devices)}: tests/servers"
+    how = "run" if statement.source.startswith("tests/") else "read"
+    return f"{how}: {statement.source}" if statement.source else ""

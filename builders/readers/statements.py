@@ -1,8 +1,7 @@
 """The table: who reads what, and as what. The first statement that holds decides.
 
-A statement says where it is known from: a file of the reader, or a test of ours that runs it. Which statements a server has
-confirmed is in runs.json, that `python -m tests.servers` writes. Versions are those that were looked at in November
-2026.
+A statement says where it is known from: a file of the reader, or a test of ours that runs it. Which statements a
+server has confirmed is in runs.json, that `python -m tests.servers` writes.
 """
 
 from __future__ import annotations

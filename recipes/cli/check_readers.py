@@ -24,12 +24,10 @@ def check_readers(arguments: argparse.Namespace, ui: Ui) -> None:
         wide = max(len(opinion.where) for opinion in found)
         for opinion in found:
             statement, known = opinion.statement, evidence(opinion.statement)
-            kernel, do = (
-                f" ({statement.kernel})" if statement.kernel else "",
-                f"; {statement.do}" if statement.do else "",
-            )
+            kernel = f" ({statement.kernel})" if statement.kernel else ""
+            told = "; ".join(filter(None, (statement.what, statement.do)))
             source = f" [{known}]" if known else ""
-            ui.say(f"  {opinion.where:{wide}}  {statement.outcome.value}{kernel}: {statement.what}{do}{source}")
+            ui.say(f"  {opinion.where:{wide}}  {statement.outcome.value}{kernel}: {told}{source}")
             content.append(
                 {
                     "reader": reader.title,
