@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recipes.models import RECIPES
-from tests.benchmarks import gpu, onnx_forms, trtllm_forms
+from tests.benchmarks import gpu, onnx_forms, readers, trtllm_forms
 from tests.benchmarks.results import FOLDER
 from tests.families import table as families_table
 
@@ -72,6 +72,23 @@ def checkpoints() -> str:
     return trtllm_forms.table(result("trtllm_forms")["details"])
 
 
+def vllm_perplexity() -> str:
+    """The perplexity of real weights in vLLM, beside our own arithmetic."""
+    found = result("vllm_perplexity")
+    lines = ["| SmolLM2-135M-Instruct (dequantized from Q4_1), 8 x 512 tokens of WikiText-2 test | |", "|---|---|"]
+    lines += [f"| {row['what']} | {row['measured']}{_wanted(row)} |" for row in found["rows"]]
+    machine, versions = found["machine"], found["versions"]
+    lines += [
+        "",
+        f"({machine['processor']}, {machine['cores']} cores; torch {versions['torch']}, {found['details']['vllm']};",
+    ]
+    return "\n".join([*lines, f"`{found['command']}`)"]) + "\n"
+
+
+def _wanted(row: dict) -> str:
+    return f" ({row['target']} wanted)" if row["target"] else ""
+
+
 def families() -> str:
     """Every layout by every property, as the tests found them."""
     return families_table.table(result("families")["outcomes"])
@@ -107,6 +124,11 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "onnx forms": forms,
         "trtllm forms": checkpoints,
         "families": families,
+    },
+    "builders/serving/README.md": {
+        "vllm perplexity": vllm_perplexity,
+        "readers": readers.table,
+        "reader runs": readers.runs,
     },
     "docker/README.md": {"gpu": gpu.table},
     "recipes/README.md": {"meanings": families_table.meanings, "targets": targets, "models": models},

@@ -62,7 +62,8 @@ def main() -> int:
         parser.error(f"{unknown[0]}: expected one of {', '.join(ENVIRONMENTS)}")
     for name in names:
         ENVIRONMENTS[name].make()
-    tests, outcomes = [str(Path(__file__).with_name(f"test_{name.replace('-', '_')}.py")) for name in names], Outcomes()
+    folder, outcomes = Path(__file__).parent, Outcomes()
+    tests = [str(path) for name in names for path in sorted(folder.glob(f"test_{name.replace('-', '_')}*.py"))]
     status = pytest.main(["-m", "server", *tests, *options], plugins=[outcomes])
     if status == 0 and not options:
         outcomes.keep(names)
