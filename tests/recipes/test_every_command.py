@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "calibrate": ("model", "--text", "text.txt", *FEW, *TO_S),
     "export hf": ("model", "scales.safetensors", *TO),
     "export w8a8": ("model", "scales.safetensors", *TO),
+    "export modelopt": ("model", "scales.safetensors", *TO),
     "export onnx": ("model", "scales.safetensors", *TO),
     "export trtllm": ("model", "scales.safetensors", *TO),
     "check": ("onnx",),
