@@ -67,18 +67,14 @@ class Int8Checkpoint(Checkpoint):
     def linear(self, module: str) -> Int8Linear:
         """A quantized linear. Raises CheckpointError for a scale that is not finite or not above 0."""
         weight = self.read(module + WEIGHT)
-        found = {end: self._scale(module + end) for end in SCALES if module + end in self._scales}
-        scale, input_scale = found[WEIGHT_SCALE].flatten(), found.get(INPUT_SCALE)
-        return Int8Linear(
-            weight,
-            scale.expand(len(weight)).contiguous(),
-            None if input_scale is None else input_scale.reshape(()),
-            found.get(PRE_QUANT_SCALE),
-        )
+        weight_scale = self._scale(module + WEIGHT_SCALE).flatten().expand(len(weight)).contiguous()
+        static = self.quantized.activations.static
+        input_scale = self._scale(module + INPUT_SCALE).reshape(()) if static else None
+        return Int8Linear(weight, weight_scale, input_scale, self.pre_quant_scale(module))
 
-    def smoothers(self) -> tuple[str, ...]:
-        """Names of the quantized linears whose input is multiplied by a pre_quant_scale."""
-        return tuple(module for module in self.modules if module + PRE_QUANT_SCALE in self._scales)
+    def pre_quant_scale(self, module: str) -> Tensor | None:
+        """That of a quantized linear, float32 (in,); None for none. Raises what `linear` raises."""
+        return self._scale(module + PRE_QUANT_SCALE) if module + PRE_QUANT_SCALE in self._scales else None
 
     def view(self, name: str, parts: Mapping[str, Part]) -> None:
         if self.tensors[name].dtype == torch.int8:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from torch import Tensor
+
 from smoothquant.errors import CheckpointError
 from smoothquant.int8_checkpoint import WEIGHT, Int8Checkpoint, Int8Linear
 from smoothquant.int8_config import DO
@@ -43,6 +45,10 @@ class Int8Model:
         """A quantized linear by its module name, as `Model.linears` has it. Raises CheckpointError for scales that are
         not finite or not above 0."""
         return self.checkpoint.linear(self._stem(name))
+
+    def pre_quant_scale(self, name: str) -> Tensor | None:
+        """What the input of a quantized linear is multiplied by, float32 (in,); None for nothing."""
+        return self.checkpoint.pre_quant_scale(self._stem(name))
 
     def _stem(self, name: str) -> str:
         """The name of a linear in the checkpoint."""
