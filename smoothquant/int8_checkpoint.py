@@ -72,6 +72,11 @@ class Int8Checkpoint(Checkpoint):
         input_scale = self._scale(module + INPUT_SCALE).reshape(()) if static else None
         return Int8Linear(weight, weight_scale, input_scale, self.pre_quant_scale(module))
 
+    @property
+    def smoothed(self) -> bool:
+        """Whether the input of any linear is multiplied by a pre_quant_scale."""
+        return any(name.endswith(PRE_QUANT_SCALE) for name in self._scales)
+
     def pre_quant_scale(self, module: str) -> Tensor | None:
         """That of a quantized linear, float32 (in,); None for none. Raises what `linear` raises."""
         return self._scale(module + PRE_QUANT_SCALE) if module + PRE_QUANT_SCALE in self._scales else None

@@ -100,7 +100,7 @@ def save_modelopt(model: Path, out: Path, smoothing: Mapping[str, Tensor] | None
         weight = tensors[f"{name}.weight"].float()
         if name in smoothing:
             weight = weight / smoothing[name].float()
-            tensors[f"{name}.pre_quant_scale"] = smoothing[name]
+            tensors[f"{name}.pre_quant_scale"] = smoothing[name].clone()  # not shared: safetensors refuses that
         tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"] = rounded(weight)
         tensors[f"{name}.input_scale"] = torch.tensor(INPUT_STEP)
     save(model, out, tensors, {})

@@ -64,6 +64,8 @@ def convert(
     """
     scheme = _scheme(source, to)
     checkpoint, model = source.checkpoint, source.model
+    for index in range(model.geometry.layers if checkpoint.smoothed else 0):
+        fold_layer(source, index)  # so that what does not fold is said before anything is written
     found, family = checkpoint.quantized.dialect, model.family.name
     inputs = ConvertInputs(family, found, to.name, scheme, checkpoint.fingerprint, checkpoint.sidecars)
     with Workspace(out, STEP, as_json(inputs), overwrite=overwrite) as work:
