@@ -65,7 +65,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
-    Command("calibrate, export hf, export w8a8, validate", ("torch", "transformers")),
+    Command("calibrate, export hf, export w8a8, export modelopt, validate", ("torch", "transformers")),
     Command("calibrate --text hf:DATASET", ("datasets",)),
     Command("calibrate --text FILE.jsonl.zst", ("zstandard",)),
     Command("export onnx", ("onnx",)),

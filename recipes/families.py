@@ -11,6 +11,8 @@ from recipes.trust.known import model_type_of, transformers_class
 from smoothquant.checkpoint import Checkpoint
 from smoothquant.errors import CheckpointError, UserError
 from smoothquant.family import Family
+from smoothquant.int8_checkpoint import Int8Checkpoint
+from smoothquant.int8_model import Int8Model
 from smoothquant.model import Model
 
 FAMILIES: tuple[Family, ...] = (
@@ -46,10 +48,29 @@ def open_model(
     transformers does not know the architecture. Raises CheckpointError for a folder that is no whole checkpoint and for
     a family that does not compute what transformers does, UserError for an architecture nobody declared.
     """
-    checkpoint = Checkpoint(folder, again=again)
+    return _with_family(Checkpoint(folder, again=again), family_file, length, trust_family)
+
+
+def open_int8_model(
+    folder: str | Path,
+    family_file: str | Path | None = None,
+    *,
+    length: int | None = None,
+    trust_family: bool = False,
+    again: bool = False,
+) -> Int8Model:
+    """Open somebody's INT8 folder with its family. The arguments are those of `open_model`.
+
+    Raises CheckpointError for a form that is not computed as it is written here, and what `open_model` raises.
+    """
+    checkpoint = Int8Checkpoint(folder, again=again)
+    return Int8Model(checkpoint, _with_family(checkpoint, family_file, length, trust_family))
+
+
+def _with_family(checkpoint: Checkpoint, family_file: str | Path | None, length: int | None, trusted: bool) -> Model:
     family = load_family(family_file) if family_file else family_of(checkpoint)
     model = Model(checkpoint, family, length)
-    check_family(model, family, Path(family_file) if family_file else None, trusted=trust_family)
+    check_family(model, family, Path(family_file) if family_file else None, trusted=trusted)
     return model
 
 

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -68,10 +69,12 @@ class Checkpoint:
     """A checkpoint folder. `tensors` maps every name to its `TensorInfo`; `config` is config.json as read.
 
     `config` lacks `quantization_config`: quantized weights are refused, and for float weights it says nothing (`notes`
-    tells the user). Raises CheckpointError, which names the file: the folder or config.json is missing or broken, a
-    shard is missing, truncated or unreadable, no shard holds a tensor that the index promises, or a dtype is not F16,
-    BF16 or F32. again: read the files for the fingerprint in any case.
+    tells the user). `smoothquant.int8_checkpoint` reads INT8 weights. Raises CheckpointError, which names the file: the
+    folder or config.json is missing or broken, a shard is missing, truncated or unreadable, no shard holds a tensor
+    that the index promises, or a dtype is not F16, BF16 or F32. again: read the files for the fingerprint in any case.
     """
+
+    dtypes: ClassVar[Mapping[str, torch.dtype]] = DTYPES  # that its tensors may have
 
     def __init__(self, folder: str | Path, *, again: bool = False) -> None:
         self.folder, self.again = Path(folder), again
@@ -113,10 +116,11 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that most of the checkpoint's elements have."""
-        count: dict[torch.dtype, int] = {}
+        """The float dtype that most of the checkpoint's elements have."""
+        count = dict.fromkeys(DTYPES.values(), 0)
         for info in self.tensors.values():
-            count[info.dtype] = count.get(info.dtype, 0) + torch.Size(info.shape).numel()
+            if info.dtype in count:
+                count[info.dtype] += torch.Size(info.shape).numel()
         return max(count, key=lambda dtype: count[dtype])
 
     @property
@@ -131,7 +135,7 @@ class Checkpoint:
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """A tensor, or some of its rows, in its own memory. Raises CheckpointError if it cannot be read."""
-        info = self.tensors[name]
+        info = self._info(name)
         check_unchanged(info.file, self._stamps[info.file])
         source = name
         where: tuple[int | slice, ...] = (rows,) if rows else ()
@@ -235,26 +239,34 @@ class Checkpoint:
                 for name in shard.keys():  # noqa: SIM118 (safe_open is not a mapping)
                     view = shard.get_slice(name)
                     dtype = view.get_dtype()
-                    self._add(name, TensorInfo(file, tuple(view.get_shape()), DTYPES.get(dtype, torch.uint8)), dtype)
+                    known = self.dtypes.get(dtype, torch.uint8)
+                    self._add(name, TensorInfo(file, tuple(view.get_shape()), known), dtype)
         except (SafetensorError, OSError) as error:
             raise _broken(file, f"truncated or corrupt ({error})", error) from error
 
     def _add(self, name: str, info: TensorInfo, dtype: str) -> None:
         if name.endswith(BUFFERS):
             return
-        if info.dtype not in DTYPES.values() and self._quantization is not None:
-            raise CheckpointError(
-                f"{info.file}: quantized weights ({self._quantizer}; tensor {name} has dtype {dtype})",
+        if info.dtype not in self.dtypes.values():
+            raise self._unknown(info.file, name, dtype)
+        self.tensors[name] = info
+
+    def _unknown(self, file: Path, name: str, dtype: str) -> CheckpointError:
+        """The error for a tensor of another dtype."""
+        if self._quantization is not None:
+            return CheckpointError(
+                f"{file}: quantized weights ({self._quantizer}; tensor {name} has dtype {dtype})",
                 expected="the float model that they were made from: what is rounded already cannot be smoothed",
                 do="give the original checkpoint",
             )
-        if info.dtype not in DTYPES.values():
-            raise CheckpointError(
-                f"{info.file}: tensor {name} has dtype {dtype}",
-                expected="F16, BF16 or F32: an unquantized checkpoint",
-                do="give the original float model",
-            )
-        self.tensors[name] = info
+        return CheckpointError(
+            f"{file}: tensor {name} has dtype {dtype}",
+            expected="F16, BF16 or F32: an unquantized checkpoint",
+            do="give the original float model",
+        )
+
+    def _info(self, name: str) -> TensorInfo:
+        return self.tensors[name]
 
     def _load_bin(self, file: Path) -> dict[str, Tensor]:
         if self._bin_shard is None or self._bin_shard[0] != file:

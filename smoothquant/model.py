@@ -138,16 +138,16 @@ class Model:
 
     def info(self, name: str) -> TensorInfo:
         """Where a tensor lies, by its full name, which the checkpoint may hold without its first part."""
-        return self.checkpoint.tensors[self._on_disk(name)]
+        return self.checkpoint.tensors[self.on_disk(name)]
 
     def read(self, name: str) -> Tensor:
         """A tensor in the dtype it has on disk; CheckpointError, naming it, if it holds NaN or Inf."""
-        return self._finite(name, self.checkpoint.read(self._on_disk(name)))
+        return self._finite(name, self.checkpoint.read(self.on_disk(name)))
 
     def rows(self, name: str, step: int = ROWS) -> Iterator[Tensor]:
         """A large tensor, `step` rows at a time, checked like `read`."""
         for start in range(0, self.info(name).shape[0], step):
-            yield self._finite(name, self.checkpoint.read(self._on_disk(name), slice(start, start + step)))
+            yield self._finite(name, self.checkpoint.read(self.on_disk(name), slice(start, start + step)))
 
     def norm_at(self, name: str) -> Norm:
         """The norm with this module name."""
@@ -173,7 +173,8 @@ class Model:
         """The inverse of `split`."""
         return layout.join(self.family, self.geometry, name, parts)
 
-    def _on_disk(self, name: str) -> str:
+    def on_disk(self, name: str) -> str:
+        """The name that a tensor has in the checkpoint."""
         return name if name in self.checkpoint.tensors else name.removeprefix(self.family.base)
 
     def _finite(self, name: str, tensor: Tensor) -> Tensor:
@@ -190,7 +191,7 @@ class Model:
         tensors = self.checkpoint.tensors
         for layer in range(self.geometry.layers if self.family.packed else 0):
             for name, roles in self.family.packed.items():
-                full = self._on_disk(self.family.module(layer, name))
+                full = self.on_disk(self.family.module(layer, name))
                 if full in tensors and tensors[full].shape == self._packed_shape(roles):
                     self.checkpoint.view(full, dict(self._parts(layer, full, roles)))
 
@@ -226,7 +227,7 @@ class Model:
         found, expected = self.checkpoint.tensors, self.expected()
         restore = "check that config.json and the weights belong to the same model"
         for name, shape in expected.items():
-            if self._on_disk(name) not in found:
+            if self.on_disk(name) not in found:
                 raise CheckpointError(
                     f"{self.checkpoint.folder}: tensor {name} is missing", expected=f"shape {list(shape)}", do=restore
                 )
@@ -238,7 +239,7 @@ class Model:
                     do=restore,
                 )
         head = f"{self.family.lm_head}.weight"
-        for name in found.keys() - {self._on_disk(name) for name in expected}:
+        for name in found.keys() - {self.on_disk(name) for name in expected}:
             if name.endswith(".bias") and not self.checkpoint.read(name).any():  # it adds nothing
                 continue
             if name == f"{self.family.lm_head}.bias":

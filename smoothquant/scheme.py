@@ -131,3 +131,4 @@ def quantized_names(presets: Mapping[str, Precision]) -> tuple[str, ...]:
 
 IN_FLOAT = scheme_of("float")
 PER_TOKEN = scheme_of("per-token")  # the default scheme
+PER_TENSOR = scheme_of("per-tensor")

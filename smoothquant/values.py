@@ -47,6 +47,13 @@ def number(low: float, high: float, *, above: bool = False) -> Expectation:
     )
 
 
+def one_of(*known: str | int | bool | None) -> Expectation:
+    """One of some values, of the same type."""
+    return Expectation(
+        " or ".join(map(shown, known)), lambda value: any(type(value) is type(one) and value == one for one in known)
+    )
+
+
 def listed(rule: Expectation) -> Expectation:
     """A list, of which each value is so."""
     return Expectation(

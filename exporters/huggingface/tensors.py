@@ -45,6 +45,7 @@ class CheckpointWriter(ABC):
     """Writes a checkpoint to the folder `out` by its plan."""
 
     smoothing = FOLDED
+    wider: str
 
     def __init__(self, out: str | Path, max_shard: int = MAX_SHARD) -> None:
         self.out, self.max_shard = Path(out), max_shard
@@ -94,7 +95,7 @@ class CheckpointWriter(ABC):
         if not is_finite(rounded):
             raise ContractError(
                 f"{name}: the smoothed weight overflows {rounded.dtype}",
-                do="lower alpha, or export with --dtype float32",
+                do=f"lower alpha, or {self.wider}",
             )
         return rounded
 

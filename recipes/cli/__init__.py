@@ -14,6 +14,7 @@ from recipes.cli import (
     build,
     calibrate,
     check,
+    convert,
     demo,
     doctor,
     export,
@@ -33,6 +34,7 @@ from smoothquant import __version__
 COMMANDS = (
     calibrate,
     export,
+    convert,
     check,
     build,
     validate,

@@ -15,6 +15,7 @@ READ = {  # attribute of the parsed arguments -> what it is
     "act_scales": "the act scales",
     "scales": "the act scales",
     "file": "the act scales",
+    "folder": "the folder",
     "export": "the export",
     "checkpoint": "the checkpoint",
     "engine": "the engine",

@@ -15,7 +15,7 @@ from act_scales.collect import collect
 from act_scales.store import ActScales
 from act_scales.text import Text
 from exporters.export import Source, export
-from exporters.huggingface import SmoothedWriter, W8A8Writer
+from exporters.huggingface import ModelOptWriter, SmoothedWriter, W8A8Writer
 from recipes.families import open_model
 from smoothquant import decoder
 from smoothquant.attention import patterns
@@ -33,6 +33,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "hf": SmoothedWriter,
     "w8a8": W8A8Writer,
     "w8a8 static": lambda out: w8a8_writer(out, "per-tensor"),
+    "modelopt": ModelOptWriter,
     "float": lambda out: onnx_writer(out, "float"),
     "per-token": lambda out: onnx_writer(out, "per-token"),
     "per-tensor": lambda out: onnx_writer(out, "per-tensor"),

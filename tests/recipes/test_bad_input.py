@@ -110,7 +110,7 @@ def test_paths_and_options(model: Path, scales: Path, text_file: Path, tmp_path:
     assert_one_line(
         smoothquant("export", "hf", model, "nope.safetensors", "--out", out), 2, "nope.safetensors: no such"
     )
-    for target in ("hf", "w8a8", "onnx", "trtllm"):
+    for target in ("hf", "w8a8", "modelopt", "onnx", "trtllm"):
         found = smoothquant("export", target, model, "--out", out)
         assert_one_line(found, 2, "no activation scales to smooth by", "give ACT_SCALES, or --groups none")
         assert not list(tmp_path.glob("out*"))
@@ -272,7 +272,7 @@ def test_output_that_cannot_be_written(model: Path, scales: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a file system of a size")
-@pytest.mark.parametrize("target", ["hf", "w8a8", "onnx", "trtllm"])
+@pytest.mark.parametrize("target", ["hf", "w8a8", "modelopt", "onnx", "trtllm"])
 def test_disk_too_small(target: str, model: Path, scales: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -287,7 +287,7 @@ def test_disk_too_small(target: str, model: Path, scales: Path, tmp_path: Path) 
         subprocess.run(["umount", disk], check=True)
 
 
-@pytest.mark.parametrize("target", ["hf", "w8a8", "onnx", "trtllm"])
+@pytest.mark.parametrize("target", ["hf", "w8a8", "modelopt", "onnx", "trtllm"])
 def test_disk_that_fills_up(target: str, model: Path, scales: Path, tmp_path: Path) -> None:
     """No file may grow beyond 100 kB: what a quota or a full disk does in the middle of writing."""
 

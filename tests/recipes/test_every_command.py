@@ -30,8 +30,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "calibrate": ("model", "--text", "text.txt", *FEW, *TO_S),
     "export hf": ("model", "scales.safetensors", *TO),
     "export w8a8": ("model", "scales.safetensors", *TO),
+    "export modelopt": ("model", "scales.safetensors", *TO),
     "export onnx": ("model", "scales.safetensors", *TO),
     "export trtllm": ("model", "scales.safetensors", *TO),
+    "convert": ("int8", "--to", "compressed-tensors", *TO),
     "check": ("onnx",),
     "build onnxruntime": ("onnx", *TO),
     "build tensorrt": ("onnx", *TO),
@@ -62,7 +64,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_llama(folder / "model")
     trtllm_engine(folder / "trtllm-engine")
     (folder / "text.txt").write_text(f"né 漢字 {TEXT}", encoding="utf-8")
-    needed = (("calibrate", "scales.safetensors"), ("export onnx", "onnx"), ("export trtllm", "trtllm"))
+    needed = (
+        ("calibrate", "scales.safetensors"),
+        ("export onnx", "onnx"),
+        ("export trtllm", "trtllm"),
+        ("export modelopt", "int8"),
+    )
     made = {name: [*name.split(), *COMMANDS[name][:-1], out, "--quiet"] for name, out in needed}
     assert {name: found["status"] for name, found in forked(made, folder).items()} == dict.fromkeys(made, 0)
     return folder

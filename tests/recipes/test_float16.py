@@ -20,6 +20,7 @@ FLOAT16 = {  # target and its options: with float16, and the way out that the re
     "onnx": (("onnx", "--dtype", "fp16"), ("onnx", "--dtype", "fp32"), "export with --dtype fp32, or for TensorRT"),
     "float onnx": (("onnx", "--float", "--dtype", "fp16"), ("onnx", "--float"), "export with --dtype fp32"),
     "trtllm": (("trtllm", "--dtype", "float16"), ("trtllm",), "export with --dtype bfloat16"),
+    "modelopt": (("modelopt",), ("w8a8",), "use export w8a8 with bfloat16"),
     "hf": (("hf", "--dtype", "float16"), ("hf",), "export with --dtype bfloat16"),
 }
 

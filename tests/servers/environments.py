@@ -50,4 +50,5 @@ VLLM = Environment(
     ("torchvision", "torchaudio", "torchcodec"),  # built for another torch: importing them fails
 )
 SGLANG = Environment("sglang", ("sglang==0.5.23",), alone=True)
-ENVIRONMENTS = {environment.name: environment for environment in (VLLM, SGLANG)}
+EDGE_LLM = Environment("edge-llm", ("tensorrt-edgellm[export]==0.11.0",))  # Python 3.10 to 3.12
+ENVIRONMENTS = {environment.name: environment for environment in (VLLM, SGLANG, EDGE_LLM)}

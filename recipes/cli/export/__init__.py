@@ -7,6 +7,7 @@ from functools import partial
 
 from recipes.cli import options
 from recipes.cli.export.hf import HuggingFace
+from recipes.cli.export.modelopt import ModelOpt
 from recipes.cli.export.onnx import Onnx
 from recipes.cli.export.target import ExportTarget
 from recipes.cli.export.trtllm import TensorRTLLM
@@ -14,7 +15,7 @@ from recipes.cli.export.w8a8 import W8A8
 from recipes.cli.ui import Ui
 from smoothquant.settings import SmoothingSettings
 
-TARGETS: tuple[ExportTarget, ...] = (HuggingFace(), W8A8(), Onnx(), TensorRTLLM())
+TARGETS: tuple[ExportTarget, ...] = (HuggingFace(), W8A8(), ModelOpt(), Onnx(), TensorRTLLM())
 
 
 def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:

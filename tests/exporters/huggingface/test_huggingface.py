@@ -13,8 +13,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from exporters.export import Source, export
-from exporters.huggingface import SmoothedWriter, W8A8Writer
-from exporters.huggingface.w8a8 import quantization_config
+from exporters.huggingface import ModelOptWriter, SmoothedWriter, W8A8Writer
+from exporters.huggingface.dialects import quantization_config
 from smoothquant import decoder, workroom
 from smoothquant.artifacts.smoothing_file import SMOOTHING
 from smoothquant.attention import patterns
@@ -127,7 +127,7 @@ def test_shards(make_llama: Callable[..., Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "too soon to be kept"])
-@pytest.mark.parametrize("writer", [SmoothedWriter, W8A8Writer])
+@pytest.mark.parametrize("writer", [SmoothedWriter, W8A8Writer, ModelOptWriter])
 def test_interrupted_export_goes_on_and_is_the_same(
     writer: type, kept: bool, make_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,31 @@
+"""smoothquant export modelopt."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from recipes.cli.export.target import ExportTarget, add_keep_float, with_kept
+from recipes.cli.ui import Ui
+from smoothquant.scheme import PER_TENSOR
+
+if TYPE_CHECKING:
+    from exporters.export import Source, Writer
+
+
+class ModelOpt(ExportTarget):
+    name = "modelopt"
+    summary = "the W8A8 checkpoint in ModelOpt's form (TensorRT Edge-LLM)"
+    description = (
+        "INT8 weights per output channel, one static scale for the input of each linear, everything else in float16; "
+        "the form that tensorrt-edgellm-export reads (W8A8_SQ_PER_CHANNEL)."
+    )
+
+    def add_options(self, command: argparse.ArgumentParser) -> None:
+        add_keep_float(command)
+
+    def writer(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> Writer:
+        from exporters.huggingface import ModelOptWriter
+
+        [held] = with_kept([PER_TENSOR], arguments, source, ui)
+        return ModelOptWriter(arguments.out, held)
