@@ -7,17 +7,16 @@ from pathlib import Path
 
 from builders.tensorrt_llm import is_checkpoint
 from smoothquant.errors import UserError
+from smoothquant.int8_config import dialect_of, read_int8_config
 from smoothquant.outputs import is_output, load_manifest
 from smoothquant.reading import read_object
-from smoothquant.scheme import Scheme
+from smoothquant.scheme import ACTIVATIONS, IN_FLOAT, Precision, Scheme
 
-FORMS = {  # step that made a folder -> its form
-    "export hf": "float",
-    "export w8a8": "compressed-tensors",
-    "export modelopt": "ModelOpt",
-    "export onnx": "ONNX",
-    "build onnxruntime": "ONNX",
-    "export trtllm": "TensorRT-LLM checkpoint",
+ONNX, TRTLLM, FLOAT = "ONNX", "TensorRT-LLM checkpoint", "float"  # forms, beside those of INT8 folders
+FORMS = {  # step that made a folder that is no Hugging Face folder -> its form
+    "export onnx": ONNX,
+    "build onnxruntime": ONNX,
+    "export trtllm": TRTLLM,
 }
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # keys of config.json
 
@@ -26,8 +25,8 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # keys of co
 class FolderFacts:
     """What decides who can read a folder.
 
-    form: a value of `FORMS`. model_type: of config.json. activations: "per-token", "per-tensor" or "float". experts:
-    whether the model has any.
+    form: a dialect of INT8 folders, or "float", "ONNX" or "TensorRT-LLM checkpoint". model_type: of config.json.
+    activations: "per-token", "per-tensor" or "float". experts: whether the model has any.
     """
 
     form: str
@@ -37,18 +36,34 @@ class FolderFacts:
 
 
 def folder_facts(path: str | Path) -> FolderFacts:
-    """The facts of a folder. Raises UserError if it is nothing that leaves us."""
+    """The facts of a folder, whoever made it.
+
+    Raises UserError if it is nothing that a server reads, or is in a form of quantization that this tool does not know.
+    """
     path = Path(path)
-    if not is_output(path):
-        what = "a TensorRT-LLM checkpoint of another tool" if is_checkpoint(path) else "no output of this tool"
-        raise UserError(f"{path}: {what}", expected=f"a folder made by one of: {', '.join(FORMS)}")
-    manifest = load_manifest(path)
-    if manifest.step not in FORMS:
-        raise UserError(f"{path}: made by {manifest.step!r}", expected=f"a folder made by one of: {', '.join(FORMS)}")
-    return facts_of(FORMS[manifest.step], manifest.origin.scheme, read_object(path / "config.json"))
+    step = load_manifest(path).step if is_output(path) else ""
+    if step in FORMS:
+        return facts_of(FORMS[step], load_manifest(path).origin.scheme, read_object(path / "config.json"))
+    if not (path / "config.json").exists():
+        raise UserError(
+            f"{path}: no config.json", expected="an export or engine of this tool, or a Hugging Face model folder"
+        )
+    config = read_object(path / "config.json")
+    if is_checkpoint(path):
+        token = "PER_TOKEN" in str(config.get("quantization"))
+        return _facts(TRTLLM, ACTIVATIONS["per-token" if token else "per-tensor"], {})
+    quantization = config.get("quantization_config")
+    if quantization is None and dialect_of(path, None) is None:
+        return facts_of(FLOAT, IN_FLOAT, config)
+    found = read_int8_config(path, quantization)
+    return _facts(found.dialect, found.activations, config)
 
 
 def facts_of(form: str, scheme: Scheme, config: dict) -> FolderFacts:
     """The facts of a folder of this form. config: the model's config.json."""
+    return _facts(form, scheme.activations, config)
+
+
+def _facts(form: str, activations: Precision, config: dict) -> FolderFacts:
     experts = any(isinstance(config.get(key), int) and config[key] > 1 for key in EXPERTS)
-    return FolderFacts(form, str(config.get("model_type", "")), scheme.activations.form, experts)
+    return FolderFacts(form, str(config.get("model_type", "")), activations.form, experts)

@@ -44,7 +44,7 @@ def judge(folder: FolderFacts, reader: str, device: Device) -> Statement:
     Where the table has none, it is one that says so: the reader takes other forms, or nobody has looked.
     """
     known = READERS[reader]
-    if known.models and folder.model_type not in known.models:
+    if folder.form in known.forms and known.models and folder.model_type not in known.models:
         what = f"it has no class for model_type {folder.model_type!r} that we know of"
         return Statement(reader, folder.form, ANY, Outcome.UNKNOWN, what, "", do="try it")
     for statement in STATEMENTS:

@@ -96,7 +96,7 @@ VLLM = (
         kernel="CPUInt8ScaledMMLinearKernel",
     ),
     _vllm(
-        "ModelOpt",
+        "modelopt",
         ANY,
         Outcome.REFUSED,
         "vLLM knows W8A8_SQ_PER_CHANNEL of no ModelOpt folder",
@@ -207,7 +207,7 @@ TENSORRT_LLM = (
         said="Unsupported inputs_quant_strategy: tensor",
     ),
     _pytorch(
-        "ModelOpt",
+        "modelopt",
         ANY,
         Outcome.REFUSED,
         "it knows the name W8A8_SQ_PER_CHANNEL, and has no linear for it",

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from recipes import tiny_llama
-from tests import zoo
+from tests import int8_folders, zoo
 from tests.recipes.test_bad_input import assert_one_line, smoothquant
+
+LLAMA = {"model_type": "llama"}
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +68,25 @@ def test_a_bad_question_is_one_line(w8a8: Path, options: tuple, said: str) -> No
     assert_one_line(smoothquant("check", w8a8, *options), 2, said)
 
 
-def test_somebody_elses_folder_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    assert_one_line(smoothquant("check", tmp_path, "--for", "vllm"), 2, "no output of this tool")
+@pytest.mark.parametrize(
+    ("files", "status", "said"),
+    [
+        ({}, 2, "no config.json"),
+        ({"config.json": {}}, 1, "not known by vLLM 0.32.0: it has no class for model_type ''"),
+        ({"config.json": LLAMA}, 0, "as written (float)"),
+        ({"config.json": LLAMA | {"quantization_config": int8_folders.compressed_tensors()}}, 0, "as written (CPUInt8"),
+        ({"config.json": LLAMA | {"quantization_config": {"quant_method": "awq"}}}, 2, "quant_method 'awq'"),
+        ({"config.json": LLAMA, "hf_quant_config.json": int8_folders.modelopt()}, 1, "--to compressed-tensors"),
+        ({"config.json": {"architecture": "LlamaForCausalLM", "mapping": {}}}, 1, "smoothquant export w8a8"),
+    ],
+)
+def test_somebody_elses_folder_is_asked_about(tmp_path: Path, files: dict, status: int, said: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    found = smoothquant("check", tmp_path, "--for", "vllm", "--gpu", "cpu")
+    assert found.returncode == status
+    assert said in found.stdout + found.stderr
+    assert len(found.stderr.splitlines()) == bool(status)
 
 
 @pytest.mark.parametrize(("layout", "said"), [("bloom", "query_key_value"), ("mixtral", "one scale per token only")])
