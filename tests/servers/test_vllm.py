@@ -5,8 +5,9 @@ What is compared are the log-probabilities of prompts, by their mean absolute di
 float   vLLM computes in bfloat16, so it is as far from float32 as transformers in bfloat16 is, within a factor of two.
 W8A8    our own W8A8 arithmetic is the yardstick. Two W8A8 arithmetics that round their inputs independently of each
         other are sqrt(2) times as far from each other as one is from the float model. vLLM must be nearer than that.
-        A weight_scale of any linear that is twice as large, or an input_scale that is half as large, takes it farther
-        away.
+        A weight_scale of any linear that is twice as large in every other channel, or an input_scale that is half as
+        large, takes it farther away. (In every channel it would not always: norms of queries, keys and branches take
+        a common factor out again. Linears that vLLM fuses share one input_scale, so it is changed in all of them.)
 
 What vLLM does depends on the processor: with AMX or without. The table knows both.
 """
@@ -19,7 +20,7 @@ import math
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -47,7 +48,8 @@ Record = Callable[[str, object], None]
 WORKER = Path(__file__).with_name("vllm_worker.py")
 WIDE = {"hidden_size": 256, "num_attention_heads": 4}  # heads of 64 channels: vLLM's kernels take no fewer than 32
 FORMS = {"per-token": "w8a8", "per-tensor": "w8a8 static"}  # of a `Case`
-CHANGED = {"weight_scale": 2.0, "input_scale": 0.5}  # in the controls: a smaller input_scale clips
+MODELOPT = "modelopt"
+CHANGED = {"per-token": "weight_scale", "per-tensor": "input_scale"}  # what the controls change, by activations
 LAYOUTS: dict[str, dict[str, object]] = {
     "llama": {"head_dim": 64},
     "llama-tied": {},
@@ -96,7 +98,9 @@ class Served:
         for act, form in FORMS.items():
             folders[act] = self.case.export(form)
             if STATEMENTS[self.case.name, act].outcome.serves:
-                folders |= {f"{act} {name}": changed(folders[act], name) for name in self.scales(act)}
+                folders |= {f"{act} {names[0]}": changed(folders[act], names) for names in self.scales(act)}
+        if self.case.name == "llama":
+            folders[MODELOPT] = self.case.export(MODELOPT)
         asked = {"folders": [str(folder) for folder in folders.values()], "sequences": self.ids.tolist()}
         found = subprocess.run(
             [str(VLLM.python), str(WORKER)], input=json.dumps(asked), capture_output=True, text=True, check=False
@@ -105,10 +109,17 @@ class Served:
         assert len(answers) == len(folders), found.stderr[-2000:]
         return dict(zip(folders, answers, strict=True))
 
-    def scales(self, act: str, kinds: tuple[str, ...] = tuple(CHANGED)) -> list[str]:
-        """Names of the scales of the first layer, every expert's too."""
-        names = sorted(load_file(self.case.export(FORMS[act]) / "model.safetensors"))
-        return [name for name in names if name.endswith(kinds) and ".0." in name.partition("experts")[0]]
+    def scales(self, act: str) -> list[list[str]]:
+        """Names of the scales of the first layer, every expert's too: those together that a control changes together."""
+        tensors = load_file(self.case.export(FORMS[act]) / "model.safetensors")
+        ends = f".{CHANGED[act]}"
+        names = [name for name in sorted(tensors) if name.endswith(ends) and ".0." in name.partition("experts")[0]]
+        if act == "per-token":
+            return [[name] for name in names]
+        together: dict[float, list[str]] = {}
+        for name in names:
+            together.setdefault(tensors[name].item(), []).append(name)
+        return list(together.values())
 
     def given(self, form: str) -> Tensor:
         """The log-probabilities of all tokens that follow another one."""
@@ -142,13 +153,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Served]:
     return find
 
 
-def changed(folder: Path, name: str) -> Path:
-    """A copy of a folder in which a scale is another one."""
-    out = folder.with_name(f"{folder.name} {name}")
+def changed(folder: Path, names: list[str]) -> Path:
+    """A copy of a folder in which scales are others."""
+    out = folder.with_name(f"{folder.name} {names[0]}")
     shutil.copytree(folder, out)
     tensors = load_file(out / "model.safetensors")
-    factor = CHANGED[name.rpartition(".")[2]]
-    save_file(tensors | {name: factor * tensors[name]}, out / "model.safetensors", {"format": "pt"})
+    for name in names:
+        scale = tensors[name].clone()
+        scale[::2] *= 2.0 if name.endswith("weight_scale") else 0.5  # a smaller input_scale clips
+        tensors[name] = scale
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
     return out
 
 
@@ -189,7 +203,7 @@ def test_it_is_computed_as_written(
     off, limit = apart(given.given(act), given.w8a8(act)), given.limit(act)
     assert off < limit
     assert set(given.answers[act]["kernels"]) <= set(STATEMENTS[name, act].kernel.split(", "))
-    found = {scale: apart(given.given(f"{act} {scale}"), given.w8a8(act)) for scale in given.scales(act)}
+    found = {scale: apart(given.given(f"{act} {scale}"), given.w8a8(act)) for scale, *_ in given.scales(act)}
     assert found
     assert {scale: off for scale, off in found.items() if off < limit} == {}
     record(record_property, name, act, Outcome.AS_WRITTEN, f"{off:.3f} of {limit:.3f}")
@@ -200,9 +214,9 @@ def test_static_activations_are_computed_as_dynamic_ones(
     name: str, act: str, served: Callable[[str], Served], record_property: Record
 ) -> None:
     given = served(name)
-    inputs = given.scales(act, ("input_scale",))
-    assert inputs
-    assert all(torch.equal(given.given(act), given.given(f"{act} {scale}")) for scale in inputs)
+    scales = given.scales(act)
+    assert scales
+    assert all(torch.equal(given.given(act), given.given(f"{act} {scale}")) for scale, *_ in scales)
     record(record_property, name, act, Outcome.OTHERWISE, "another input_scale changes nothing")
 
 
@@ -212,3 +226,12 @@ def test_it_is_refused(name: str, act: str, served: Callable[[str], Served], rec
     assert said
     assert said in served(name).answers[act].get("refused", "")
     record(record_property, name, act, Outcome.REFUSED, said)
+
+
+def test_a_modelopt_folder_is_refused(served: Callable[[str], Served], record_property: Record) -> None:
+    folder = replace(FACTS["llama", "per-tensor"], form=MODELOPT)
+    said = judge(folder, "vllm", this_cpu()).said
+    assert said
+    assert said in served("llama").answers[MODELOPT].get("refused", "")
+    found = {"reader": "vllm", "layout": "llama", "folder": asdict(folder), "outcome": Outcome.REFUSED.value}
+    record_property("run", found | {"found": said})
