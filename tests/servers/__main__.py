@@ -45,7 +45,7 @@ class Outcomes:
         write_json(FILE, {"command": COMMAND, "runs": kept + self.runs})
         results = read_json(RESULTS)
         for name in names:
-            requirements = list(ENVIRONMENTS[name].requirements)
+            requirements = [one for environment in ENVIRONMENTS[name] for one in environment.requirements]
             found = {"requirements": requirements, "machine": machine(), "rows": self.rows.get(name, [])}
             results[name] = {"command": f"{COMMAND} {name}"} | found
         write_json(RESULTS, results)
@@ -61,7 +61,8 @@ def main() -> int:
     if unknown:
         parser.error(f"{unknown[0]}: expected one of {', '.join(ENVIRONMENTS)}")
     for name in names:
-        ENVIRONMENTS[name].make()
+        for environment in ENVIRONMENTS[name]:
+            environment.make()
     folder, outcomes = Path(__file__).parent, Outcomes()
     tests = [str(path) for name in names for path in sorted(folder.glob(f"test_{name.replace('-', '_')}*.py"))]
     status = pytest.main(["-m", "server", *tests, *options], plugins=[outcomes])

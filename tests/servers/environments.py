@@ -51,4 +51,9 @@ VLLM = Environment(
 )
 SGLANG = Environment("sglang", ("sglang==0.5.23",), alone=True)
 EDGE_LLM = Environment("edge-llm", ("tensorrt-edgellm[export]==0.11.0",))  # Python 3.10 to 3.12
-ENVIRONMENTS = {environment.name: environment for environment in (VLLM, SGLANG, EDGE_LLM)}
+COMPRESSED_TENSORS = tuple(  # those that vLLM 0.32, SGLang 0.5.23 and llm-compressor 0.14 pin, and the newest
+    Environment("compressed-tensors", (f"compressed-tensors=={version}",), alone=True)
+    for version in ("0.17.0", "0.18.0", "0.19.0", "0.20.0")
+)
+ALL = (VLLM, SGLANG, *COMPRESSED_TENSORS)
+ENVIRONMENTS = {name: [each for each in ALL if each.name == name] for name in dict.fromkeys(each.name for each in ALL)}

@@ -110,7 +110,7 @@ class Served:
         return dict(zip(folders, answers, strict=True))
 
     def scales(self, act: str) -> list[list[str]]:
-        """Names of the scales of the first layer, every expert's too: those together that a control changes together."""
+        """Names of the scales of the first layer, every expert's too; those that a control changes together."""
         tensors = load_file(self.case.export(FORMS[act]) / "model.safetensors")
         ends = f".{CHANGED[act]}"
         names = [name for name in sorted(tensors) if name.endswith(ends) and ".0." in name.partition("experts")[0]]
