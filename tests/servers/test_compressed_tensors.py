@@ -1,4 +1,4 @@
-"""The versions of compressed-tensors that servers pin read our config.json: their records forbid what they do not know."""
+"""The versions of compressed-tensors that servers pin read our config.json: they forbid what they do not know."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ import json, sys
 import compressed_tensors
 from compressed_tensors.quantization import QuantizationConfig
 found = QuantizationConfig.model_validate(json.load(sys.stdin)).config_groups["group_0"]
-print(compressed_tensors.__version__, found.weights.strategy.value, found.input_activations.dynamic)
+print(compressed_tensors.__version__, found.weights.strategy, found.input_activations.dynamic)
 """
 
 
