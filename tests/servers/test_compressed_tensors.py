@@ -50,7 +50,8 @@ def test_our_config_is_read(environment: Environment, act: str, record_property:
     version = environment.requirements[0].partition("==")[2]
     found = read(environment, content)
     assert found.stdout.split() == [version, "channel", str(act == "per-token")], found.stderr[-2000:]
-    unknown = read(environment, content | {"invented_later": None})  # the control
+    content["config_groups"]["group_0"]["weights"]["invented_later"] = None  # the control
+    unknown = read(environment, content)
     assert unknown.returncode
     assert "invented_later" in unknown.stderr
     record_property("compressed-tensors", [version, act, "read"])
