@@ -35,6 +35,13 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         metavar="HOST:PORT",
         help="generate on a Triton server that serves this engine; PORT is its gRPC port",
     )
+    command.add_argument(
+        "--timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="give up on a Triton server that takes longer for a request (default 300)",
+    )
     command.set_defaults(run=run)
 
 
@@ -45,7 +52,11 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from builders.engine.table import open_engine
     from builders.serving.triton import TritonEngine
 
-    engine = TritonEngine(arguments.engine, arguments.triton) if arguments.triton else open_engine(arguments.engine)
+    engine = (
+        TritonEngine(arguments.engine, arguments.triton, arguments.timeout)
+        if arguments.triton is not None
+        else open_engine(arguments.engine)
+    )
     if not isinstance(engine, GeneratingEngine):
         raise UserError(
             f"{arguments.engine}: {engine.manifest.step!r} made it without a KV cache, so it cannot generate",

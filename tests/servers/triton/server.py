@@ -1,0 +1,95 @@
+"""Start a tritonserver on this machine's loopback, and load models into it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+from tritonclient import grpc
+
+from tests.servers.environments import TRITON
+
+HERE = Path(__file__).parent
+STAND_INS = {"onnxruntime": "onnx_backend.py", "tensorrt": "onnx_backend.py", "tensorrtllm": "tensorrtllm_backend.py"}
+SECONDS = 60  # that a start may take
+
+
+class Triton:
+    """A server whose models are loaded on demand. repositories: model repositories. folder: for backends and log.
+
+    grpc, http: HOST:PORT. client: of its gRPC service.
+    """
+
+    def __init__(self, repositories: list[Path], folder: Path) -> None:
+        assert TRITON.python is not None
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        site = TRITON.folder / f"lib/python{version}/site-packages"
+        parts, backends = site / "pytriton/tritonserver", folder / "backends"
+        shutil.copytree(parts / "backends/python", backends / "python")
+        shutil.copy(parts / f"python_backend_stubs/{version}/triton_python_backend_stub", backends / "python")
+        for name, program in STAND_INS.items():
+            (backends / name).mkdir()
+            shutil.copy(HERE / program, backends / name / "model.py")
+        ports = free_ports(2)
+        self.grpc, self.http = (f"127.0.0.1:{port}" for port in ports)
+        command: list[object] = [parts / "bin/tritonserver", "--backend-directory", backends]
+        command += [f"--model-repository={repository}" for repository in repositories]
+        command += ["--model-control-mode=explicit", "--disable-auto-complete-config", "--allow-metrics=false"]
+        command += ["--grpc-address=127.0.0.1", "--http-address=127.0.0.1"]
+        command += [f"--grpc-port={ports[0]}", f"--http-port={ports[1]}"]
+        libraries = f"{site.with_name('site-packages')}/nvidia_pytriton.libs:{sys.base_prefix}/lib"
+        environment = os.environ | {
+            "PATH": f"{TRITON.python.parent}:{os.environ['PATH']}",  # of the python3 there the backend takes the packages
+            "LD_LIBRARY_PATH": libraries,
+            "TESTS_PYTHON": sys.executable,
+            "TESTS_PYTHONPATH": str(HERE.parents[2]),
+        }
+        self.log = folder / "log"
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        self.client = grpc.InferenceServerClient(self.grpc)
+
+    def __enter__(self) -> Triton:
+        end = time.monotonic() + SECONDS
+        while not self._live():
+            assert self._process.poll() is None, self.log.read_text()[-2000:]
+            assert time.monotonic() < end, self.log.read_text()[-2000:]
+            time.sleep(0.1)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def load(self, name: str) -> str | None:
+        """Load a model; returns why the server refuses it, or None."""
+        try:
+            self.client.load_model(name)
+        except grpc.InferenceServerException as error:
+            return str(error.message())
+        return None if self.client.is_model_ready(name) else "not ready"
+
+    def _live(self) -> bool:
+        try:
+            return bool(self.client.is_server_live(client_timeout=1))
+        except grpc.InferenceServerException:
+            return False
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [found.getsockname()[1] for found in sockets]
+    for found in sockets:
+        found.close()
+    return ports
