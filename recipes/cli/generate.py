@@ -69,21 +69,23 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     shown = ""
     ui.write(f"[{len(prompt_ids)} tokens] {prompt}\n")
     begin = time.perf_counter()
-    for token in engine.generate(
-        prompt_ids,
-        max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        seed=arguments.seed,
-    ):
-        tokens.append(token)
-        text = tokenizer.decode(tokens, skip_special_tokens=True)
-        if not text.endswith("\ufffd"):  # half of a character: wait for the rest
-            ui.write(text[len(shown) :])
-            shown = text
+    try:
+        for token in engine.generate(
+            prompt_ids,
+            max_new_tokens=arguments.max_new_tokens,
+            temperature=arguments.temperature,
+            top_p=arguments.top_p,
+            seed=arguments.seed,
+        ):
+            tokens.append(token)
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            if not text.endswith("\ufffd"):  # half of a character: wait for the rest
+                ui.write(text[len(shown) :])
+                shown = text
+    finally:  # an error gets a line of its own
+        ui.say("")
     seconds = time.perf_counter() - begin
     text = tokenizer.decode(tokens, skip_special_tokens=True)
-    ui.say("")
     ui.note(f"{len(tokens)} tokens, {len(tokens) / max(seconds, 1e-9):.1f} per second")
     ui.result({"prompt": prompt, "text": text, "tokens": tokens, "seconds": seconds})
 

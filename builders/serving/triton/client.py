@@ -9,6 +9,7 @@ another model under this name, and it may go away between two tokens.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import secrets
@@ -59,7 +60,8 @@ class TritonEngine(GeneratingEngine):
             self.chunk, self._most = limits.chunk, limits.length
             if limits.window:
                 self._most = min(self._most, 2 * limits.window + 1)  # the server cuts no cache
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its C library would print is in its errors, too
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would print here, and log there, is in its errors
+        logging.getLogger("grpc").setLevel(logging.CRITICAL)
         self.grpc = require("tritonclient.grpc", "a Triton server is reached by tritonclient", "tritonclient[grpc]")
         self._connect(client)
 
@@ -167,13 +169,15 @@ class Served(Decoding):
         expected, said = (1, tokens, self._engine.manifest.facts.vocab_size), ""
         try:
             array = found.as_numpy(LOGITS)
+            if array is None:
+                said = "the server's answer holds no logits"
+            elif array.dtype not in FLOATS or array.shape != expected:
+                said = f"the server's logits are {array.dtype} of shape {list(array.shape)}"
         except Exception as error:  # of many classes: bytes that are too many, too few, or of no type
-            array, said = None, f" ({reason(error)})"
-        if array is not None and (array.dtype not in FLOATS or array.shape != expected):
-            said = f" but {array.dtype} of shape {list(array.shape)}"
-        if array is None or said:
+            said = f"the server's answer holds no logits ({reason(error)})"
+        if said:
             raise UserError(
-                f"{self._engine.url}: the server's answer holds no logits{said}",
+                f"{self._engine.url}: {said}",
                 expected=f"float32 or float16 of shape {list(expected)}",
                 do=f"see its log, and whether {self._engine.name!r} there is this engine: {SERVE}",
             )

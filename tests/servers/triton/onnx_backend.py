@@ -65,7 +65,10 @@ class TritonPythonModel:
 def check(what: str, declared: list[dict], tensors: list[Any]) -> None:
     """Raise TritonModelException if a config declares other tensors than the graph has."""
     theirs = {tensor["name"]: (TYPES.get(tensor["data_type"]), list(map(int, tensor["dims"]))) for tensor in declared}
-    ours = {tensor.name: (tensor.type, [size if isinstance(size, int) else -1 for size in tensor.shape]) for tensor in tensors}
+    ours = {
+        tensor.name: (tensor.type, [size if isinstance(size, int) else -1 for size in tensor.shape])
+        for tensor in tensors
+    }
     for name in sorted(theirs.keys() | ours.keys()):
         (kind, dims), (type_, shape) = theirs.get(name, (None, [])), ours.get(name, (None, []))
         same = len(dims) == len(shape) and all(size in (-1, dim) for dim, size in zip(dims, shape))

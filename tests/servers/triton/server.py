@@ -44,12 +44,15 @@ class Triton:
         command += ["--grpc-address=127.0.0.1", "--http-address=127.0.0.1"]
         command += [f"--grpc-port={ports[0]}", f"--http-port={ports[1]}"]
         libraries = f"{site.with_name('site-packages')}/nvidia_pytriton.libs:{sys.base_prefix}/lib"
-        environment = os.environ | {
-            "PATH": f"{TRITON.python.parent}:{os.environ['PATH']}",  # of the python3 there the backend takes the packages
-            "LD_LIBRARY_PATH": libraries,
-            "TESTS_PYTHON": sys.executable,
-            "TESTS_PYTHONPATH": str(HERE.parents[2]),
-        }
+        environment = (
+            os.environ
+            | {
+                "PATH": f"{TRITON.python.parent}:{os.environ['PATH']}",  # of the python3 there the backend takes the packages
+                "LD_LIBRARY_PATH": libraries,
+                "TESTS_PYTHON": sys.executable,
+                "TESTS_PYTHONPATH": str(HERE.parents[2]),
+            }
+        )
         self.log = folder / "log"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -63,7 +66,9 @@ class Triton:
             time.sleep(0.1)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._process.terminate()
         try:
             self._process.wait(20)
