@@ -1,1 +1,1 @@
-"""A real tritonserver on the CPU. Its wheel holds the Python backend alone, so others stand in for NVIDIA's backends."""
+"""A real tritonserver on the CPU. Its wheel has one backend, for Python; programs here stand in for NVIDIA's."""

@@ -55,7 +55,7 @@ class TritonPythonModel:
             shapes = {name: array.shape for name, array in feeds.items()}
             return pb.InferenceResponse(error=pb.TritonError(f"no optimization profile takes {shapes}"))
         names = [*self.outputs, *self.written]
-        found = dict(zip(names, self.session.run(names, feeds)))
+        found = dict(zip(names, self.session.run(names, feeds), strict=True))
         self.states[sequence] = {past: found[present] for present, past in self.written.items()}
         if flags & END:
             del self.states[sequence]
@@ -71,7 +71,7 @@ def check(what: str, declared: list[dict], tensors: list[Any]) -> None:
     }
     for name in sorted(theirs.keys() | ours.keys()):
         (kind, dims), (type_, shape) = theirs.get(name, (None, [])), ours.get(name, (None, []))
-        same = len(dims) == len(shape) and all(size in (-1, dim) for dim, size in zip(dims, shape))
+        same = len(dims) == len(shape) and all(size in (-1, dim) for dim, size in zip(dims, shape, strict=True))
         if kind != type_ or not same:
             raise pb.TritonModelException(f"{what}: the config has {name} {kind} {dims}, the graph {type_} {shape}")
 
@@ -81,5 +81,5 @@ def fits(feeds: dict[str, numpy.ndarray], profile: dict[str, list]) -> bool:
     return all(
         least <= size <= most
         for name, (low, _, high) in profile.items()
-        for least, size, most in zip(low, feeds[name].shape, high)
+        for least, size, most in zip(low, feeds[name].shape, high, strict=True)
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -40,22 +42,18 @@ class Triton:
         self.grpc, self.http = (f"127.0.0.1:{port}" for port in ports)
         command: list[object] = [parts / "bin/tritonserver", "--backend-directory", backends]
         command += [f"--model-repository={repository}" for repository in repositories]
-        command += ["--model-control-mode=explicit", "--disable-auto-complete-config", "--allow-metrics=false"]
+        command += ["--model-control-mode=explicit", "--disable-auto-complete-config", "--allow-metrics=false", "--exit-timeout-secs=2"]
         command += ["--grpc-address=127.0.0.1", "--http-address=127.0.0.1"]
         command += [f"--grpc-port={ports[0]}", f"--http-port={ports[1]}"]
-        libraries = f"{site.with_name('site-packages')}/nvidia_pytriton.libs:{sys.base_prefix}/lib"
-        environment = (
-            os.environ
-            | {
-                "PATH": f"{TRITON.python.parent}:{os.environ['PATH']}",  # of the python3 there the backend takes the packages
-                "LD_LIBRARY_PATH": libraries,
-                "TESTS_PYTHON": sys.executable,
-                "TESTS_PYTHONPATH": str(HERE.parents[2]),
-            }
-        )
+        environment = os.environ | {
+            "PATH": f"{TRITON.python.parent}:{os.environ['PATH']}",  # the packages of this python3 are the backend's
+            "LD_LIBRARY_PATH": f"{site}/nvidia_pytriton.libs:{sys.base_prefix}/lib",
+            "TESTS_PYTHON": sys.executable,
+            "TESTS_ROOT": str(HERE.parents[2]),
+        }
         self.log = folder / "log"
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         self.client = grpc.InferenceServerClient(self.grpc)
 
     def __enter__(self) -> Triton:
@@ -66,15 +64,18 @@ class Triton:
             time.sleep(0.1)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.client.close()
         self._process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self.kill()
+
+    def kill(self) -> None:
+        """End the server at once, and the processes of its Python backend."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
     def load(self, name: str) -> str | None:
         """Load a model; returns why the server refuses it, or None."""

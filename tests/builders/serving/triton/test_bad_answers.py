@@ -153,7 +153,7 @@ def test_a_timeout_that_is_none(seconds: str, generate: Any) -> None:
     assert "expected a number of seconds above 0" in line
 
 
-# -- what is no Triton ---------------------------------------------------------------------------------------------------
+# -- what is no Triton -------------------------------------------------------------------------------------------------
 
 
 class Quiet(BaseHTTPRequestHandler):
@@ -233,7 +233,7 @@ def test_what_is_no_address(address: str, generate: Any, monkeypatch: pytest.Mon
     assert f"smoothquant: {address}: no Triton server answers (" in line
 
 
-# -- in a process of its own, whose stderr is also that of gRPC's C library ------------------------------------------------
+# -- in a process of its own, whose stderr is also that of gRPC's C library --------------------------------------------
 
 
 def test_nothing_else_is_said(engine: Path) -> None:
