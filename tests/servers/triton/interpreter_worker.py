@@ -1,5 +1,5 @@
-"""Continues token ids with our interpreter of TensorRT-LLM checkpoints. It runs in the tests' environment, for a stand-in
-that runs in Triton's.
+"""Continues token ids with our interpreter of TensorRT-LLM checkpoints. It runs in the tests' environment, for the
+stand-in that runs in Triton's.
 
     python -m tests.servers.triton.interpreter_worker CHECKPOINT
 

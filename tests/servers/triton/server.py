@@ -42,9 +42,9 @@ class Triton:
         self.grpc, self.http = (f"127.0.0.1:{port}" for port in ports)
         command: list[object] = [parts / "bin/tritonserver", "--backend-directory", backends]
         command += [f"--model-repository={repository}" for repository in repositories]
-        command += ["--model-control-mode=explicit", "--disable-auto-complete-config", "--allow-metrics=false", "--exit-timeout-secs=2"]
-        command += ["--grpc-address=127.0.0.1", "--http-address=127.0.0.1"]
-        command += [f"--grpc-port={ports[0]}", f"--http-port={ports[1]}"]
+        command += ["--model-control-mode=explicit", "--disable-auto-complete-config", "--exit-timeout-secs=2"]
+        command += ["--grpc-address=127.0.0.1", f"--grpc-port={ports[0]}"]
+        command += ["--http-address=127.0.0.1", f"--http-port={ports[1]}", "--allow-metrics=false"]
         environment = os.environ | {
             "PATH": f"{TRITON.python.parent}:{os.environ['PATH']}",  # the packages of this python3 are the backend's
             "LD_LIBRARY_PATH": f"{site}/nvidia_pytriton.libs:{sys.base_prefix}/lib",
@@ -59,8 +59,9 @@ class Triton:
     def __enter__(self) -> Triton:
         end = time.monotonic() + SECONDS
         while not self._live():
-            assert self._process.poll() is None, self.log.read_text()[-2000:]
-            assert time.monotonic() < end, self.log.read_text()[-2000:]
+            if self._process.poll() is not None or time.monotonic() > end:
+                self.kill()
+                raise AssertionError(self.log.read_text()[-2000:])
             time.sleep(0.1)
         return self
 

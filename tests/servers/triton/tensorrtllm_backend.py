@@ -1,8 +1,8 @@
 """Stands in for Triton's tensorrtllm backend: `BACKENDS/tensorrtllm/model.py`.
 
-Our interpreter of TensorRT-LLM checkpoints computes, in a process of its own: the engine's folder has the checkpoint as
-`checkpoint`. Every request is checked by the shapes and types that NVIDIA's backend wants, and written down as a line of
-`requests.jsonl` there.
+Our interpreter of TensorRT-LLM checkpoints computes, in a process of its own; the engine's folder has the checkpoint as
+`checkpoint`. Every request must have the shapes and types that NVIDIA's backend wants, and becomes a line of
+`requests.jsonl` in the engine's folder.
 """
 
 import json
@@ -40,7 +40,12 @@ class TritonPythonModel:
         if missing:
             raise pb.TritonModelException(f"the backend needs the parameters {missing}")
         self.engine = Path(parameters["gpt_model_path"]["string_value"])
-        command = [os.environ["TESTS_PYTHON"], "-m", "tests.servers.triton.interpreter_worker", self.engine / "checkpoint"]
+        command = [
+            os.environ["TESTS_PYTHON"],
+            "-m",
+            "tests.servers.triton.interpreter_worker",
+            self.engine / "checkpoint",
+        ]
         ours = ("PATH", "HOME")
         environment = {name: os.environ[name] for name in ours} | {"PYTHONPATH": os.environ["TESTS_ROOT"]}
         self.worker = subprocess.Popen(
