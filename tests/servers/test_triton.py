@@ -55,7 +55,7 @@ ENGINES = {  # engine -> the form of its export, and the provider that it was bu
     "plan-engine": ("per-token", "build tensorrt"),
 }
 ON_GPU = [name for name, (_, provider) in ENGINES.items() if provider != "cpu"]
-WRONG = {  # a change of a config.pbtxt, and what is said of it
+WRONG = {  # a change of a config.pbtxt, and what is said of it. (The server itself crashes at some faults of a state.)
     "a field that Triton does not know": (
         "max_batch_size: 0",
         "max_batches: 0",
@@ -66,7 +66,6 @@ WRONG = {  # a change of a config.pbtxt, and what is said of it
     "another type": ('"input_ids" data_type: TYPE_INT64', '"input_ids" data_type: TYPE_FP32', "config has input_ids"),
     "another name": ('"position_ids"', '"positions"', "the config has position_ids None"),
     "a state without its output": ('"present.0.key"', '"present.9.key"', "the config has present.0.key None"),
-    "a state that begins with another type": ('"empty" data_type: TYPE_FP32', '"empty" data_type: TYPE_INT64', "state"),
 }
 
 
@@ -183,6 +182,22 @@ def test_a_wrong_config_is_refused(name: str, served: Served) -> None:
     assert reason in said
 
 
+def test_a_state_cannot_begin_empty(int8: Served, record_property: Record) -> None:
+    """Why a cache begins with a hidden position: a dimension of 0 becomes 1, else the mask would not fit the cache."""
+    path = int8.text("int8-engine")
+    text = path.read_text()
+    try:
+        edited(path, "dims: 1 dims: 16 zero_data", "dims: 0 dims: 16 zero_data")
+        assert int8.triton.load("int8-engine") is None
+        assert next(int8.open("int8-engine").generate([1, 2, 3], 1)) == next(
+            int8.alone("int8-engine").generate([1, 2, 3], 1)
+        )
+    finally:
+        path.write_text(text)
+        assert int8.triton.load("int8-engine") is None
+    record_property("triton", ["an `initial_state` of 0 positions", "the first request", "the cache has 1 position"])
+
+
 # -- sequences ---------------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +264,22 @@ def test_a_client_that_vanishes(served: Served, record_property: Record) -> None
         "triton",
         ["a client that is killed", "another waits for its slot", "free after `max_sequence_idle`; the rest go on"],
     )
+
+
+def test_what_the_server_says(int8: Served) -> None:
+    """Of another port of its, a model that is not loaded, and a sequence that it has forgotten."""
+    with pytest.raises(UserError, match="no Triton server answers"):
+        TritonEngine(int8.root / "int8-engine", int8.triton.http)
+    shutil.copytree(int8.root / "int8-engine", int8.root / "not-served")
+    with pytest.raises(UserError, match="this server has no model 'not-served'"):
+        int8.open("not-served")
+    sequence = int8.open("int8-engine").start([1, 2, 3])
+    int8.triton.client.unload_model("int8-engine")
+    with pytest.raises(UserError, match=r"the server failed \(.*unknown model: 'int8-engine'"):
+        sequence.step(4)
+    assert int8.triton.load("int8-engine") is None
+    with pytest.raises(UserError, match=r"the server failed \(.* must specify the START flag"):
+        sequence.step(4)
 
 
 def test_a_server_that_is_killed(served: Served, tmp_path: Path, record_property: Record) -> None:
