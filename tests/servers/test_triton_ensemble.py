@@ -145,7 +145,7 @@ def test_an_answer_ends_at_every_end_token(served: Served, record_property: Reco
     assert served.ask(PROMPTS[0]) == [served.expected(PROMPTS[0])]
     asked = served.last_request()
     assert (asked["end_id"], asked["stop_words_list"]) == ([END], [[[served.stop], [1]]])
-    record_property("triton", ["`serve-config`", "two end tokens", "the answer ends at the first that comes"])
+    record_property("triton", ["`serve-config`", "two end tokens", "the first to come ends the answer"])
 
 
 def test_every_input_reaches_the_backend(served: Served) -> None:
