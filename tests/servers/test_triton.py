@@ -148,7 +148,7 @@ def test_generate_prints_what_the_engine_does(int8: Served, record_property: Rec
     tokens = [json.loads(found.stdout)["tokens"] for found in (alone, there)]
     assert len(tokens[0]) == NEW
     assert tokens[0] == tokens[1]
-    record_property("triton", ["`build onnxruntime --triton`", "READY; `generate --triton`", f"the engine's {NEW} tokens"])
+    record_property("triton", ["`build onnxruntime --triton`", "READY; `generate --triton`", f"the {NEW} tokens alone"])
 
 
 @pytest.mark.parametrize("name", [name for name in ENGINES if name != "int8-engine"])
@@ -166,7 +166,7 @@ def test_tokens_are_the_engines(name: str, served: Served, record_property: Reco
     what = (
         "`build tensorrt --triton`" if name == "plan-engine" else f"`build onnxruntime --provider {provider}`, {form}"
     )
-    record_property("triton", [what, "READY; three prompts", f"the engine's {NEW} tokens"])
+    record_property("triton", [what, "READY; three prompts", f"the engine's {NEW} tokens alone"])
 
 
 @pytest.mark.parametrize("name", WRONG)

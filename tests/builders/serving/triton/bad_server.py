@@ -18,16 +18,20 @@ Answer = Callable[[Any, grpc.ServicerContext], Any]  # the request and its conte
 
 
 class Script:
-    """The answers of a server to requests for logits, in their order; the last one stays. stop: ends the server."""
+    """The answers of a server to requests for logits, in their order; the last one stays.
+
+    ends: of each request, whether it ended its sequence. stop: ends the server.
+    """
 
     def __init__(self, *answers: Answer, ready: bool = True) -> None:
-        self.answers, self.ready, self.requests = list(answers), ready, 0
+        self.answers, self.ready = list(answers), ready
+        self.ends: list[bool] = []
         self.stop: Callable[[], object] = lambda: None
         self.ended = threading.Event()
 
     def infer(self, request: Any, context: grpc.ServicerContext) -> Any:
-        self.requests += 1
-        return self.answers[min(self.requests, len(self.answers)) - 1](request, context)
+        self.ends.append(request.parameters["sequence_end"].bool_param)
+        return self.answers[min(len(self.ends), len(self.answers)) - 1](request, context)
 
 
 @contextmanager

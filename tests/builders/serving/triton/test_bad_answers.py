@@ -105,8 +105,18 @@ def test_a_bad_answer_in_mid_sequence(name: str, generate: Any) -> None:
     with serving(script) as server:
         line, out = generate(server)
     assert said.replace("[1, 3, ", "[1, 1, ").replace("[1, 4, ", "[1, 2, ") in line
-    assert script.requests == 4
+    assert script.ends == [False, False, False, True]
     assert out == "[3 tokens] abc\n!!\n"  # the error does not stand behind the text
+
+
+def test_a_bad_answer_in_a_prompt(generate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the second of its requests: the sequence is ended all the same."""
+    monkeypatch.setattr(client, "CHUNK", 2)
+    script = Script(logits(), content(lambda raw: b""))
+    with serving(script) as server:
+        line, _ = generate(server)
+    assert "expected float32 or float16 of shape [1, 2, 288]" in line
+    assert script.ends == [False, False, True]
 
 
 def test_good_answers_are_taken(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
