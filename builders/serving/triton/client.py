@@ -10,7 +10,6 @@ another model under this name, and it may go away between two tokens.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import secrets
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from smoothquant.packages import require
 
 CHUNK = 512  # the tokens of a request, unless the engine has a limit
 TIMEOUT = 300.0  # seconds: TensorRT in Triton's ONNX Runtime compiles a model at its first request
+DAY = 86_400  # seconds; gRPC takes a time without end for none
 BRIEFLY = 10.0  # seconds, for what a server answers at once
 FLOATS = (numpy.float32, numpy.float16)  # of logits; tritonclient gives bfloat16 as float32
 LONGEST_REASON = 300  # characters
@@ -48,8 +48,8 @@ class TritonEngine(GeneratingEngine):
     """
 
     def __init__(self, folder: str | Path, url: str, timeout: float = TIMEOUT, client: Any = None) -> None:
-        if not 0 < timeout < math.inf:  # NaN fails too
-            raise UserError(f"--timeout {timeout:g}", expected="a number of seconds above 0")
+        if not 0 < timeout <= DAY:  # NaN fails too
+            raise UserError(f"--timeout {timeout:g}", expected=f"a number of seconds above 0, at most {DAY}")
         self.folder, self.url, self.name, self.timeout = Path(folder), url, model_name(folder), timeout
         self.manifest = load_manifest(folder)
         if self.manifest.step not in DECODERS:
