@@ -77,7 +77,7 @@ class GeneratingEngine(Engine):
 
         Temperature 0 always takes the likeliest token; otherwise tokens are sampled from the smallest set of
         probability `top_p`. Raises UserError for an empty prompt, a prompt that is too long or has tokens that the
-        model lacks, settings out of range, and logits that are NaN.
+        model lacks, settings out of range, and logits that are NaN or infinite.
         """
         if max_new_tokens < 0:
             raise UserError(f"{max_new_tokens} new tokens", expected="0 or more")
@@ -134,10 +134,14 @@ def named_tokens(folder: Path) -> dict[str, Any]:
 def pick(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
     """A token from logits (vocab,): the likeliest at temperature 0, else one of the nucleus of mass top_p.
 
-    Raises UserError for logits that are NaN.
+    Raises UserError if the largest logit is NaN or infinite.
     """
-    if logits.isnan().any():
-        raise UserError("the engine's logits are NaN", expected="numbers", do="export the model again in a wider dtype")
+    if not logits.max().isfinite():  # the maximum of numbers and NaN is NaN
+        raise UserError(
+            "the engine's logits are NaN or infinite",
+            expected="numbers",
+            do="export the model again in a wider dtype",
+        )
     if temperature == 0:
         return int(logits.argmax())
     below = logits.double() - logits.max()  # <= 0: the largest does not overflow, however small the temperature

@@ -35,6 +35,13 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         metavar="HOST:PORT",
         help="generate on a Triton server that serves this engine; PORT is its gRPC port",
     )
+    command.add_argument(
+        "--timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="give up on a Triton server that takes longer for a request (default 300)",
+    )
     command.set_defaults(run=run)
 
 
@@ -45,7 +52,11 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from builders.engine.table import open_engine
     from builders.serving.triton import TritonEngine
 
-    engine = TritonEngine(arguments.engine, arguments.triton) if arguments.triton else open_engine(arguments.engine)
+    engine = (
+        TritonEngine(arguments.engine, arguments.triton, arguments.timeout)
+        if arguments.triton is not None
+        else open_engine(arguments.engine)
+    )
     if not isinstance(engine, GeneratingEngine):
         raise UserError(
             f"{arguments.engine}: {engine.manifest.step!r} made it without a KV cache, so it cannot generate",
@@ -58,21 +69,23 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     shown = ""
     ui.write(f"[{len(prompt_ids)} tokens] {prompt}\n")
     begin = time.perf_counter()
-    for token in engine.generate(
-        prompt_ids,
-        max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        seed=arguments.seed,
-    ):
-        tokens.append(token)
-        text = tokenizer.decode(tokens, skip_special_tokens=True)
-        if not text.endswith("\ufffd"):  # half of a character: wait for the rest
-            ui.write(text[len(shown) :])
-            shown = text
+    try:
+        for token in engine.generate(
+            prompt_ids,
+            max_new_tokens=arguments.max_new_tokens,
+            temperature=arguments.temperature,
+            top_p=arguments.top_p,
+            seed=arguments.seed,
+        ):
+            tokens.append(token)
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            if not text.endswith("\ufffd"):  # half of a character: wait for the rest
+                ui.write(text[len(shown) :])
+                shown = text
+    finally:  # an error gets a line of its own
+        ui.say("")
     seconds = time.perf_counter() - begin
     text = tokenizer.decode(tokens, skip_special_tokens=True)
-    ui.say("")
     ui.note(f"{len(tokens)} tokens, {len(tokens) / max(seconds, 1e-9):.1f} per second")
     ui.result({"prompt": prompt, "text": text, "tokens": tokens, "seconds": seconds})
 

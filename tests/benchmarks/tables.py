@@ -85,6 +85,13 @@ def vllm_perplexity() -> str:
     return "\n".join([*lines, f"`{found['command']}`)"]) + "\n"
 
 
+def triton() -> str:
+    """What a real tritonserver made of the repositories, as its tests found it."""
+    found = result("servers")["triton"]
+    lines = ["| | | |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in found["rows"])]
+    return "\n".join([*lines, "", f"({', '.join(found['requirements'])}; `{found['command']}`)"]) + "\n"
+
+
 def _wanted(row: dict) -> str:
     return f" ({row['target']} wanted)" if row["target"] else ""
 
@@ -127,6 +134,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     },
     "builders/serving/README.md": {
         "vllm perplexity": vllm_perplexity,
+        "triton": triton,
         "readers": readers.table,
         "reader runs": readers.runs,
     },

@@ -55,5 +55,8 @@ COMPRESSED_TENSORS = tuple(  # those that vLLM 0.32, SGLang 0.5.23 and llm-compr
     Environment("compressed-tensors", (f"compressed-tensors=={version}",), alone=True)
     for version in ("0.17.0", "0.18.0", "0.19.0", "0.20.0")
 )
-ALL = (VLLM, SGLANG, *COMPRESSED_TENSORS)
+TRITON = Environment(  # Python 3.11 and 3.12; its Python backend wants numpy 1, which nvidia-pytriton requires
+    "triton", ("nvidia-pytriton==0.7.0", "onnxruntime==1.32.0", "transformers==4.56.0")
+)
+ALL = (VLLM, SGLANG, EDGE_LLM, *COMPRESSED_TENSORS, TRITON)
 ENVIRONMENTS = {name: [each for each in ALL if each.name == name] for name in dict.fromkeys(each.name for each in ALL)}

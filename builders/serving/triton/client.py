@@ -2,12 +2,18 @@
 
 Tokens go to the server and logits come back, by gRPC. The cache stays on the server
 (`builders.serving.triton.config`). The package tritonclient[grpc] is needed.
+
+Whatever a server answers, or does not, is a UserError: it may be another program that listens there, it may serve
+another model under this name, and it may go away between two tokens.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import secrets
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +31,26 @@ from smoothquant.outputs import load_manifest
 from smoothquant.packages import require
 
 CHUNK = 512  # the tokens of a request, unless the engine has a limit
+TIMEOUT = 300.0  # seconds: TensorRT in Triton's ONNX Runtime compiles a model at its first request
+DAY = 86_400  # seconds; gRPC takes a time without end for none
+BRIEFLY = 10.0  # seconds, for what a server answers at once
+FLOATS = (numpy.float32, numpy.float16)  # of logits; tritonclient gives bfloat16 as float32
+LONGEST_REASON = 300  # characters
+SERVE = "smoothquant build ... --triton DIR, then start the server again"
 
 
 class TritonEngine(GeneratingEngine):
     """An engine on a Triton server.
 
     folder: the engine's folder here; the server serves the engine under the folder's name. url: HOST:PORT of the
-    server's gRPC service. Raises UserError if no server answers or it does not serve this engine.
+    server's gRPC service. timeout: the seconds that the server may take for a request. client: in place of
+    tritonclient's own. Raises UserError if no server answers or it does not serve this engine.
     """
 
-    def __init__(self, folder: str | Path, url: str, client: Any = None) -> None:
-        self.folder, self.url, self.name = Path(folder), url, model_name(folder)
+    def __init__(self, folder: str | Path, url: str, timeout: float = TIMEOUT, client: Any = None) -> None:
+        if not 0 < timeout <= DAY:  # NaN fails too
+            raise UserError(f"--timeout {timeout:g}", expected=f"a number of seconds above 0, at most {DAY}")
+        self.folder, self.url, self.name, self.timeout = Path(folder), url, model_name(folder), timeout
         self.manifest = load_manifest(folder)
         if self.manifest.step not in DECODERS:
             raise UserError(f"{folder}: made by {self.manifest.step!r}", expected=f"{' or '.join(DECODERS)}")
@@ -45,9 +60,10 @@ class TritonEngine(GeneratingEngine):
             self.chunk, self._most = limits.chunk, limits.length
             if limits.window:
                 self._most = min(self._most, 2 * limits.window + 1)  # the server cuts no cache
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would print here, and log there, is in its errors
+        logging.getLogger("grpc").setLevel(logging.CRITICAL)
         self.grpc = require("tritonclient.grpc", "a Triton server is reached by tritonclient", "tritonclient[grpc]")
-        self.client = client or self.grpc.InferenceServerClient(url)
-        self._check()
+        self._connect(client)
 
     @property
     def longest(self) -> int:
@@ -57,25 +73,27 @@ class TritonEngine(GeneratingEngine):
         """The logits of whole sequences without padding, float32 (batch, tokens, vocab). ids: int64 (batch, tokens)."""
         rows = []
         for row in ids.tolist():
-            sequence = Served(self)
-            rows.append(torch.cat(list(sequence.prefill(row)), dim=0))
-            sequence.close()
+            with closing(Served(self)) as sequence:
+                rows.append(torch.cat(list(sequence.prefill(row)), dim=0))
         return torch.stack(rows)
 
     def start(self, prompt: Sequence[int]) -> Served:
         """A sequence after its prompt. prompt: token ids."""
-        sequence = Served(self)
-        for logits in sequence.prefill(prompt):
-            sequence.logits = logits[-1]
+        with ExitStack() as undo:
+            sequence = Served(self)
+            undo.callback(sequence.close)
+            for logits in sequence.prefill(prompt):
+                sequence.logits = logits[-1]
+            undo.pop_all()
         return sequence
 
-    def _check(self) -> None:
+    def _connect(self, client: Any) -> None:
         try:
-            ready = self.client.is_model_ready(self.name)
+            self.client = client or self.grpc.InferenceServerClient(self.url)
+            ready = self.client.is_model_ready(self.name, client_timeout=BRIEFLY)
         except Exception as error:  # grpc raises errors of many classes
-            reason = str(error).partition("\n")[0]
             raise UserError(
-                f"{self.url}: no Triton server answers ({reason})",
+                f"{self.url}: no Triton server answers ({reason(error)})",
                 expected="HOST:PORT of its gRPC service, whose default port is 8001",
                 do="start it: tritonserver --model-repository DIR",
             ) from error
@@ -83,7 +101,7 @@ class TritonEngine(GeneratingEngine):
             raise UserError(
                 f"{self.url}: this server has no model {self.name!r}",
                 expected="a repository that this engine was put into",
-                do="smoothquant build ... --triton DIR, then start the server again",
+                do=SERVE,
             )
 
 
@@ -105,11 +123,13 @@ class Served(Decoding):
         self.logits = self._request([token])[-1]
 
     def close(self) -> None:
-        """Tell the server to forget the cache."""
+        """Tell the server to forget the cache. A server that cannot be told forgets it by itself, after a while."""
         if self._tokens:
-            self._request([0], end=True)
+            with suppress(UserError):
+                self._request([0], end=True)
 
     def _request(self, ids: Sequence[int], end: bool = False) -> Tensor:
+        """The logits of these tokens, (tokens, vocab). Raises UserError for an answer that is none."""
         grpc, before = self._engine.grpc, self._tokens
         self._tokens += len(ids)
         mask = numpy.ones((1, 1 + self._tokens), dtype=numpy.int64)
@@ -124,6 +144,7 @@ class Served(Decoding):
         for name, array in arrays.items():
             inputs.append(grpc.InferInput(name, list(array.shape), "INT64"))
             inputs[-1].set_data_from_numpy(array)
+        timeout = min(BRIEFLY, self._engine.timeout) if end else self._engine.timeout
         try:
             found = self._engine.client.infer(
                 self._engine.name,
@@ -132,7 +153,38 @@ class Served(Decoding):
                 sequence_id=self._id,
                 sequence_start=before == 0,
                 sequence_end=end,
+                client_timeout=timeout,
             )
-        except grpc.InferenceServerException as error:
-            raise UserError(f"{self._engine.url}: the server failed ({error.message()})", do="see its log") from error
-        return torch.from_numpy(found.as_numpy(LOGITS)[0].astype(numpy.float32))
+        except Exception as error:  # grpc raises errors of many classes
+            if "[StatusCode.DEADLINE_EXCEEDED]" in str(error):
+                raise UserError(
+                    f"{self._engine.url}: the server has not answered for {timeout:g} seconds",
+                    do="see its log; if it is only slow, give a larger --timeout",
+                ) from error
+            raise UserError(f"{self._engine.url}: the server failed ({reason(error)})", do="see its log") from error
+        return torch.from_numpy(self._read(found, len(ids)).astype(numpy.float32))
+
+    def _read(self, found: Any, tokens: int) -> numpy.ndarray:
+        """The logits in an answer, (tokens, vocab). Raises UserError if there are none."""
+        expected, said = (1, tokens, self._engine.manifest.facts.vocab_size), ""
+        try:
+            array = found.as_numpy(LOGITS)
+            if array is None:
+                said = "the server's answer holds no logits"
+            elif array.dtype not in FLOATS or array.shape != expected:
+                said = f"the server's logits are {array.dtype} of shape {list(array.shape)}"
+        except Exception as error:  # of many classes: bytes that are too many, too few, or of no type
+            said = f"the server's answer holds no logits ({reason(error)})"
+        if said:
+            raise UserError(
+                f"{self._engine.url}: {said}",
+                expected=f"float32 or float16 of shape {list(expected)}",
+                do=f"see its log, and whether {self._engine.name!r} there is this engine: {SERVE}",
+            )
+        return array[0]
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line that is not too long."""
+    said = str(error).strip() or type(error).__name__
+    return said.partition("\n")[0][:LONGEST_REASON]

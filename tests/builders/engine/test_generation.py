@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -61,10 +62,16 @@ def test_window_of_a_cache(cached: int, window: int) -> None:
     assert tokens_to_keep(cached, None) == cached
 
 
-def test_logits_that_are_nan_are_refused() -> None:
-    for temperature in (0.0, 1.0):
-        with pytest.raises(UserError, match="logits are NaN"):
-            pick(torch.tensor([1.0, float("nan")]), temperature, 1.0, torch.Generator())
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("logits", [[1.0, math.nan], [1.0, math.inf], [-math.inf, -math.inf], [-math.inf, math.nan]])
+def test_logits_that_are_no_numbers_are_refused(logits: list[float], temperature: float) -> None:
+    with pytest.raises(UserError, match="logits are NaN or infinite"):
+        pick(torch.tensor(logits), temperature, 1.0, torch.Generator())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_token_may_be_impossible(temperature: float) -> None:
+    assert pick(torch.tensor([-math.inf, 1.0]), temperature, 1.0, torch.Generator()) == 1
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ class Server:
         self.live: dict[int, dict[str, numpy.ndarray]] = {}
         self.requests: list[int] = []
 
-    def is_model_ready(self, name: str) -> bool:
+    def is_model_ready(self, name: str, client_timeout: float) -> bool:
         return name == self.name
 
     def infer(
@@ -75,6 +75,7 @@ class Server:
         sequence_id: int,
         sequence_start: bool,
         sequence_end: bool,
+        client_timeout: float,
     ) -> Result:
         assert name == self.name
         if not 0 < sequence_id < 2**64:
