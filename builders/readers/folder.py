@@ -27,13 +27,14 @@ class FolderFacts:
     """What decides who can read a folder.
 
     form: a value of `FORMS`. model_type: of config.json. activations: "per-token", "per-tensor" or "float". experts:
-    whether the model has any.
+    whether the model has any. window: whether its attention has a window that is shorter than its longest sequence.
     """
 
     form: str
     model_type: str
     activations: str
     experts: bool = False
+    window: bool = False
 
 
 def folder_facts(path: str | Path) -> FolderFacts:
@@ -51,4 +52,7 @@ def folder_facts(path: str | Path) -> FolderFacts:
 def facts_of(form: str, scheme: Scheme, config: dict) -> FolderFacts:
     """The facts of a folder of this form. config: the model's config.json."""
     experts = any(isinstance(config.get(key), int) and config[key] > 1 for key in EXPERTS)
-    return FolderFacts(form, str(config.get("model_type", "")), scheme.activations.form, experts)
+    width, longest = config.get("sliding_window"), config.get("max_position_embeddings")
+    window = isinstance(width, int) and isinstance(longest, int) and width < longest
+    window = window and config.get("use_sliding_window") is not False
+    return FolderFacts(form, str(config.get("model_type", "")), scheme.activations.form, experts, window)

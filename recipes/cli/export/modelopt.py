@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 class ModelOpt(ExportTarget):
     name = "modelopt"
+    form = "ModelOpt"
     summary = "the W8A8 checkpoint in ModelOpt's form (TensorRT Edge-LLM)"
     description = (
         "INT8 weights per output channel, one static scale for the input of each linear, everything else in float16; "
