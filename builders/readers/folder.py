@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builders.tensorrt_llm import is_checkpoint
+from exporters.huggingface.convert import STEP as CONVERT
+from exporters.huggingface.convert import ConvertInputs
 from smoothquant.errors import UserError
+from smoothquant.int8_config import COMPRESSED_TENSORS, MODELOPT
 from smoothquant.outputs import is_output, load_manifest
 from smoothquant.reading import read_object
 from smoothquant.scheme import Scheme
@@ -19,6 +22,7 @@ FORMS = {  # step that made a folder -> its form
     "build onnxruntime": "ONNX",
     "export trtllm": "TensorRT-LLM checkpoint",
 }
+DIALECTS = {COMPRESSED_TENSORS: "compressed-tensors", MODELOPT: "ModelOpt"}  # what a conversion wrote -> its form
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # keys of config.json
 
 
@@ -44,6 +48,9 @@ def folder_facts(path: str | Path) -> FolderFacts:
         what = "a TensorRT-LLM checkpoint of another tool" if is_checkpoint(path) else "no output of this tool"
         raise UserError(f"{path}: {what}", expected=f"a folder made by one of: {', '.join(FORMS)}")
     manifest = load_manifest(path)
+    if manifest.step == CONVERT:
+        made = manifest.inputs_as(ConvertInputs)
+        return facts_of(DIALECTS[made.to], made.scheme, read_object(path / "config.json"))
     if manifest.step not in FORMS:
         raise UserError(f"{path}: made by {manifest.step!r}", expected=f"a folder made by one of: {', '.join(FORMS)}")
     return facts_of(FORMS[manifest.step], manifest.origin.scheme, read_object(path / "config.json"))
