@@ -26,13 +26,15 @@ class FolderFacts:
     """What decides who can read a folder.
 
     form: a dialect of INT8 folders, or "float", "ONNX" or "TensorRT-LLM checkpoint". model_type: of config.json.
-    activations: "per-token", "per-tensor" or "float". experts: whether the model has any.
+    activations: "per-token", "per-tensor" or "float". experts: whether the model has any. window: whether its attention
+    has a window that is shorter than its longest sequence.
     """
 
     form: str
     model_type: str
     activations: str
     experts: bool = False
+    window: bool = False
 
 
 def folder_facts(path: str | Path) -> FolderFacts:
@@ -66,4 +68,7 @@ def facts_of(form: str, scheme: Scheme, config: dict) -> FolderFacts:
 
 def _facts(form: str, activations: Precision, config: dict) -> FolderFacts:
     experts = any(isinstance(config.get(key), int) and config[key] > 1 for key in EXPERTS)
-    return FolderFacts(form, str(config.get("model_type", "")), activations.form, experts)
+    width, longest = config.get("sliding_window"), config.get("max_position_embeddings")
+    window = isinstance(width, int) and isinstance(longest, int) and width < longest
+    window = window and config.get("use_sliding_window") is not False
+    return FolderFacts(form, str(config.get("model_type", "")), activations.form, experts, window)

@@ -65,9 +65,15 @@ def opinions(folder: FolderFacts, reader: str, devices: Sequence[Device] | None 
 
 
 def check_served(folder: FolderFacts) -> None:
-    """Raise UserError if no server is known to take the folder, wherever it runs, and one is known to refuse it."""
+    """Raise UserError if no server is known to take the folder, wherever it runs, and one that reads its form is known
+    to refuse it, or to compute something else."""
     found = [judge(folder, name, device_of(device)) for name in SERVERS for device in SHOWN]
-    refusals = [statement for statement in found if statement.outcome is Outcome.REFUSED and statement.source]
+    bad = (Outcome.REFUSED, Outcome.WRONG)
+    refusals = [
+        one
+        for one in found
+        if one.outcome in bad and one.source and folder.form in READERS[one.reader].forms  # it reads others like it
+    ]
     if not refusals or any(statement.outcome.serves for statement in found):
         return
     refusal = refusals[0]
@@ -87,9 +93,14 @@ def _parts(folder: FolderFacts) -> Iterator[str]:
     gpus = [device_of(name) for name in AMPERE_HOPPER]
     statements = {name: [judge(folder, name, device) for device in gpus] for name in SERVERS}
     told = {name: f"{READERS[name].title} {READERS[name].version}" for name in SERVERS}
-    good = [told[name] for name, found in statements.items() if {one.outcome for one in found} == {Outcome.AS_WRITTEN}]
-    if good:
-        yield f"computed as written on A100 and H100 by {', '.join(good)}"
+    good: dict[str, list[str]] = {}  # devices -> readers
+    for name, found in statements.items():
+        pairs = zip(gpus, found, strict=True)
+        devices = [device.name.upper() for device, one in pairs if one.outcome is Outcome.AS_WRITTEN]
+        if devices:
+            good.setdefault(" and ".join(devices), []).append(told[name])
+    for where, readers in good.items():
+        yield f"computed as written on {where} by {', '.join(readers)}"
     for name, found in statements.items():
         if found[0].outcome is Outcome.WRONG:
             yield f"not by {told[name]} and later: {found[0].what}"

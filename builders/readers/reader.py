@@ -45,7 +45,14 @@ READERS: Mapping[str, Reader] = {
     "pytorch": Reader(
         "tensorrt-llm", "TensorRT-LLM, PyTorch backend", "1.3", ("float",), "serve the w8a8 folder with vLLM"
     ),
-    "edge-llm": Reader("edge-llm", "TensorRT Edge-LLM", "0.11.0", ("modelopt",), "smoothquant export modelopt"),
+    "edge-llm": Reader(
+        "edge-llm",
+        "TensorRT Edge-LLM",
+        "0.11.0",
+        ("modelopt",),
+        "smoothquant export modelopt",
+        FEW_MODELS | {"bloom", "falcon", "phi3"},
+    ),
     "transformers": Reader(
         "transformers", "transformers", "5.23.0", ("compressed-tensors", "float"), "smoothquant export w8a8"
     ),

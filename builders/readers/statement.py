@@ -29,8 +29,8 @@ class Statement:
     """One statement.
 
     reader: a key of `reader.READERS`. form: of the folder (`FolderFacts.form`). on: the devices that it holds for.
-    activations: their forms; empty for all. experts: whether the model has experts; None for both. model_types: of
-    config.json; empty for all.
+    activations: their forms; empty for all. experts, window: whether the model has them; None for both. model_types:
+    of config.json; empty for all.
     outcome: what becomes of the folder. kernel: what multiplies int8. what: a sentence about what happens. do: what a
     user can do about it. said: words of the reader's own message if it refuses. source: the file of the reader, or the
     thread, that says so.
@@ -44,6 +44,7 @@ class Statement:
     source: str
     activations: tuple[str, ...] = ()
     experts: bool | None = None
+    window: bool | None = None
     model_types: tuple[str, ...] = ()
     kernel: str = ""
     do: str = ""
@@ -56,6 +57,7 @@ class Statement:
             and self.on.holds(device)
             and (not self.activations or folder.activations in self.activations)
             and self.experts in (None, folder.experts)
+            and self.window in (None, folder.window)
             and (not self.model_types or folder.model_type in self.model_types)
         )
 
@@ -65,5 +67,6 @@ class Statement:
         told = [self.form]
         told += [f"{' or '.join(self.activations)} activations"] if self.activations else []
         told += [] if self.experts is None else ["with experts" if self.experts else "without experts"]
+        told += [] if self.window is None else ["with a sliding window" if self.window else "without a sliding window"]
         told += [f"of {' or '.join(self.model_types)}"] if self.model_types else []
         return ", ".join(told)

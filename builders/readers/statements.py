@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from builders.readers.devices import ANY, ANY_CPU, ANY_GPU, NO_AMX, WITH_AMX, gpus
+from builders.readers.edge_llm import EDGE_LLM
 from builders.readers.statement import Outcome, Statement
 
 PER_TOKEN = ("per-token",)
@@ -282,7 +283,5 @@ ONNX = (
         kernel="MatMulIntegerToFloat",
     ),
 )
-
-EDGE_LLM: tuple[Statement, ...] = ()
 
 STATEMENTS: tuple[Statement, ...] = VLLM + SGLANG + TENSORRT_LLM + EDGE_LLM + TRANSFORMERS + ONNX

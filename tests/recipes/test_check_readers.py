@@ -49,6 +49,22 @@ def test_a_server_is_asked_about(w8a8: Path, server: str, gpu: tuple, status: in
         assert found.stderr.splitlines()[-1].startswith(f"smoothquant: {w8a8}: ")
 
 
+def test_a_converted_folder_is_asked_about(tmp_path: Path) -> None:
+    scales, text = tmp_path / "act_scales.safetensors", ("--text", tiny_llama.CALIBRATION_TEXT)
+    static, converted = tmp_path / "static", tmp_path / "converted"
+    for command in (
+        ("calibrate", tiny_llama.PATH, *text, "--samples", 2, "--length", 16, "--out", scales),
+        ("export", "w8a8", tiny_llama.PATH, scales, "--act", "per-tensor", "--out", static),
+        ("convert", static, "--to", "modelopt", "--out", converted),
+    ):
+        found = smoothquant(*command)
+        assert found.returncode == 0, found.stderr
+    assert smoothquant("check", converted, "--for", "edge-llm", "--gpu", "a100").returncode == 0
+    refused = smoothquant("check", converted, "--for", "vllm", "--gpu", "a100")
+    assert (refused.returncode, "smoothquant convert FOLDER --to compressed-tensors" in refused.stdout) == (1, True)
+    assert smoothquant("check", static, "--for", "vllm", "--gpu", "a100").returncode == 0
+
+
 def test_programs_get_json(w8a8: Path) -> None:
     found = smoothquant("check", w8a8, "--for", "tensorrt-llm", "--json")
     content = json.loads(found.stdout)

@@ -32,10 +32,9 @@ DEVICES = [device_of(name) for name in ("cpu", "cpu-amx")] + [Device(str(number)
 
 
 def folders() -> Iterator[FolderFacts]:
-    for form, model, activations, experts in product(
-        FORMS, MODELS, ("per-token", "per-tensor", "float"), (True, False)
-    ):
-        yield FolderFacts(form, model, activations, experts)
+    flags = (True, False)
+    for facts in product(FORMS, MODELS, ("per-token", "per-tensor", "float"), flags, flags):
+        yield FolderFacts(*facts)
 
 
 def test_no_row_is_hidden_by_those_before_it() -> None:
@@ -79,6 +78,43 @@ def test_known_answers(activations: str, experts: bool, device: str, reader: str
     assert judge(folder, reader, device_of(device)).outcome is outcome
 
 
+@pytest.mark.parametrize(
+    ("model", "window", "device", "outcome"),
+    [
+        ("llama", False, "a100", Outcome.AS_WRITTEN),
+        ("qwen3", False, "orin", Outcome.AS_WRITTEN),
+        ("phi3", False, "b200", Outcome.AS_WRITTEN),
+        ("llama", False, "t4", Outcome.REFUSED),
+        ("llama", False, "h100", Outcome.UNKNOWN),
+        ("mistral", True, "a100", Outcome.WRONG),
+        ("gemma3_text", True, "a100", Outcome.WRONG),
+        ("falcon", False, "a100", Outcome.WRONG),
+        ("mixtral", False, "a100", Outcome.REFUSED),
+    ],
+)
+def test_edge_llm(model: str, window: bool, device: str, outcome: Outcome) -> None:
+    folder = FolderFacts("modelopt", model, "per-tensor", experts=model == "mixtral", window=window)
+    assert judge(folder, "edge-llm", device_of(device)).outcome is outcome
+    if outcome is Outcome.WRONG:
+        with pytest.raises(UserError, match=f"no server takes a modelopt folder of {model}"):
+            check_served(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "window"),
+    [
+        ({}, False),
+        ({"sliding_window": 128}, True),
+        ({"sliding_window": None}, False),
+        ({"sliding_window": 128, "use_sliding_window": False}, False),
+        ({"sliding_window": 4096}, False),
+    ],
+)
+def test_windows_by_the_config(changes: dict, window: bool) -> None:
+    config = {"max_position_embeddings": 4096} | changes
+    assert facts_of("modelopt", PER_TOKEN, config).window is window
+
+
 def test_devices_of_one_mind_stand_together() -> None:
     found = opinions(FolderFacts("compressed-tensors", "llama", "per-token"), "vllm")
     assert [opinion.where for opinion in found] == ["t4, a100, l4, h100", "b200, rtx5090", "cpu, cpu-amx"]
@@ -111,6 +147,8 @@ def test_a_folder_in_short() -> None:
     told = in_short(FolderFacts("compressed-tensors", "llama", "per-token"))
     assert told.startswith("computed as written on A100 and H100 by vLLM 0.32.0, SGLang 0.5.23; not by TensorRT-LLM")
     assert "FP8" in told
+    told = in_short(FolderFacts("modelopt", "llama", "per-tensor"))
+    assert told == "computed as written on A100 by TensorRT Edge-LLM 0.11.0"
 
 
 @pytest.mark.parametrize(
