@@ -26,6 +26,11 @@ LIMITS = {  # field of Thresholds -> what its option's help says
     "exactness_ratio": "distance to the exact W8A8 logits over PyTorch's, at most (runs the float64 reference)",
 }
 
+CLEAR = (
+    "clear: top-1 without ambiguous tokens, whose two best reference logits lie closer than the 99th percentile of the "
+    "engine's logit error"
+)
+
 
 def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
     command = commands.add_parser(
@@ -119,8 +124,8 @@ def _work(arguments: argparse.Namespace) -> Path | None:
 
 def show(ui: Ui, found: list[Validation]) -> None:
     """A table with a line per engine, and the verdict on every threshold."""
-    header = ("", "perplexity", "ratio", "KL mean", "KL p99", "top-1", "rel. error", "size")
-    rows = [("reference", f"{found[0].metrics.reference_perplexity:.3f}", "", "", "", "", "", "")]
+    header = ("", "perplexity", "ratio", "KL mean", "KL p99", "top-1", "clear", "ambiguous", "rel. error", "size")
+    rows = [("reference", f"{found[0].metrics.reference_perplexity:.3f}", *[""] * 8)]
     for validation in found:
         metrics = validation.metrics
         rows.append(
@@ -131,11 +136,13 @@ def show(ui: Ui, found: list[Validation]) -> None:
                 f"{metrics.kl_mean:.5f}",
                 f"{metrics.kl_p99:.5f}",
                 f"{metrics.top1:.2%}",
+                "" if metrics.top1_clear is None else f"{metrics.top1_clear:.2%}",
+                f"{metrics.ambiguous:.2%}",
                 f"{metrics.relative_error:.2e}",
                 f"{validation.subject['bytes'] / 1e6:,.1f} MB",
             )
         )
-    ui.table(f"{found[0].subject['tokens']:,} tokens of {found[0].subject['text']}", header, rows)
+    ui.table(f"{found[0].subject['tokens']:,} tokens of {found[0].subject['text']}", header, rows, CLEAR)
     for validation in found:
         if validation.exactness:
             exactness = validation.exactness
