@@ -41,9 +41,11 @@ class Listener:
     `advance`; then `leave`.
 
     forms: the other forms of the layers that run beside the stored form, each with hidden states of its own.
+    embedding: the model that embeds the tokens for them; None for that of the sweep.
     """
 
     forms: Forms = MappingProxyType({})
+    embedding: Model | None = None
 
     def enter(self, source: FloatLayer) -> Mapping[str, Layer]:
         """Begin a layer. Returns its other forms, by name, on the device of the sweep."""
@@ -115,14 +117,20 @@ class Sweep:
         """Compute the input of the first layer."""
         ids = torch.cat(list(self._sequences))
         positions = torch.cat([torch.arange(len(sequence)) for sequence in self._sequences])
-        into = {form: self.hidden.before(0, form) for form in self.hidden.forms}
-        plain = into[FLOAT]
-        step = max(1, EMBEDDED // (plain.shape[1] * plain.dtype.itemsize))
+        embedding = dict.fromkeys(self.hidden.forms, self.model)
+        for listener in self.listeners:
+            if listener.embedding:
+                embedding |= dict.fromkeys(listener.forms, listener.embedding)
+        dtype = self.hidden.forms[FLOAT]
+        step = max(1, EMBEDDED // (self.hidden.before(0, FLOAT).shape[1] * dtype.itemsize))
         for start in range(0, len(ids), step):
             part = slice(start, start + step)
-            found = decoder.embed(self.model, ids[part][None], plain.dtype, positions[part][None])[0]
-            for states in into.values():
-                states[part] = found
+            found = {
+                model: decoder.embed(model, ids[part][None], dtype, positions[part][None])[0]
+                for model in set(embedding.values())
+            }
+            for form, model in embedding.items():
+                self.hidden.before(0, form)[part] = found[model]
 
     def states(self, sequence: int, form: str = FLOAT) -> Tensor:
         """The hidden states of one sequence before layer `index`, (tokens, hidden)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING
 
 from recipes.cli import options
@@ -46,8 +46,9 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "engines",
         metavar="ENGINE",
         nargs="+",
-        help="folder made by smoothquant build onnxruntime or tensorrt, or by export hf, w8a8, onnx or trtllm, or a "
-        "TensorRT-LLM checkpoint by another tool; several are compared side by side",
+        help="folder made by smoothquant build onnxruntime or tensorrt, or by export hf, w8a8, onnx or trtllm; or by "
+        "another tool, a TensorRT-LLM checkpoint or an INT8 folder in compressed-tensors' or ModelOpt's form; several "
+        "are compared side by side",
     )
     command.add_argument("--reference", required=True, metavar="MODEL", help="the float model that it was made from")
     options.add_text(command, samples=32, length=512)
@@ -150,6 +151,11 @@ def show(ui: Ui, found: list[Validation]) -> None:
                 f"{validation.label}: distance to the exact W8A8 logits {exactness.engine:.2e}, PyTorch's own float32 "
                 f"{exactness.pytorch:.2e}, ratio {exactness.ratio:.2f}"
             )
+        if validation.worst:
+            worst = ", ".join(f"{linear.name} {linear.sqnr:.1f} dB" for linear in validation.worst)
+            ui.say(f"{validation.label}: largest errors of linears (SQNR): {worst}")
+        if validation.unexplained:
+            ui.say(f"{validation.label}: {validation.unexplained}")
         for check in validation.checks:
             ui.say(f"{validation.label}: {check.sentence}")
 
@@ -157,7 +163,8 @@ def show(ui: Ui, found: list[Validation]) -> None:
 def summary(validation: Validation) -> dict:
     """A validation without the data of its plots."""
     content = validation.as_dict()
-    return {key: content[key] for key in ("label", "subject", "metrics", "exactness", "checks", "overflow", "passed")}
+    kept = ("label", "subject", "metrics", "exactness", "checks", "overflow", "unexplained", "passed")
+    return {key: content[key] for key in kept} | {"worst": [asdict(linear) for linear in validation.worst]}
 
 
 def raise_if_missed(found: list[Validation]) -> None:
