@@ -23,7 +23,7 @@ from smoothquant import decoder
 from smoothquant.attention import patterns
 from smoothquant.errors import CheckpointError
 from smoothquant.hidden import Forms, Hidden
-from smoothquant.layers import FloatLayer, Layer, float_layer
+from smoothquant.layers import FloatLayer, Layer, W8A8Layer, float_layer
 from smoothquant.model import Model
 from smoothquant.workroom import Workroom
 
@@ -32,6 +32,7 @@ EMBEDDED = 256 << 20  # bytes of embeddings that are made at a time; each time r
 FLOAT = "float"  # the form of the stored layers
 
 Progress = Callable[[int, int], None]  # (done, total) layers
+Stored = FloatLayer | W8A8Layer  # a layer as a folder holds it
 
 
 class Listener:
@@ -138,10 +139,11 @@ class Sweep:
         return self.hidden.before(self.index, form)[start : start + len(self._sequences[sequence])]
 
     @torch.no_grad()
-    def layer(self, source: FloatLayer) -> None:
-        """Run all sequences through one layer."""
+    def layer(self, source: Stored) -> None:
+        """Run all sequences through one layer. Listeners hear float layers alone."""
         running: dict[str, Layer] = {FLOAT: replace(source.to(self.device), listen=self._listen)}
         for listener in self.listeners:
+            assert isinstance(source, FloatLayer)
             running |= listener.enter(source)
         for batch in self.batches:
             made = {form: self._run(layer, form, batch) for form, layer in running.items()}
@@ -206,6 +208,7 @@ def sweep(
     device: str = "cpu",
     work: Workroom | None = None,
     keep_last: bool = False,
+    stored: Callable[[int], Stored] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Sweep:
     """Run sequences of token ids through all layers of a model. Returns the sweep after the last layer.
@@ -213,6 +216,7 @@ def sweep(
     weights: the dtype that layers are read in; None keeps the dtype on disk and widens weights when they are used.
     work: the workspace that keeps the state when it is due, and after the last layer if `keep_last`. An interrupted
         sweep continues from it. Mapped files need no copy: each finished layer is noted.
+    stored: a function that reads a layer; None reads float layers.
 
     Raises OutputError if the disk has no room for the hidden states, CheckpointError for statistics that a listener
     cannot assign to a matrix.
@@ -227,7 +231,7 @@ def sweep(
     place = "cpu" if any(listener.forms for listener in listeners) else device
     progress(start, layers)
     for index in range(start, layers):
-        under_way.layer(float_layer(model, index, weights, place))
+        under_way.layer(stored(index) if stored else float_layer(model, index, weights, place))
         if work and (keep_last if index + 1 == layers else under_way.hidden.mapped or work.due):
             work.mark(index + 1, under_way.state())
         progress(index + 1, layers)

@@ -1,7 +1,8 @@
-"""Open somebody's INT8 folder as an engine that runs beside the reference, in our own W8A8 arithmetic.
+"""Open an INT8 folder as an engine that runs beside the reference, in our own W8A8 arithmetic.
 
-Its layers are read one at a time in the one sweep over the reference's layers. So it needs no other program, and a
-folder of any size takes the memory of a layer.
+The folder is another tool's, or ours in ModelOpt's form, which no other program runs without a GPU. Its layers are read
+one at a time in the one sweep over the reference's layers. So it needs no other program, and a folder of any size takes
+the memory of a layer.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from builders.engine.protocol import ANYBODY, ForeignInputs
 from builders.validate.recovery import Recovered, recover
-from builders.validate.scheme import EngineScheme
+from builders.validate.scheme import EngineScheme, read_scheme
 from smoothquant.artifacts.manifest import FileFacts, Manifest
 from smoothquant.artifacts.record import as_json
 from smoothquant.artifacts.smoothing_file import SmoothingFile
@@ -19,12 +20,13 @@ from smoothquant.device import declared_dtype
 from smoothquant.digests import combined, sha256
 from smoothquant.errors import UserError
 from smoothquant.int8_checkpoint import Int8Checkpoint
-from smoothquant.int8_config import HF_QUANT_CONFIG, dialect_of
+from smoothquant.int8_config import HF_QUANT_CONFIG
 from smoothquant.int8_model import Int8Model
 from smoothquant.model import Model
-from smoothquant.outputs import FORMAT, is_output
+from smoothquant.outputs import FORMAT, check_content, is_output, load_manifest
 from smoothquant.reading import read_json
 
+OWN = ("export modelopt",)  # steps
 UNEXPLAINED = (
     "no smoothing of norms and linears makes its weights those of the reference (they are {distance:.0%} apart), as "
     "after a rotation: there are no errors of single linears, and those of the layers count every change of basis"
@@ -32,14 +34,16 @@ UNEXPLAINED = (
 
 
 def is_int8_folder(folder: Path) -> bool:
-    """Whether a folder is an INT8 checkpoint that another tool made."""
-    config = read_json(folder / "config.json")
-    return not is_output(folder) and dialect_of(folder, config.get("quantization_config")) is not None
+    """Whether a folder is opened here: a Hugging Face folder that is quantized, and that no engine runs."""
+    if is_output(folder):
+        return load_manifest(folder).step in OWN
+    return (folder / HF_QUANT_CONFIG).exists() or "quantization_config" in read_json(folder / "config.json")
 
 
 def open_int8_folder(folder: Path, model: Model) -> tuple[Manifest, EngineScheme]:
-    """A manifest made from the folder's files, and its scheme. model: the float model that it was made from.
+    """A folder's manifest, made from its files if another tool wrote it, and its scheme.
 
+    model: the float model that it was made from.
     Raises CheckpointError for a form that is not computed here as it is written and for a folder that is not whole,
     UserError for one of another architecture.
     """
@@ -47,6 +51,10 @@ def open_int8_folder(folder: Path, model: Model) -> tuple[Manifest, EngineScheme
     checkpoint = Int8Checkpoint(folder)
     int8 = Int8Model(checkpoint, Model(checkpoint, model.family, length))
     _check_architecture(int8.model, model)
+    if is_output(folder):
+        manifest, scheme = load_manifest(folder), read_scheme(folder)
+        check_content(folder, manifest)
+        return manifest, replace(scheme, key=f"{scheme.key} as stored", folder=int8)
     manifest = _manifest(int8)
     return manifest, _scheme(int8, recover(model, int8), combined(manifest.contents))
 

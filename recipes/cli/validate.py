@@ -70,8 +70,10 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from pathlib import Path
 
+    from act_scales.tokenizer import Encoder, has_tokenizer
     from builders.engine.protocol import FOREIGN
     from builders.validate import validate_engines
+    from builders.validate.int8_folder import is_int8_folder
     from builders.validate.report import check_report, write_json, write_report
     from smoothquant.workroom import forget
 
@@ -81,6 +83,9 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     model = options.open_model(arguments, arguments.reference, ui)
     limits = _limits(arguments, ui, model)
     text = options.load_text(ui, arguments.text, model, arguments.samples, arguments.length, arguments.text_field)
+    for folder in map(Path, arguments.engines):
+        if is_int8_folder(folder) and has_tokenizer(folder):
+            options.check_tokens(text, Encoder(arguments.reference), Encoder(folder))
     names = [Path(folder).resolve().name for folder in arguments.engines]
     labels = names if len(set(names)) == len(names) else arguments.engines
     folders = dict(zip(labels, arguments.engines, strict=True))
