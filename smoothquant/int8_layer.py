@@ -12,7 +12,7 @@ def int8_layer(int8: Int8Model, index: int) -> W8A8Layer:
     """One layer of a folder, which computes with `quantization.w8a8_linear`. Nothing is quantized again.
 
     A pre_quant_scale multiplies the input of a linear; its reciprocal is the smoother of the layer. Raises
-    CheckpointError for tensors that are not finite, and for scales that are not above 0.
+    CheckpointError for tensors that are not finite, and for scales that are no steps.
     """
     model, scheme = int8.model, int8.scheme
     kept = set(scheme.float_linears)

@@ -1,8 +1,8 @@
 """Open an INT8 folder as an engine that runs beside the reference, in our own W8A8 arithmetic.
 
-The folder is another tool's, or ours in ModelOpt's form, which no other program runs without a GPU. Its layers are read
-one at a time in the one sweep over the reference's layers. So it needs no other program, and a folder of any size takes
-the memory of a layer.
+The folder is another tool's, or was converted from one, or is ours in ModelOpt's form, which no other program runs
+without a GPU. Its layers are read one at a time in the one sweep over the reference's layers. So it needs no other
+program, and a folder of any size takes the memory of a layer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from smoothquant.model import Model
 from smoothquant.outputs import FORMAT, check_content, is_output, load_manifest
 from smoothquant.reading import read_json
 
-OWN = ("export modelopt",)  # steps
+RECORDED, CONVERTED = "export modelopt", "convert"  # steps of ours; the first records its smoothing
 UNEXPLAINED = (
     "no smoothing of norms and linears makes its weights those of the reference (they are {distance:.0%} apart), as "
     "after a rotation: there are no errors of single linears, and those of the layers count every change of basis"
@@ -36,7 +36,7 @@ UNEXPLAINED = (
 def is_int8_folder(folder: Path) -> bool:
     """Whether a folder is opened here: a Hugging Face folder that is quantized, and that no engine runs."""
     if is_output(folder):
-        return load_manifest(folder).step in OWN
+        return load_manifest(folder).step in (RECORDED, CONVERTED)
     return (folder / HF_QUANT_CONFIG).exists() or "quantization_config" in read_json(folder / "config.json")
 
 
@@ -52,9 +52,11 @@ def open_int8_folder(folder: Path, model: Model) -> tuple[Manifest, EngineScheme
     int8 = Int8Model(checkpoint, Model(checkpoint, model.family, length))
     _check_architecture(int8.model, model)
     if is_output(folder):
-        manifest, scheme = load_manifest(folder), read_scheme(folder)
-        check_content(folder, manifest)
-        return manifest, replace(scheme, key=f"{scheme.key} as stored", folder=int8)
+        made = load_manifest(folder)
+        check_content(folder, made)
+        if made.step == RECORDED:
+            scheme = read_scheme(folder)
+            return made, replace(scheme, key=f"{scheme.key} as stored", folder=int8)
     manifest = _manifest(int8)
     return manifest, _scheme(int8, recover(model, int8), combined(manifest.contents))
 

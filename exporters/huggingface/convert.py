@@ -60,7 +60,7 @@ def convert(
     """Write an INT8 folder in a dialect to the folder `out`.
 
     Raises UserError for a form that the dialect does not have, CheckpointError, which names the linear, for a
-    pre_quant_scale that cannot be folded and for scales that are no numbers above 0.
+    pre_quant_scale that cannot be folded and for scales that are no steps.
     """
     scheme = _scheme(source, to)
     checkpoint, model = source.checkpoint, source.model
@@ -161,7 +161,7 @@ class _Conversion:
 
     def _checked(self, name: str, tensor: Tensor) -> Tensor:
         rounded = tensor.to(self.plan[name].dtype)
-        if not is_finite(rounded) or (name.endswith(WEIGHT_SCALE) and not bool((rounded > 0).all())):
+        if not is_finite(rounded) or (name.endswith(WEIGHT_SCALE) and not bool(rounded.all())):
             raise CheckpointError(
                 f"{self.source.checkpoint.folder}: {name} with its pre_quant_scale folded leaves {rounded.dtype}",
                 expected="numbers that its dtype holds",

@@ -52,6 +52,5 @@ VLLM = Environment(
 SGLANG = Environment("sglang", ("sglang==0.5.23",), alone=True)
 EDGE_LLM = Environment("edge-llm", ("tensorrt-edgellm[export]==0.11.0",))  # Python 3.10 to 3.12
 LLM_COMPRESSOR = Environment("llm-compressor", ("llmcompressor==0.14.0", "torch==2.13.0"))
-LLM_COMPRESSOR = Environment("llm-compressor", ("llmcompressor==0.14.0", "torch==2.13.0"))
 AUTO_ROUND = Environment("auto-round", ("auto-round==0.16.1", "compressed-tensors==0.20.0", "torch==2.13.0"))
 ENVIRONMENTS = {environment.name: environment for environment in (VLLM, SGLANG, EDGE_LLM, LLM_COMPRESSOR, AUTO_ROUND)}
