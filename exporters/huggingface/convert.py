@@ -14,13 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from exporters.huggingface.card import FORMS, card
 from exporters.huggingface.dialects import Dialect
 from exporters.turns import AFTER, BEFORE, Turn, in_turn
+from smoothquant.artifacts.card import CARD
 from smoothquant.artifacts.record import as_json
 from smoothquant.artifacts.safetensors_files import Planned
 from smoothquant.artifacts.shards import MAX_SHARD, SafetensorsShards
 from smoothquant.errors import CheckpointError, UserError
-from smoothquant.files import write_json
+from smoothquant.files import write_json, write_text
 from smoothquant.fold import SmoothedLayer
 from smoothquant.int8_checkpoint import INPUT_SCALE, WEIGHT, WEIGHT_SCALE
 from smoothquant.int8_fold import fold_layer
@@ -122,7 +124,13 @@ class _Conversion:
         in_float = [*self.model.float_linears(), *self.scheme.float_linears]
         for name, content in self.to.says(self.model.checkpoint.config, self.scheme, in_float).items():
             write_json(work.path(name), content)
-        copy_sidecars(self.model.checkpoint.folder, work)
+        checkpoint = self.source.checkpoint
+        made = {
+            "converted from": checkpoint.quantized.dialect,
+            "fingerprint of the folder it was converted from": checkpoint.fingerprint,
+        }
+        write_text(work.path(CARD), card(self.model, self.scheme, FORMS[self.to.name], made))
+        copy_sidecars(checkpoint.folder, work)
         progress(count, count)
 
     def _is_int8(self, name: str) -> bool:

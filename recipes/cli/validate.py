@@ -73,6 +73,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from act_scales.tokenizer import Encoder, has_tokenizer
     from builders.engine.protocol import FOREIGN
     from builders.validate import validate_engines
+    from builders.validate.card import note_measured
     from builders.validate.int8_folder import is_int8_folder
     from builders.validate.report import check_report, write_json, write_report
     from smoothquant.workroom import forget
@@ -109,6 +110,9 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         for label in (validation.label for validation in found if validation.subject["engine"] == FOREIGN):
             ui.warn(f"{label}: no distance to the exact logits, because its smoothing is not recorded")
     ui.result({"validations": [summary(validation) for validation in found]})
+    for validation in found:
+        if note_measured(folders[validation.label], validation):
+            ui.note(f"{folders[validation.label]}/README.md: now says what was measured")
     if arguments.report:
         write_report(arguments.report, found)
     if arguments.out:
