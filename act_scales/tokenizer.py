@@ -17,6 +17,7 @@ from smoothquant.reading import check_small, read_json
 from smoothquant.sidecars import SIDECARS
 
 RESTORE = "copy tokenizer.json and tokenizer_config.json from where the model came from"
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 SAVED_BY_5 = "TokenizersBackend"  # the class that transformers 5 names for what any reads from tokenizer.json
 
 
@@ -48,6 +49,11 @@ def load_tokenizer(folder: str | Path) -> Any:
             ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{folder}: no usable tokenizer in it ({reason})", do=RESTORE) from error
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a file that a tokenizer is made from."""
+    return any((folder / name).exists() for name in VOCABULARIES)
 
 
 def _saved_class(folder: Path) -> str:

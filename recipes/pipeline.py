@@ -22,6 +22,7 @@ from act_scales.collect import collect
 from act_scales.store import load_act_scales
 from act_scales.text import Text
 from builders.validate import Thresholds, Validation, validate_engines
+from builders.validate.card import note_measured
 from builders.validate.report import check_report, read_report, write_json, write_report
 from exporters.export import Source, Writer, export
 from recipes.targets import Target
@@ -197,6 +198,8 @@ def validated(
         forget(out / VALIDATION)  # it may have died before it did
         return done
     found = validate_engines(engines, model, text, thresholds, exact=exact, work=out / VALIDATION, progress=progress)
+    for validation in found:
+        note_measured(engines[validation.label], validation)
     write_report(out / REPORT, found)
     write_json(out / VALIDATION, found, inputs=key)
     forget(out / VALIDATION)

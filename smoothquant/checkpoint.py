@@ -115,6 +115,11 @@ class Checkpoint:
         return f"quant_method {found}"
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the weights."""
+        return tuple(self._stamps)
+
+    @property
     def dtype(self) -> torch.dtype:
         """The float dtype that most of the checkpoint's elements have."""
         count = dict.fromkeys(DTYPES.values(), 0)

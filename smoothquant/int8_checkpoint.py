@@ -9,7 +9,8 @@
     y = (xq * input_scale) @ (weight * weight_scale).T       xq = clamp(round(x * pre_quant_scale / input_scale))
 
 All scales are steps, as in `smoothquant.quantization`; they come back in float32, from whichever float dtype they have
-on disk. What is no linear is read as from a float checkpoint.
+on disk. AutoRound writes negative weight_scales, too: -128 then stands for the largest weight of a channel. What is no
+linear is read as from a float checkpoint.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ MAKE_ANEW = "download the folder again, or quantize the float model anew"
 class Int8Linear:
     """A linear as it lies on disk, which may hold several of a decoder's (`Model.split`).
 
-    weight: int8 (out, in). weight_scale: float32 (out,), > 0. input_scale: a float32 scalar, > 0; None for a dynamic
+    weight: int8 (out, in). weight_scale: float32 (out,), not 0. input_scale: a float32 scalar, > 0; None for a dynamic
     scale per token. pre_quant_scale: float32 (in,), > 0, by which the input is multiplied; None for none.
     """
 
@@ -65,7 +66,7 @@ class Int8Checkpoint(Checkpoint):
         return (self._stale,) if self._stale else ()
 
     def linear(self, module: str) -> Int8Linear:
-        """A quantized linear. Raises CheckpointError for a scale that is not finite or not above 0."""
+        """A quantized linear. Raises CheckpointError for a scale that is not finite, or 0, or an input's below 0."""
         weight = self.read(module + WEIGHT)
         weight_scale = self._scale(module + WEIGHT_SCALE).flatten().expand(len(weight)).contiguous()
         static = self.quantized.activations.static
@@ -140,10 +141,11 @@ class Int8Checkpoint(Checkpoint):
 
     def _scale(self, name: str) -> Tensor:
         scale = self.read(name).float()
-        if not (scale.isfinite() & (scale > 0)).all():
+        signed = name.endswith(WEIGHT_SCALE)
+        if not (scale.isfinite() & (scale != 0 if signed else scale > 0)).all():
             raise CheckpointError(
-                f"{self._scales[name].file}: {name} holds a number that is not finite or not above 0",
-                expected="scales above 0",
+                f"{self._scales[name].file}: {name} holds a number that is no step",
+                expected="finite numbers, not 0" if signed else "finite numbers above 0",
                 do=MAKE_ANEW,
             )
         return scale

@@ -43,7 +43,7 @@ class Int8Model:
 
     def linear(self, name: str) -> Int8Linear:
         """A quantized linear by its module name, as `Model.linears` has it. Raises CheckpointError for scales that are
-        not finite or not above 0."""
+        no steps."""
         return self.checkpoint.linear(self._stem(name))
 
     def pre_quant_scale(self, name: str) -> Tensor | None:

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from smoothquant import __version__, digests
+from smoothquant.artifacts.card import CARD
 from smoothquant.artifacts.manifest import FileFacts, Manifest
 from smoothquant.artifacts.record import as_json, read
 from smoothquant.artifacts.seal import opened, sealed
@@ -42,11 +43,14 @@ def load_manifest(folder: str | Path, place: str = MANIFEST) -> Manifest:
 
     Raises UserError if the folder is no output, was made by another version, is half-copied, or has a manifest that
     was changed or that names files outside of the folder. The content of its files is not read: see `check_content`.
+    A model card may be changed, or removed, by anybody.
     """
     folder = Path(folder)
     manifest = _read_manifest(folder, place)
     for name, facts in manifest.files.items():
         path = folder / name
+        if name == CARD:
+            continue
         if not path.is_file() or path.stat().st_size != facts.size:
             found = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
             raise UserError(f"{path} {found}", expected=f"{facts.size} bytes by {place}", do=_remedy(folder, name))
@@ -61,7 +65,7 @@ def check_content(folder: str | Path, manifest: Manifest, *, again: bool = True)
     """
     for name, facts in manifest.files.items():
         path = Path(folder) / name
-        if digests.sha256(path, again=again) != facts.sha256:
+        if name != CARD and digests.sha256(path, again=again) != facts.sha256:
             raise UserError(
                 f"{path}: its content is not what was written",
                 expected=f"SHA-256 {facts.sha256[:16]}..., by the manifest",

@@ -1,4 +1,4 @@
-"""The small files beside a model's weights, which exports and engines carry: the tokenizer's, and how to generate."""
+"""The small files beside a model's weights, which exports and engines carry: tokenizer, generation settings, terms."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ from smoothquant.errors import CheckpointError
 from smoothquant.reading import check_small
 from smoothquant.workroom import Workroom
 
+LICENSES = (
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "LICENSE.pdf",
+    "NOTICE",
+    "NOTICE.txt",
+    "NOTICE.md",
+    "USE_POLICY.md",
+)
 SIDECARS = (
     "tokenizer.json",
     "tokenizer.model",
@@ -22,6 +32,7 @@ SIDECARS = (
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
+    *LICENSES,
 )
 
 

@@ -23,7 +23,7 @@ from smoothquant import decoder
 from smoothquant.attention import patterns
 from smoothquant.errors import CheckpointError
 from smoothquant.hidden import Forms, Hidden
-from smoothquant.layers import FloatLayer, Layer, float_layer
+from smoothquant.layers import FloatLayer, Layer, W8A8Layer, float_layer
 from smoothquant.model import Model
 from smoothquant.workroom import Workroom
 
@@ -32,6 +32,7 @@ EMBEDDED = 256 << 20  # bytes of embeddings that are made at a time; each time r
 FLOAT = "float"  # the form of the stored layers
 
 Progress = Callable[[int, int], None]  # (done, total) layers
+Stored = FloatLayer | W8A8Layer  # a layer as a folder holds it
 
 
 class Listener:
@@ -41,9 +42,11 @@ class Listener:
     `advance`; then `leave`.
 
     forms: the other forms of the layers that run beside the stored form, each with hidden states of its own.
+    embedding: the model that embeds the tokens for them; None for that of the sweep.
     """
 
     forms: Forms = MappingProxyType({})
+    embedding: Model | None = None
 
     def enter(self, source: FloatLayer) -> Mapping[str, Layer]:
         """Begin a layer. Returns its other forms, by name, on the device of the sweep."""
@@ -115,14 +118,20 @@ class Sweep:
         """Compute the input of the first layer."""
         ids = torch.cat(list(self._sequences))
         positions = torch.cat([torch.arange(len(sequence)) for sequence in self._sequences])
-        into = {form: self.hidden.before(0, form) for form in self.hidden.forms}
-        plain = into[FLOAT]
-        step = max(1, EMBEDDED // (plain.shape[1] * plain.dtype.itemsize))
+        embedding = dict.fromkeys(self.hidden.forms, self.model)
+        for listener in self.listeners:
+            if listener.embedding:
+                embedding |= dict.fromkeys(listener.forms, listener.embedding)
+        dtype = self.hidden.forms[FLOAT]
+        step = max(1, EMBEDDED // (self.hidden.before(0, FLOAT).shape[1] * dtype.itemsize))
         for start in range(0, len(ids), step):
             part = slice(start, start + step)
-            found = decoder.embed(self.model, ids[part][None], plain.dtype, positions[part][None])[0]
-            for states in into.values():
-                states[part] = found
+            found = {
+                model: decoder.embed(model, ids[part][None], dtype, positions[part][None])[0]
+                for model in set(embedding.values())
+            }
+            for form, model in embedding.items():
+                self.hidden.before(0, form)[part] = found[model]
 
     def states(self, sequence: int, form: str = FLOAT) -> Tensor:
         """The hidden states of one sequence before layer `index`, (tokens, hidden)."""
@@ -130,10 +139,11 @@ class Sweep:
         return self.hidden.before(self.index, form)[start : start + len(self._sequences[sequence])]
 
     @torch.no_grad()
-    def layer(self, source: FloatLayer) -> None:
-        """Run all sequences through one layer."""
+    def layer(self, source: Stored) -> None:
+        """Run all sequences through one layer. Listeners hear float layers alone."""
         running: dict[str, Layer] = {FLOAT: replace(source.to(self.device), listen=self._listen)}
         for listener in self.listeners:
+            assert isinstance(source, FloatLayer)
             running |= listener.enter(source)
         for batch in self.batches:
             made = {form: self._run(layer, form, batch) for form, layer in running.items()}
@@ -198,6 +208,7 @@ def sweep(
     device: str = "cpu",
     work: Workroom | None = None,
     keep_last: bool = False,
+    stored: Callable[[int], Stored] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Sweep:
     """Run sequences of token ids through all layers of a model. Returns the sweep after the last layer.
@@ -205,6 +216,7 @@ def sweep(
     weights: the dtype that layers are read in; None keeps the dtype on disk and widens weights when they are used.
     work: the workspace that keeps the state when it is due, and after the last layer if `keep_last`. An interrupted
         sweep continues from it. Mapped files need no copy: each finished layer is noted.
+    stored: a function that reads a layer; None reads float layers.
 
     Raises OutputError if the disk has no room for the hidden states, CheckpointError for statistics that a listener
     cannot assign to a matrix.
@@ -219,7 +231,7 @@ def sweep(
     place = "cpu" if any(listener.forms for listener in listeners) else device
     progress(start, layers)
     for index in range(start, layers):
-        under_way.layer(float_layer(model, index, weights, place))
+        under_way.layer(stored(index) if stored else float_layer(model, index, weights, place))
         if work and (keep_last if index + 1 == layers else under_way.hidden.mapped or work.due):
             work.mark(index + 1, under_way.state())
         progress(index + 1, layers)

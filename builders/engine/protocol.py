@@ -12,11 +12,12 @@ from torch import Tensor
 from smoothquant.artifacts.manifest import Manifest
 
 FOREIGN = "another TensorRT-LLM converter"  # the step of a checkpoint that carries no manifest
+ANYBODY = "another quantizer"  # the step of an INT8 folder that carries no manifest
 
 
 @dataclass(frozen=True)
 class ForeignInputs:
-    """The sizes of a model and its quantization, from config.json of another tool's checkpoint."""
+    """The sizes of a model and its quantization, from the files of another tool's checkpoint."""
 
     dtype: str
     vocab_size: int

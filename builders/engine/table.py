@@ -55,6 +55,11 @@ def open_engine(folder: str | Path) -> Engine:
     return getattr(import_module(row.module), row.name)(folder)
 
 
+def is_engine(folder: Path) -> bool:
+    """Whether a folder is known to the table, or is another output of this tool."""
+    return is_output(folder) or _foreign(folder) is not None
+
+
 def engine_manifest(folder: str | Path) -> Manifest:
     """The manifest of a folder that runs here, or a manifest made from a foreign checkpoint.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from builders.engine.protocol import FOREIGN, Engine, ForeignInputs
+from builders.engine.protocol import ANYBODY, FOREIGN, Engine, ForeignInputs
 from builders.validate.metrics import Comparison, check_logits
 from builders.validate.overflow import SHOWN, overflow
 from builders.validate.ranges import activation_ranges
@@ -49,21 +49,26 @@ class Candidate:
         """Whether the distance to the exact W8A8 logits is measured."""
         return self._stream is not None and self._stream.exact
 
-    def add(self, engine: Engine, reference_logits: Tensor) -> None:
-        """Compare one more sequence. reference_logits: the logits of the reference, (tokens, vocab).
+    @property
+    def streamed(self) -> bool:
+        """Whether the reference has run the engine beside its own layers."""
+        return self.scheme.folder is not None
+
+    def add(self, engine: Engine | None, reference_logits: Tensor) -> None:
+        """Compare one more sequence. engine: None for one that is streamed. reference_logits: the logits of the
+        reference, (tokens, vocab).
 
         Raises UserError for an engine with another vocabulary, ThresholdError for logits that are not finite.
         """
         reference, sequence = self.reference, self.compared
         ids = reference.text.sequences[sequence]
-        logits = engine.logits(ids[None])
+        logits = engine.logits(ids[None]) if engine else reference.w8a8_logits(self.scheme, sequence)[None]
         check_logits(logits, len(ids), reference.model.geometry.vocab_size, sequence, self._overflow)
         found = logits[0].to(reference_logits.device)
         self._comparison.add(reference_logits, found, ids)
         if self.exact:
-            true, pytorch = (
-                reference.w8a8_logits(self.scheme, sequence, dtype) for dtype in (torch.float64, torch.float32)
-            )
+            true = reference.w8a8_logits(self.scheme, sequence, torch.float64)
+            pytorch = reference.w8a8_logits(self.scheme, sequence)
             parts = (found - true, pytorch - true, true)
             self._squares += torch.stack([part.double().square().sum() for part in parts]).cpu()
         self.compared += 1
@@ -99,11 +104,12 @@ class Candidate:
             channels=self._channels,
             samples=self._comparison.samples(),
             overflow="" if self.manifest.step in SHOWN else self._overflow,
+            unexplained=self.scheme.unexplained,
         )
 
     def _subject(self) -> dict:
         manifest, reference, text = self.manifest, self.reference, self.reference.text
-        foreign = manifest.step == FOREIGN
+        foreign = manifest.step in (FOREIGN, ANYBODY)
         return {
             "engine": manifest.step,
             "bytes": manifest.nbytes,
@@ -127,7 +133,7 @@ def check_model(manifest: Manifest, model: Model, name: str) -> None:
     Another tool's checkpoint must have the sizes of the reference. name: the engine's name in errors.
     """
     geometry = model.geometry
-    if manifest.step == FOREIGN:
+    if manifest.step in (FOREIGN, ANYBODY):
         found = manifest.inputs_as(ForeignInputs)
         for what, number, wanted in (
             ("vocab_size", found.vocab_size, geometry.vocab_size),

@@ -24,7 +24,7 @@ from smoothquant.attention import capped
 from smoothquant.layers import FloatLayer, Layer
 from smoothquant.model import Model
 from smoothquant.quantization import quantize_weight, w8a8_linear
-from smoothquant.stream import SmoothedLayer, quantize_layer
+from smoothquant.stream import SmoothedLayer
 from smoothquant.sweep import FLOAT, Listener
 
 NO_ERROR = 200.0  # dB, for no error at all; float32 resolves no more than 150 dB
@@ -49,6 +49,7 @@ class W8A8Stream(Listener):
 
     def __init__(self, model: Model, scheme: EngineScheme, exact: bool = False, device: str = "cpu") -> None:
         self.model, self.scheme, self.exact, self.device = model, scheme, exact, device
+        self.embedding = scheme.folder.model if scheme.folder else None
         self.forms = {self.form(dtype): dtype for dtype in (torch.float32, torch.float64)[: 1 + exact]}
         self._sqnr = torch.full((model.geometry.layers, len(model.roles)), math.nan, dtype=torch.float64)
         self._errors = torch.full((model.geometry.layers,), math.nan, dtype=torch.float64)
@@ -74,8 +75,7 @@ class W8A8Stream(Listener):
 
     def enter(self, source: FloatLayer) -> dict[str, Layer]:
         smoothed: SmoothedLayer = self.scheme.layer(self.model, source.index, source)
-        scheme = self.scheme.scheme
-        quantized = quantize_layer(smoothed, scheme).runnable(scheme.activations)
+        quantized = self.scheme.runnable(smoothed)
         cache_scales = self.scheme.cache_scales(self.model, source.index)
         self._layer = replace(quantized, cache_scales=cache_scales, ranks=self.scheme.ranks).to(self.device)
         # the divisors of inputs that norms or linears before them hold; a linear with a smoother divides its own input
@@ -87,7 +87,7 @@ class W8A8Stream(Listener):
         return dict.fromkeys(self.forms, self._layer)
 
     def listen(self, role: str, x: Tensor, y: Tensor) -> None:
-        if role in self._layer.float_weights:
+        if role in self._layer.float_weights or self.scheme.unexplained:
             return
         smoothed = y / self._row[role] if role in self._row else y
         found = self._layer.linear(role, x / self._column[role] if role in self._column else x)
@@ -126,7 +126,7 @@ class W8A8Stream(Listener):
 
         hidden: the hidden states after the last layer, (tokens, hidden).
         """
-        model, scheme, hidden = self.model, self.scheme.scheme, hidden[None].to(self.device)
+        model, scheme, hidden = self.embedding or self.model, self.scheme.scheme, hidden[None].to(self.device)
         if not scheme.head.quantized:
             return decoder.logits(model, hidden)[0]
         x = decoder.head_input(model, hidden)

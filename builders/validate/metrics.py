@@ -3,9 +3,15 @@
     relative error   |e - r| / |r| over all logits;  cosine  e.r / (|e| |r|)
     KL               sum_v p_r(v) (log p_r(v) - log p_e(v))   in nats, for every token
     top-1            the share of tokens whose likeliest successor (the first of equals) is the same for both
+    ambiguous        a token whose two best reference logits lie closer than the 99th percentile of the logit error
     perplexity       exp(mean of -log p(next token)) over tokens 2..n of every sequence
 
 r and e are the logits of reference and engine. Everything is computed and summed in float64, some tokens at a time.
+
+The logit error is |e - r - m|, where m is the token's mean of e - r over the vocabulary: a constant changes no
+probability. All logits of all tokens are counted, each error rounded to bfloat16 (by at most 0.4 %), so that the
+percentile takes no memory and needs no second pass. An error of this size on each of two near logits is enough to
+exchange them. So the likeliest successor of an ambiguous token is left to chance, and a mistake there says little.
 """
 
 from __future__ import annotations
@@ -21,13 +27,17 @@ from smoothquant.errors import ThresholdError, UserError
 
 ELEMENTS = 1 << 20  # the logits in float64 at a time: a few rows, which stay in the processor's cache
 POINTS = 5000  # points of the scatter plot
+USUAL = 0.99  # the share of the logit errors that the error of an ambiguous token's logits is taken from
+BINS = 1 << 15  # bfloat16 numbers that are not negative, in the order of their bits
+LARGEST = torch.finfo(torch.bfloat16).max
 EDGES_PER_DECADE, LOWEST, HIGHEST = 4, -12, 2  # edges of the KL histogram, in log10 nats
 
 
 @dataclass(frozen=True)
 class Metrics:
     """The measures of one engine. tokens: the number of compared tokens. predicted: the number of tokens with a
-    successor. KL is in nats per token."""
+    successor. KL is in nats per token. ambiguous: the share of tokens that are. top1_clear: the top-1 agreement on all
+    other tokens; None if there are none. logit_error_p99: the logit error that decides which tokens are ambiguous."""
 
     tokens: int
     predicted: int
@@ -37,6 +47,9 @@ class Metrics:
     kl_mean: float
     kl_p99: float
     top1: float
+    top1_clear: float | None
+    ambiguous: float
+    logit_error_p99: float
     reference_perplexity: float
     perplexity: float
     perplexity_ratio: float
@@ -63,8 +76,11 @@ class Comparison:
         self._generator = torch.Generator().manual_seed(0)
         self._sums = torch.zeros(4, dtype=torch.float64)  # |e - r|^2, |r|^2, |e|^2, e.r
         self._losses = torch.zeros(2, dtype=torch.float64)  # reference, engine
-        self._agreeing, self._predicted, self._largest = 0, 0, 0.0
+        self._predicted, self._largest = 0, 0.0
+        self._errors = torch.zeros(BINS, dtype=torch.int64)  # the number of logits by their error
         self._kl: list[Tensor] = []
+        self._agreeing: list[Tensor] = []  # whether the likeliest successor is the reference's
+        self._gaps: list[Tensor] = []  # between the reference's two best logits
         self._points: list[Tensor] = []
 
     def add(self, reference: Tensor, engine: Tensor, ids: Tensor) -> None:
@@ -80,9 +96,12 @@ class Comparison:
         return {
             "sums": self._sums,
             "losses": self._losses,
-            "counts": torch.tensor([self._agreeing, self._predicted]),
+            "predicted": torch.tensor([self._predicted]),
             "largest": torch.tensor([self._largest], dtype=torch.float64),
+            "errors": self._errors,
             "kl": torch.cat([torch.zeros(0, dtype=torch.float64), *self._kl]),
+            "agreeing": torch.cat([torch.zeros(0, dtype=torch.bool), *self._agreeing]),
+            "gaps": torch.cat([torch.zeros(0), *self._gaps]),
             "points": torch.cat([torch.zeros(0, 2), *self._points]),
             "generator": self._generator.get_state(),
         }
@@ -90,15 +109,17 @@ class Comparison:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from the sums that `state` returned."""
         self._sums, self._losses = state["sums"], state["losses"]
-        self._agreeing, self._predicted = state["counts"].tolist()
-        self._largest = state["largest"].item()
-        self._kl, self._points = [state["kl"]], [state["points"]]
+        self._predicted, self._largest = int(state["predicted"]), state["largest"].item()
+        self._errors, self._kl, self._points = state["errors"], [state["kl"]], [state["points"]]
+        self._agreeing, self._gaps = [state["agreeing"]], [state["gaps"]]
         self._generator.set_state(state["generator"])
 
     def metrics(self) -> Metrics:
         """The measures over all sequences so far."""
         difference, reference, engine, product = self._sums.tolist()
-        kl = torch.cat(self._kl)
+        kl, agreeing = torch.cat(self._kl), torch.cat(self._agreeing)
+        error = _usual(self._errors)
+        clear = torch.cat(self._gaps) >= error
         losses = (self._losses / self._predicted).tolist()
         return Metrics(
             tokens=len(kl),
@@ -108,7 +129,10 @@ class Comparison:
             cosine=product / max(math.sqrt(reference * engine), 1e-300),
             kl_mean=kl.mean().item(),
             kl_p99=percentile(kl, 0.99),
-            top1=self._agreeing / len(kl),
+            top1=_share(agreeing),
+            top1_clear=_share(agreeing[clear]) if clear.any() else None,
+            ambiguous=_share(~clear),
+            logit_error_p99=error,
             reference_perplexity=_exp(losses[0]),
             perplexity=_exp(losses[1]),
             perplexity_ratio=_exp(losses[1] - losses[0]),
@@ -128,13 +152,16 @@ class Comparison:
     def _add(self, reference: Tensor, engine: Tensor, successors: Tensor) -> None:
         r_best, r_choice = reference.max(dim=-1)
         e_best, e_choice = engine.max(dim=-1)
-        self._agreeing += int((r_choice == e_choice).sum())
+        self._agreeing.append((r_choice == e_choice).cpu())
+        second = reference.scatter(1, r_choice[:, None], -math.inf).amax(dim=-1)
+        self._gaps.append((r_best - second).float().cpu())
         r, e = (logits.to(torch.float64, copy=True) for logits in (reference, engine))
         difference = e - r
         sums = [torch.linalg.vecdot(*pair).sum() for pair in ((difference, difference), (r, r), (e, e), (e, r))]
         self._sums += torch.stack(sums).cpu()
         low, high = difference.aminmax()
         self._largest = max(self._largest, -low.item(), high.item())
+        self._errors += _counts(difference).cpu()
         rows = torch.arange(len(successors), device=r.device)
         chosen = [logits[rows, successors.to(r.device)] for logits in (r, e)]
         # log p = logit - log_sum, where log_sum = max + log(sum of exp(logit - max))
@@ -183,6 +210,23 @@ def _exponentials(logits: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
     """exp(logits - best), (tokens, vocab), which overwrites the logits, and its sums, (tokens,)."""
     weights = logits.sub_(best[:, None]).exp_()
     return weights, weights.sum(dim=-1)
+
+
+def _counts(difference: Tensor) -> Tensor:
+    """The number of logits by their error, int64 (BINS,). difference: engine less reference, (tokens, vocab)."""
+    error = (difference - difference.mean(dim=-1, keepdim=True)).abs_().clamp_max_(LARGEST)
+    return torch.bincount(error.to(torch.bfloat16).view(torch.int16).flatten(), minlength=BINS)
+
+
+def _usual(counts: Tensor) -> float:
+    """The smallest error that a share `USUAL` of the logits does not exceed. counts: of `_counts`."""
+    upto = counts.cumsum(dim=0)
+    place = int(torch.searchsorted(upto, math.ceil(USUAL * upto[-1].item())))
+    return torch.tensor(place, dtype=torch.int16).view(torch.bfloat16).item()
+
+
+def _share(chosen: Tensor) -> float:
+    return chosen.sum().item() / len(chosen)
 
 
 def percentile(values: Tensor, share: float) -> float:

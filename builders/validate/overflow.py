@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from builders.engine.protocol import FOREIGN, ForeignInputs
+from builders.engine.protocol import ANYBODY, FOREIGN, ForeignInputs
 from builders.validate.ranges import Range
 from builders.validate.reference import Reference
 from smoothquant.artifacts.manifest import Manifest
@@ -31,7 +31,7 @@ def overflow(manifest: Manifest, reference: Reference, ranges: Sequence[Range]) 
 
 def holds_float16(manifest: Manifest, model: Model) -> bool:
     """Whether an engine of `model` holds activations in float16."""
-    if manifest.step == FOREIGN:
+    if manifest.step in (FOREIGN, ANYBODY):
         return manifest.inputs_as(ForeignInputs).dtype == "float16"
     origin = manifest.origin
     if origin.onnx:

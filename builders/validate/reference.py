@@ -105,7 +105,7 @@ class Reference:
         return decoder.logits(self.model, self.hidden(sequence)[None].to(self.device))[0]
 
     @torch.no_grad()
-    def w8a8_logits(self, scheme: EngineScheme, sequence: int, dtype: torch.dtype) -> Tensor:
+    def w8a8_logits(self, scheme: EngineScheme, sequence: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """The logits of the W8A8 form in PyTorch, (tokens, vocab). dtype: float32, or float64 if the reference is
         exact."""
         stream = self.streams[scheme.key]

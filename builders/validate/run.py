@@ -21,6 +21,7 @@ from builders.engine.generation import GeneratingEngine
 from builders.engine.protocol import FOREIGN, Engine
 from builders.engine.table import engine_manifest, open_engine
 from builders.validate.candidate import Candidate, check_model
+from builders.validate.int8_folder import is_int8_folder, open_int8_folder
 from builders.validate.reference import HeldOutText, Reference, check_text
 from builders.validate.scheme import EngineScheme, read_scheme
 from builders.validate.thresholds import Thresholds
@@ -62,17 +63,16 @@ def validate_engines(
     progress: called with (done, total), counted in layers of the reference and sequences of an engine.
 
     Raises UserError before any work if a folder is not an engine, or if an engine is of another model, for another
-    machine, or for shorter sequences; MissingPackageError if the package that runs an engine is missing. The smoothing
-    of another tool's engine is not recorded: it has no exactness, and no errors of its linears.
+    machine, or for shorter sequences; MissingPackageError if the package that runs an engine is missing. An INT8 folder
+    of another tool runs in our own W8A8 arithmetic; its smoothing is recovered from its weights. The smoothing of
+    another tool's TensorRT-LLM checkpoint is not known: it has no exactness, and no errors of its linears.
     """
     thresholds, device = thresholds or {}, choose_device(device)
     exact = exact or any(limits.exactness_ratio is not None for limits in thresholds.values())
-    manifests = {label: engine_manifest(folder) for label, folder in folders.items()}
-    schemes = {}
+    manifests, schemes = {}, {}
     for label, folder in folders.items():
-        check_content(folder, manifests[label])
+        manifests[label], schemes[label] = _read(folder, model)
         check_model(manifests[label], model, str(folder))
-        schemes[label] = UNKNOWN if manifests[label].step == FOREIGN else read_scheme(folder)
         if schemes[label] is UNKNOWN and thresholds.get(label, Thresholds()).exactness_ratio is not None:
             raise UserError(
                 f"{folder}: no exactness_ratio can be measured, because its smoothing is not recorded",
@@ -90,8 +90,9 @@ def validate_engines(
     }
     layers, total = model.geometry.layers, model.geometry.layers + len(folders) * len(text.sequences)
     progress(0, total)
-    for folder in folders.values():
-        _try(folder, text)
+    for label, folder in folders.items():
+        if schemes[label].folder is None:
+            _try(folder, text)
     with ExitStack() as stack:
         kept = stack.enter_context(Workroom(work, "validate", inputs)) if work else None
         reference = Reference(
@@ -141,7 +142,7 @@ def _compare(
     if work:
         _restore(candidates, work)
         progress(sum(candidate.compared for candidate in candidates))
-    opened: tuple[Candidate, Engine] | None = None
+    opened: tuple[Candidate, Engine | None] | None = None
     order = list(zip(candidates, folders, strict=True))
     for block in _blocks(reference, HELD if len(candidates) > 1 else 0):
         held: dict[int, Tensor] = {}
@@ -149,7 +150,7 @@ def _compare(
             for sequence in block[max(0, candidate.compared - block.start) :]:
                 if opened is None or opened[0] is not candidate:
                     opened = None  # an engine is closed before the next is opened
-                    opened = (candidate, open_engine(folder))
+                    opened = (candidate, None if candidate.streamed else open_engine(folder))
                 if sequence not in held:
                     held[sequence] = reference.logits(sequence)
                 candidate.add(opened[1], held[sequence])
@@ -184,6 +185,15 @@ def _restore(candidates: Sequence[Candidate], work: Workroom) -> None:
     for n, candidate in enumerate(candidates) if state else ():
         start = f"{n}."
         candidate.restore({key.removeprefix(start): state[key] for key in state if key.startswith(start)})
+
+
+def _read(folder: str | Path, model: Model) -> tuple[Manifest, EngineScheme]:
+    """The manifest and the scheme of an engine, whose files are as they were written."""
+    if is_int8_folder(Path(folder)):
+        return open_int8_folder(Path(folder), model)
+    manifest = engine_manifest(folder)
+    check_content(folder, manifest)
+    return manifest, UNKNOWN if manifest.step == FOREIGN else read_scheme(folder)
 
 
 def _try(folder: str | Path, text: HeldOutText) -> None:

@@ -6,6 +6,8 @@
 The layers are rebuilt from the recorded scales, not from the equation that gave them, so int8 weights and static input
 scales are the engine's bit for bit. (The folded gain of a norm is gain / s, computed again. In 16 bits it is the
 engine's; in float32 it may differ by one rounding, like any other float32 operation.)
+
+An INT8 folder of another tool has neither file: `builders.validate.int8_folder`.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ from smoothquant.artifacts.record import as_json
 from smoothquant.artifacts.smoothing_file import SmoothingFile, read_smoothing
 from smoothquant.errors import UserError
 from smoothquant.fold import Scales, SmoothedLayer, fold
-from smoothquant.layers import FloatLayer
+from smoothquant.int8_layer import int8_layer
+from smoothquant.int8_model import Int8Model
+from smoothquant.layers import FloatLayer, W8A8Layer
 from smoothquant.model import Model
 from smoothquant.outputs import load_manifest
 from smoothquant.scheme import Scheme
 from smoothquant.settings import SmoothingSettings
 from smoothquant.steps import Step, as_records, from_records, replay
+from smoothquant.stream import quantize_layer
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,9 @@ class EngineScheme:
     key: the identity; engines with the same key quantize alike and share one pass over the layers. scheme: the
     quantization scheme. smoothing: the recorded scales. settings: the smoothing settings, which say where the scales
     were folded. ranks: the number of ranks of tensor parallelism. steps: the steps between smoothing and storing.
+    folder: the INT8 folder whose layers are run as they are stored; None where they are rebuilt.
+    run_time: for each linear whose input the engine divides, and whose smoothing scale does not count it, the divisor.
+    unexplained: why the smoothing of a folder is not known, in words; empty if it is known.
     """
 
     key: str
@@ -46,6 +54,9 @@ class EngineScheme:
     settings: SmoothingSettings = field(default_factory=SmoothingSettings)
     ranks: int = 1
     steps: tuple[Step, ...] = ()
+    folder: Int8Model | None = None
+    run_time: Mapping[str, Tensor] = field(default_factory=dict)
+    unexplained: str = ""
 
     @property
     def smoothing_scale(self) -> Mapping[str, Tensor]:
@@ -58,8 +69,10 @@ class EngineScheme:
         return self.smoothing.input_absmax
 
     def column(self, model: Model, index: int, role: str) -> Tensor | None:
-        """The smoothing_scale of a linear, (in,); None if its input was not smoothed."""
-        return self.smoothing_scale.get(model.linear(index, role))
+        """The divisor of a linear's input, (in,); None if its input was not smoothed."""
+        name = model.linear(index, role)
+        folded, divided = self.smoothing_scale.get(name), self.run_time.get(name)
+        return folded if divided is None else divided if folded is None else folded * divided
 
     def cache_scales(self, model: Model, index: int) -> tuple[Tensor, Tensor] | None:
         """The scales of the keys and of the values of a layer; None for a float cache."""
@@ -76,6 +89,12 @@ class EngineScheme:
             input_absmax={role: self.input_absmax[name] for role, name in names.items() if name in self.input_absmax},
         )
         return replay(self.steps, fold(model, index, source, self.settings, scales))
+
+    def runnable(self, smoothed: SmoothedLayer) -> W8A8Layer:
+        """The quantized layer: the folder's own, or the one that quantizing gives. smoothed: by `layer`."""
+        if self.folder:
+            return int8_layer(self.folder, smoothed.index)
+        return quantize_layer(smoothed, self.scheme).runnable(self.scheme.activations)
 
 
 def read_scheme(folder: str | Path) -> EngineScheme:

@@ -11,6 +11,8 @@ from builders.validate.metrics import Metrics, Samples
 from builders.validate.ranges import Channels, Range
 from builders.validate.thresholds import Check
 
+WORST = 5  # linears that are named
+
 
 @dataclass(frozen=True)
 class Exactness:
@@ -38,6 +40,7 @@ class Validation:
     linears, hidden_errors (by layer): the W8A8 errors in PyTorch (`builders.validate.layers`); empty for float engines.
     ranges, channels: the activations before and after smoothing. samples: the data of the plots.
     overflow: the place where the engine overflows in float16, though it ran here in float32; empty if it does not.
+    unexplained: why a quantized engine has no errors of linears; empty if it has.
     """
 
     label: str
@@ -51,6 +54,7 @@ class Validation:
     channels: Channels
     samples: Samples
     overflow: str = ""
+    unexplained: str = ""
 
     @property
     def passed(self) -> bool | None:
@@ -70,6 +74,11 @@ class Validation:
         if not self.checks:
             return f"{self.label}: measured; no threshold was given, so nothing says whether it is good enough"
         return f"{self.label}: all {len(self.checks)} thresholds hold"
+
+    @property
+    def worst(self) -> tuple[LinearError, ...]:
+        """The linears with the largest errors, worst first."""
+        return tuple(sorted(self.linears, key=lambda linear: linear.sqnr)[:WORST])
 
     def as_dict(self) -> dict:
         """All fields as JSON values. Each check also has its verdict, its smallest passing limit and a sentence."""
@@ -105,6 +114,7 @@ class Validation:
                 points=tuple((r, e) for r, e in samples["points"]),
             ),
             overflow=content["overflow"],
+            unexplained=content["unexplained"],
         )
 
 

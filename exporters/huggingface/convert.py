@@ -14,13 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from exporters.huggingface.card import FORMS, card
 from exporters.huggingface.dialects import Dialect
 from exporters.turns import AFTER, BEFORE, Turn, in_turn
+from smoothquant.artifacts.card import CARD
 from smoothquant.artifacts.record import as_json
 from smoothquant.artifacts.safetensors_files import Planned
 from smoothquant.artifacts.shards import MAX_SHARD, SafetensorsShards
 from smoothquant.errors import CheckpointError, UserError
-from smoothquant.files import write_json
+from smoothquant.files import write_json, write_text
 from smoothquant.fold import SmoothedLayer
 from smoothquant.int8_checkpoint import INPUT_SCALE, WEIGHT, WEIGHT_SCALE
 from smoothquant.int8_fold import fold_layer
@@ -60,7 +62,7 @@ def convert(
     """Write an INT8 folder in a dialect to the folder `out`.
 
     Raises UserError for a form that the dialect does not have, CheckpointError, which names the linear, for a
-    pre_quant_scale that cannot be folded and for scales that are no numbers above 0.
+    pre_quant_scale that cannot be folded and for scales that are no steps.
     """
     scheme = _scheme(source, to)
     checkpoint, model = source.checkpoint, source.model
@@ -122,7 +124,13 @@ class _Conversion:
         in_float = [*self.model.float_linears(), *self.scheme.float_linears]
         for name, content in self.to.says(self.model.checkpoint.config, self.scheme, in_float).items():
             write_json(work.path(name), content)
-        copy_sidecars(self.model.checkpoint.folder, work)
+        checkpoint = self.source.checkpoint
+        made = {
+            "converted from": checkpoint.quantized.dialect,
+            "fingerprint of the folder it was converted from": checkpoint.fingerprint,
+        }
+        write_text(work.path(CARD), card(self.model, self.scheme, FORMS[self.to.name], made))
+        copy_sidecars(checkpoint.folder, work)
         progress(count, count)
 
     def _is_int8(self, name: str) -> bool:
@@ -161,7 +169,7 @@ class _Conversion:
 
     def _checked(self, name: str, tensor: Tensor) -> Tensor:
         rounded = tensor.to(self.plan[name].dtype)
-        if not is_finite(rounded) or (name.endswith(WEIGHT_SCALE) and not bool((rounded > 0).all())):
+        if not is_finite(rounded) or (name.endswith(WEIGHT_SCALE) and not bool(rounded.all())):
             raise CheckpointError(
                 f"{self.source.checkpoint.folder}: {name} with its pre_quant_scale folded leaves {rounded.dtype}",
                 expected="numbers that its dtype holds",

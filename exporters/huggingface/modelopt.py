@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from exporters.huggingface.card import FORMS
 from exporters.huggingface.dialects import DIALECTS
 from exporters.huggingface.int8 import Int8Writer
 from smoothquant.artifacts.manifest import HuggingFaceOptions
@@ -23,6 +24,7 @@ class ModelOptWriter(Int8Writer):
 
     step = "export modelopt"
     wider = "use export w8a8 with bfloat16: TensorRT Edge-LLM has nothing wider"
+    form = FORMS[MODELOPT]
     dialect = DIALECTS[MODELOPT]
 
     def __init__(self, out: str | Path, scheme: Scheme = PER_TENSOR, max_shard: int = MAX_SHARD) -> None:

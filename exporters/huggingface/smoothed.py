@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from exporters.huggingface.card import SMOOTHED
 from exporters.huggingface.tensors import CheckpointTensor, CheckpointWriter, float_tensors
 from smoothquant.artifacts.manifest import HuggingFaceOptions
 from smoothquant.artifacts.shards import MAX_SHARD
@@ -25,6 +26,7 @@ class SmoothedWriter(CheckpointWriter):
 
     step = "export hf"
     wider = "export with --dtype bfloat16"
+    form = SMOOTHED
 
     def __init__(self, out: str | Path, dtype: torch.dtype | None = None, max_shard: int = MAX_SHARD) -> None:
         super().__init__(out, max_shard)

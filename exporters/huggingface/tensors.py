@@ -15,13 +15,17 @@ import torch
 from torch import Tensor
 
 from exporters.export import Source
+from exporters.huggingface.card import CardForm, card, facts
 from exporters.turns import AFTER, BEFORE, Turn, in_turn
+from smoothquant.artifacts.card import CARD
+from smoothquant.artifacts.manifest import Origin
+from smoothquant.artifacts.record import read
 from smoothquant.artifacts.safetensors_files import Planned
 from smoothquant.artifacts.shards import MAX_SHARD, SafetensorsShards
 from smoothquant.capacity import FOLDED
 from smoothquant.device import declared_dtype
 from smoothquant.errors import ContractError
-from smoothquant.files import write_json
+from smoothquant.files import write_json, write_text
 from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.quantization import is_finite
@@ -42,9 +46,10 @@ class CheckpointTensor:
 
 
 class CheckpointWriter(ABC):
-    """Writes a checkpoint to the folder `out` by its plan."""
+    """Writes a checkpoint to the folder `out` by its plan. form: what its card says of it."""
 
     smoothing = FOLDED
+    form: CardForm
     wider: str
 
     def __init__(self, out: str | Path, max_shard: int = MAX_SHARD) -> None:
@@ -84,6 +89,8 @@ class CheckpointWriter(ABC):
     def end(self) -> None:
         self._write_outer(AFTER)
         write_json(self.work.path("config.json"), self.config(self.model))
+        origin = read(Origin, self.work.inputs, "inputs")
+        write_text(self.work.path(CARD), card(self.model, origin.scheme, self.form, facts(origin)))
         copy_sidecars(self.model.checkpoint.folder, self.work)
 
     def _write_outer(self, turn: Turn) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from exporters.huggingface.card import FORMS
 from exporters.huggingface.dialects import DIALECTS
 from exporters.huggingface.int8 import Int8Writer
 from smoothquant.artifacts.shards import MAX_SHARD
@@ -19,6 +20,7 @@ class W8A8Writer(Int8Writer):
 
     step = "export w8a8"
     wider = 'write "torch_dtype": "bfloat16" into config.json of the model: who loads it casts the weights'
+    form = FORMS[COMPRESSED_TENSORS]
     dialect = DIALECTS[COMPRESSED_TENSORS]
 
     def __init__(self, out: str | Path, scheme: Scheme = PER_TOKEN, max_shard: int = MAX_SHARD) -> None:

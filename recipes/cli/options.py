@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from recipes.cli.ui import Ui
+from smoothquant.errors import UserError
 from smoothquant.scheme import ACTIVATIONS, quantized_names
 from smoothquant.settings import GROUPS
 
 if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
     from act_scales.text import Text
+    from act_scales.tokenizer import Encoder
     from recipes.recipe import Recipe
     from smoothquant.model import Model
 
@@ -158,6 +161,17 @@ def load_text(ui: Ui, source: str, model: Model, samples: int, length: int, fiel
     for line in text.doubts:
         ui.warn(line)
     return text
+
+
+def check_tokens(text: Text, encoder: Encoder, other: Encoder) -> None:
+    """Raise UserError if another folder's tokenizer gives the text other tokens. encoder: of the text's tokens."""
+    sample = encoder.tokenizer.decode(text.sequences[0], skip_special_tokens=True)
+    if list(chain(*encoder.whole([sample]))) != list(chain(*other.whole([sample]))):
+        raise UserError(
+            f"{other.folder}: its tokenizer gives {text.source} other tokens than that of {encoder.folder}",
+            expected="one tokenizer",
+            do="copy the tokenizer's files from where the model came from",
+        )
 
 
 def add_text(command: argparse.ArgumentParser, *, samples: int | None, length: int | None) -> None:

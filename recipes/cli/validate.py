@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING
 
 from recipes.cli import options
@@ -26,6 +26,11 @@ LIMITS = {  # field of Thresholds -> what its option's help says
     "exactness_ratio": "distance to the exact W8A8 logits over PyTorch's, at most (runs the float64 reference)",
 }
 
+CLEAR = (
+    "clear: top-1 without ambiguous tokens, whose two best reference logits lie closer than the 99th percentile of the "
+    "engine's logit error"
+)
+
 
 def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
     command = commands.add_parser(
@@ -41,8 +46,9 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "engines",
         metavar="ENGINE",
         nargs="+",
-        help="folder made by smoothquant build onnxruntime or tensorrt, or by export hf, w8a8, onnx or trtllm, or a "
-        "TensorRT-LLM checkpoint by another tool; several are compared side by side",
+        help="folder made by smoothquant build onnxruntime or tensorrt, or by export hf, w8a8, onnx or trtllm; or by "
+        "another tool, a TensorRT-LLM checkpoint or an INT8 folder in compressed-tensors' or ModelOpt's form; several "
+        "are compared side by side",
     )
     command.add_argument("--reference", required=True, metavar="MODEL", help="the float model that it was made from")
     options.add_text(command, samples=32, length=512)
@@ -64,8 +70,11 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from pathlib import Path
 
+    from act_scales.tokenizer import Encoder, has_tokenizer
     from builders.engine.protocol import FOREIGN
     from builders.validate import validate_engines
+    from builders.validate.card import note_measured
+    from builders.validate.int8_folder import is_int8_folder
     from builders.validate.report import check_report, write_json, write_report
     from smoothquant.workroom import forget
 
@@ -75,6 +84,9 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     model = options.open_model(arguments, arguments.reference, ui)
     limits = _limits(arguments, ui, model)
     text = options.load_text(ui, arguments.text, model, arguments.samples, arguments.length, arguments.text_field)
+    for folder in map(Path, arguments.engines):
+        if is_int8_folder(folder) and has_tokenizer(folder):
+            options.check_tokens(text, Encoder(arguments.reference), Encoder(folder))
     names = [Path(folder).resolve().name for folder in arguments.engines]
     labels = names if len(set(names)) == len(names) else arguments.engines
     folders = dict(zip(labels, arguments.engines, strict=True))
@@ -98,6 +110,9 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         for label in (validation.label for validation in found if validation.subject["engine"] == FOREIGN):
             ui.warn(f"{label}: no distance to the exact logits, because its smoothing is not recorded")
     ui.result({"validations": [summary(validation) for validation in found]})
+    for validation in found:
+        if note_measured(folders[validation.label], validation):
+            ui.note(f"{folders[validation.label]}/README.md: now says what was measured")
     if arguments.report:
         write_report(arguments.report, found)
     if arguments.out:
@@ -119,8 +134,8 @@ def _work(arguments: argparse.Namespace) -> Path | None:
 
 def show(ui: Ui, found: list[Validation]) -> None:
     """A table with a line per engine, and the verdict on every threshold."""
-    header = ("", "perplexity", "ratio", "KL mean", "KL p99", "top-1", "rel. error", "size")
-    rows = [("reference", f"{found[0].metrics.reference_perplexity:.3f}", "", "", "", "", "", "")]
+    header = ("", "perplexity", "ratio", "KL mean", "KL p99", "top-1", "clear", "ambiguous", "rel. error", "size")
+    rows = [("reference", f"{found[0].metrics.reference_perplexity:.3f}", *[""] * 8)]
     for validation in found:
         metrics = validation.metrics
         rows.append(
@@ -131,11 +146,13 @@ def show(ui: Ui, found: list[Validation]) -> None:
                 f"{metrics.kl_mean:.5f}",
                 f"{metrics.kl_p99:.5f}",
                 f"{metrics.top1:.2%}",
+                "" if metrics.top1_clear is None else f"{metrics.top1_clear:.2%}",
+                f"{metrics.ambiguous:.2%}",
                 f"{metrics.relative_error:.2e}",
                 f"{validation.subject['bytes'] / 1e6:,.1f} MB",
             )
         )
-    ui.table(f"{found[0].subject['tokens']:,} tokens of {found[0].subject['text']}", header, rows)
+    ui.table(f"{found[0].subject['tokens']:,} tokens of {found[0].subject['text']}", header, rows, CLEAR)
     for validation in found:
         if validation.exactness:
             exactness = validation.exactness
@@ -143,6 +160,11 @@ def show(ui: Ui, found: list[Validation]) -> None:
                 f"{validation.label}: distance to the exact W8A8 logits {exactness.engine:.2e}, PyTorch's own float32 "
                 f"{exactness.pytorch:.2e}, ratio {exactness.ratio:.2f}"
             )
+        if validation.worst:
+            worst = ", ".join(f"{linear.name} {linear.sqnr:.1f} dB" for linear in validation.worst)
+            ui.say(f"{validation.label}: largest errors of linears (SQNR): {worst}")
+        if validation.unexplained:
+            ui.say(f"{validation.label}: {validation.unexplained}")
         for check in validation.checks:
             ui.say(f"{validation.label}: {check.sentence}")
 
@@ -150,7 +172,8 @@ def show(ui: Ui, found: list[Validation]) -> None:
 def summary(validation: Validation) -> dict:
     """A validation without the data of its plots."""
     content = validation.as_dict()
-    return {key: content[key] for key in ("label", "subject", "metrics", "exactness", "checks", "overflow", "passed")}
+    kept = ("label", "subject", "metrics", "exactness", "checks", "overflow", "unexplained", "passed")
+    return {key: content[key] for key in kept} | {"worst": [asdict(linear) for linear in validation.worst]}
 
 
 def raise_if_missed(found: list[Validation]) -> None:

@@ -22,9 +22,9 @@ from tests.writers import onnx_writer, w8a8_writer
 SHARD = 100_000  # bytes: several shards of the tiny model
 SHARDED = {"w8a8-sharded", "hf-sharded"}
 TOPS = {
-    "hf": {"model.safetensors"},
-    "w8a8": {"model.safetensors"},
-    "static": {"model.safetensors"},
+    "hf": {"model.safetensors", "README.md"},
+    "w8a8": {"model.safetensors", "README.md"},
+    "static": {"model.safetensors", "README.md"},
     "onnx": {"model.onnx", "model.onnx.data"},
     "both": {"model.onnx", "model.per-tensor.onnx", "model.onnx.data"},
     "trtllm": {"rank0.safetensors", "rank1.safetensors"},

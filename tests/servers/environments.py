@@ -51,6 +51,8 @@ VLLM = Environment(
 )
 SGLANG = Environment("sglang", ("sglang==0.5.23",), alone=True)
 EDGE_LLM = Environment("edge-llm", ("tensorrt-edgellm[export]==0.11.0",))  # Python 3.10 to 3.12
+LLM_COMPRESSOR = Environment("llm-compressor", ("llmcompressor==0.14.0", "torch==2.13.0"))
+AUTO_ROUND = Environment("auto-round", ("auto-round==0.16.1", "compressed-tensors==0.20.0", "torch==2.13.0"))
 COMPRESSED_TENSORS = tuple(  # those that vLLM 0.32, SGLang 0.5.23 and llm-compressor 0.14 pin, and the newest
     Environment("compressed-tensors", (f"compressed-tensors=={version}",), alone=True)
     for version in ("0.17.0", "0.18.0", "0.19.0", "0.20.0")
@@ -58,5 +60,5 @@ COMPRESSED_TENSORS = tuple(  # those that vLLM 0.32, SGLang 0.5.23 and llm-compr
 TRITON = Environment(  # Python 3.11 and 3.12; its Python backend wants numpy 1, which nvidia-pytriton requires
     "triton", ("nvidia-pytriton==0.7.0", "onnxruntime==1.32.0", "transformers==4.56.0")
 )
-ALL = (VLLM, SGLANG, EDGE_LLM, *COMPRESSED_TENSORS, TRITON)
+ALL = (VLLM, SGLANG, EDGE_LLM, LLM_COMPRESSOR, AUTO_ROUND, *COMPRESSED_TENSORS, TRITON)
 ENVIRONMENTS = {name: [each for each in ALL if each.name == name] for name in dict.fromkeys(each.name for each in ALL)}

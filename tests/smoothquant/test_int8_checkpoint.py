@@ -245,7 +245,10 @@ def test_scales_that_are_no_steps_are_refused_when_they_are_read(
     tensors[f"{Q}.{kind}"].view(-1)[0] = value
     save_file(tensors, folder / "model.safetensors")
     found = open_int8_model(folder)
-    with pytest.raises(CheckpointError, match=rf"{kind} holds a number that is not finite or not above 0"):
+    if (kind, value) == ("weight_scale", -1.0):  # as AutoRound writes it
+        assert found.linear(Q).weight_scale[0] == -1
+        return
+    with pytest.raises(CheckpointError, match=rf"{kind} holds a number that is no step"):
         found.linear(Q)
 
 

@@ -49,7 +49,7 @@ def page(validations: Sequence[Validation], extra_rows: tables.ExtraRows) -> str
         ],
         bounds=[f"< {plots.BINS[0]}", *(f"{edge}+" for edge in plots.BINS)],
         maps=[
-            (labels, min(shown.linears, key=lambda linear: linear.sqnr), plots.sqnr_map(shown))
+            (labels, shown.worst, plots.sqnr_map(shown))
             for shown, labels in _alike(quantized, lambda found: found.linears)
         ],
         hidden_errors=[plots.hidden_errors(quantized, colours)] if quantized else [],

@@ -37,7 +37,7 @@ def tiles(found: Validation) -> list[tuple[str, str]]:
     perplexities = f"{metrics.perplexity:.4g} against {metrics.reference_perplexity:.4g}"
     return [
         (f"{100 * (metrics.perplexity_ratio - 1):+.2f} %", f"perplexity: {perplexities}"),
-        (f"{100 * metrics.top1:.1f} %", "top-1 agreement"),
+        (f"{100 * metrics.top1:.1f} %", f"top-1 agreement ({percent(metrics.top1_clear)} without ambiguous tokens)"),
         (f"{metrics.kl_mean:.3g}", f"mean KL, nats per token (99 %: {metrics.kl_p99:.3g})"),
         (size(found.subject["bytes"]), "on disk"),
     ]
@@ -55,7 +55,10 @@ def measures(validations: Sequence[Validation], extra_rows: ExtraRows) -> list[R
         row("Perplexity / reference's", "1", lambda v: f"{v.metrics.perplexity_ratio:.5g}", "perplexity_ratio"),
         row("Mean KL, nats per token", "0", lambda v: f"{v.metrics.kl_mean:.3g}", "kl_mean"),
         row("99th-percentile KL", "0", lambda v: f"{v.metrics.kl_p99:.3g}", "kl_p99"),
-        row("Top-1 agreement", "100 %", lambda v: f"{100 * v.metrics.top1:.2f} %", "top1"),
+        row("Top-1 agreement", "100 %", lambda v: percent(v.metrics.top1), "top1"),
+        row("… without ambiguous tokens", "100 %", lambda v: percent(v.metrics.top1_clear)),
+        row("… ambiguous tokens", "", lambda v: percent(v.metrics.ambiguous)),
+        row("99th-percentile logit error", "0", lambda v: f"{v.metrics.logit_error_p99:.3g}"),
         row("Relative error of logits", "0", lambda v: f"{v.metrics.relative_error:.3g}", "relative_error"),
         row("Largest |Δ logit|", "0", lambda v: f"{v.metrics.max_abs_difference:.3g}"),
         row("Cosine of logits", "1", lambda v: f"{v.metrics.cosine:.6f}"),
@@ -82,6 +85,11 @@ def provenance(validations: Sequence[Validation]) -> list[tuple[str, str]]:
         ("Versions", ", ".join(f"{name} {version}" for name, version in subject["versions"].items())),
         *((found.label, _settings(found.subject)) for found in validations),
     ]
+
+
+def percent(share: float | None) -> str:
+    """A share for people, such as 98.42 %; empty for none."""
+    return "" if share is None else f"{100 * share:.2f} %"
 
 
 def size(nbytes: int) -> str:

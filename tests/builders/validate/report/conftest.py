@@ -43,7 +43,9 @@ def made(label: str = "SmoothQuant", layers: int = 3, quantized: bool = True, ch
             "tokens": 64,
             "versions": {"smoothquant": "0.1.0"},
         },
-        metrics=Metrics(64, 62, 0.0107, 0.65, 0.99994, 0.000623, 0.00299, 0.9807, 22.01, 22.03, 1.0012),
+        metrics=Metrics(
+            64, 62, 0.0107, 0.65, 0.99994, 0.000623, 0.00299, 0.9807, 0.9968, 0.0312, 0.0457, 22.01, 22.03, 1.0012
+        ),
         checks=(Check("kl_mean", 0.000623, 0.01), Check("top1", 0.9807, 0.99)) if checked else (),
         exactness=Exactness(0.0039, 0.003) if quantized else None,
         linears=tuple(linears) if quantized else (),

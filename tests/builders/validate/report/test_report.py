@@ -156,6 +156,17 @@ def test_verdict_and_thresholds(top1: float, verdict: str, make: Make, tmp_path:
     assert "0.9807" in page.text  # the tightest that passes
 
 
+def test_near_ties_are_counted_apart(make: Make, tmp_path: Path) -> None:
+    shown = [make("one"), replace(make("other"), metrics=replace(make().metrics, top1_clear=None, ambiguous=1.0))]
+    content = written(tmp_path, shown)
+    for title, cells in (
+        ("… without ambiguous tokens", ("99.68 %", "")),
+        ("… ambiguous tokens", ("3.12 %", "100.00 %")),
+    ):
+        row = next(line for line in content.splitlines() if line.startswith(f"<tr><th>{title}</th>"))
+        assert re.findall(r'<td class="">(.*?)</td>', row) == list(cells)
+
+
 def test_without_thresholds(make: Make, tmp_path: Path) -> None:
     page = Page(written(tmp_path, [make(checked=False)]))
     assert "no thresholds were set" in page.text
