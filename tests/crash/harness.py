@@ -55,6 +55,8 @@ class Harness:
             ("calibrate", "MODEL", "--text", "TEXT", "--samples", "4", "--length", "16", "--out", "SCALES"),
             ("export", "onnx", *export, "ONNX", "--kv", "int8"),
             ("export", "trtllm", *export, "TRTLLM"),
+            ("export", "modelopt", *export, "INT8"),
+            ("convert", "INT8", "--to", "compressed-tensors", "--out", "CONVERTED"),  # remembers digests of INT8
         ):
             _must(self._command(GIVEN, command, files.Disk()))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MODEL, TEXT, HELDOUT, SCALES = "MODEL", "TEXT", "HELDOUT", "SCALES"  # made once, read only
-ONNX, TRTLLM = "ONNX", "TRTLLM"
+ONNX, TRTLLM, INT8 = "ONNX", "TRTLLM", "INT8"
 CALIBRATE = ("calibrate", MODEL, "--text", TEXT, "--samples", "4", "--length", "16", "--device", "cpu")
 
 
@@ -47,6 +47,7 @@ SCENARIOS = {
         *_both("w8a8", _export("w8a8"), _export("w8a8", "--alpha", "0.3")),
         *_both("onnx", _export("onnx", "--act", "both", "--lm-head", "int8", "--kv", "int8"), _export("w8a8")),
         *_both("trtllm", _export("trtllm", "--kv", "int8", "--tp", "1", "--pp", "2"), _export("trtllm")),
+        *_both("convert", ("convert", INT8, "--to", "compressed-tensors", "--out", "out"), _export("w8a8")),
         *_both(
             "build",
             ("build", "onnxruntime", ONNX, "--out", "out", "--triton", "repository"),

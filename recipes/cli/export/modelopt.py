@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.cli.export.target import ExportTarget, add_keep_float, with_kept
 from recipes.cli.ui import Ui
+from smoothquant.reading import read_json
 from smoothquant.scheme import PER_TENSOR
 
 if TYPE_CHECKING:
@@ -24,6 +26,12 @@ class ModelOpt(ExportTarget):
 
     def add_options(self, command: argparse.ArgumentParser) -> None:
         add_keep_float(command)
+
+    def notes(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> None:
+        out = Path(arguments.out)
+        in_settings = read_json(out / "tokenizer_config.json").get("chat_template")
+        if not in_settings and not any((out / f"chat_template.{end}").exists() for end in ("jinja", "json")):
+            ui.note("tensorrt-edgellm-export ends with an error where a tokenizer has no chat template, as here")
 
     def writer(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> Writer:
         from exporters.huggingface import ModelOptWriter
