@@ -14,6 +14,9 @@ from tests.recipes.test_bad_input import assert_one_line, smoothquant
 LLAMA = {"model_type": "llama"}
 
 
+STATIC = ("w8a8", "--act", "per-tensor")
+
+
 @pytest.fixture(scope="module")
 def w8a8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported(tmp_path_factory.mktemp("readers") / "w8a8")
@@ -105,11 +108,19 @@ def test_somebody_elses_folder_is_asked_about(tmp_path: Path, files: dict, statu
     assert len(found.stderr.splitlines()) == bool(status)
 
 
-@pytest.mark.parametrize(("layout", "said"), [("bloom", "query_key_value"), ("mixtral", "one scale per token only")])
-def test_a_folder_that_no_server_takes_is_not_written(tmp_path: Path, layout: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("layout", "target", "said"),
+    [
+        ("bloom", STATIC, "query_key_value"),
+        ("mixtral", STATIC, "one scale per token only"),
+        ("falcon-7b", ("modelopt",), "finds none of its tensors, and exports zeros"),
+        ("mistral", ("modelopt",), "sliding window"),
+    ],
+)
+def test_a_folder_that_no_server_takes_is_not_written(tmp_path: Path, layout: str, target: tuple, said: str) -> None:
     model, scales, out = zoo.save(layout, tmp_path / "model"), tmp_path / "act_scales.safetensors", tmp_path / "out"
     text = ("--text", tiny_llama.CALIBRATION_TEXT, "--samples", 2, "--length", 16)
     assert smoothquant("calibrate", model, *text, "--out", scales).returncode == 0
-    found = smoothquant("export", "w8a8", model, scales, "--act", "per-tensor", "--out", out)
+    found = smoothquant("export", *target, model, scales, "--out", out)
     assert_one_line(found, 2, said)
     assert not out.exists()
