@@ -160,6 +160,12 @@ class _Conversion:
     def _matrix(self, layer: SmoothedLayer, name: str, full: str) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors of an int8 matrix. Rows that feed a folded input have another scale."""
         linear = self.source.linear(full)
+        if self.to.positive and not bool((linear.weight_scale > 0).all()):
+            raise CheckpointError(
+                f"{self.source.checkpoint.folder}: {full} has weight_scales below 0",
+                expected="scales above 0, which are all that TensorRT takes",
+                do="quantize the float model anew: smoothquant export modelopt",
+            )
         scales = self.model.split(name, linear.weight_scale)
         divided = {role: scale / layer.row[role] if role in layer.row else scale for role, scale in scales.items()}
         yield full + WEIGHT, linear.weight

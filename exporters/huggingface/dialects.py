@@ -40,7 +40,8 @@ class Dialect:
     """One dialect. row: the shape of one row's weight_scale. number: the shape of an input_scale.
 
     says: the small JSON files that describe the quantization, by name, from config.json, the scheme and the names of
-    the linears that stay in float. static: whether inputs have a static scale in any case.
+    the linears that stay in float. static: whether inputs have a static scale in any case. positive: whether who reads
+    it wants scales above 0, as TensorRT does.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Dialect:
     number: tuple[int, ...]
     says: Callable[[Mapping[str, Any], Scheme, Sequence[str]], dict[str, dict]]
     static: bool = False
+    positive: bool = False
 
     def plan(self, module: str, shape: tuple[int, ...], scheme: Scheme) -> dict[str, Planned]:
         """The tensors of one matrix, by name. shape: (out, in)."""
@@ -120,5 +122,5 @@ def _modelopt(config: Mapping[str, Any], scheme: Scheme, in_float: Sequence[str]
 
 DIALECTS: Mapping[str, Dialect] = {
     COMPRESSED_TENSORS: Dialect(COMPRESSED_TENSORS, (1,), (1,), _compressed_tensors),
-    MODELOPT: Dialect(MODELOPT, (), (), _modelopt, static=True),
+    MODELOPT: Dialect(MODELOPT, (), (), _modelopt, static=True, positive=True),
 }

@@ -60,5 +60,15 @@ COMPRESSED_TENSORS = tuple(  # those that vLLM 0.32, SGLang 0.5.23 and llm-compr
 TRITON = Environment(  # Python 3.11 and 3.12; its Python backend wants numpy 1, which nvidia-pytriton requires
     "triton", ("nvidia-pytriton==0.7.0", "onnxruntime==1.32.0", "transformers==4.56.0")
 )
-ALL = (VLLM, SGLANG, EDGE_LLM, LLM_COMPRESSOR, AUTO_ROUND, *COMPRESSED_TENSORS, TRITON)
+MODELOPT = Environment(
+    "modelopt",
+    (
+        "nvidia-modelopt==0.47.0",
+        "torch==2.13.0",
+        "transformers==5.14.1",
+        "accelerate==1.12.0",
+        "requests==2.34.2",
+    ),
+)
+ALL = (VLLM, SGLANG, EDGE_LLM, MODELOPT, LLM_COMPRESSOR, AUTO_ROUND, *COMPRESSED_TENSORS, TRITON)
 ENVIRONMENTS = {name: [each for each in ALL if each.name == name] for name in dict.fromkeys(each.name for each in ALL)}

@@ -169,6 +169,18 @@ def test_dynamic_scales_have_no_place_in_modelopt(make_llama: MakeLlama, tmp_pat
     refused(folder, tmp_path / "out", "compressed-tensors", "in the form of compressed-tensors already")
 
 
+def test_a_scale_below_0_has_no_place_in_modelopt(make_llama: MakeLlama, tmp_path: Path) -> None:
+    """AutoRound writes such scales."""
+    folder, name = save_compressed_tensors(make_llama(), tmp_path / "int8", static=True), "model.layers.1.mlp.up_proj"
+    tensors = load_file(folder / "model.safetensors")
+    tensors[f"{name}.weight_scale"][3] *= -1
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    found = smoothquant("convert", folder, "--to", "modelopt", "--out", tmp_path / "out", "--quiet")
+    [line] = found.stderr.splitlines()
+    assert (found.returncode, f"{name} has weight_scales below 0" in line) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_scale_per_matrix_becomes_one_per_channel(make_llama: MakeLlama, tmp_path: Path) -> None:
     folder = save_compressed_tensors(make_llama(), tmp_path / "int8", "tensor", static=True, scale_dtype=torch.bfloat16)
     convert(open_int8_model(folder), DIALECTS["modelopt"], tmp_path / "out")
