@@ -37,7 +37,8 @@ def is_int8_folder(folder: Path) -> bool:
     """Whether a folder is opened here: a Hugging Face folder that is quantized, and that no engine runs."""
     if is_output(folder):
         return load_manifest(folder).step in (RECORDED, CONVERTED)
-    return (folder / HF_QUANT_CONFIG).exists() or "quantization_config" in read_json(folder / "config.json")
+    told = read_json(folder / "config.json").get("quantization_config")
+    return told is not None or (folder / HF_QUANT_CONFIG).exists()
 
 
 def open_int8_folder(folder: Path, model: Model) -> tuple[Manifest, EngineScheme]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from recipes.models import RECIPES
 from tests.benchmarks import gpu, onnx_forms, readers, trtllm_forms
+from tests.benchmarks import quantizers as quantizers_table
 from tests.benchmarks.results import FOLDER
 from tests.families import table as families_table
 
@@ -120,6 +121,11 @@ def models() -> str:
     return "\n".join(lines) + "\n"
 
 
+def quantizers() -> str:
+    """What `validate` made of other quantizers' folders."""
+    return quantizers_table.table(result("servers"))
+
+
 def result(name: str) -> dict:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -131,6 +137,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "onnx forms": forms,
         "trtllm forms": checkpoints,
         "families": families,
+        "quantizers": quantizers,
     },
     "builders/serving/README.md": {
         "vllm perplexity": vllm_perplexity,

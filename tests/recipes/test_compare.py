@@ -127,6 +127,12 @@ def test_what_cannot_be_compared(place: Path, tmp_path: Path) -> None:
     assert compare(place, without, place / "int8")["metrics"]["kl_mean"] == 0  # one is enough
 
 
+def test_a_float_model_that_says_null(place: Path, tmp_path: Path) -> None:
+    model = save_llama(tmp_path / "model")
+    edit_json(model / "config.json", {"quantization_config": None})
+    assert compare(place, model, model)["metrics"]["kl_mean"] == 0
+
+
 def test_another_tokenizer_is_refused(place: Path, llama: Model, tmp_path: Path) -> None:
     other = shutil.copytree(place / "int8", tmp_path / "other")
     content = (other / "tokenizer.json").read_text()

@@ -24,34 +24,41 @@ from tests.models import TEXT, sample_ids, save_tokenizer
 from tests.servers.environments import Environment
 
 LAYOUTS = ("llama", "qwen2")
+Name = tuple[str, str]  # layout, form
+ENVIRONMENT = {  # of a worker: beside it lies `triton`, which is no package of its tool
+    "PYTHONSAFEPATH": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "PATH": "/usr/bin:/bin",
+}
 FEW = ("--samples", 8, "--length", 64)
 
 
 @dataclass(frozen=True)
 class Quantizer:
-    """A tool in its environment, with the models that it has quantized, by (layout, form)."""
+    """A tool in its environment. names: of the folders that it writes."""
 
     environment: Environment
     root: Path
-    forms: tuple[str, ...]
+    names: tuple[Name, ...]
 
     @cached_property
     def models(self) -> dict[str, Path]:
         """Random models with a tokenizer."""
-        made = {layout: zoo.save(layout, self.root / layout) for layout in LAYOUTS}
+        layouts = dict.fromkeys(layout for layout, _ in self.names)
+        made = {layout: zoo.save(layout, self.root / layout) for layout in layouts}
         for folder in made.values():
             save_tokenizer(folder)
         (self.root / "text.txt").write_text(TEXT)
         return made
 
     @cached_property
-    def made(self) -> Mapping[tuple[str, str], Path]:
+    def made(self) -> Mapping[Name, Path]:
         """The folders that the tool wrote, all by one process."""
-        names = [(layout, form) for layout in LAYOUTS for form in self.forms]
-        outs = [self.root / f"{layout}-{form.replace(' ', '-')}" for layout, form in names]
+        outs = [self.root / f"{layout}-{form.replace(' ', '-')}" for layout, form in self.names]
         jobs = [
             {"model": str(self.models[layout]), "out": str(out), "form": form}
-            for (layout, form), out in zip(names, outs, strict=True)
+            for (layout, form), out in zip(self.names, outs, strict=True)
         ]
         worker = Path(__file__).with_name(f"{self.environment.name.replace('-', '_')}_worker.py")
         found = subprocess.run(
@@ -61,11 +68,11 @@ class Quantizer:
             text=True,
             check=False,
             cwd=self.root,
-            env={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(self.root)},
+            env=ENVIRONMENT | {"HOME": str(self.root)},
         )
         answers = [json.loads(line) for line in found.stdout.splitlines() if line.startswith(('{"out"', '{"failed"'))]
         assert [answer.get("out") for answer in answers] == list(map(str, outs)), (answers, found.stderr[-3000:])
-        return dict(zip(names, outs, strict=True))
+        return dict(zip(self.names, outs, strict=True))
 
     def command(self, layout: str, form: str, *options: object) -> subprocess.CompletedProcess[str]:
         """`smoothquant validate` of a folder."""

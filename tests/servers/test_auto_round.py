@@ -20,12 +20,13 @@ pytestmark = [
 ]
 
 READ = ("rounded", "tuned")
+NAMES = tuple((layout, form) for layout in LAYOUTS for form in (*READ, "4 bits"))
 REFUSED = "quant_method 'auto-round'"  # 4 bits in AutoRound's own form
 
 
 @pytest.fixture(scope="module")
 def tool(tmp_path_factory: pytest.TempPathFactory) -> Quantizer:
-    return Quantizer(AUTO_ROUND, tmp_path_factory.mktemp("auto-round"), (*READ, "4 bits"))
+    return Quantizer(AUTO_ROUND, tmp_path_factory.mktemp("auto-round"), NAMES)
 
 
 @pytest.mark.parametrize("form", READ)

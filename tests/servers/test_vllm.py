@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -103,7 +104,12 @@ class Served:
             folders[MODELOPT] = self.case.export(MODELOPT)
         asked = {"folders": [str(folder) for folder in folders.values()], "sequences": self.ids.tolist()}
         found = subprocess.run(
-            [str(VLLM.python), str(WORKER)], input=json.dumps(asked), capture_output=True, text=True, check=False
+            [str(VLLM.python), str(WORKER)],
+            input=json.dumps(asked),
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONSAFEPATH": "1"},  # beside the worker lies `triton`, which is no package of vLLM's
         )
         answers = [json.loads(line) for line in found.stdout.splitlines() if line.startswith("{")]
         assert len(answers) == len(folders), found.stderr[-2000:]

@@ -17,6 +17,7 @@ from builders.engine.protocol import ANYBODY
 from builders.transformers import TransformersEngine
 from builders.validate import Reference, Validation, read_scheme, validate_engines
 from builders.validate.int8_folder import open_int8_folder
+from builders.validate.report import write_report
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.outputs import OURS
@@ -188,6 +189,8 @@ def test_a_rotated_folder_is_measured_and_not_explained(
     assert min(found.hidden_errors) > 1  # another basis
     assert found.metrics.kl_mean < 0.05  # and the same function
     assert Validation.from_dict(found.as_dict()) == found
+    write_report(tmp_path / "report.html", [found])
+    assert f"it: {found.unexplained}" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
