@@ -163,7 +163,7 @@ SGLANG = (
         ANY_GPU,
         Outcome.AS_WRITTEN,
         "SGLang serves it in float: an ordinary model",
-        "",
+        "srt/models/",
         kernel="float",
     ),
 )
@@ -215,14 +215,6 @@ TENSORRT_LLM = (
         "tensorrt_llm/_torch/modules/linear.py: get_quant_method",
         do="serve the folder of smoothquant export w8a8 with vLLM",
         said="unsupported quant mode",
-    ),
-    _pytorch(
-        "float",
-        gpus(80),
-        Outcome.AS_WRITTEN,
-        "it serves it in float: an ordinary model",
-        "",
-        kernel="float",
     ),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from builders.readers import READERS, STATEMENTS
 from builders.readers.runs import ReaderRun, evidence, load_runs
+from smoothquant.int8_config import COMPRESSED_TENSORS, MODELOPT
 from tests.families.table import TITLES
 
 ACTIVATIONS = ("float", "per-token", "per-tensor")
@@ -23,9 +24,10 @@ def table() -> str:
 def runs() -> str:
     """What each server did with each layout, on the devices that it was run on."""
     lines = []
-    for reader, device in dict.fromkeys((run.reader, run.device) for run in load_runs()):
-        found = [run for run in load_runs() if (run.reader, run.device) == (reader, device)]
-        header = f"{READERS[reader].title} {found[0].version}, {device}"
+    for kind in dict.fromkeys(map(_kind, load_runs())):
+        found = [run for run in load_runs() if _kind(run) == kind]
+        reader, device, dialect = kind
+        header = f"{READERS[reader].title} {found[0].version}, {device}, {dialect}"
         shown = [act for act in ACTIVATIONS if any(run.folder.activations == act for run in found)]
         lines += [f"| {header} | {' | '.join(shown)} |", "|---" * (len(shown) + 1) + "|"]
         for layout in dict.fromkeys(run.layout for run in found):
@@ -35,6 +37,11 @@ def runs() -> str:
             lines.append(f"| {TITLES[layout]} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _kind(run: ReaderRun) -> tuple[str, str, str]:
+    """What a table is of: a reader, a device, and the dialect of its INT8 folders."""
+    return run.reader, run.device, MODELOPT if run.folder.form == MODELOPT else COMPRESSED_TENSORS
 
 
 def _cell(found: list[ReaderRun]) -> str:
