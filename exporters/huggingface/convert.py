@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from exporters.huggingface.card import FORMS, card
+from exporters.card import FORMS, card
 from exporters.huggingface.dialects import Dialect
 from exporters.turns import AFTER, BEFORE, Turn, in_turn
 from smoothquant.artifacts.card import CARD

@@ -50,7 +50,7 @@ class Int8Writer(CheckpointWriter):
     def check(self, source: Source) -> None:
         super().check(source)
         if self.scheme.activations.static:
-            check_static(source, self.out)
+            check_static(source, self.out, *(["give ACT_SCALES"] if self.dialect.static else []))
 
     def plan(self, model: Model) -> dict[str, CheckpointTensor]:
         int8 = {name + WEIGHT for name, _ in model.linears() if name not in self.kept}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from exporters.huggingface.card import FORMS
+from exporters.card import FORMS
 from exporters.huggingface.dialects import DIALECTS
 from exporters.huggingface.int8 import Int8Writer
 from smoothquant.artifacts.manifest import HuggingFaceOptions

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from exporters.huggingface.card import SMOOTHED
+from exporters.card import SMOOTHED
 from exporters.huggingface.tensors import CheckpointTensor, CheckpointWriter, float_tensors
 from smoothquant.artifacts.manifest import HuggingFaceOptions
 from smoothquant.artifacts.shards import MAX_SHARD

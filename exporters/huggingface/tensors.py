@@ -14,18 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from exporters.card import CardForm, write_card
 from exporters.export import Source
-from exporters.huggingface.card import CardForm, card, facts
 from exporters.turns import AFTER, BEFORE, Turn, in_turn
-from smoothquant.artifacts.card import CARD
-from smoothquant.artifacts.manifest import Origin
-from smoothquant.artifacts.record import read
 from smoothquant.artifacts.safetensors_files import Planned
 from smoothquant.artifacts.shards import MAX_SHARD, SafetensorsShards
 from smoothquant.capacity import FOLDED
 from smoothquant.device import declared_dtype
 from smoothquant.errors import ContractError
-from smoothquant.files import write_json, write_text
+from smoothquant.files import write_json
 from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.quantization import is_finite
@@ -89,8 +86,7 @@ class CheckpointWriter(ABC):
     def end(self) -> None:
         self._write_outer(AFTER)
         write_json(self.work.path("config.json"), self.config(self.model))
-        origin = read(Origin, self.work.inputs, "inputs")
-        write_text(self.work.path(CARD), card(self.model, origin.scheme, self.form, facts(origin)))
+        write_card(self.model, self.work, self.form)
         copy_sidecars(self.model.checkpoint.folder, self.work)
 
     def _write_outer(self, turn: Turn) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exporters.huggingface.card import FORMS
+from exporters.card import FORMS
 from exporters.huggingface.dialects import DIALECTS
 from exporters.huggingface.int8 import Int8Writer
 from smoothquant.artifacts.shards import MAX_SHARD

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from exporters.card import ONNX, write_card
 from exporters.export import Source, check_outputs, check_static
 from exporters.onnx.decoder import DecoderGraph
 from exporters.onnx.external_data import FILE, ExternalData
@@ -84,6 +85,7 @@ class OnnxWriter:
     def end(self) -> None:
         self._write(AFTER)
         self._save_graphs()
+        write_card(self.model, self.work, ONNX)
         copy_sidecars(self.model.checkpoint.folder, self.work, "config.json")
 
     def _write(self, turn: Turn, *layer: SmoothedLayer | QuantizedLayer | None) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from exporters.card import TRTLLM, write_card
 from exporters.export import Source, check_outputs, check_static
 from exporters.trtllm.decoders import config
 from exporters.trtllm.modes import MODES, Mode
@@ -118,6 +119,7 @@ class TrtllmWriter:
         decoder = decoder_of(self.model, self.mode)
         content = config(self.model, decoder, self.mode, self.ranks, self.dtype, self.alpha)
         write_json(self.work.path("config.json"), content)
+        write_card(self.model, self.work, TRTLLM)
         copy_sidecars(self.model.checkpoint.folder, self.work)
 
     def _write_outer(self, *, first: bool) -> None:

@@ -110,7 +110,9 @@ def test_paths_and_options(model: Path, scales: Path, text_file: Path, tmp_path:
     assert_one_line(
         smoothquant("export", "hf", model, "nope.safetensors", "--out", out), 2, "nope.safetensors: no such"
     )
-    for target in ("hf", "w8a8", "modelopt", "onnx", "trtllm"):
+    found = smoothquant("export", "modelopt", model, "--out", out)
+    assert_one_line(found, 2, "static activations, and no activation scales", "calibrate; give ACT_SCALES")
+    for target in ("hf", "w8a8", "onnx", "trtllm"):
         found = smoothquant("export", target, model, "--out", out)
         assert_one_line(found, 2, "no activation scales to smooth by", "give ACT_SCALES, or --groups none")
         assert not list(tmp_path.glob("out*"))

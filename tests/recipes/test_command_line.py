@@ -14,6 +14,7 @@ from act_scales.store import load_act_scales
 from recipes import tiny_llama
 from recipes.models import RECIPES
 from recipes.recipe import find
+from smoothquant.artifacts.card import CARD
 from tests import zoo
 from tests.recipes.test_bad_input import assert_one_line, smoothquant
 
@@ -130,7 +131,9 @@ def test_run_makes_every_target(tmp_path: Path) -> None:
     for target in ("w8a8", "trtllm", "onnx"):
         alone = tmp_path / target
         result("export", target, tiny_llama.PATH, scales, "--alpha", RECIPE.alpha, "--out", alone)
-        for path in filter(Path.is_file, alone.iterdir()):
+        cards = [folder / target / CARD for folder in (tmp_path, tmp_path / "out")]
+        assert ["Not yet:" in card.read_text() for card in cards] == [True, target == "onnx"]  # else it was validated
+        for path in (path for path in alone.iterdir() if path.is_file() and path.name != CARD):
             assert path.read_bytes() == (tmp_path / "out" / target / path.name).read_bytes(), path
 
 

@@ -118,6 +118,7 @@ def test_graph_says_what_it_is(make_llama: Callable[..., Path], tmp_path: Path) 
         ],
     }
     assert {path.name for path in out.iterdir()} == {
+        "README.md",
         "config.json",
         "generation_config.json",
         "model.onnx",

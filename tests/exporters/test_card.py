@@ -1,4 +1,4 @@
-"""The model cards of Hugging Face folders, read by the Hub's own package, and what a validation writes into them."""
+"""The model cards of folders that leave us, read by the Hub's own package, and what a validation writes into them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,26 @@ from huggingface_hub import ModelCard
 
 from exporters.export import Source, Writer, export
 from exporters.huggingface import ModelOptWriter, SmoothedWriter, W8A8Writer
+from exporters.trtllm import TrtllmWriter, choose
 from smoothquant.artifacts.card import BEGIN, CARD
 from smoothquant.model import Model
 from smoothquant.outputs import MANIFEST, check_content, load_manifest
+from smoothquant.scheme import PER_TOKEN
 from smoothquant.settings import SmoothingSettings
 from tests.forked import smoothquant
 from tests.int8_folders import edit_json, save_modelopt
 from tests.models import TEXT, hooked_absmax, open_llama, sample_ids, save_llama
+from tests.writers import onnx_writer
 
 MakeLlama = Callable[..., Path]
-FORMS: dict[str, Callable[[Path], Writer]] = {"hf": SmoothedWriter, "w8a8": W8A8Writer, "modelopt": ModelOptWriter}
+FORMS: dict[str, Callable[[Path], Writer]] = {
+    "hf": SmoothedWriter,
+    "w8a8": W8A8Writer,
+    "modelopt": ModelOptWriter,
+    "onnx": lambda out: onnx_writer(out, "per-token"),
+    "trtllm": lambda out: TrtllmWriter(out, choose(PER_TOKEN)),
+}
+LIBRARIES = {"onnx": "onnx", "trtllm": None}
 
 
 def exported(folder: Path, out: Path, form: str = "w8a8") -> Path:
@@ -45,7 +55,10 @@ def test_the_hub_reads_it(form: str, make_llama: MakeLlama, tmp_path: Path) -> N
     out = exported(folder, tmp_path / "out", form)
     card = ModelCard.load(out / CARD)
     assert (card.data.base_model, card.data.license) == ("org/tiny-llama", "llama3.1")
-    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-generation")
+    assert (card.data.library_name, card.data.pipeline_tag) == (
+        LIBRARIES.get(form, "transformers"),
+        "text-generation",
+    )
     assert card.data.license_link == "https://example.org/terms"
     assert "smoothquant" in card.data.tags
     assert ("int8" in card.data.tags) == (form != "hf")

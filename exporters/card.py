@@ -1,4 +1,4 @@
-"""The model card of a Hugging Face folder that leaves us: what it was made from, how, and how it is served.
+"""The model card of a folder that leaves us: what it was made from, how, and how it is served.
 
 card.md.jinja   the text; its front matter is what the Hub reads
 
@@ -17,13 +17,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from smoothquant.artifacts.card import BEGIN, CARD, measured
 from smoothquant.artifacts.manifest import Origin
+from smoothquant.artifacts.record import read
 from smoothquant.errors import UserError
+from smoothquant.files import write_text
 from smoothquant.int8_config import COMPRESSED_TENSORS, MODELOPT
 from smoothquant.model import Model
 from smoothquant.outputs import versions
 from smoothquant.reading import read_text
 from smoothquant.scheme import Scheme
 from smoothquant.sidecars import LICENSES, sidecar
+from smoothquant.workspace import Workspace
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # on the Hub: ORG/NAME
 CACHED = re.compile(r"models--(.+?)--(.+)")  # the Hub's cache: models--ORG--NAME/snapshots/REVISION
@@ -35,11 +38,13 @@ UNMEASURED = "Not yet: `smoothquant validate FOLDER --reference MODEL --text hel
 
 @dataclass(frozen=True)
 class CardForm:
-    """The form of a folder. name: in words. tags: for the Hub. serve: a command that serves or loads it."""
+    """The form of a folder. name: in words. tags: for the Hub. serve: a command that serves or loads it. library: that
+    loads it, by the Hub's name; empty if that has none."""
 
     name: str
     tags: tuple[str, ...]
     serve: str = "vllm serve FOLDER"
+    library: str = "transformers"
 
 
 SMOOTHED = CardForm("smoothed, in float", ())
@@ -49,6 +54,15 @@ FORMS: Mapping[str, CardForm] = {  # by dialect
         "W8A8 (INT8) in the form of ModelOpt", ("w8a8", "int8", MODELOPT), "tensorrt-edgellm-export FOLDER ONNX"
     ),
 }
+ONNX = CardForm(
+    "ONNX decoder with Q/DQ", ("onnx", "int8"), "smoothquant build onnxruntime FOLDER --out ENGINE", library="onnx"
+)
+TRTLLM = CardForm(
+    "TensorRT-LLM checkpoint",
+    ("tensorrt-llm", "int8"),
+    "smoothquant build tensorrt-llm FOLDER --out ENGINE",
+    library="",
+)
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=False,  # Markdown; `_plain` leaves nothing to escape
@@ -77,6 +91,12 @@ def card(model: Model, scheme: Scheme, form: CardForm, rows: Mapping[str, str]) 
         versions=", ".join(f"{name} {version}" for name, version in versions().items()),
         measured=measured(UNMEASURED),
     )
+
+
+def write_card(model: Model, work: Workspace, form: CardForm) -> None:
+    """Write the card of an export."""
+    origin = read(Origin, work.inputs, "inputs")
+    write_text(work.path(CARD), card(model, origin.scheme, form, facts(origin)))
 
 
 def facts(origin: Origin) -> dict[str, str]:
