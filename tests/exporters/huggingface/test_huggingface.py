@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from compressed_tensors.quantization import QuantizationConfig
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from exporters.export import Source, export
@@ -104,6 +106,17 @@ def test_w8a8_weights_are_ours_to_the_bit(make_llama: Callable[..., Path], tmp_p
         for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"):
             assert torch.equal(file.get_tensor(name), model.read(name))
     assert not {name for name in names if "layers" in name and "norm" not in name}
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, SmoothingSettings(groups="none")], ids=["smoothed", "as it is"])
+def test_linears_that_servers_fuse_share_their_static_scale(
+    settings: SmoothingSettings, make_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    """vLLM has room for one input_scale of q, k and v: of three that differ, the last would count."""
+    export(replace(source_of(make_llama()), settings=settings), [w8a8_writer(tmp_path / "out", "per-tensor")])
+    scales = load_file(tmp_path / "out/model.safetensors")
+    for fused in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj")):
+        assert len({scales[f"model.layers.0.{name}.input_scale"].item() for name in fused}) == 1
 
 
 @pytest.mark.parametrize("act", ["per-token", "per-tensor"])
