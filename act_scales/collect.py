@@ -76,7 +76,11 @@ def collect(
             work=work,
             progress=progress,
         )
-        told = {"text_source": text.source, "versions": json.dumps(versions())}
+        told = {
+            "text_source": text.source,
+            "sequence_start": text.sequence_start,  # the fingerprint tells it from others
+            "versions": json.dumps(versions()),
+        }
         scales = ActScales(*maxima.split(), metadata=inputs | told, held_absmax=held.with_head(end))
         scales.save(work.path(FILE))
         work.commit_file(FILE)

@@ -7,8 +7,8 @@ safetensors; keys are Hugging Face module names:
     <layer>.held_absmax       float32 (1,)     max |residual stream| and |branch|: what float16 may be too small for
     lm_head.held_absmax       float32 (1,)     max |what the head reads|, and a bound on the |logits|
     metadata (strings)        sha256 over all the rest, format_version, model_fingerprint, text_fingerprint,
-                              text_source, samples, sequence_length, tokens, dtype, device, versions (JSON);
-                              published scales also have: source, source_file, source_commit
+                              text_source, samples, sequence_length, sequence_start, tokens, dtype, device,
+                              versions (JSON); published scales also have: source, source_file, source_commit
 
 Format 1 has neither `held_absmax` nor a digest, and is refused. The same content gives the same bytes. The form
 published with SmoothQuant is read and written too: a `.pt` file holding a dict of module name -> max |input| (in,). It

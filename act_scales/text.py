@@ -2,7 +2,11 @@
 
     document -> special tokens before, tokens of the text, special tokens after   (as the tokenizer itself adds them)
     conversation -> tokens of what the model's chat template makes of it
-    all documents one after another -> cut every `length` tokens -> the first `samples` sequences
+    all documents one after another -> cut into sequences of `length` tokens -> the first `samples` of them
+
+Every sequence begins with the special tokens that the tokenizer puts before a text, as the model was trained: some
+(Gemma) predict little without. They count into `length`. A sequence that begins with them by itself, as where a
+document begins, does not get them again.
 
 There is no padding: where the text ends early, the last sequence is shorter. A long document is tokenized in pieces
 of at most 65,536 characters. A piece ends where a token of a byte-level tokenizer ends: after a line, else before a
@@ -22,6 +26,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -45,12 +50,14 @@ WORD_END = re.compile(r"\S(?=\s\S)")
 class Text:
     """Token sequences and their source. sequences: each (tokens,) int64; all but the last have one length.
 
-    refused: one line for each conversation that the chat template refused.
+    refused: one line for each conversation that the chat template refused. sequence_start: the special tokens that
+    every sequence begins with, as the tokenizer spells them; empty where it adds none, or was not asked to.
     """
 
     sequences: tuple[Tensor, ...]
     source: str
     refused: tuple[str, ...] = ()
+    sequence_start: str = ""
 
     @property
     def tokens(self) -> int:
@@ -115,20 +122,33 @@ class Text:
 
 
 def load_text(
-    source: str | Path, tokenizer_folder: str | Path, samples: int, length: int, field: str | None = None
+    source: str | Path,
+    tokenizer_folder: str | Path,
+    samples: int,
+    length: int,
+    field: str | None = None,
+    *,
+    started: bool = True,
 ) -> Text:
     """The first `samples` sequences of `length` tokens. A short text gives fewer, and the last one is shorter.
 
     source: as in `act_scales.sources`; it is read no further than needed. tokenizer_folder: a Hugging Face model
-    folder. field: where rows have their text, as in `act_scales.rows`. Raises UserError if the source cannot be read,
-    if the folder has no usable tokenizer, or no chat template for conversations, or if the text has fewer than 32
-    tokens.
+    folder. field: where rows have their text, as in `act_scales.rows`. started: whether every sequence begins as the
+    tokenizer begins a text. Raises UserError if the source cannot be read, if the folder has no usable tokenizer, or no
+    chat template for conversations, or if the text has fewer than 32 tokens.
     """
     if samples < 1 or length < 1:
         raise UserError(f"{samples} samples of {length} tokens", expected="at least 1 of at least 1")
     encoder = Encoder(tokenizer_folder)
-    sequences = pack(token_stream(documents(source, field), encoder), samples, length)
-    text = Text(sequences, source=_name(source), refused=tuple(encoder.refused))
+    start = encoder.start if started else []
+    if length <= len(start):
+        raise UserError(
+            f"sequences of {length} tokens, which the tokenizer begins with {encoder.spelled(start)}",
+            expected=f"at least {len(start) + 1}",
+            do="choose a greater length",
+        )
+    sequences = pack(token_stream(documents(source, field), encoder), samples, length, start)
+    text = Text(sequences, _name(source), tuple(encoder.refused), encoder.spelled(start))
     needed = min(MINIMUM, samples * length)
     if text.tokens < needed:
         raise UserError(
@@ -144,7 +164,8 @@ def load_document(
 ) -> Text:
     """The sequences of a source that is tokenized as one document: its rows, joined by blank lines.
 
-    Blank rows are joined too. WikiText's perplexities are measured in this way. Raises UserError if the source cannot
+    Blank rows are joined too. WikiText's perplexities are measured in this way: the document begins as the tokenizer
+    begins a text, and no other sequence does. Raises UserError if the source cannot
     be read, has no text, or has conversations, or if the folder has no usable tokenizer.
     """
     if samples < 1 or length < 2:
@@ -166,15 +187,13 @@ def token_stream(documents: Iterable[Document], encoder: Encoder) -> Iterator[Se
             yield from encoder.whole(pieces(document))
 
 
-def pack(stream: Iterable[Sequence[int]], samples: int, length: int) -> tuple[Tensor, ...]:
-    """At most `samples` int64 sequences of `length` tokens. The stream is read no further than they need."""
-    ids: list[int] = []
-    for part in stream:
-        ids += part
-        if len(ids) >= samples * length:
-            break
-    found = torch.tensor(ids[: samples * length], dtype=torch.int64)
-    return found.split(min(length, max(1, len(found))))
+def pack(stream: Iterable[Sequence[int]], samples: int, length: int, start: Sequence[int] = ()) -> tuple[Tensor, ...]:
+    """At most `samples` int64 sequences of `length` tokens. The stream is read no further than they need.
+
+    start: what every sequence begins with, fewer than `length` tokens; not added where the stream has it already.
+    """
+    sequences = _cut(chain.from_iterable(stream), length, list(start))
+    return tuple(torch.tensor(ids, dtype=torch.int64) for ids in islice(sequences, samples))
 
 
 def pieces(chunks: Iterable[str], limit: int = PIECE) -> Iterator[str]:
@@ -188,6 +207,14 @@ def pieces(chunks: Iterable[str], limit: int = PIECE) -> Iterator[str]:
             rest = rest[cut:]
     if rest:
         yield rest
+
+
+def _cut(ids: Iterator[int], length: int, start: list[int]) -> Iterator[list[int]]:
+    rest: list[int] = []
+    while taken := rest + list(islice(ids, length - len(rest))):
+        begun = taken if taken[: len(start)] == start else start + taken
+        yield begun[:length]
+        rest = begun[length:]
 
 
 def _name(source: str | Path) -> str:

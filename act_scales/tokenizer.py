@@ -110,6 +110,15 @@ class Encoder:
             return []
         return self.plain(text)
 
+    @property
+    def start(self) -> list[int]:
+        """The special tokens that the tokenizer puts before a text; none for many."""
+        return self._special[0]
+
+    def spelled(self, ids: list[int]) -> str:
+        """The tokens as the tokenizer spells them: "<bos>"."""
+        return " ".join(self.tokenizer.convert_ids_to_tokens(ids))
+
     @cached_property
     def _special(self) -> tuple[list[int], list[int]]:
         plain, whole = self._ids("a", False), self._ids("a", True)

@@ -121,6 +121,7 @@ class Candidate:
             "reference": reference.description,
             "text": text.source,
             "text_fingerprint": text.fingerprint,
+            "sequence_start": text.sequence_start,
             "sequences": len(text.sequences),
             "tokens": reference.tokens,
             "versions": versions(),

@@ -39,6 +39,7 @@ def note_measured(folder: str | Path, found: Validation) -> bool:
 
 def _table(found: Validation) -> str:
     subject, metrics = found.subject, found.metrics
+    begun = f", each sequence of which begins with {subject['sequence_start']}" if subject["sequence_start"] else ""
     clear = "" if metrics.top1_clear is None else f"{metrics.top1_clear:.2%}"
     rows = {
         "perplexity": f"{metrics.perplexity:.3f}, {metrics.reference_perplexity:.3f} for the model "
@@ -48,8 +49,8 @@ def _table(found: Validation) -> str:
         f"without near ties ({metrics.ambiguous:.2%} of tokens)": clear,
     }
     lines = [
-        f"On {subject['tokens']:,} tokens of a text with the fingerprint {subject['text_fingerprint']}, against "
-        f"{subject['reference']}:",
+        f"On {subject['tokens']:,} tokens of a text with the fingerprint {subject['text_fingerprint']}"
+        f"{begun}, against {subject['reference']}:",
         "",
         "| | |",
         "|---|---|",

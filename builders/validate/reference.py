@@ -27,7 +27,8 @@ STORED = {torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32"}
 
 class HeldOutText(Protocol):
     """Held-out text. sequences: the token ids, int64 (tokens,) each. source: the name of the text. fingerprint: a hash
-    of the ids."""
+    of the ids. sequence_start: the special tokens that every sequence begins with, as the tokenizer spells them; empty
+    for none."""
 
     @property
     def sequences(self) -> tuple[Tensor, ...]: ...
@@ -37,6 +38,9 @@ class HeldOutText(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
+
+    @property
+    def sequence_start(self) -> str: ...
 
 
 class Reference:

@@ -70,8 +70,9 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
 
     model = options.open_model(arguments, arguments.model, ui)
     note_what_is_folded(ui, model)
-    text = options.load_text(ui, arguments.text, model, arguments.samples, arguments.length, arguments.text_field)
-    ui.note(f"{len(text.sequences)} sequences, {text.tokens:,} tokens from {text.source}")
+    text = options.load_text(arguments, ui, arguments.text, model, arguments.samples, arguments.length)
+    begun = f", each sequence begins with {text.sequence_start}" if text.sequence_start else ""
+    ui.note(f"{len(text.sequences)} sequences, {text.tokens:,} tokens from {text.source}{begun}")
     with ui.progress("calibrate") as progress:
         scales = collect(
             model,

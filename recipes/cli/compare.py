@@ -61,7 +61,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     with ui.progress("compare") as progress:
         found = compare_runners(first, second, text, progress)
     _show(ui, found, text)
-    ui.result({"text": text.source, "text_fingerprint": text.fingerprint, **found.as_dict()})
+    told = {"text": text.source, "text_fingerprint": text.fingerprint, "sequence_start": text.sequence_start}
+    ui.result(told | found.as_dict())
 
 
 def _runner(arguments: argparse.Namespace, label: str, folder: Path, device: str) -> Runner:
@@ -80,7 +81,6 @@ def _runner(arguments: argparse.Namespace, label: str, folder: Path, device: str
 
 def _text(arguments: argparse.Namespace, ui: Ui, folders: list[Path]) -> Text:
     """The text in the tokens of the first folder that has a tokenizer. Raises UserError if the other's are others."""
-    from act_scales.text import load_text
     from act_scales.tokenizer import Encoder, has_tokenizer
 
     holding = [folder for folder in folders if has_tokenizer(folder)]
@@ -90,7 +90,7 @@ def _text(arguments: argparse.Namespace, ui: Ui, folders: list[Path]) -> Text:
             expected="tokenizer.json, or tokenizer.model, in one of them",
             do="copy the tokenizer's files from where the model came from",
         )
-    text = load_text(arguments.text, holding[0], arguments.samples, arguments.length, arguments.text_field)
+    text = options.read_text(arguments, arguments.text, holding[0], arguments.samples, arguments.length)
     for other in holding[1:]:
         options.check_tokens(text, Encoder(holding[0]), Encoder(other))
     for line in text.doubts:

@@ -13,11 +13,14 @@ from smoothquant.scheme import ACTIVATIONS, quantized_names
 from smoothquant.settings import GROUPS
 
 if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
+    from pathlib import Path
+
     from act_scales.text import Text
     from act_scales.tokenizer import Encoder
     from recipes.recipe import Recipe
     from smoothquant.model import Model
 
+TOKENIZER = "tokenizer"  # of --sequence-start
 TEXT_HELP = "a .txt, .jsonl or .jsonl.zst file, or a dataset, hf:ORG/NAME[/CONFIG][:SPLIT]"
 
 
@@ -153,11 +156,17 @@ def add_text_field(command: argparse.ArgumentParser) -> None:
     )
 
 
-def load_text(ui: Ui, source: str, model: Model, samples: int, length: int, field: str | None) -> Text:
-    """A text in the model's tokens; what it is too poor for is said."""
-    from act_scales.text import load_text as load
+def read_text(arguments: argparse.Namespace, source: str, folder: Path, samples: int, length: int) -> Text:
+    """A text in the tokens of a folder's tokenizer, by the options of `add_text`."""
+    from act_scales.text import load_text
 
-    text = load(source, model.checkpoint.folder, samples, length, field).for_model(model)
+    started = arguments.sequence_start == TOKENIZER
+    return load_text(source, folder, samples, length, arguments.text_field, started=started)
+
+
+def load_text(arguments: argparse.Namespace, ui: Ui, source: str, model: Model, samples: int, length: int) -> Text:
+    """A text in the model's tokens, by the options of `add_text`; what it is too poor for is said."""
+    text = read_text(arguments, source, model.checkpoint.folder, samples, length).for_model(model)
     for line in text.doubts:
         ui.warn(line)
     return text
@@ -180,3 +189,11 @@ def add_text(command: argparse.ArgumentParser, *, samples: int | None, length: i
     shown = [value if value is not None else "the recipe's" for value in (samples, length)]
     command.add_argument("--samples", type=int, default=samples, help=f"sequences to use (default {shown[0]})")
     command.add_argument("--length", type=int, default=length, help=f"tokens in a sequence (default {shown[1]})")
+    command.add_argument(
+        "--sequence-start",
+        choices=(TOKENIZER, "none"),
+        default=TOKENIZER,
+        help="what every sequence begins with. tokenizer (default): the special tokens that the tokenizer puts before "
+        "a text, as Gemma's <bos>; they count into --length. none: only documents have them, and a sequence begins "
+        "where the one before it ends",
+    )

@@ -70,10 +70,10 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     given = {"samples": arguments.samples, "length": arguments.length}
     recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
     settings = recipe.settings(model, arguments.alpha, arguments.groups)
-    field, wanted = arguments.text_field, recipe.samples + (0 if arguments.heldout else HELDOUT)
-    text = options.load_text(ui, arguments.text, model, wanted, recipe.length, field)
+    wanted = recipe.samples + (0 if arguments.heldout else HELDOUT)
+    text = options.load_text(arguments, ui, arguments.text, model, wanted, recipe.length)
     if arguments.heldout:
-        heldout = options.load_text(ui, arguments.heldout, model, HELDOUT, recipe.length, field)
+        heldout = options.load_text(arguments, ui, arguments.heldout, model, HELDOUT, recipe.length)
     else:
         text, heldout = pipeline.split_text(text, HELDOUT)
     scheme = scheme_of(arguments.act)

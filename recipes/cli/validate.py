@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             check_report(Path(path), option)
     model = options.open_model(arguments, arguments.reference, ui)
     limits = _limits(arguments, ui, model)
-    text = options.load_text(ui, arguments.text, model, arguments.samples, arguments.length, arguments.text_field)
+    text = options.load_text(arguments, ui, arguments.text, model, arguments.samples, arguments.length)
     for folder in map(Path, arguments.engines):
         if is_int8_folder(folder) and has_tokenizer(folder):
             options.check_tokens(text, Encoder(arguments.reference), Encoder(folder))

@@ -49,6 +49,26 @@ def test_sequences_are_the_stream_cut(stream: list[list[int]], samples: int, len
     assert all(sequence.dtype == torch.int64 for sequence in found)
 
 
+@given(
+    st.lists(st.lists(st.integers(0, 3), max_size=9), max_size=12),
+    st.integers(1, 5),
+    st.integers(3, 8),
+    st.sampled_from([[1], [1, 2]]),
+)
+def test_every_sequence_begins_with_the_start_once(
+    stream: list[list[int]], samples: int, length: int, start: list[int]
+) -> None:
+    """Ids are few, so that the stream has the start by itself in many places."""
+    ids = [token for part in stream for token in part]
+    for sequence in map(torch.Tensor.tolist, pack(stream, samples, length, start)):
+        added = 0 if ids[: len(start)] == start else len(start)
+        assert sequence[: len(start)] == start
+        assert sequence[added:] == ids[: length - added]
+        ids = ids[length - added :]
+        samples -= 1
+    assert not ids or not samples
+
+
 @given(parts, st.integers(1, 5), st.integers(1, 8))
 def test_no_more_is_read_than_needed(stream: list[list[int]], samples: int, length: int) -> None:
     asked: list[int] = []
@@ -93,8 +113,40 @@ def test_documents_stand_between_their_special_tokens(framing_folder: Path, tmp_
     tokenizer = AutoTokenizer.from_pretrained(framing_folder)
     stream = [token for document in documents for token in tokenizer(document)["input_ids"]]
     assert stream[0] == 256
-    assert flat(load_text(path, framing_folder, samples=10**6, length=16)) == stream
-    assert flat(load_text(path, framing_folder, samples=5, length=16)) == stream[:80]
+    assert flat(load_text(path, framing_folder, samples=10**6, length=16, started=False)) == stream
+    assert flat(load_text(path, framing_folder, samples=5, length=16, started=False)) == stream[:80]
+
+
+def test_every_sequence_begins_as_the_tokenizer_begins_a_text(framing_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT[:1000])
+    text = load_text(path, framing_folder, samples=10**6, length=16)
+    tokenizer = AutoTokenizer.from_pretrained(framing_folder)
+    begun = tokenizer("", add_special_tokens=True)["input_ids"][:1]  # <s> </s>
+    body = tokenizer(TEXT[:1000])["input_ids"][1:]
+    assert [list(sequence) for sequence in text.sequences] == [
+        begun + body[start : start + 15] for start in range(0, len(body), 15)
+    ]
+    assert len(text.sequences[-1]) == 1 + 1001 % 15
+    assert text.sequence_start == "<s>"
+    stream = load_text(path, framing_folder, samples=10**6, length=16, started=False)
+    assert stream.sequence_start == ""
+    assert stream.fingerprint != text.fingerprint
+
+
+def test_a_tokenizer_that_adds_nothing_changes_nothing(llama_folder: Path, text_file: Path) -> None:
+    started, not_started = (load_text(text_file, llama_folder, 5, 16, started=started) for started in (True, False))
+    assert started.fingerprint == not_started.fingerprint
+    assert started.sequence_start == ""
+
+
+def test_a_sequence_has_room_for_more_than_its_start(framing_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    with pytest.raises(UserError, match=r"of 1 tokens, which the tokenizer begins with <s>; expected at least 2"):
+        load_text(path, framing_folder, samples=64, length=1)
+    assert load_text(path, framing_folder, samples=64, length=2).tokens == 128
+    assert load_text(path, framing_folder, samples=64, length=1, started=False).tokens == 64
 
 
 def test_a_long_document_is_one_document(framing_folder: Path, tmp_path: Path) -> None:
@@ -102,7 +154,7 @@ def test_a_long_document_is_one_document(framing_folder: Path, tmp_path: Path) -
     path.write_text(TEXT * 5)
     assert len(TEXT * 5) > 2 * PIECE
     expected = AutoTokenizer.from_pretrained(framing_folder)(TEXT * 5)["input_ids"]
-    assert flat(load_text(path, framing_folder, samples=10**6, length=512)) == expected
+    assert flat(load_text(path, framing_folder, samples=10**6, length=512, started=False)) == expected
 
 
 def test_the_same_text_gives_the_same_sequences(llama_folder: Path, text_file: Path, tmp_path: Path) -> None:

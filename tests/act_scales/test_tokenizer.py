@@ -49,9 +49,24 @@ def test_conversations_go_through_the_chat_template(folder: Path, tmp_path: Path
     path = rows(tmp_path / "chat.jsonl", {"id": "x" * 99, "messages": TURNS}, {"text": TEXT[:50]})
     theirs = AutoTokenizer.from_pretrained(folder)
     chat = theirs.apply_chat_template(TURNS, tokenize=True, return_dict=True)["input_ids"]
-    found = flat(load_text(path, folder, 64, 32))
+    found = flat(load_text(path, folder, 64, 32, started=False))
     assert found == chat + theirs(TEXT[:50])["input_ids"]
     assert found.count(256) == 2  # one for each document: the template's, and the tokenizer's
+
+
+@pytest.mark.parametrize("written", ["{{ bos_token }}", ""])
+def test_a_sequence_of_conversations_begins_with_one_bos(written: str, folder: Path, tmp_path: Path) -> None:
+    """Whether the chat template writes it or not, and where a sequence begins with a conversation, too."""
+    (folder / "chat_template.jinja").write_text(TEMPLATE.replace("{{ bos_token }}", written))
+    path = rows(tmp_path / "chat.jsonl", *[{"messages": TURNS}] * 5)
+    chat = AutoTokenizer.from_pretrained(folder).apply_chat_template(TURNS, tokenize=True, return_dict=True)[
+        "input_ids"
+    ]
+    assert (chat[0] == 256) == bool(written)
+    alone = [256] * (not written) + chat
+    assert [list(one) for one in load_text(path, folder, 64, len(alone)).sequences] == [alone] * 5
+    for sequence in load_text(path, folder, 64, 32).sequences:
+        assert (sequence[0], sequence[1:2].tolist() == [256]) == (256, False)
 
 
 def test_a_refused_conversation_is_left_out_and_said(folder: Path, tmp_path: Path) -> None:
@@ -82,7 +97,7 @@ def test_no_special_token_twice(document: str, start: str, end: str, folder: Pat
     expected = AutoTokenizer.from_pretrained(folder)(TEXT)["input_ids"]
     path = tmp_path / "text.txt"
     path.write_text(document)
-    assert flat(load_text(path, folder, 1 << 20, 64)) == expected
+    assert flat(load_text(path, folder, 1 << 20, 64, started=False)) == expected
     assert flat(load_document(path, folder, 1 << 20, 64)) == expected
     assert AutoTokenizer.from_pretrained(folder)(document)["input_ids"] != expected or not start + end  # the control
 

@@ -76,7 +76,8 @@ def measures(validations: Sequence[Validation], extra_rows: ExtraRows) -> list[R
 def provenance(validations: Sequence[Validation]) -> list[tuple[str, str]]:
     """The rows about the run: first the facts that all engines share, then the settings of each."""
     subject, metrics = validations[0].subject, validations[0].metrics
-    count = f"{subject['tokens']:,} in {subject['sequences']} sequences"
+    start = subject.get("sequence_start")  # older reports do not have it
+    count = f"{subject['tokens']:,} in {subject['sequences']} sequences{f' that begin with {start}' if start else ''}"
     return [
         ("Checkpoint", f"{subject['checkpoint']} (fingerprint {subject['model']})"),
         ("Reference", subject["reference"]),
