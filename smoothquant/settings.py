@@ -38,9 +38,7 @@ class SmoothingSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
-            raise UserError(
-                f"alpha {self.alpha}", expected="a number in [0, 1]", do=f"{type(self).alpha} suits most models"
-            )
+            raise UserError(f"alpha {self.alpha}", expected="a number in [0, 1]", do="0.5 to 0.9 suit most models")
         for what, found, known in (
             ("groups", self.groups, GROUPS + RUN_TIME_GROUPS),
             ("smoother dtype", self.smoother_dtype, SMOOTHER_DTYPES),

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from builders.engine.protocol import ANYBODY, FOREIGN, Engine, ForeignInputs
+from builders.validate.advice import advice
+from builders.validate.layers import LinearError
 from builders.validate.metrics import Comparison, check_logits
 from builders.validate.overflow import SHOWN, overflow
 from builders.validate.ranges import activation_ranges
 from builders.validate.reference import Reference
 from builders.validate.scheme import EngineScheme
 from builders.validate.thresholds import Thresholds
-from builders.validate.validation import Exactness, Validation
+from builders.validate.validation import Exactness, Validation, worst_of
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.errors import UserError
 from smoothquant.model import Model
@@ -92,20 +94,28 @@ class Candidate:
         measured = {name: getattr(metrics, name) for name in names}
         if exactness:
             measured["exactness_ratio"] = exactness.ratio
+        checks, linears = self.thresholds.check(measured), self._stream.linears if self._stream else ()
         return Validation(
             label=self.label,
             subject=self._subject(),
             metrics=metrics,
-            checks=self.thresholds.check(measured),
+            checks=checks,
             exactness=exactness,
-            linears=self._stream.linears if self._stream else (),
+            linears=linears,
             hidden_errors=self._stream.hidden_errors if self._stream else (),
             ranges=self._ranges,
             channels=self._channels,
             samples=self._comparison.samples(),
             overflow="" if self.manifest.step in SHOWN else self._overflow,
             unexplained=self.scheme.unexplained,
+            advice="" if all(check.passed for check in checks) else self._advice(linears),
         )
+
+    def _advice(self, linears: tuple[LinearError, ...]) -> str:
+        """What to change in the export. Nothing is known of that of another tool."""
+        if self.manifest.step in (FOREIGN, ANYBODY):
+            return ""
+        return advice(self.manifest, worst_of(linears), self._stream.weight_share if self._stream else None)
 
     def _subject(self) -> dict:
         manifest, reference, text = self.manifest, self.reference, self.reference.text

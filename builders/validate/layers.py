@@ -2,6 +2,9 @@
 
     SQNR of a linear     10 log10( sum |y|^2 / sum |y' - y|^2 )  in dB. y is the smoothed float output, y' the W8A8
                          output for the same float input. So errors of earlier linears do not count.
+    share of weights     the rounding of a weight to steps s is uniform, s^2 / 12, and independent of the input x: it
+                         adds sum |x|^2 * sum over rows of s^2 / 12 to sum |y' - y|^2 (somewhat less in rows whose
+                         weights are mostly below s / 2). All else comes from activations.
     error of the hidden  sqrt( mean over tokens of |h' - h|^2 / |h|^2 ). h' are the hidden states of the W8A8 layers,
                          with all errors so far. Each token counts the same: otherwise the few tokens with huge hidden
                          states would hide all others.
@@ -52,6 +55,7 @@ class W8A8Stream(Listener):
         self.embedding = scheme.folder.model if scheme.folder else None
         self.forms = {self.form(dtype): dtype for dtype in (torch.float32, torch.float64)[: 1 + exact]}
         self._sqnr = torch.full((model.geometry.layers, len(model.roles)), math.nan, dtype=torch.float64)
+        self._weights = torch.full_like(self._sqnr, math.nan)  # by weights alone: sum |y' - y|^2 / sum |y|^2
         self._errors = torch.full((model.geometry.layers,), math.nan, dtype=torch.float64)
 
     def form(self, dtype: torch.dtype) -> str:
@@ -67,6 +71,14 @@ class W8A8Stream(Listener):
             for role, found in zip(self.model.roles, row, strict=True)
             if not math.isnan(found)
         )
+
+    @property
+    def weight_share(self) -> float | None:
+        """The share of rounded weights in the errors of all linears with a smoothed input so far; None if there are
+        none."""
+        smoothed = ~self._weights.isnan()
+        noise = 10 ** (-self._sqnr[smoothed] / 10)
+        return (self._weights[smoothed].minimum(noise).sum() / noise.sum()).item() if len(noise) else None
 
     @property
     def hidden_errors(self) -> tuple[float, ...]:
@@ -90,8 +102,10 @@ class W8A8Stream(Listener):
         if role in self._layer.float_weights or self.scheme.unexplained:
             return
         smoothed = y / self._row[role] if role in self._row else y
-        found = self._layer.linear(role, x / self._column[role] if role in self._column else x)
-        powers = torch.stack((_power(smoothed), _power(found.sub_(smoothed))))
+        x = x / self._column[role] if role in self._column else x
+        found, smoother = self._layer.linear(role, x), self._layer.smoothers.get(role)
+        seen = x if smoother is None else x / smoother
+        powers = torch.stack((_power(smoothed), _power(found.sub_(smoothed)), _power(seen)))
         self._powers[role] = self._powers.get(role, 0) + powers
 
     def advance(self, hidden: Mapping[str, Tensor]) -> None:
@@ -105,8 +119,11 @@ class W8A8Stream(Listener):
         index = self._layer.index
         for place, role in enumerate(self.model.roles):
             if role in self._powers:
-                signal, noise = self._powers.pop(role).tolist()
+                signal, noise, seen = self._powers.pop(role).tolist()
+                steps = self._layer.weight_scales[role].double().square().sum().item()
                 self._sqnr[index, place] = sqnr(signal, noise)
+                if role in self._column or role in self._layer.smoothers:
+                    self._weights[index, place] = seen * steps / 12 / max(signal, 1e-300)
         self._errors[index] = math.sqrt(self._squares / self._tokens)
         del self._layer, self._column, self._row
 
@@ -115,10 +132,11 @@ class W8A8Stream(Listener):
         return self._powers.keys()
 
     def state(self) -> dict[str, Tensor]:
-        return {"sqnr": self._sqnr, "hidden_errors": self._errors}
+        return {"sqnr": self._sqnr, "weights": self._weights, "hidden_errors": self._errors}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        self._sqnr, self._errors = state.pop("sqnr"), state.pop("hidden_errors")
+        self._sqnr, self._weights = state.pop("sqnr"), state.pop("weights")
+        self._errors = state.pop("hidden_errors")
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:

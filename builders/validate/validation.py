@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,6 +41,7 @@ class Validation:
     ranges, channels: the activations before and after smoothing. samples: the data of the plots.
     overflow: the place where the engine overflows in float16, though it ran here in float32; empty if it does not.
     unexplained: why a quantized engine has no errors of linears; empty if it has.
+    advice: what to change in the export of an engine that misses a threshold; empty for others.
     """
 
     label: str
@@ -55,6 +56,7 @@ class Validation:
     samples: Samples
     overflow: str = ""
     unexplained: str = ""
+    advice: str = ""
 
     @property
     def passed(self) -> bool | None:
@@ -70,7 +72,7 @@ class Validation:
         missed = [self.overflow + unseen] if self.overflow else []
         missed += [check.sentence for check in self.checks if not check.passed]
         if missed:
-            return f"{self.label}: " + "; ".join(missed)
+            return "; ".join((f"{self.label}: {missed[0]}", *missed[1:])) + (self.advice and f"; try {self.advice}")
         if not self.checks:
             return f"{self.label}: measured; no threshold was given, so nothing says whether it is good enough"
         return f"{self.label}: all {len(self.checks)} thresholds hold"
@@ -78,7 +80,7 @@ class Validation:
     @property
     def worst(self) -> tuple[LinearError, ...]:
         """The linears with the largest errors, worst first."""
-        return tuple(sorted(self.linears, key=lambda linear: linear.sqnr)[:WORST])
+        return worst_of(self.linears)
 
     def as_dict(self) -> dict:
         """All fields as JSON values. Each check also has its verdict, its smallest passing limit and a sentence."""
@@ -115,7 +117,13 @@ class Validation:
             ),
             overflow=content["overflow"],
             unexplained=content["unexplained"],
+            advice=content["advice"],
         )
+
+
+def worst_of(linears: Sequence[LinearError]) -> tuple[LinearError, ...]:
+    """The linears with the largest errors, worst first."""
+    return tuple(sorted(linears, key=lambda linear: linear.sqnr)[:WORST])
 
 
 def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:

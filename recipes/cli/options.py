@@ -72,6 +72,18 @@ def find_recipe(name: str, model: Model, ui: Ui) -> Recipe:
     return recipe
 
 
+def usual_alpha(model: Model) -> tuple[float, str]:
+    """The alpha for a model where none is given, and who says so."""
+    from recipes.models import RECIPES
+    from recipes.recipe import of_model
+    from smoothquant.settings import SmoothingSettings
+
+    recipe = of_model(model, RECIPES)
+    if recipe is None:
+        return SmoothingSettings.alpha, f"as no recipe is for the family {model.family.name}"
+    return recipe.alpha, f"of recipe {recipe.name} ({recipe.alpha_from})"
+
+
 def add_overwrite(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--overwrite",

@@ -39,8 +39,9 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         help="compare an engine with the float model on held-out text",
         description="Run engines and the float model on a text that was not calibrated on, and compare their logits. "
         "The float model runs layer by layer: one layer in memory. Exit status 1 if a threshold is missed; the "
-        "smallest one that would have passed is told. An interrupted run goes on near where it stopped: what it has "
-        "found lies in FILE.smoothquant-work beside --out, or else --report, or else the first engine.",
+        "smallest one that would have passed is told, and what to try. An interrupted run goes on near where it "
+        "stopped: what it has found lies in FILE.smoothquant-work beside --out, or else --report, or else the first "
+        "engine.",
     )
     command.add_argument(
         "engines",
@@ -54,7 +55,8 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
     options.add_text(command, samples=32, length=512)
     command.add_argument(
         "--recipe",
-        help="take the thresholds of this recipe (default: those of the model's family, unless thresholds are given)",
+        help="take the thresholds of this recipe (default: that for the model's family and size, unless thresholds are "
+        "given)",
     )
     command.add_argument("--no-thresholds", action="store_true", help="measure only; the exit status tells nothing")
     for name, meaning in LIMITS.items():
@@ -172,7 +174,7 @@ def show(ui: Ui, found: list[Validation]) -> None:
 def summary(validation: Validation) -> dict:
     """A validation without the data of its plots."""
     content = validation.as_dict()
-    kept = ("label", "subject", "metrics", "exactness", "checks", "overflow", "unexplained", "passed")
+    kept = ("label", "subject", "metrics", "exactness", "checks", "overflow", "unexplained", "passed", "advice")
     return {key: content[key] for key in kept} | {"worst": [asdict(linear) for linear in validation.worst]}
 
 
@@ -184,10 +186,10 @@ def raise_if_missed(found: list[Validation]) -> None:
 
 
 def _limits(arguments: argparse.Namespace, ui: Ui, model: Model) -> Thresholds:
-    """The thresholds that are given, on top of a recipe's if that is given; the family's if neither is."""
+    """The thresholds that are given, on top of a recipe's if that is given; those of `of_model` if neither is."""
     from builders.validate import Thresholds
     from recipes.models import RECIPES
-    from recipes.recipe import DEFAULT_THRESHOLDS, of_family
+    from recipes.recipe import DEFAULT_THRESHOLDS, of_model
 
     given = {field.name: getattr(arguments, field.name) for field in fields(Thresholds)}
     given = {name: value for name, value in given.items() if value is not None}
@@ -199,5 +201,5 @@ def _limits(arguments: argparse.Namespace, ui: Ui, model: Model) -> Thresholds:
         return replace(options.find_recipe(arguments.recipe, model, ui).thresholds, **given)
     if given:
         return Thresholds(**given)
-    family = of_family(model, RECIPES)
-    return family[0].thresholds if family else DEFAULT_THRESHOLDS
+    recipe = of_model(model, RECIPES)
+    return recipe.thresholds if recipe else DEFAULT_THRESHOLDS

@@ -124,6 +124,7 @@ def test_the_file_tells_what_it_was_made_from(llama: Model, tmp_path: Path) -> N
         "text_source": "random",
         "samples": "3",
         "sequence_length": "32",
+        "sequence_start": "",
         "tokens": "73",
         "dtype": "float32",
         "device": "cpu",

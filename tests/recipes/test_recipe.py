@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from recipes import tiny_llama
+from recipes.cli.options import usual_alpha
 from recipes.families import open_model
 from recipes.models import RECIPES
-from recipes.recipe import contradiction, find, of_family, size
+from recipes.recipe import contradiction, find, of_family, of_model, size
 from smoothquant.errors import UserError
 from smoothquant.model import Model
+from smoothquant.outputs import load_manifest
 from tests import zoo
 from tests.recipes.test_bad_input import assert_one_line, smoothquant
 
@@ -85,6 +87,58 @@ def test_a_family_without_recipes_takes_any() -> None:
     mine.family = replace(mine.family, name="mine")
     assert of_family(mine, RECIPES) == ()  # type: ignore[arg-type]
     assert doubt("llama-2-7b", mine).endswith("is of the family mine, without recipes")
+
+
+@pytest.mark.parametrize(
+    ("family", "weights", "alpha", "name"),
+    [
+        ("llama", 134.5e6, 0.85, "llama"),  # SmolLM2: no recipe of about this size
+        ("llama", 6.74e9, 0.85, "llama-7b"),
+        ("llama", 70.6e9, 0.85, "llama"),  # Llama-2's 70B has 0.9, Llama-3's 0.85
+        ("falcon", 7.2e9, 0.6, "falcon-7b"),
+        ("falcon", 41.8e9, 0.7, "falcon-40b"),
+        ("opt", 1.3e9, 0.5, "opt-1.3b"),
+        ("qwen2", 0.5e9, 0.8, "qwen2"),
+    ],
+)
+def test_the_recipe_for_a_model_is_that_of_its_family_and_size(
+    family: str, weights: float, alpha: float, name: str
+) -> None:
+    recipe = of_model(Of(family, weights), RECIPES)  # type: ignore[arg-type]
+    assert recipe is not None
+    assert (recipe.alpha, recipe.name) == (alpha, name)
+
+
+def test_export_takes_alpha_from_the_recipe_and_says_so(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("A text of some length. " * 20)
+    for layout, said, alpha in (
+        ("llama", "alpha 0.85, of recipe llama (where to start); --alpha sets another", 0.85),
+        ("opt", "alpha 0.5, of recipe opt (the paper); --alpha sets another", 0.5),
+    ):
+        model, scales, out = zoo.save(layout, tmp_path / layout), tmp_path / f"{layout}.safetensors", tmp_path / "out"
+        few = ("--samples", 1, "--length", 32)
+        assert smoothquant("calibrate", model, "--text", text, *few, "--out", scales).returncode == 0
+
+        def exported(*options: object, _inputs: tuple = (model, scales), _out: Path = out) -> tuple[str, float]:
+            found = smoothquant("export", "w8a8", *_inputs, "--out", _out, "--overwrite", *options)
+            assert found.returncode == 0, found.stderr
+            return " ".join(found.stderr.split()), load_manifest(_out).origin.smoothing.alpha
+
+        told, used = exported()
+        assert said in told
+        assert used == alpha
+        assert "of recipe" not in exported("--groups", "none")[0]  # which smooths nothing
+        told, used = exported("--alpha", 0.65)
+        assert "of recipe" not in told
+        assert used == 0.65
+
+
+def test_a_family_of_ones_own_has_no_recipe(tmp_path: Path) -> None:
+    mine = Of("llama", 7e9)
+    mine.family = replace(mine.family, name="mine")
+    assert of_model(mine, RECIPES) is None  # type: ignore[arg-type]
+    assert usual_alpha(mine) == (0.5, "as no recipe is for the family mine")  # type: ignore[arg-type]
 
 
 def test_every_family_is_refused_by_the_others() -> None:

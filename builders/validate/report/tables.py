@@ -23,7 +23,9 @@ def primary(validations: Sequence[Validation]) -> Validation:
 def verdict(validations: Sequence[Validation]) -> tuple[str, str]:
     """The verdict on all thresholds: a sentence, and "pass", "miss", or "" without thresholds."""
     checked = [found for found in validations if found.checks]
-    missed = [found.label for found in validations if found.passed is False]
+    missed = [
+        found.label + (found.advice and f" (try {found.advice})") for found in validations if found.passed is False
+    ]
     if missed:
         return f"Missed: {', '.join(missed)}", "miss"
     if not checked:

@@ -13,7 +13,6 @@ from recipes.cli.export.target import ExportTarget
 from recipes.cli.export.trtllm import TensorRTLLM
 from recipes.cli.export.w8a8 import W8A8
 from recipes.cli.ui import Ui
-from smoothquant.settings import SmoothingSettings
 
 TARGETS: tuple[ExportTarget, ...] = (HuggingFace(), W8A8(), ModelOpt(), Onnx(), TensorRTLLM())
 
@@ -38,7 +37,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
             "activations, nor for a float graph",
         )
         command.add_argument("--out", required=True, metavar="DIR", help="folder to make")
-        options.add_smoothing(command, str(SmoothingSettings.alpha))
+        options.add_smoothing(command, "that of the recipe for the model's family and size")
         target.add_options(command)
         options.add_family(command)
         options.add_overwrite(command)
@@ -51,7 +50,10 @@ def run(target: ExportTarget, arguments: argparse.Namespace, ui: Ui) -> None:
     from smoothquant.outputs import load_manifest
 
     model = options.open_model(arguments, arguments.model, ui)
-    source = target.source(arguments, model)
+    alpha, by = options.usual_alpha(model)
+    source = target.source(arguments, model, alpha)
+    if arguments.alpha is None and source.settings.groups != "none":
+        ui.note(f"alpha {alpha}, {by}; --alpha sets another")
     writer = target.writer(arguments, source, ui)
     if target.form:
         check_served(facts_of(target.form, writer.schemes[0], model.checkpoint.config))

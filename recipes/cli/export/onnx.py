@@ -71,10 +71,10 @@ class Onnx(ExportTarget):
                 )
         return Capacity("--float", groups=("none",))
 
-    def source(self, arguments: argparse.Namespace, model: Model) -> Source:
+    def source(self, arguments: argparse.Namespace, model: Model, usual_alpha: float) -> Source:
         from recipes.pipeline import source_of
 
-        given = super().source(arguments, model)
+        given = super().source(arguments, model, usual_alpha)
         if not arguments.float:
             return given
         plain = source_of(model, None, given.settings)  # how far it reaches is all that is read of act scales

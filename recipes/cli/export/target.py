@@ -36,12 +36,13 @@ class ExportTarget(ABC):
         other."""
         return FOLDED
 
-    def source(self, arguments: argparse.Namespace, model: Model) -> Source:
-        """The model with its act scales and smoothing settings. Raises UserError for settings that the format or the
-        model cannot hold."""
+    def source(self, arguments: argparse.Namespace, model: Model, usual_alpha: float) -> Source:
+        """The model with its act scales and smoothing settings. usual_alpha: the alpha if none is given. Raises
+        UserError for settings that the format or the model cannot hold."""
         from recipes.pipeline import source_of
 
-        settings = self.smoothing(arguments, model).settings(model, arguments.alpha, arguments.groups)
+        alpha = usual_alpha if arguments.alpha is None else arguments.alpha
+        settings = self.smoothing(arguments, model).settings(model, alpha, arguments.groups)
         return source_of(model, arguments.act_scales, settings)
 
     @abstractmethod
