@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from transformers import LlamaForCausalLM
 
 from act_scales.text import Text
 from builders.validate import Reference, Thresholds, Validation, read_scheme, validate_engines
+from builders.validate.advice import advice
 from exporters.export import Source, export
 from exporters.huggingface import ModelOptWriter, SmoothedWriter
 from smoothquant.model import Model
+from smoothquant.outputs import load_manifest
 from smoothquant.scheme import scheme_of
 from smoothquant.settings import SmoothingSettings
 from tests.builders.validate.test_layer_errors import fake_quantize
@@ -113,6 +116,13 @@ def test_static_activations_have_more_to_try(llama: Model, text: Text, exports: 
     assert "; or a greater --alpha than 0.05, since " in found["static"].advice
     assert found["modelopt"].advice.startswith("--keep-float ")  # it has no other activations
     assert found["naive"].advice.endswith("; or smoothing, without --groups none")
+
+
+@pytest.mark.parametrize(("alpha", "more"), [(0.8, True), (0.85, False)])
+def test_no_alpha_beyond_the_greatest_that_helps_is_advised(alpha: float, more: bool, exports: Path) -> None:
+    manifest = load_manifest(exports / "static")
+    inputs = {**manifest.inputs, "smoothing": {**manifest.inputs["smoothing"], "alpha": alpha}}
+    assert ("greater --alpha" in advice(replace(manifest, inputs=inputs), (), 0.1)) == more
 
 
 def test_what_passes_or_is_float_needs_no_advice(llama: Model, text: Text, exports: Path) -> None:
