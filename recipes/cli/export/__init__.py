@@ -52,13 +52,13 @@ def run(target: ExportTarget, arguments: argparse.Namespace, ui: Ui) -> None:
     model = options.open_model(arguments, arguments.model, ui)
     alpha, by = options.usual_alpha(model)
     source = target.source(arguments, model, alpha)
-    if arguments.alpha is None and source.settings.groups != "none":
-        ui.note(f"alpha {alpha}, {by}; --alpha sets another")
     writer = target.writer(arguments, source, ui)
     if target.form:
         check_served(facts_of(target.form, writer.schemes[0], model.checkpoint.config))
     with ui.progress(f"export {target.name}") as progress:
         export(source, [writer], overwrite=arguments.overwrite, progress=progress)
+    if arguments.alpha is None and source.settings.groups != "none":
+        ui.note(f"alpha {alpha}, {by}; --alpha sets another")
     target.notes(arguments, source, ui)
     if holds_float16(writer, source) and not source.held_absmax:
         ui.note(
