@@ -24,7 +24,6 @@ scales alone.
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass
 
 import torch

@@ -26,7 +26,7 @@ def scales(llama: Model) -> ActScales:
 
 def bare(scales: ActScales) -> ActScales:
     """The same under the names of the base model alone: "layers..." for "model.layers..."."""
-    parts = (scales.input_absmax, scales.output_absmax, {}, scales.held_absmax)
+    parts = (scales.input_absmax, scales.output_absmax, {}, scales.held_absmax, scales.input_mean_square)
     return ActScales(*({name.removeprefix("model."): values for name, values in part.items()} for part in parts))
 
 
@@ -53,7 +53,7 @@ def test_stamped_scales_are_one_models(scales: ActScales, llama: Model, make_lla
     published = ActScales(scales.input_absmax, metadata={"source": "somewhere"})
     stamped = published.stamped(llama)
     assert stamped.metadata == {
-        "format_version": "2",
+        "format_version": "3",
         "source": "somewhere",
         "model_fingerprint": llama.checkpoint.fingerprint,
     }

@@ -33,7 +33,7 @@ def mean(y: Tensor) -> float:
 def test_the_noise_is_that_of_the_real_arithmetic(seed: int, spread: float, spike: float) -> None:
     """Normal values give .766 to 1 times the formula of a channel. What is left is chance: products of different
     channels' errors have mean 0, and the mean square of 2,048 tokens of 96 channels a standard deviation of
-    sqrt(2 / 2048 + 2 / (OUT * 2048)) * sum of squares, below 3.2 % even where one channel is all of it; five of those."""
+    sqrt(2 / 2048) of itself, 3.2 %, even where one channel is all of it; five of those."""
     x, weight = data(seed, spread, spike)
     quantized, weight_scale = quantize_weight(weight)
     absmax = x.abs().amax(dim=0)

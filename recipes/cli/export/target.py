@@ -69,8 +69,8 @@ def add_keep_float(command: argparse.ArgumentParser) -> None:
         default="auto",
         help="with static scales: linears to leave in float. auto (default): those whose rounding puts more than a "
         "thousandth of noise on the residual stream, by the act scales and the weights; N%%, as in 5%%: those that win "
-        "most per byte, up to N%% of the bytes of all linears in INT8 (in float16 each costs its INT8 bytes once more, in "
-        "float32 three times more); none; or roles, as in o,down",
+        "most per byte, up to N%% of the bytes of all linears in INT8 (each costs its INT8 bytes once more in float16, "
+        "three times more in float32); none; or roles, as in o,down",
     )
 
 
