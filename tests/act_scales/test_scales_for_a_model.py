@@ -38,7 +38,9 @@ def bare_llama(folder: Path) -> Model:
 
 
 def test_the_prefix_of_the_base_model_may_differ(scales: ActScales, make_llama: Callable[..., Path]) -> None:
-    published = replace(scales, input_absmax=scales.input_absmax | {"lm_head": torch.ones(64)})
+    head = {"lm_head": torch.ones(64)}
+    squares = scales.input_mean_square | head
+    published = replace(scales, input_absmax=scales.input_absmax | head, input_mean_square=squares)
     assert same(published.for_model(bare_llama(make_llama())), bare(scales))
     assert same(bare(published).for_model(open_llama(make_llama())), scales)
 
