@@ -36,7 +36,7 @@ SAMPLE = 1024  # rows of the embedding, of the most frequent tokens in most voca
 
 
 @dataclass(frozen=True)
-class Input:
+class SharedInput:
     """The linears of a layer that read one input.
 
     names: their module names. numbers: of their weights, a byte each in INT8. loss: the noise that one static scale,
@@ -55,13 +55,13 @@ def measured(
     settings: SmoothingSettings,
     steps: Sequence[Step] = DEFAULT,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Input, ...]:
+) -> tuple[SharedInput, ...]:
     """All inputs of quantized linears, in order. It reads every layer once.
 
     input_absmax, input_mean_square: every linear's, unsmoothed, float32 (in,), by module name. Without mean squares,
     they are guessed (`noise.guessed_mean_square`).
     """
-    found: list[Input] = []
+    found: list[SharedInput] = []
     stream = _embedded(model)
     for layer in smoothed_layers(model, input_absmax, settings, steps=steps):
         noises = {role: _noise(layer, role, input_mean_square) for role in model.quantized_roles}
@@ -82,7 +82,7 @@ def quantized_inputs(model: Model) -> list[tuple[str, ...]]:
     return [tuple(role for role in roles if role != ROUTER) for roles in model.inputs]
 
 
-def _inputs(layer: SmoothedLayer, noises: Mapping[str, Noise], reach: Mapping[str, float]) -> Iterator[Input]:
+def _inputs(layer: SmoothedLayer, noises: Mapping[str, Noise], reach: Mapping[str, float]) -> Iterator[SharedInput]:
     model, geometry = layer.model, layer.model.geometry
     share = geometry.experts_per_token / geometry.experts if geometry.experts else 1.0
     for roles in quantized_inputs(model):
@@ -92,7 +92,7 @@ def _inputs(layer: SmoothedLayer, noises: Mapping[str, Noise], reach: Mapping[st
         ]
         shapes = [model.family.shape(role, geometry) for role in roles]
         names = dict.fromkeys(model.linear(layer.index, role) for role in roles)
-        yield Input(tuple(names), sum(rows * columns for rows, columns in shapes), sum(losses))
+        yield SharedInput(tuple(names), sum(rows * columns for rows, columns in shapes), sum(losses))
 
 
 def _noise(layer: SmoothedLayer, role: str, input_mean_square: Mapping[str, Tensor]) -> Noise:

@@ -21,11 +21,11 @@ from torch import Tensor
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.roles import parsed
-from smoothquant.sensitivity import Input, measured, quantized_inputs
+from smoothquant.sensitivity import SharedInput, measured, quantized_inputs
 from smoothquant.settings import SmoothingSettings
 from smoothquant.steps import DEFAULT, Step
 
-LIMIT = 1e-3  # the loss (`sensitivity.Input`) above which "auto" keeps linears in float
+LIMIT = 1e-3  # the loss (`sensitivity.SharedInput`) above which "auto" keeps linears in float
 BUDGET = re.compile(r"(\d{1,3}(?:\.\d+)?)%")
 
 
@@ -73,7 +73,7 @@ def _budget(choice: str) -> float | None:
     return budget
 
 
-def _worth(inputs: Sequence[Input], budget: float, choice: str) -> set[Input]:
+def _worth(inputs: Sequence[SharedInput], budget: float, choice: str) -> set[SharedInput]:
     """The inputs that lose most per byte, while the budget lasts; one that no longer fits is passed over."""
     total = sum(one.numbers for one in inputs)
     left, chosen = budget * total, set()
