@@ -1,8 +1,9 @@
-"""Calibration: the largest |input| and |output| of every channel of every linear, over all tokens of a text.
+"""Calibration: the largest |input| and |output| of every channel of every linear over all tokens of a text, and the
+mean square of its input.
 
-`Maxima` listens to a sweep over the layers (`smoothquant.sweep`), and beside it `float16.HeldMaxima`, to what float16
-might not hold. An interrupted run goes on near where it stopped, and its file is byte for byte what an uninterrupted
-one would have written.
+`Maxima` listens to a sweep over the layers (`smoothquant.sweep`), and beside it `mean_squares.MeanSquares`, and
+`float16.HeldMaxima`, to what float16 might not hold. An interrupted run goes on near where it stopped, and its file is
+byte for byte what an uninterrupted one would have written.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from act_scales.mean_squares import MeanSquares
 from act_scales.store import FORMAT_VERSION, INPUT, OUTPUT, ActScales, check_replaceable, load_act_scales
 from act_scales.text import Text
 from smoothquant.device import choose_device, choose_dtype
@@ -65,11 +67,11 @@ def collect(
     with Workspace(out, "calibrate", inputs, overwrite=overwrite, kind=_ActScalesFile(inputs)) as work:
         if work.finished:
             return load_act_scales(out)
-        maxima, held = Maxima(model, compute), HeldMaxima(model)
+        maxima, held, squares = Maxima(model, compute), HeldMaxima(model), MeanSquares(model)
         end = sweep(
             model,
             text.sequences,
-            [maxima, held],
+            [maxima, held, squares],
             dtype=compute,
             weights=compute,
             device=device,
@@ -81,7 +83,7 @@ def collect(
             "sequence_start": text.sequence_start,  # the fingerprint tells it from others
             "versions": json.dumps(versions()),
         }
-        scales = ActScales(*maxima.split(), metadata=inputs | told, held_absmax=held.with_head(end))
+        scales = ActScales(*maxima.split(), inputs | told, held.with_head(end), squares.found)
         scales.save(work.path(FILE))
         work.commit_file(FILE)
     return scales

@@ -4,15 +4,17 @@ safetensors; keys are Hugging Face module names:
 
     <linear>.input_absmax     float32 (in,)    max |input| per channel
     <linear>.output_absmax    float32 (out,)   max |output| per channel
+    <linear>.input_mean_square  float32 (in,)  mean input^2 per channel, see `act_scales.mean_squares`
     <layer>.held_absmax       float32 (1,)     max |residual stream| and |branch|: what float16 may be too small for
     lm_head.held_absmax       float32 (1,)     max |what the head reads|, and a bound on the |logits|
     metadata (strings)        sha256 over all the rest, format_version, model_fingerprint, text_fingerprint,
                               text_source, samples, sequence_length, sequence_start, tokens, dtype, device,
                               versions (JSON); published scales also have: source, source_file, source_commit
 
-Format 1 has neither `held_absmax` nor a digest, and is refused. The same content gives the same bytes. The form
-published with SmoothQuant is read and written too: a `.pt` file holding a dict of module name -> max |input| (in,). It
-is loaded as data; a pickle that wants to run code is refused.
+Format 2 has no `input_mean_square`, and is read as it is. Format 1 has neither `held_absmax` nor a digest, and is
+refused. The same content gives the same bytes. The form published with SmoothQuant is read and written too: a `.pt`
+file holding a dict of module name -> max |input| (in,). It is loaded as data; a pickle that wants to run code is
+refused.
 """
 
 from __future__ import annotations
@@ -36,9 +38,11 @@ from smoothquant.files import write_bytes
 from smoothquant.model import Model
 from smoothquant.ranges import check_act_scales
 
-FORMAT_VERSION = "2"
+FORMAT_VERSION = "3"
+READ_VERSIONS = ("2", FORMAT_VERSION)
 AGAIN = "copy it again, or calibrate again"
-INPUT, OUTPUT, HELD = ".input_absmax", ".output_absmax", ".held_absmax"
+INPUT, OUTPUT, HELD, MEAN_SQUARE = ".input_absmax", ".output_absmax", ".held_absmax", ".input_mean_square"
+ROUNDING = 1e-4  # a mean square may exceed the square of its maximum by this share, which is above float32's rounding
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -49,13 +53,16 @@ class ActScales:
     input_absmax: float32 (in,), max |input|; output_absmax: float32 (out,), max |output|, empty for the published form.
     metadata: what the scales were made from; empty for the published form.
     held_absmax: float32 (1,) of every layer and of the head, see `smoothquant.float16`; empty where it is not known.
-    Raises ActScalesError unless every entry is a vector of finite, non-negative float32 numbers.
+    input_mean_square: float32 (in,) of every linear, see `act_scales.mean_squares`; empty where it is not known.
+    Raises ActScalesError unless every entry is a vector of finite, non-negative float32 numbers, and the mean squares
+    belong to the maxima.
     """
 
     input_absmax: Mapping[str, Tensor]
     output_absmax: Mapping[str, Tensor] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     held_absmax: Mapping[str, Tensor] = field(default_factory=dict)
+    input_mean_square: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.input_absmax:
@@ -68,12 +75,27 @@ class ActScales:
                 raise ActScalesError(f"{name} holds NaN, Inf or negative values", expected="maxima of magnitudes")
             if name.endswith(HELD) and len(values) != 1:
                 raise ActScalesError(f"{name} has {len(values)} numbers", expected="one, of all channels")
+        if self.input_mean_square:
+            self._check_mean_squares()
+
+    def _check_mean_squares(self) -> None:
+        for name in sorted(self.input_absmax.keys() ^ self.input_mean_square.keys()):
+            missing = MEAN_SQUARE if name in self.input_absmax else INPUT
+            raise ActScalesError(f"{name}{missing} is missing", expected="a mean square for every maximum, or none")
+        for name, values in self.input_mean_square.items():
+            absmax = self.input_absmax[name].double()
+            if len(values) != len(absmax) or (values > absmax.square() * (1 + ROUNDING)).any():
+                raise ActScalesError(
+                    f"{name}{MEAN_SQUARE} does not belong to {name}{INPUT}",
+                    expected="as many channels, each with a mean square of at most the square of its maximum",
+                )
 
     def tensors(self) -> dict[str, Tensor]:
         """All vectors under their keys in the file, sorted."""
         found = {name + INPUT: values for name, values in self.input_absmax.items()}
         found |= {name + OUTPUT: values for name, values in self.output_absmax.items()}
         found |= {name + HELD: values for name, values in self.held_absmax.items()}
+        found |= {name + MEAN_SQUARE: values for name, values in self.input_mean_square.items()}
         return dict(sorted(found.items()))
 
     @property
@@ -119,9 +141,9 @@ class ActScales:
                 do="calibrate this model: smoothquant calibrate MODEL --text FILE --out SCALES",
             )
         linears, dropped = dict(model.linears()), model.float_linears()
-        inputs, outputs = (
-            {name: values for name, values in _named_like(linears, maxima).items() if name not in dropped}
-            for maxima in (self.input_absmax, self.output_absmax)
+        inputs, outputs, squares = (
+            {name: values for name, values in _named_like(linears, known).items() if name not in dropped}
+            for known in (self.input_absmax, self.output_absmax, self.input_mean_square)
         )
         check_act_scales(model, inputs)
         for name, values in outputs.items():
@@ -138,7 +160,7 @@ class ActScales:
                 expected="one for each of its layers and for its head, or none at all",
                 do="calibrate this model: smoothquant calibrate MODEL --text FILE --out SCALES",
             )
-        return replace(self, input_absmax=inputs, output_absmax=outputs, held_absmax=held)
+        return replace(self, input_absmax=inputs, output_absmax=outputs, held_absmax=held, input_mean_square=squares)
 
     def stamped(self, model: Model) -> ActScales:
         """`for_model`, with the model's fingerprint in the metadata, so that every other model refuses these scales."""
@@ -183,29 +205,29 @@ def load_act_scales(path: str | Path) -> ActScales:
 
 
 def _load_safetensors(path: Path) -> ActScales:
-    found: dict[str, dict[str, Tensor]] = {INPUT: {}, OUTPUT: {}, HELD: {}}
+    found: dict[str, dict[str, Tensor]] = {INPUT: {}, OUTPUT: {}, HELD: {}, MEAN_SQUARE: {}}
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             version = metadata.get("format_version", FORMAT_VERSION)
-            if version != FORMAT_VERSION:
+            if version not in READ_VERSIONS:
                 do = (
                     "make the file again: smoothquant calibrate or scales import"
                     if version == "1"
                     else "update this tool"
                 )
-                raise ActScalesError(f"format version {version}", expected=FORMAT_VERSION, do=do)
+                raise ActScalesError(f"format version {version}", expected=" or ".join(READ_VERSIONS), do=do)
             for key in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
                 name, dot, last = key.rpartition(".")
                 if dot + last not in found:
-                    expected = f"only act scales: <linear>{INPUT}, <linear>{OUTPUT} and <layer>{HELD}"
+                    expected = f"only act scales: <linear>{INPUT}, {OUTPUT}, {MEAN_SQUARE}, and <layer>{HELD}"
                     raise ActScalesError(f"unknown tensor {key}", expected=expected)
                 found[dot + last][name] = file.get_tensor(key).clone()
     except (SafetensorError, OSError) as error:
         raise_refusal(error, path)
         raise ActScalesError(f"truncated or corrupt ({error})", do=AGAIN) from error
     told = {key: value for key, value in metadata.items() if key != "sha256"}
-    scales = ActScales(found[INPUT], found[OUTPUT], told, found[HELD])
+    scales = ActScales(found[INPUT], found[OUTPUT], told, found[HELD], found[MEAN_SQUARE])
     if metadata and metadata.get("sha256") != scales._digest():
         raise ActScalesError(
             "its content is not what was written", expected="values that its own SHA-256 belongs to", do=AGAIN
@@ -269,7 +291,7 @@ def _has_our_header(path: Path) -> bool:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
             return "format_version" in (file.metadata() or {}) and all(
-                name.endswith((INPUT, OUTPUT, HELD)) for name in names
+                name.endswith((INPUT, OUTPUT, HELD, MEAN_SQUARE)) for name in names
             )
     except (SafetensorError, OSError):
         return False

@@ -30,6 +30,7 @@ from smoothquant.machine import return_freed_tensors
 from smoothquant.model import Model
 from smoothquant.scheme import Precision, Scheme
 from smoothquant.settings import SmoothingSettings
+from smoothquant.static import linears_to_keep
 from smoothquant.steps import DEFAULT, Step, as_records
 from smoothquant.stream import QuantizedLayer, QuantizingLayer, SmoothedLayer, check_scales, smoothed_layers
 from smoothquant.workspace import Workspace
@@ -95,6 +96,7 @@ class Source:
     fingerprints: of the model and of the act scales, for the manifest.
     steps: what is done to every layer between smoothing and storing.
     held_absmax: layer or head -> float32 (1,), see `smoothquant.float16`; empty where it is not known.
+    input_mean_square: linear -> float32 (in,), see `act_scales.mean_squares`; empty where it is not known.
     """
 
     model: Model
@@ -104,6 +106,13 @@ class Source:
     output_absmax: Mapping[str, Tensor] = field(default_factory=dict)
     steps: tuple[Step, ...] = DEFAULT
     held_absmax: Mapping[str, Tensor] = field(default_factory=dict)
+    input_mean_square: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def kept(self, choice: str, progress: Progress = lambda done, total: None) -> tuple[str, ...]:
+        """Module names of the linears to leave in float where activations are static: `static.linears_to_keep`."""
+        return linears_to_keep(
+            choice, self.model, self.input_absmax, self.settings, self.input_mean_square, self.steps, progress
+        )
 
 
 def export(

@@ -32,7 +32,6 @@ from smoothquant.outputs import check_content, load_manifest
 from smoothquant.packages import require
 from smoothquant.scheme import PER_TOKEN, Scheme
 from smoothquant.settings import SmoothingSettings
-from smoothquant.static import linears_to_keep
 from smoothquant.steps import DEFAULT, Step, as_records
 from smoothquant.workroom import forget
 from smoothquant.workspace import say_unchanged
@@ -47,7 +46,7 @@ class Output:
     """One engine or checkpoint to make.
 
     label: its name in tables, and in OUT/engine. scheme: what is INT8. form: the name of its folder where a target has
-    several outputs. keep_float: linears to leave in float where activations are static, as in `linears_to_keep`.
+    several outputs. keep_float: linears to leave in float where activations are static, as in `static.linears_to_keep`.
     thresholds: what validation must reach; None for an output that is not validated. steps: between smoothing and
     storing.
     """
@@ -79,8 +78,7 @@ class Output:
 
     def writer(self, out: Path, source: Source) -> Writer:
         """The writer of its export."""
-        keep = self.keep_float if self.scheme.activations.static else "none"
-        kept = linears_to_keep(keep, source.model, source.input_absmax, source.settings)
+        kept = source.kept(self.keep_float) if self.scheme.activations.static else ()
         return self.target.writer(self.export(out), source.model, replace(self.scheme, float_linears=kept))
 
 
@@ -112,7 +110,16 @@ def source_of(
         return Source(model, settings, None, fingerprints, steps=steps)
     scales = load_act_scales(act_scales).for_model(model)
     fingerprints |= {"act_scales": scales.fingerprint}
-    return Source(model, settings, scales.input_absmax, fingerprints, scales.output_absmax, steps, scales.held_absmax)
+    return Source(
+        model,
+        settings,
+        scales.input_absmax,
+        fingerprints,
+        scales.output_absmax,
+        steps,
+        scales.held_absmax,
+        scales.input_mean_square,
+    )
 
 
 def split_text(text: Text, heldout: int) -> tuple[Text, Text]:

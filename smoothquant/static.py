@@ -1,74 +1,104 @@
-"""Which linears one static scale would ruin, by their act scales.
+"""Which linears stay in float where activations have static scales: those that rounding hurts most.
 
-A static scale spends its 127 steps on the largest channel. With m_j = max |x_j| and channels whose values are about
-m_j / 4 in the mean square, the channel of median range has a signal-to-noise ratio of
+A static scale spends its 127 steps on the largest channel. Where a spike reaches far beyond all others, as before a few
+down_proj, little of the rest is left, and no fold may reach it. `sensitivity` estimates the loss of every input.
 
-    (m / 4) / (M / 127 / sqrt(12))  =  110 m / M            m: median, M: largest of the channels' ranges
+    auto    those with a loss above LIMIT
+    N%      by loss per byte, as many as a budget buys: N % of the bytes that all linears of the decoder have in INT8.
+            A linear in float costs its INT8 bytes once more in 16 bits, and three times more in 32
 
-which falls below 10 dB (an error of a third of the signal) where M / m exceeds 34. Such an input is left in float: it
-is typically that of a few down_proj, whose spikes no fold can reach, and costs little where it is rare.
-
-What smoothing leaves of a range is m_j / s_j, about m_j^(1 - alpha) by the equation for s_j: the weights, which differ
-far less from channel to channel, are not read for this. (`tests/benchmarks/onnx_forms.py`: of a model with two spiking
-down_proj these two are found, and the KL of its static form falls from 0.56 to 0.004; without spikes none is.)
+LIMIT comes from SmolLM2-135M (alpha .85, WikiText-2): with nothing, 9.2 % (LIMIT) and 24.9 % of the bytes in float, the
+KL is .037, .015 and .006 (`tests/benchmarks/float_budget.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
 from smoothquant.errors import UserError
 from smoothquant.model import Model
-from smoothquant.roles import ROUTER, parsed
+from smoothquant.roles import parsed
+from smoothquant.sensitivity import SharedInput, measured, quantized_inputs
 from smoothquant.settings import SmoothingSettings
+from smoothquant.steps import DEFAULT, Step
 
-LIMIT = 34.0  # largest range of a channel over the median one
-
-
-def spread(act_absmax: Tensor) -> float:
-    """Largest channel over the median of those that move. act_absmax: (in,) >= 0; 1 where nothing moves."""
-    moving = act_absmax[act_absmax > 0]
-    return (moving.max() / moving.median()).item() if len(moving) else 1.0
-
-
-def ruined_linears(model: Model, input_absmax: Mapping[str, Tensor], settings: SmoothingSettings) -> tuple[str, ...]:
-    """Module names, in order, of the linears whose smoothed input is wider than `LIMIT`. Linears that read one input
-    are named together. input_absmax: every linear's, unsmoothed."""
-    chosen = settings.chosen(model.groups, model.quantized_roles)
-    alphas = {role: settings.alpha_of(group) for group in chosen for role in group.linears}  # 0: left as it is
-    found = []
-    for layer in range(model.geometry.layers):
-        for roles in _quantized(model):
-            width = max(spread(input_absmax[model.linear(layer, role)]) for role in roles)
-            if width ** (1 - alphas.get(roles[0], 0)) > LIMIT:
-                found += [model.linear(layer, role) for role in roles]
-    return tuple(dict.fromkeys(found))
-
-
-def _quantized(model: Model) -> list[tuple[str, ...]]:
-    """`Model.inputs` without routers."""
-    return [tuple(role for role in roles if role != ROUTER) for roles in model.inputs]
+LIMIT = 1e-3  # the loss (`sensitivity.SharedInput`) above which "auto" keeps linears in float
+BUDGET = re.compile(r"(\d{1,3}(?:\.\d+)?)%")
 
 
 def linears_to_keep(
-    choice: str, model: Model, input_absmax: Mapping[str, Tensor] | None, settings: SmoothingSettings
+    choice: str,
+    model: Model,
+    input_absmax: Mapping[str, Tensor] | None,
+    settings: SmoothingSettings,
+    input_mean_square: Mapping[str, Tensor] | None = None,
+    steps: Sequence[Step] = DEFAULT,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[str, ...]:
-    """What a user asks for: "auto" is `ruined_linears`, "none" none, else roles, as in "down" or "o,down".
+    """Module names, in order, of the linears that a user wants in float. Linears that read one input stay together.
 
-    Raises UserError for a role that the model does not have.
+    choice: "auto"; "none"; a budget, as in "5%"; or roles, as in "down" or "o,down". input_absmax, input_mean_square:
+    every linear's, unsmoothed, float32 (in,); the mean squares are guessed where there are none.
+    Raises UserError for a role that the model does not have, and for a budget that buys nothing or everything.
     """
+    budget = _budget(choice)
     if choice == "none" or input_absmax is None:
         return ()
-    if choice == "auto":
-        return ruined_linears(model, input_absmax, settings)
-    kinds, asked = {parsed(role).kind for role in model.quantized_roles}, choice.split(",")
+    if budget is None and choice != "auto":
+        return _of_kinds(choice.split(","), model)
+    inputs = measured(model, input_absmax, input_mean_square or {}, settings, steps, progress)
+    chosen = _worth(inputs, budget, choice) if budget else {one for one in inputs if one.loss > LIMIT}
+    return tuple(dict.fromkeys(name for one in inputs if one in chosen for name in one.names))
+
+
+def numbers_of(model: Model, names: Sequence[str] | None = None) -> int:
+    """How many numbers the weights of these linears have, a byte each in INT8. names: None for all of the decoder."""
+    return sum(rows * columns for name, (rows, columns) in model.linears() if names is None or name in names)
+
+
+def _budget(choice: str) -> float | None:
+    """The share of the bytes that "N%" stands for; None for a choice that is no budget."""
+    if "%" not in choice:
+        return None
+    found = BUDGET.fullmatch(choice)
+    budget = float(found[1]) / 100 if found else 0.0
+    if not 0 < budget < 1:
+        raise UserError(
+            f"a budget of {choice!r} for linears in float",
+            expected="above 0% and below 100% of the bytes that all of them have in INT8, as in 5%",
+        )
+    return budget
+
+
+def _worth(inputs: Sequence[SharedInput], budget: float, choice: str) -> set[SharedInput]:
+    """The inputs that lose most per byte, while the budget lasts; one that no longer fits is passed over."""
+    total = sum(one.numbers for one in inputs)
+    left, chosen = budget * total, set()
+    for one in sorted(inputs, key=lambda one: one.loss / one.numbers, reverse=True):
+        if one.numbers <= left and one.loss > 0:
+            left -= one.numbers
+            chosen.add(one)
+    if not chosen:
+        least = min(one.numbers for one in inputs) / total
+        raise UserError(
+            f"a budget of {choice} for linears in float, which none of this model fits into",
+            expected=f"at least {least:.2%}, its smallest",
+            do="give more, or none",
+        )
+    return chosen
+
+
+def _of_kinds(asked: Sequence[str], model: Model) -> tuple[str, ...]:
+    kinds = {parsed(role).kind for role in model.quantized_roles}
     for role in asked:
         if role not in kinds:
             raise UserError(
-                f"linears {role!r} to keep in float", expected=f"auto, none, or of {', '.join(sorted(kinds))}"
+                f"linears {role!r} to keep in float",
+                expected=f"auto, none, a budget as in 5%, or of {', '.join(sorted(kinds))}",
             )
-    groups = [roles for roles in _quantized(model) if any(parsed(role).kind in asked for role in roles)]
+    groups = [roles for roles in quantized_inputs(model) if any(parsed(role).kind in asked for role in roles)]
     names = (model.linear(layer, role) for layer in range(model.geometry.layers) for roles in groups for role in roles)
     return tuple(dict.fromkeys(names))

@@ -171,10 +171,13 @@ def run_show(arguments: argparse.Namespace, ui: Ui) -> None:
     for name, absmax in scales.input_absmax.items():
         largest, median = absmax.max().item(), absmax.median().item()
         outliers = int((absmax > 20 * median).sum())
-        content[name] = {"channels": len(absmax), "max": largest, "median": median, "outliers": outliers}
-        rows.append((name, str(len(absmax)), f"{largest:.3g}", f"{median:.3g}", str(outliers)))
-    caption = "outliers: channels above 20 times the median"
-    ui.table(arguments.file, ("input of", "channels", "max |x|", "median", "outliers"), rows, caption)
+        square = scales.input_mean_square.get(name)
+        rms = None if square is None else square.mean().sqrt().item()
+        content[name] = {"channels": len(absmax), "max": largest, "median": median, "outliers": outliers, "rms": rms}
+        shown = "unknown" if rms is None else f"{rms:.3g}"
+        rows.append((name, str(len(absmax)), f"{largest:.3g}", f"{median:.3g}", str(outliers), shown))
+    caption = "outliers: channels above 20 times the median; rms: of all channels, on an ordinary token"
+    ui.table(arguments.file, ("input of", "channels", "max |x|", "median", "outliers", "rms"), rows, caption)
     held = {name: reach.item() for name, reach in scales.held_absmax.items()}
     if held:
         furthest = max(held, key=lambda name: held[name])

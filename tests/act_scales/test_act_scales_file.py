@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from act_scales.store import HELD, INPUT, OUTPUT, ActScales, load_act_scales
+from act_scales.store import HELD, INPUT, MEAN_SQUARE, OUTPUT, ActScales, load_act_scales
 from smoothquant.errors import ActScalesError, OutputError
 from smoothquant.model import Model
 from tests.models import open_llama
@@ -27,7 +27,8 @@ def scales_of(model: Model, **metadata: str) -> ActScales:
     inputs = {name: torch.rand(columns, generator=generator) for name, (_, columns) in model.linears()}
     outputs = {name: torch.rand(rows, generator=generator) for name, (rows, _) in model.linears()}
     held = {name: torch.rand(1, generator=generator) for name in ("model.layers.0", "model.layers.1", "lm_head")}
-    return ActScales(inputs, outputs, metadata, held)
+    squares = {name: values.square() / 4 for name, values in inputs.items()}
+    return ActScales(inputs, outputs, metadata, held, squares)
 
 
 def same(found: ActScales, expected: ActScales) -> bool:
@@ -48,7 +49,7 @@ def path(tmp_path: Path) -> Path:
 def test_the_safetensors_package_reads_the_file(scales: ActScales, llama: Model, path: Path) -> None:
     scales.save(path)
     found = load_file(path)
-    linears = {name + suffix for name, _ in llama.linears() for suffix in (INPUT, OUTPUT)}
+    linears = {name + suffix for name, _ in llama.linears() for suffix in (INPUT, OUTPUT, MEAN_SQUARE)}
     assert found.keys() == linears | {name + HELD for name in ("model.layers.0", "model.layers.1", "lm_head")}
     assert all(
         torch.equal(found[key], values) and values.dtype == torch.float32 for key, values in scales.tensors().items()
@@ -70,7 +71,7 @@ def test_round_trip(scales: ActScales, path: Path) -> None:
 
 def test_the_same_content_gives_the_same_bytes(scales: ActScales, path: Path) -> None:
     scales.save(path)
-    parts = (scales.input_absmax, scales.output_absmax, scales.metadata, scales.held_absmax)
+    parts = (scales.input_absmax, scales.output_absmax, scales.metadata, scales.held_absmax, scales.input_mean_square)
     shuffled = ActScales(*(dict(reversed(part.items())) for part in parts))
     shuffled.save(path.with_name("b.safetensors"))
     assert path.read_bytes() == path.with_name("b.safetensors").read_bytes()
@@ -79,11 +80,12 @@ def test_the_same_content_gives_the_same_bytes(scales: ActScales, path: Path) ->
 def test_the_fingerprint_is_of_names_and_values(scales: ActScales) -> None:
     changed = dict(scales.input_absmax)
     changed[Q] = changed[Q] * 1.0001
+    quieter = {name: values / 2 for name, values in scales.input_mean_square.items()}
     renamed = {name.replace("layers.0", "layers.7"): values for name, values in scales.input_absmax.items()}
     reaching = {name: 2 * values for name, values in scales.held_absmax.items()}
-    others = [replace(scales, input_absmax=inputs) for inputs in (changed, renamed)]
-    others += [replace(scales, held_absmax=reaching), scales]
-    assert len({other.fingerprint for other in others}) == 4
+    others = [replace(scales, input_absmax=inputs, input_mean_square={}) for inputs in (changed, renamed)]
+    others += [replace(scales, held_absmax=reaching), replace(scales, input_mean_square=quieter), scales]
+    assert len({other.fingerprint for other in others}) == 5
     assert replace(scales, metadata={}).fingerprint == scales.fingerprint
 
 
@@ -161,6 +163,13 @@ def test_a_wrong_pt_is_one_line(content: object, fault: str, tmp_path: Path) -> 
         ({Q + INPUT: torch.ones(())}, r"is float32 \[\]"),
         ({Q + INPUT: torch.ones(3), Q + OUTPUT: torch.tensor([float("nan")])}, "q_proj.output_absmax holds NaN"),
         ({Q + OUTPUT: torch.ones(3)}, "no activation scales in it"),
+        ({Q + INPUT: torch.ones(3), Q + MEAN_SQUARE: torch.ones(2)}, "q_proj.input_mean_square does not belong to"),
+        ({Q + INPUT: torch.ones(3), Q + MEAN_SQUARE: torch.full((3,), 1.01)}, "at most the square of its maximum"),
+        (
+            {Q + INPUT: torch.ones(3), DOWN + INPUT: torch.ones(3), Q + MEAN_SQUARE: torch.ones(3)},
+            "down_proj.input_mean_",
+        ),
+        ({Q + INPUT: torch.ones(3), Q + MEAN_SQUARE: torch.tensor([1, 1, -1.0])}, "holds NaN, Inf or negative"),
         ({}, "no activation scales in it"),
     ],
 )
@@ -198,12 +207,22 @@ def test_no_such_file_and_no_such_kind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("version", "remedy"),
-    [("1", "make the file again: smoothquant calibrate or scales import"), ("3", "update this tool")],
+    [("1", "make the file again: smoothquant calibrate or scales import"), ("4", "update this tool")],
 )
 def test_another_format_is_refused(version: str, remedy: str, scales: ActScales, path: Path) -> None:
     ActScales(scales.input_absmax, metadata={"format_version": version}).save(path)
-    with pytest.raises(ActScalesError, match=f"format version {version}; expected 2; {remedy}"):
+    with pytest.raises(ActScalesError, match=f"format version {version}; expected 2 or 3; {remedy}"):
         load_act_scales(path)
+
+
+def test_format_2_is_read_and_has_no_mean_squares(scales: ActScales, llama: Model, path: Path) -> None:
+    older = replace(scales, input_mean_square={}, metadata={**scales.metadata, "format_version": "2"})
+    older.save(path)
+    found = load_act_scales(path)
+    assert same(found.for_model(llama), older)
+    assert not found.input_mean_square
+    assert found.fingerprint != scales.fingerprint
+    assert found.stamped(llama).metadata["format_version"] == "3"
 
 
 def test_a_changed_file_is_refused(scales: ActScales, path: Path) -> None:
@@ -246,7 +265,8 @@ def test_scales_of_another_model_are_refused(scales: ActScales, llama: Model, ma
 def test_lm_head_is_dropped(scales: ActScales, llama: Model) -> None:
     head = {"lm_head": torch.ones(64)}
     inputs, outputs = dict(scales.input_absmax) | head, dict(scales.output_absmax) | head
-    with_head = replace(scales, input_absmax=inputs, output_absmax=outputs)
+    squares = dict(scales.input_mean_square) | head
+    with_head = replace(scales, input_absmax=inputs, output_absmax=outputs, input_mean_square=squares)
     assert same(with_head.for_model(llama), scales)
 
 

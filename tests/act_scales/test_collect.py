@@ -13,11 +13,13 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from act_scales.collect import collect
+from act_scales.mean_squares import MeanSquares
 from act_scales.store import ActScales, load_act_scales
 from act_scales.text import Text
 from smoothquant import decoder, sweep, workroom
 from smoothquant.errors import ActScalesError, MissingPackageError, OutputError, UserError
 from smoothquant.journal import work_folder
+from smoothquant.layers import float_layer
 from smoothquant.model import Model
 from tests.models import open_llama, sample_ids
 
@@ -63,6 +65,40 @@ def assert_close(found: ActScales, expected: tuple[dict, dict], tolerance: float
         for name, values in theirs.items():
             assert mine[name].dtype == torch.float32
             assert (mine[name] - values).abs().max() <= tolerance * values.max(), name
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 10**6])
+def test_mean_squares_weigh_every_token_alike(
+    batch_tokens: int, llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hooks on transformers' model: sum of x^2 / |x|^2 over tokens, divided by the sum of 1 / |x|^2."""
+    monkeypatch.setattr(sweep, "BATCH_TOKENS", batch_tokens)
+    text, seen = text_of(40, 40, 11), {}
+    found = collect(llama, text, tmp_path / "a.safetensors", device="cpu").input_mean_square
+    theirs = LlamaForCausalLM.from_pretrained(llama.checkpoint.folder, dtype=torch.float32)
+    for name, part in theirs.named_modules():
+        part.register_forward_hook(lambda _part, args, _y, name=name: seen.setdefault(name, []).append(args))
+    with torch.no_grad():
+        for sequence in text.sequences:
+            theirs(sequence[None])
+    for name, values in found.items():
+        x = torch.cat([args[0].flatten(0, -2) for args in seen[name]]).double()
+        weights = 1 / x.square().sum(dim=1, keepdim=True)
+        expected = ((x.square() * weights).sum(dim=0) / weights.sum()).float()
+        # as for the maxima: float32 rounding of two layers in another order, twice that in a square
+        assert (values - expected).abs().max() <= 1e-5 * expected.max(), name
+
+
+def test_a_token_of_zeros_counts_nothing(llama: Model) -> None:
+    x = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 20.0]])
+    listener = MeanSquares(llama)
+    listener.enter(float_layer(llama, 0))
+    listener.listen("down", x, x)
+    listener._last, name = None, "model.layers.0.mlp.down_proj"
+    listener.found[name] = torch.zeros(2)
+    listener.leave()
+    # weights 1/4 and 1/400: (1 + 0) / .2525, (0 + 1) / .2525
+    torch.testing.assert_close(listener.found[name], torch.full((2,), 1 / 0.2525))
 
 
 def distance(found: tuple[Mapping, Mapping], exact: tuple[dict, dict]) -> float:
@@ -118,7 +154,7 @@ def test_the_file_tells_what_it_was_made_from(llama: Model, tmp_path: Path) -> N
     versions = json.loads(read.metadata["versions"])
     assert versions["torch"] == torch.__version__
     assert {key: value for key, value in read.metadata.items() if key != "versions"} == {
-        "format_version": "2",
+        "format_version": "3",
         "model_fingerprint": llama.checkpoint.fingerprint,
         "text_fingerprint": text.fingerprint,
         "text_source": "random",

@@ -26,7 +26,7 @@ def scales(llama: Model) -> ActScales:
 
 def bare(scales: ActScales) -> ActScales:
     """The same under the names of the base model alone: "layers..." for "model.layers..."."""
-    parts = (scales.input_absmax, scales.output_absmax, {}, scales.held_absmax)
+    parts = (scales.input_absmax, scales.output_absmax, {}, scales.held_absmax, scales.input_mean_square)
     return ActScales(*({name.removeprefix("model."): values for name, values in part.items()} for part in parts))
 
 
@@ -38,7 +38,9 @@ def bare_llama(folder: Path) -> Model:
 
 
 def test_the_prefix_of_the_base_model_may_differ(scales: ActScales, make_llama: Callable[..., Path]) -> None:
-    published = replace(scales, input_absmax=scales.input_absmax | {"lm_head": torch.ones(64)})
+    head = {"lm_head": torch.ones(64)}
+    squares = scales.input_mean_square | head
+    published = replace(scales, input_absmax=scales.input_absmax | head, input_mean_square=squares)
     assert same(published.for_model(bare_llama(make_llama())), bare(scales))
     assert same(bare(published).for_model(open_llama(make_llama())), scales)
 
@@ -53,7 +55,7 @@ def test_stamped_scales_are_one_models(scales: ActScales, llama: Model, make_lla
     published = ActScales(scales.input_absmax, metadata={"source": "somewhere"})
     stamped = published.stamped(llama)
     assert stamped.metadata == {
-        "format_version": "2",
+        "format_version": "3",
         "source": "somewhere",
         "model_fingerprint": llama.checkpoint.fingerprint,
     }

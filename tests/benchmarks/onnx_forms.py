@@ -30,7 +30,6 @@ from recipes.models import RECIPES
 from recipes.recipe import find
 from recipes.synthetic import save_random_llama
 from smoothquant.settings import SmoothingSettings
-from smoothquant.static import linears_to_keep
 from tests.benchmarks.results import Row, publish
 from tests.writers import onnx_writer
 
@@ -113,7 +112,7 @@ def validated(out: Path, folder: Path, groups: str, forms: Mapping[str, dict]) -
 def writers(source: Source, folders: Mapping[str, Path], forms: Mapping[str, dict]) -> Iterator[OnnxWriter]:
     for label, options in forms.items():
         chosen = dict(options)
-        kept = linears_to_keep(chosen.pop("keep", "none"), source.model, source.input_absmax, source.settings)
+        kept = source.kept(chosen.pop("keep", "none"))
         yield onnx_writer(folders[label], kept=kept, **chosen)
 
 

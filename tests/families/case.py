@@ -72,7 +72,8 @@ class Case:
     def source(self) -> Source:
         scales, names = self.act_scales, {"model": self.model.checkpoint.fingerprint}
         held = scales.held_absmax
-        return Source(self.model, SETTINGS, scales.input_absmax, names, scales.output_absmax, held_absmax=held)
+        maxima = (scales.input_absmax, names, scales.output_absmax)
+        return Source(self.model, SETTINGS, *maxima, held_absmax=held, input_mean_square=scales.input_mean_square)
 
     def export(self, form: str) -> Path:
         """The folder of an export: a key of WRITERS."""

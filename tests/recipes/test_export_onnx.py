@@ -65,8 +65,12 @@ def test_all_at_once(case: Case, scales: Path, tmp_path: Path, capsys: pytest.Ca
         (("--keep-float", "down"), "--keep-float down without static activations; expected --act per-tensor"),
         (
             ("--act", "both", "--keep-float", "fc1"),
-            "linears 'fc1' to keep in float; expected auto, none, or of down",
+            "linears 'fc1' to keep in float; expected auto, none, a budget as in 5%, or of down",
         ),
+        (("--keep-float", "5%"), "--keep-float 5% without static activations; expected --act per-tensor"),
+        (("--act", "per-tensor", "--keep-float", "200%"), "a budget of '200%' for linears in float; expected above 0%"),
+        (("--act", "per-tensor", "--keep-float=-5%"), "a budget of '-5%' for linears in float; expected above 0%"),
+        (("--act", "per-tensor", "--keep-float", "0.001%"), "none of this model fits into; expected at least"),
         (("--opset", "17", "--dtype", "bf16"), "a bfloat16 body in opset 17; expected opset 21; give TensorRT 8.6"),
     ],
 )

@@ -66,16 +66,18 @@ def add_keep_float(command: argparse.ArgumentParser) -> None:
     """Add --keep-float, which `with_kept` reads."""
     command.add_argument(
         "--keep-float",
-        metavar="auto|none|ROLES",
+        metavar="auto|none|N%|ROLES",
         default="auto",
-        help="with static scales: linears to leave in float. auto (default): those whose input one static scale would "
-        "ruin, by the act scales; none; or roles, as in o,down",
+        help="with static scales: linears to leave in float. auto (default): those whose rounding puts more than a "
+        "thousandth of noise on the residual stream, by the act scales and the weights; N%%, as in 5%%: those that win "
+        "most per byte, up to N%% of the bytes of all linears in INT8 (each costs its INT8 bytes once more in float16, "
+        "three times more in float32); none; or roles, as in o,down",
     )
 
 
 def with_kept(schemes: Sequence[Scheme], arguments: argparse.Namespace, source: Source, ui: Ui) -> tuple[Scheme, ...]:
     """The schemes. Those of static activations get the linears that --keep-float leaves in float; a note says which."""
-    from smoothquant.static import linears_to_keep
+    from smoothquant.static import numbers_of
 
     asked = arguments.keep_float
     if not any(scheme.activations.static for scheme in schemes):
@@ -86,8 +88,23 @@ def with_kept(schemes: Sequence[Scheme], arguments: argparse.Namespace, source: 
                 do="drop --keep-float: one scale per token needs no linear in float",
             )
         return tuple(schemes)
-    kept = linears_to_keep(asked, source.model, source.input_absmax, source.settings)
+    measured = asked == "auto" or "%" in asked
+    if measured and not source.input_mean_square:
+        ui.note(
+            "which linears to leave in float is a guess: these act scales have maxima alone; smoothquant calibrate "
+            "measures mean squares too"
+        )
+    if measured:
+        with ui.progress("measure noise") as progress:
+            kept = source.kept(asked, progress)
+    else:
+        kept = source.kept(asked)
     if kept:
-        why = ", since one static scale would ruin them (--keep-float)" if asked == "auto" else ""
-        ui.note(f"{len(kept)} linears stay in float{why}: {listed(kept)}")
+        numbers = numbers_of(source.model, kept)
+        share = numbers / numbers_of(source.model)
+        why = ", those that one static scale costs most" if measured else ""
+        ui.note(
+            f"{len(kept)} linears stay in float{why} (--keep-float {asked}): {listed(kept)}; they have "
+            f"{numbers / 1e6:,.1f} MB in INT8, {share:.1%} of all linears"
+        )
     return tuple(replace(scheme, float_linears=kept) if scheme.activations.static else scheme for scheme in schemes)

@@ -88,19 +88,16 @@ class TensorRTLLM(ExportTarget):
         )
 
     def notes(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> None:
-        from smoothquant.static import ruined_linears
-
         model = source.model
         window = model.geometry.attention[0].window
         if window is not None and window < model.geometry.max_positions:
             ui.note(
                 f"sliding window: give the runtime max_attention_window {window}; the checkpoint has no place for it"
             )
-        static = _mode(arguments).static
-        ruined = ruined_linears(model, source.input_absmax, source.settings) if static and source.input_absmax else ()
+        ruined = source.kept("auto") if _mode(arguments).static else ()
         if ruined:
             ui.warn(
-                f"one static scale ruins the inputs of {len(ruined)} linears, as of {ruined[0]}, and TensorRT-LLM "
+                f"one static scale costs the accuracy of {len(ruined)} linears, as of {ruined[0]}, and TensorRT-LLM "
                 "leaves none in float: --act per-token is more accurate"
             )
 
