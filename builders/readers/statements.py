@@ -41,6 +41,20 @@ VLLM = (
         do="export with --act per-token",
         said="is invalid for input of size 1",
     ),
+    *(
+        _vllm(
+            form,
+            ANY,
+            Outcome.REFUSED,
+            "vLLM's Qwen2 has windows in every layer or in none",
+            "model_executor/models/qwen2.py",
+            model_types=("qwen2",),
+            window=True,
+            do="for sequences within the window, write use_sliding_window: false into config.json",
+            said="Sliding window for some but all layers is not supported",
+        )
+        for form in ("compressed-tensors", "float")
+    ),
     _w8a8(
         gpus(0, 74),
         Outcome.REFUSED,

@@ -73,6 +73,21 @@ def checkpoints() -> str:
     return trtllm_forms.table(result("trtllm_forms")["details"])
 
 
+def float_budget() -> str:
+    """Bytes in float against accuracy, on real weights."""
+    found = result("float_budget")
+    details = found["details"]
+    lines = [
+        "| `--act per-tensor --keep-float` | in float | KL to FP16 | perplexity | top-1 |",
+        "|---|---|---|---|---|",
+    ]
+    for choice, one in details["choices"].items():
+        ratio, top1 = one["perplexity_ratio"] - 1, one["top1"]
+        lines.append(f"| {choice} | {one['share']:.1%} | {one['kl_mean']:.4f} | {ratio:+.2%} | {top1:.1%} |")
+    where = f"SmolLM2-135M-Instruct (dequantized from Q4_1), alpha {details['alpha']}, {details['tokens']:,} tokens of"
+    return "\n".join([*lines, "", f"({where} WikiText-2 test; `{found['command']}`)"]) + "\n"
+
+
 def vllm_perplexity() -> str:
     """The perplexity of real weights in vLLM, beside our own arithmetic."""
     found = result("vllm_perplexity")
@@ -134,6 +149,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "demo": demo,
         "benchmarks": benchmarks,
+        "float budget": float_budget,
         "onnx forms": forms,
         "trtllm forms": checkpoints,
         "families": families,
