@@ -16,7 +16,7 @@ KL with 10 % of the bytes and .80 with 25 %, where the best choice wins .63 and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -63,7 +63,8 @@ def measured(
     """
     found: list[SharedInput] = []
     stream = _embedded(model)
-    for layer in smoothed_layers(model, input_absmax, settings, steps=steps):
+    apart = replace(settings, shared_cache_scale=False)  # what a cache's scale wants is not known here
+    for layer in smoothed_layers(model, input_absmax, apart, steps=steps):
         noises = {role: _noise(layer, role, input_mean_square) for role in model.quantized_roles}
         reach: dict[str, float] = {}  # kind of linear -> its branch's share of the stream
         for branch, kinds in BRANCHES:

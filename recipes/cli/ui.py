@@ -67,13 +67,16 @@ class Ui:
         self.say(self.unchanged.pop(str(Path(out)), text))
 
     @contextmanager
-    def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A progress bar on a terminal, lines in a log. Yields update(done, total). An error removes the bar."""
+    def progress(self, what: str, *, ends: bool = True) -> Iterator[Callable[[int, int], None]]:
+        """A progress bar on a terminal, lines in a log. Yields update(done, total). An error removes the bar.
+
+        ends: whether a log says the end of work that was too quick for any other line.
+        """
         if self.quiet:
             yield lambda done, total: None
             return
         if not self.err.is_terminal:
-            yield from self._lines(what)
+            yield from self._lines(what, ends)
             return
         columns = (
             TextColumn("{task.description:<34}"),
@@ -90,7 +93,7 @@ class Ui:
                 bar.live.transient = True  # the error alone stays on the screen
                 raise
 
-    def _lines(self, what: str) -> Iterator[Callable[[int, int], None]]:
+    def _lines(self, what: str, ends: bool) -> Iterator[Callable[[int, int], None]]:
         """A line every `EVERY` seconds, and one at the end."""
         start = said = time.monotonic()
         reached = (0, 0)
@@ -107,7 +110,7 @@ class Ui:
                 line()
 
         yield update
-        if reached[1]:  # else there was nothing to do
+        if reached[1] and (ends or said > start):  # else there was nothing to do, or it was done at once
             said = time.monotonic()
             line()
 

@@ -95,7 +95,7 @@ def with_kept(schemes: Sequence[Scheme], arguments: argparse.Namespace, source: 
             "measures mean squares too"
         )
     if measured:
-        with ui.progress("measure noise") as progress:
+        with ui.progress("measure noise", ends=False) as progress:
             kept = source.kept(asked, progress)
     else:
         kept = source.kept(asked)
