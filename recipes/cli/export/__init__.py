@@ -9,7 +9,7 @@ from recipes.cli import options
 from recipes.cli.export.hf import HuggingFace
 from recipes.cli.export.modelopt import ModelOpt
 from recipes.cli.export.onnx import Onnx
-from recipes.cli.export.target import ExportTarget
+from recipes.cli.export.target import ExportTarget, note_guess
 from recipes.cli.export.trtllm import TensorRTLLM
 from recipes.cli.export.w8a8 import W8A8
 from recipes.cli.ui import Ui
@@ -60,6 +60,7 @@ def run(target: ExportTarget, arguments: argparse.Namespace, ui: Ui) -> None:
     if arguments.alpha is None and source.settings.groups != "none":
         ui.note(f"alpha {alpha}, {by}; --alpha sets another")
     target.notes(arguments, source, ui)
+    note_guess(arguments, writer.schemes, source, ui)
     if holds_float16(writer, source) and not source.held_absmax:
         ui.note(
             "float16 holds nothing beyond 65504, and nothing here says how far this model reaches: give act scales "

@@ -88,12 +88,7 @@ def with_kept(schemes: Sequence[Scheme], arguments: argparse.Namespace, source: 
                 do="drop --keep-float: one scale per token needs no linear in float",
             )
         return tuple(schemes)
-    measured = asked == "auto" or "%" in asked
-    if measured and not source.input_mean_square:
-        ui.note(
-            "which linears to leave in float is a guess: these act scales have maxima alone; smoothquant calibrate "
-            "measures mean squares too"
-        )
+    measured = _is_measured(asked)
     if measured:
         with ui.progress("measure noise", ends=False) as progress:
             kept = source.kept(asked, progress)
@@ -108,3 +103,19 @@ def with_kept(schemes: Sequence[Scheme], arguments: argparse.Namespace, source: 
             f"{numbers / 1e6:,.1f} MB in INT8, {share:.1%} of all linears"
         )
     return tuple(replace(scheme, float_linears=kept) if scheme.activations.static else scheme for scheme in schemes)
+
+
+def note_guess(arguments: argparse.Namespace, schemes: Sequence[Scheme], source: Source, ui: Ui) -> None:
+    """Say that --keep-float has guessed, where it had no mean squares to measure by."""
+    asked = getattr(arguments, "keep_float", "none")
+    static = any(scheme.activations.static for scheme in schemes)
+    if static and _is_measured(asked) and not source.input_mean_square:
+        ui.note(
+            "which linears to leave in float was a guess: these act scales have maxima alone; smoothquant calibrate "
+            "measures mean squares too"
+        )
+
+
+def _is_measured(asked: str) -> bool:
+    """Whether --keep-float asks for linears by what rounding costs them."""
+    return asked == "auto" or "%" in asked
