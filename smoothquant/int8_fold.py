@@ -21,7 +21,6 @@ from smoothquant.errors import CheckpointError
 from smoothquant.family import SmoothingGroup
 from smoothquant.fold import Scales, SmoothedLayer, fold
 from smoothquant.int8_model import Int8Model
-from smoothquant.layers import FloatLayer
 from smoothquant.norms import Norm
 from smoothquant.settings import SmoothingSettings
 from smoothquant.smoothing import repeat_over_query_heads, share_over_query_heads
@@ -36,23 +35,13 @@ def fold_layer(source: Int8Model, index: int) -> SmoothedLayer:
 
     Raises CheckpointError, which names the linear, for a pre_quant_scale that cannot be folded.
     """
-    model, kept = source.model, set(source.scheme.float_linears)
-    weights: dict[str, Tensor] = {}
-    biases: dict[str, Tensor] = {}
-    for name, roles in model.stored.items():
-        full = model.family.module(index, name)
-        if full in kept or full in model.float_linears():
-            weights |= model.split(name, model.read(f"{full}.weight"))
-        if model.family.has_bias(roles[0], model.geometry):
-            biases |= model.split(name, model.read(f"{full}.bias"))
-    norms = {role: model.norm_at(model.norm(index, role)) for role in model.family.norms}
-    stored = FloatLayer(index, weights, biases, norms)
-    layer = fold(model, index, stored, EVERY_FOLD, Scales(_columns(source, index, set(weights)), {}))
+    model, stored = source.model, source.float_part(index)
+    layer = fold(model, index, stored, EVERY_FOLD, Scales(_columns(source, index, set(stored.weights)), {}))
     for group in model.groups:
         scale = layer.column.get(group.linears[0])
         if group.through == "norm" and scale is not None:
             where = f"{model.checkpoint.folder}: {model.norm(index, group.source)}"
-            _check_norm(where, norms[group.source], layer.norms[group.source], scale)
+            _check_norm(where, stored.norms[group.source], layer.norms[group.source], scale)
     return layer
 
 

@@ -14,37 +14,29 @@ def int8_layer(int8: Int8Model, index: int) -> W8A8Layer:
     A pre_quant_scale multiplies the input of a linear; its reciprocal is the smoother of the layer. Raises
     CheckpointError for tensors that are not finite, and for scales that are no steps.
     """
-    model, scheme = int8.model, int8.scheme
-    kept = set(scheme.float_linears)
+    model, stored = int8.model, int8.float_part(index)
     weights: dict[str, Tensor] = {}
     weight_scales: dict[str, Tensor] = {}
     input_scales: dict[str, Tensor] = {}
     smoothers: dict[str, Tensor] = {}
-    float_weights: dict[str, Tensor] = {}
-    biases: dict[str, Tensor] = {}
     for name, roles in model.stored.items():
-        full = model.family.module(index, name)
-        if full in kept or full in model.float_linears():
-            float_weights |= model.split(name, model.read(f"{full}.weight"))
-        else:
-            linear = int8.linear(full)
-            weights |= model.split(name, linear.weight)
-            weight_scales |= model.split(name, linear.weight_scale)
-            if linear.input_scale is not None:
-                input_scales |= dict.fromkeys(roles, linear.input_scale)
-            if linear.pre_quant_scale is not None:
-                smoothers |= dict.fromkeys(roles, 1 / linear.pre_quant_scale)
-        if model.family.has_bias(roles[0], model.geometry):
-            biases |= model.split(name, model.read(f"{full}.bias"))
-    norms = {role: model.norm_at(model.norm(index, role)) for role in model.family.norms}
+        if roles[0] in stored.weights:
+            continue
+        linear = int8.linear(model.family.module(index, name))
+        weights |= model.split(name, linear.weight)
+        weight_scales |= model.split(name, linear.weight_scale)
+        if linear.input_scale is not None:
+            input_scales |= dict.fromkeys(roles, linear.input_scale)
+        if linear.pre_quant_scale is not None:
+            smoothers |= dict.fromkeys(roles, 1 / linear.pre_quant_scale)
     return W8A8Layer(
         index=index,
         weights=weights,
         weight_scales=weight_scales,
-        biases=biases,
-        norms=norms,
-        activations=scheme.activations,
+        biases=stored.biases,
+        norms=stored.norms,
+        activations=int8.scheme.activations,
         input_scales=input_scales,
-        float_weights=float_weights,
+        float_weights=stored.weights,
         smoothers=smoothers,
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from smoothquant.errors import CheckpointError
 from smoothquant.int8_checkpoint import WEIGHT, Int8Checkpoint, Int8Linear
 from smoothquant.int8_config import DO
+from smoothquant.layers import FloatLayer, float_layer
 from smoothquant.model import Model
 from smoothquant.scheme import Scheme
 
@@ -40,6 +41,10 @@ class Int8Model:
         found, quantized = self.checkpoint.quantized, set(self.checkpoint.modules)
         kept = tuple(name for name, _ in self.model.linears() if self._stem(name) not in quantized)
         return Scheme(found.weights, found.activations, float_linears=kept)
+
+    def float_part(self, index: int) -> FloatLayer:
+        """What of a layer is not quantized: its norms, biases, and the weights of linears in float."""
+        return float_layer(self.model, index, among={*self.scheme.float_linears, *self.model.float_linears()})
 
     def linear(self, name: str) -> Int8Linear:
         """A quantized linear by its module name, as `Model.linears` has it. Raises CheckpointError for scales that are

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -154,13 +154,16 @@ def float_layer(
     dtype: torch.dtype | None = None,
     device: str = "cpu",
     listen: Listener | None = None,
+    among: Collection[str] | None = None,
 ) -> FloatLayer:
-    """One layer, read from a checkpoint. dtype: the dtype of its linears; None keeps the dtype on disk."""
+    """One layer, read from a checkpoint. dtype: the dtype of its linears; None keeps the dtype on disk. among: the
+    module names of the matrices to read, where the others are not float; None for all."""
     weights: dict[str, Tensor] = {}
     biases: dict[str, Tensor] = {}
     for name, roles in model.stored.items():
         full = model.family.module(index, name)
-        weights |= model.split(name, model.read(f"{full}.weight").to(device, dtype))
+        if among is None or full in among:
+            weights |= model.split(name, model.read(f"{full}.weight").to(device, dtype))
         if model.family.has_bias(roles[0], model.geometry):
             biases |= model.split(name, model.read(f"{full}.bias").to(device, dtype))
     norms = {role: model.norm_at(model.norm(index, role)).to(device) for role in model.family.norms}
