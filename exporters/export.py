@@ -150,13 +150,14 @@ def holds_float16(writer: Writer, source: Source) -> bool:
     return writer.held(source.model) == torch.float16
 
 
-def check_static(source: Source, out: Path, do: str = "give ACT_SCALES, or use --act per-token") -> None:
-    """Raise ActScalesError unless there is what static activations are computed from. do: what a user can do."""
+def check_static(source: Source, out: Path, *, always: bool = False) -> None:
+    """Raise ActScalesError unless there is what static activations are computed from. always: the format has no
+    others."""
     if source.input_absmax is None:
         raise ActScalesError(
             f"{out}: static activations, and no activation scales",
             expected="a file made by smoothquant calibrate",
-            do=do,
+            do="give ACT_SCALES" + ("" if always else ", or use --act per-token"),
         )
 
 

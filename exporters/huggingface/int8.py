@@ -17,7 +17,6 @@ from exporters.huggingface.dialects import Dialect
 from exporters.huggingface.tensors import CheckpointTensor, CheckpointWriter, LayerTensorContent, float_tensors
 from smoothquant.artifacts.shards import MAX_SHARD
 from smoothquant.errors import UserError
-from smoothquant.files import write_json
 from smoothquant.int8_checkpoint import INPUT_SCALE, WEIGHT, WEIGHT_SCALE
 from smoothquant.model import Model
 from smoothquant.scheme import Scheme
@@ -50,7 +49,7 @@ class Int8Writer(CheckpointWriter):
     def check(self, source: Source) -> None:
         super().check(source)
         if self.scheme.activations.static:
-            check_static(source, self.out, *(["give ACT_SCALES"] if self.dialect.static else []))
+            check_static(source, self.out, always=self.dialect.static)
 
     def plan(self, model: Model) -> dict[str, CheckpointTensor]:
         int8 = {name + WEIGHT for name, _ in model.linears() if name not in self.kept}
@@ -70,11 +69,8 @@ class Int8Writer(CheckpointWriter):
             config["dtype"] = config["torch_dtype"] = str(self.dtype).removeprefix("torch.")
         return config
 
-    def end(self) -> None:
-        super().end()
-        in_float = [*self.model.float_linears(), *self.kept]
-        for name, content in self.dialect.says(self.config(self.model), self.scheme, in_float).items():
-            write_json(self.work.path(name), content)
+    def says(self, model: Model) -> dict[str, dict]:
+        return self.dialect.says(self.config(model), self.scheme, [*model.float_linears(), *self.kept])
 
     def _int8_tensors(self, model: Model, shape: tuple[int, ...], layer: int, name: str) -> dict[str, CheckpointTensor]:
         """The tensors of one matrix. shape: (out, in); name: within the layer."""

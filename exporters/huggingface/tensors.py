@@ -60,6 +60,10 @@ class CheckpointWriter(ABC):
     def config(self, model: Model) -> dict:
         """The config.json of the output."""
 
+    def says(self, model: Model) -> dict[str, dict]:
+        """The small JSON files of the output, by name."""
+        return {"config.json": self.config(model)}
+
     def held(self, model: Model) -> torch.dtype:
         return declared_dtype(self.config(model), model.checkpoint.dtype)
 
@@ -85,7 +89,8 @@ class CheckpointWriter(ABC):
 
     def end(self) -> None:
         self._write_outer(AFTER)
-        write_json(self.work.path("config.json"), self.config(self.model))
+        for name, content in self.says(self.model).items():
+            write_json(self.work.path(name), content)
         write_card(self.model, self.work, self.form)
         copy_sidecars(self.model.checkpoint.folder, self.work)
 

@@ -53,8 +53,9 @@ def run(target: ExportTarget, arguments: argparse.Namespace, ui: Ui) -> None:
     alpha, by = options.usual_alpha(model)
     source = target.source(arguments, model, alpha)
     writer = target.writer(arguments, source, ui)
+    facts = facts_of(target.form, writer.schemes[0], model.checkpoint.config)
     if target.form:
-        check_served(facts_of(target.form, writer.schemes[0], model.checkpoint.config))
+        check_served(facts)
     with ui.progress(f"export {target.name}") as progress:
         export(source, [writer], overwrite=arguments.overwrite, progress=progress)
     if arguments.alpha is None and source.settings.groups != "none":
@@ -71,5 +72,4 @@ def run(target: ExportTarget, arguments: argparse.Namespace, ui: Ui) -> None:
     ui.result({"out": arguments.out, "bytes": size, "manifest": manifest.as_dict()})
     ui.done(arguments.out, f"{arguments.out}: {size / 1e6:,.1f} MB, from {model.checkpoint.nbytes / 1e6:,.1f} MB")
     if target.form:
-        known = in_short(facts_of(target.form, writer.schemes[0], model.checkpoint.config))
-        ui.say(f"servers: {known} (smoothquant check {arguments.out} --for SERVER)")
+        ui.say(f"servers: {in_short(facts)} (smoothquant check {arguments.out} --for SERVER)")
