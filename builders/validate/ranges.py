@@ -97,9 +97,14 @@ def activation_ranges(
             ranges.append(found)
             outstanding = found.before_max / max(found.before_median, 1e-30)
             if outstanding > worst:
-                worst, channels = outstanding, Channels(layer, roles, len(before), _bars(before), _bars(after))
+                worst, channels = outstanding, channels_of(layer, roles, before, after)
     assert channels is not None, "a model has layers"
     return tuple(ranges), channels
+
+
+def channels_of(layer: int, roles: tuple[str, ...], before: Tensor, after: Tensor) -> Channels:
+    """The channels of one input. before, after: its maxima of |input| before and after smoothing, (in,) each."""
+    return Channels(layer, roles, len(before), _bars(before), _bars(after))
 
 
 def _largest_and_median(values: Tensor) -> tuple[float, float]:

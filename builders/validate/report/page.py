@@ -1,7 +1,9 @@
 """Make the report: one HTML page that holds its style and plots, has no scripts and loads nothing.
 
 report.html.jinja   the page
-style.css           its colours and sizes, for light and for dark
+style.css           how its texts and tables look
+colours.css         the colours of page and plots, for light and for dark screens
+marks.css           how the marks of plots look
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from builders.validate.report import plots, tables
+from builders.validate.report.svg import series
 from builders.validate.validation import Validation
 
 MARK = "smoothquant validation report"  # by which we know a report of ours
-SERIES = 8  # colours of engines: s0 .. s7, then again
 NO_CHARACTER = re.compile(r"[^\t\n\r -~\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # controls, lone surrogates
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -29,7 +31,7 @@ TEMPLATES = Environment(
 
 def page(validations: Sequence[Validation], extra_rows: tables.ExtraRows) -> str:
     """The text of the whole page."""
-    colours = {found.label: f"s{number % SERIES}" for number, found in enumerate(validations)}
+    colours = series(found.label for found in validations)
     quantized = [found for found in validations if found.linears]
     verdict, css = tables.verdict(validations)
     main = tables.primary(validations)
@@ -44,10 +46,10 @@ def page(validations: Sequence[Validation], extra_rows: tables.ExtraRows) -> str
         tiles=tables.tiles(main),
         measures=tables.measures(validations, extra_rows),
         activations=[
-            (labels, plots.channels(shown), plots.activation_ranges(shown))
+            (labels, plots.channels(shown.channels), plots.activation_ranges(shown))
             for shown, labels in _alike(_smoothed(validations), lambda found: found.ranges)
         ],
-        bounds=[f"< {plots.BINS[0]}", *(f"{edge}+" for edge in plots.BINS)],
+        bounds=plots.bounds(),
         maps=[
             (labels, shown.worst, plots.sqnr_map(shown))
             for shown, labels in _alike(quantized, lambda found: found.linears)

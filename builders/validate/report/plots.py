@@ -1,7 +1,8 @@
-"""The plots of a report, each made from validations.
+"""The plots of reports and of the notebook, most of them made from validations.
 
 activation_ranges   the largest and the median channel of each input by layer, before and after smoothing
-channels            every channel of the input with the most prominent outliers, before and after smoothing
+channels            every channel of one input, before and after smoothing
+curve               an error against a setting that was tried, such as alpha, a line for each way
 sqnr_map            the SQNR of every linear: a row for each role, a column for each layer
 hidden_errors       the error of the hidden state along the layers, a line for each engine
 kl_histogram        the number of tokens by KL to the reference, a line for each engine
@@ -10,10 +11,24 @@ scatter             engine logit over reference logit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from html import escape
+from types import MappingProxyType
 
-from builders.validate.report.svg import LEFT, RIGHT, Axis, Panel, element, layer_axis, linear_axis, log_axis
+from builders.validate.ranges import Channels
+from builders.validate.report.svg import (
+    LEFT,
+    RIGHT,
+    Axis,
+    Panel,
+    Point,
+    element,
+    layer_axis,
+    linear_axis,
+    log_axis,
+    series,
+)
 from builders.validate.validation import Validation
 
 BINS = (5, 10, 15, 20, 25, 30, 35)  # dB: edges of the map's colours h0 .. h7, shared by all maps
@@ -45,9 +60,8 @@ def activation_ranges(validation: Validation) -> list[str]:
     return panels
 
 
-def channels(validation: Validation) -> list[str]:
+def channels(found: Channels) -> list[str]:
     """Two panels with the same y axis: before and after smoothing."""
-    found = validation.channels
     y = log_axis("max |activation|", [value for value in (*found.before, *found.after) if value > 0], floor=1e-4)
     where = f"layer {found.layer}, input of {', '.join(found.roles)}"
     panels = []
@@ -58,6 +72,43 @@ def channels(validation: Validation) -> list[str]:
         panel.bars(heights, css)
         panels.append(panel.svg())
     return panels
+
+
+def curve(
+    points: Mapping[str, Sequence[Point]],
+    levels: Mapping[str, float] = MappingProxyType({}),
+    *,
+    title: str = "error by alpha",
+    x_label: str = "alpha",
+    y_label: str = "KL to the float model, nats",
+) -> str:
+    """A plot of an error against a setting, with a line for each series and a ring around its smallest error.
+
+    points: for each series the pairs (setting, error), in any order; series are coloured in this order
+        (`svg.series`). levels: for some series the error without the setting, drawn as a dashed line that says "none".
+    Raises ValueError for a series without points, for a level of no series, and for numbers that are not finite.
+    """
+    tried = {label: sorted(found) for label, found in points.items()}
+    errors = [error for found in tried.values() for _, error in found] + list(levels.values())
+    settings = [setting for found in tried.values() for setting, _ in found]
+    if not tried or not all(tried.values()) or not levels.keys() <= tried.keys():
+        raise ValueError("a curve needs points for every series, and levels of these series alone")
+    if not all(map(math.isfinite, errors + settings)):
+        raise ValueError("a curve needs finite numbers")
+    panel = Panel(title, linear_axis(x_label, settings), log_axis(y_label, errors, floor=1e-9))
+    for label, css in series(tried).items():
+        if label in levels:
+            panel.level(levels[label], css, "none", f"{label}, none: {levels[label]:.3g}")
+        panel.line(tried[label], css, label, dots=True)
+        best = min(tried[label], key=lambda point: point[1])
+        panel.ring(best, css, f"{label}, least at {best[0]:g}: {best[1]:.3g}")
+    return panel.svg()
+
+
+def bounds() -> dict[str, str]:
+    """The legend of `sqnr_map`: the class of each colour, by the SQNR in dB that it stands for."""
+    labels = [f"< {BINS[0]}", *(f"{edge}+" for edge in BINS)]
+    return {label: f"h{number}" for number, label in enumerate(labels)}
 
 
 def sqnr_map(validation: Validation) -> str:

@@ -1,19 +1,20 @@
 """Draw small plots as SVG text: axes with round ticks, lines, bands, bars and dots.
 
-Nothing is coloured here. Marks have the classes s0, s1, ... (series), `before` and `after`, which the page's style
-sheet colours for light and for dark screens. Hovering shows the <title> of a mark.
+Nothing is coloured here. Marks have the classes s0, s1, ... (series), `before` and `after`, which marks.css colours for
+light and for dark screens. Hovering shows the <title> of a mark.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
 WIDTH, HEIGHT = 380, 240
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 30, 40
+SERIES = 8  # colours of series: s0 .. s7, then again
 
 Point = tuple[float, float]
 
@@ -81,6 +82,11 @@ def power_label(value: float) -> str:
     return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
 
 
+def series(labels: Iterable[str]) -> dict[str, str]:
+    """The class of each series, s0, s1, ..., by label."""
+    return {label: f"s{number % SERIES}" for number, label in enumerate(labels)}
+
+
 class Panel:
     """One plot with a title and two axes. Draw with the methods, then take `svg`."""
 
@@ -94,6 +100,17 @@ class Panel:
         if dots:
             for x, y in points:
                 self._add(f'<circle class="dot {css}" cx="{self._x(x)}" cy="{self._y(y)}" r="2.5"/>')
+
+    def ring(self, point: Point, css: str, title: str) -> None:
+        """Draw a ring around a point that stands out."""
+        x, y = self._x(point[0]), self._y(point[1])
+        self._add(f'<circle class="ring {css}" cx="{x}" cy="{y}" r="5">{_title(title)}</circle>')
+
+    def level(self, height: float, css: str, note: str, title: str = "") -> None:
+        """Draw a dashed line across the plot, with a note above its right end."""
+        self.line([(self.x.low, height), (self.x.high, height)], f"{css} thin", title)
+        x, y = self.width - RIGHT, self._y(height) - 3
+        self._add(f'<text class="note {css}" x="{x}" y="{y:.1f}" text-anchor="end">{escape(note)}</text>')
 
     def band(self, lower: Sequence[Point], upper: Sequence[Point], css: str) -> None:
         """Draw the area between two lines."""
