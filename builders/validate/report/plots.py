@@ -95,14 +95,22 @@ def curve(
         raise ValueError("a curve needs points for every series, and levels of these series alone")
     if not all(map(math.isfinite, errors + settings)):
         raise ValueError("a curve needs finite numbers")
-    panel = Panel(title, linear_axis(x_label, settings), log_axis(y_label, errors, floor=1e-9))
+    y = log_axis(y_label, errors, floor=1e-9)
+    panel = Panel(title, linear_axis(x_label, settings), y)
     for label, css in series(tried).items():
         if label in levels:
-            panel.level(levels[label], css, "none", f"{label}, none: {levels[label]:.3g}")
+            beside = [_nearest(y, levels[label], [found[end][1] for found in tried.values()]) for end in (0, -1)]
+            told = f"{label}, none: {levels[label]:.3g}"
+            panel.level(levels[label], css, "none", told, left=beside[0] > beside[1])
         panel.line(tried[label], css, label, dots=True)
         best = min(tried[label], key=lambda point: point[1])
         panel.ring(best, css, f"{label}, least at {best[0]:g}: {best[1]:.3g}")
     return panel.svg()
+
+
+def _nearest(y: Axis, height: float, heights: Sequence[float]) -> float:
+    """The distance on an axis between a height and the nearest of others."""
+    return min(abs(y.place(height) - y.place(other)) for other in heights)
 
 
 def bounds() -> dict[str, str]:

@@ -106,11 +106,12 @@ class Panel:
         x, y = self._x(point[0]), self._y(point[1])
         self._add(f'<circle class="ring {css}" cx="{x}" cy="{y}" r="5">{_title(title)}</circle>')
 
-    def level(self, height: float, css: str, note: str, title: str = "") -> None:
-        """Draw a dashed line across the plot, with a note above its right end."""
+    def level(self, height: float, css: str, note: str, title: str = "", left: bool = False) -> None:
+        """Draw a dashed line across the plot, with a note above its right or its left end."""
         self.line([(self.x.low, height), (self.x.high, height)], f"{css} thin", title)
-        x, y = self.width - RIGHT, self._y(height) - 3
-        self._add(f'<text class="note {css}" x="{x}" y="{y:.1f}" text-anchor="end">{escape(note)}</text>')
+        x, anchor = (LEFT + 3, "start") if left else (self.width - RIGHT, "end")
+        y = self._y(height) - 3
+        self._add(f'<text class="note {css}" x="{x}" y="{y:.1f}" text-anchor="{anchor}">{escape(note)}</text>')
 
     def band(self, lower: Sequence[Point], upper: Sequence[Point], css: str) -> None:
         """Draw the area between two lines."""

@@ -69,6 +69,12 @@ def test_none_is_a_dashed_line_across_the_plot() -> None:
     assert titles(svg, "path", "thin") == ["per tensor, none: 2.5"]
 
 
+@pytest.mark.parametrize(("level", "anchor"), [(0.2, "end"), (0.02, "start")])
+def test_none_is_written_where_no_line_ends(level: float, anchor: str) -> None:
+    tree = ElementTree.fromstring(plots.curve({"falling": [(0.2, 0.3), (0.8, 0.02)]}, {"falling": level}))
+    assert [text.get("text-anchor") for text in tree.iter("text") if text.text == "none"] == [anchor]
+
+
 @pytest.mark.parametrize(
     "points",
     [
