@@ -43,6 +43,16 @@ class Scales:
     norms: Mapping[str, Norm] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """A linear as a plan has rounded it. weight: int8 (out, in), of the smoothed weight. weight_scale: float32 (out,).
+    bias: float32 (out,), corrected for what rounding adds on average; None for the linear's own."""
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None = None
+
+
 @dataclass
 class SmoothedLayer:
     """A layer with smoothing folded in. Stored weights stay as they are; `weight` applies the factors.
@@ -56,6 +66,7 @@ class SmoothedLayer:
     output_absmax: for each role the calibrated maxima of the smoothed linear's output, float32 (out,), if known.
     cache_scales: the scales of an 8-bit KV cache, if known.
     edits: the changes of a weight by steps before it is quantized, in order.
+    rounded: by role, linears that a plan has rounded.
     """
 
     model: Model
@@ -69,6 +80,7 @@ class SmoothedLayer:
     output_absmax: dict[str, Tensor] = field(default_factory=dict)
     cache_scales: kv_cache.Scales | None = None
     edits: tuple[Edit, ...] = ()
+    rounded: Mapping[str, Rounded] = field(default_factory=dict)
 
     def weight(self, role: str) -> Tensor:
         """The smoothed weight, float32 (out, in), computed anew at every call."""

@@ -1,0 +1,83 @@
+"""The plan of a search, a folder: what was tried for each group of linears, what it gave, and what was chosen.
+
+    plan.json                  the record below: choices, errors, candidates, the curve of float bytes against KL
+    act_scales.safetensors     the ranges that the search measured, as `smoothquant calibrate` writes them
+    layers/00000.safetensors   of each layer, what an export stores (`smoothquant.plan`)
+    smoothquant/manifest.json
+
+With the model, it is all that an export and its validation need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from smoothquant.config_keys import LAYERS
+from smoothquant.scheme import Scheme
+from smoothquant.settings import SmoothingSettings
+
+PLAN = "plan.json"
+ACT_SCALES = "act_scales.safetensors"
+STEP = "search"
+NONE, BALANCED = "none", "balanced"  # names of candidates; all others are alphas
+NEAREST, FEEDBACK, KEPT = "nearest", "error feedback", "float"
+
+
+@dataclass(frozen=True)
+class GroupChoice:
+    """The scales of one smoothing group. linears: module names of those that read the smoothed input. through: where
+    the scales are folded. tried: by candidate ("none", an alpha, "balanced"), the expected noise of the linears'
+    outputs over their signal. chosen: the candidate that was taken."""
+
+    layer: Annotated[int, LAYERS]
+    linears: tuple[str, ...]
+    through: str
+    tried: Mapping[str, float]
+    chosen: str
+
+
+@dataclass(frozen=True)
+class LinearChoice:
+    """How one linear is stored. rounding: "nearest", "error feedback" or "float". errors: by rounding, and with
+    " and bias" where its bias was corrected, too, the squared error of its output over the square of its output, on
+    tokens that rounding has not seen. loss: the noise that it puts on the residual stream, over the stream."""
+
+    name: str
+    numbers: int
+    rounding: str
+    errors: Mapping[str, float]
+    loss: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model computes on the tokens kept apart. share: bytes of linears in float over the INT8 bytes of all."""
+
+    name: str
+    share: float
+    kl: float
+    perplexity_ratio: float
+    top1: float
+
+
+@dataclass(frozen=True)
+class PlanFacts:
+    """The record of a plan. text: fingerprint of the text. apart: tokens of it that only judge. trial: tokens that
+    candidates were judged by, where these were fewer. candidates: the models that were run end to end, the chosen one
+    by `chosen`. curve: the chosen one with linears in float."""
+
+    model: str
+    family: str
+    smoothing: SmoothingSettings
+    scheme: Scheme
+    text: str
+    tokens: int
+    apart: int
+    trial: int
+    groups: tuple[GroupChoice, ...]
+    linears: tuple[LinearChoice, ...]
+    candidates: tuple[Outcome, ...]
+    chosen: str
+    curve: tuple[Outcome, ...]

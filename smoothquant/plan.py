@@ -1,0 +1,118 @@
+"""Layers by the plan of a search: the scales to fold, and the weights as they were rounded.
+
+layers/00000.safetensors        by module name, as matrices lie on disk
+    <linear>.smoothing_scale    float32 (in,), if its input is smoothed
+    <linear>.input_absmax       float32 (in,), maxima of the smoothed input
+    <linear>.weight             int8 (out, in), if it was not rounded to nearest
+    <linear>.weight_scale       float32 (out,), beside it
+    <linear>.bias               float32 (out,), if it was corrected
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from smoothquant.artifacts.plan import PLAN, STEP, PlanFacts
+from smoothquant.artifacts.record import read
+from smoothquant.errors import UserError, raise_refusal
+from smoothquant.fold import Rounded, Scales
+from smoothquant.model import Model
+from smoothquant.outputs import check_content, load_manifest
+from smoothquant.reading import read_object
+
+SCALE, ABSMAX, WEIGHT, WEIGHT_SCALE, BIAS = ".smoothing_scale", ".input_absmax", ".weight", ".weight_scale", ".bias"
+
+
+def layer_file(index: int) -> str:
+    """The name of a layer's file in the folder of a plan."""
+    return f"layers/{index:05}.safetensors"
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """What a plan says of one layer. scales: to fold. rounded: by role, the linears not rounded to nearest."""
+
+    scales: Scales
+    rounded: Mapping[str, Rounded]
+
+    def tensors(self, model: Model, index: int) -> dict[str, Tensor]:
+        """The tensors of the layer's file, by name."""
+        found: dict[str, Tensor] = {}
+        for name, roles in model.stored.items():
+            full, first = model.family.module(index, name), roles[0]
+            for end, values in ((SCALE, self.scales.column), (ABSMAX, self.scales.input_absmax)):
+                if first in values:
+                    found[full + end] = values[first].clone()
+            parts = {role: self.rounded[role] for role in roles if role in self.rounded}
+            if parts:
+                found[full + WEIGHT] = model.join(name, {role: one.weight for role, one in parts.items()})
+                found[full + WEIGHT_SCALE] = model.join(name, {role: one.weight_scale for role, one in parts.items()})
+                biases = {role: one.bias for role, one in parts.items() if one.bias is not None}
+                if biases:
+                    found[full + BIAS] = model.join(name, biases)
+        return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan in a folder. facts: its record. fingerprint: of all that its files hold."""
+
+    folder: Path
+    facts: PlanFacts
+    fingerprint: str
+
+    @property
+    def float_linears(self) -> tuple[str, ...]:
+        """Module names of the linears that stay in float."""
+        return self.facts.scheme.float_linears
+
+    def layer(self, model: Model, index: int) -> PlannedLayer:
+        """One layer of the plan. Raises UserError for a file that does not hold this model's layer."""
+        path = self.folder / layer_file(index)
+        try:
+            found = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise_refusal(error, path)
+            raise UserError(
+                f"{path}: cannot be read ({error})", expected="a layer of a plan", do="make the plan again"
+            ) from error
+        column: dict[str, Tensor] = {}
+        absmax: dict[str, Tensor] = {}
+        rounded: dict[str, Rounded] = {}
+        for name, roles in model.stored.items():
+            full = model.family.module(index, name)
+            for end, values in ((SCALE, column), (ABSMAX, absmax)):
+                if full + end in found:
+                    values |= dict.fromkeys(roles, found[full + end])
+            if full + WEIGHT in found:
+                weights, scales = (model.split(name, found[full + end]) for end in (WEIGHT, WEIGHT_SCALE))
+                biases = model.split(name, found[full + BIAS]) if full + BIAS in found else {}
+                rounded |= {role: Rounded(weights[role], scales[role], biases.get(role)) for role in roles}
+        return PlannedLayer(Scales(column, absmax), rounded)
+
+
+def read_plan(folder: str | Path) -> Plan:
+    """The plan in a folder, whose files are as they were written. Raises UserError for another folder."""
+    folder = Path(folder)
+    manifest = load_manifest(folder)
+    if manifest.step != STEP:
+        raise UserError(
+            f"{folder} was made by smoothquant {manifest.step}",
+            expected="a plan",
+            do="make one: smoothquant search MODEL --text FILE --out PLAN",
+        )
+    check_content(folder, manifest)
+    facts = read(PlanFacts, read_object(folder / PLAN), str(folder / PLAN))
+    return Plan(folder, facts, _fingerprint(manifest.contents))
+
+
+def _fingerprint(contents: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:16]
