@@ -30,11 +30,37 @@ def choose_scales(
     act: for each role the calibrated maxima of its input before smoothing, float32 (in,). output: for each role those
     of its output, float32 (out,).
     """
+    scales = {
+        group: equation(model, source, act, group, settings.alpha_of(group))
+        for group in settings.chosen(model.groups, model.quantized_roles)
+    }
+    return held(model, index, source, act, output, settings, scales)
+
+
+def equation(
+    model: Model, source: FloatLayer, act: Mapping[str, Tensor], group: SmoothingGroup, alpha: float
+) -> Tensor:
+    """The scale of one group by the paper's equation, for the channels of its source, float32. act: as above."""
+    columns = [absmax(source.weights[role], dim=0).float() for role in group.linears]
+    weight_absmax = shared(model, group, torch.stack(columns).amax(dim=0))
+    return smoothing.smoothing_scale(shared(model, group, act[group.linears[0]]), weight_absmax, alpha)
+
+
+def held(
+    model: Model,
+    index: int,
+    source: FloatLayer,
+    act: Mapping[str, Tensor],
+    output: Mapping[str, Tensor],
+    settings: SmoothingSettings,
+    wanted: Mapping[SmoothingGroup, Tensor],
+) -> Scales:
+    """The scales of a layer as its folds can hold them. wanted: for each group to smooth its scale, for the channels of
+    its source. The other arguments are those of `choose_scales`."""
     column: dict[str, Tensor] = {}
     norms: dict[str, Norm] = {}
-    for group in settings.chosen(model.groups, model.quantized_roles):
+    for group, scale in wanted.items():
         reach = act[group.linears[0]]
-        scale = _group_scale(model, source, act, group, settings)
         if group.through == "norm":
             if settings.groups != "paper":
                 scale = smoothing.skip_dead_channels(scale, reach)
@@ -43,33 +69,23 @@ def choose_scales(
             hold = smoothing.as_factor if settings.groups == "unfolded" else smoothing.as_divisor
             scale = hold(smoothing.skip_dead_channels(scale, reach), getattr(torch, settings.smoother_dtype))
         else:
-            scale = smoothing.skip_dead_channels(scale, _shared(model, group, reach))
+            scale = smoothing.skip_dead_channels(scale, shared(model, group, reach))
             if group.through == "attention" and settings.shared_cache_scale:
                 scale = kv_cache.match(scale, output["v"], kv_cache.key_absmax(output["k"], model.geometry, index))
-            scale = _spread(model, group, scale)
+            scale = spread(model, group, scale)
         column |= dict.fromkeys(group.linears, scale)
     smoothed = {role: reach / column[role] if role in column else reach for role, reach in act.items()}
     return Scales(column, smoothed, norms)
 
 
-def _group_scale(
-    model: Model, source: FloatLayer, act: Mapping[str, Tensor], group: SmoothingGroup, settings: SmoothingSettings
-) -> Tensor:
-    columns = [absmax(source.weights[role], dim=0).float() for role in group.linears]
-    weight_absmax = _shared(model, group, torch.stack(columns).amax(dim=0))
-    return smoothing.smoothing_scale(
-        _shared(model, group, act[group.linears[0]]), weight_absmax, settings.alpha_of(group)
-    )
-
-
-def _shared(model: Model, group: SmoothingGroup, values: Tensor) -> Tensor:
+def shared(model: Model, group: SmoothingGroup, values: Tensor) -> Tensor:
     """Values of the channels of a group's source, from values of the channels of its input."""
     if group.through != "attention":
         return values
     return smoothing.share_over_query_heads(values, model.geometry.kv_heads, model.geometry.head_dim)
 
 
-def _spread(model: Model, group: SmoothingGroup, values: Tensor) -> Tensor:
+def spread(model: Model, group: SmoothingGroup, values: Tensor) -> Tensor:
     """Values of the channels of a group's input, from values of the channels of its source."""
     if group.through != "attention":
         return values

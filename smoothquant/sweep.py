@@ -159,6 +159,25 @@ class Sweep:
                 )
         self.index = source.index + 1
 
+    @torch.no_grad()
+    def hear(self, source: FloatLayer) -> None:
+        """Let the listeners hear all sequences in a float layer. The hidden states stay before it."""
+        for listener in self.listeners:
+            listener.enter(source)
+        layer = replace(source.to(self.device), listen=self._listen)
+        for batch in self.batches:
+            self._after(layer, FLOAT, batch)
+        for listener in self.listeners:
+            listener.leave()
+
+    @torch.no_grad()
+    def take(self, layer: Layer) -> None:
+        """Run all sequences through a layer of any kind, to which nobody listens."""
+        for batch in self.batches:
+            after = self._after(layer, FLOAT, batch, heard=False)
+            self.hidden.before(layer.index + 1, FLOAT)[batch.rows] = after.flatten(0, 1)
+        self.index = layer.index + 1
+
     def state(self) -> dict[str, Tensor]:
         """The hidden states before the next layer and the results of the listeners, by name."""
         kept = self.hidden.state(self.index)
@@ -180,13 +199,16 @@ class Sweep:
         self.index = index
 
     def _run(self, layer: Layer, form: str, batch: Batch) -> Tensor:
+        after = self._after(layer, form, batch, heard=form == FLOAT)
+        self.hidden.before(layer.index + 1, form)[batch.rows] = after.flatten(0, 1)
+        return after
+
+    def _after(self, layer: Layer, form: str, batch: Batch, *, heard: bool = True) -> Tensor:
+        """The output of a layer for one batch, (sequences, tokens, hidden). heard: by the listeners, too."""
         before = self.hidden.before(layer.index, form)[batch.rows]
         positions = self._patterns[self.hidden.forms[form]].upto(batch.length)
         states = before.view(-1, batch.length, before.shape[-1]).to(self.device)
-        hear = (self._hear,) if form == FLOAT else ()
-        after = decoder.forward(self.model, layer, states, positions, *hear)
-        self.hidden.before(layer.index + 1, form)[batch.rows] = after.flatten(0, 1)
-        return after
+        return decoder.forward(self.model, layer, states, positions, *((self._hear,) if heard else ()))
 
     def _listen(self, role: str, x: Tensor, y: Tensor) -> None:
         for listener in self.listeners:

@@ -23,6 +23,7 @@ ACT_SCALES = "act_scales.safetensors"
 STEP = "search"
 NONE, BALANCED = "none", "balanced"  # names of candidates; all others are alphas
 NEAREST, FEEDBACK, KEPT = "nearest", "error feedback", "float"
+CORRECTED = " and bias"  # behind the name of a rounding
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,108 @@
+"""One way of quantizing a model, layer after layer: what is chosen for a layer is what the next ones are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from act_scales.collect import Maxima
+from act_scales.mean_squares import MeanSquares
+from act_scales.search.rounding import choose_rounding
+from act_scales.search.scales import Policy, Ranges, ScaleSearch
+from act_scales.search.statistics import Statistics
+from act_scales.store import ActScales
+from smoothquant import kv_cache
+from smoothquant.artifacts.plan import GroupChoice, LinearChoice
+from smoothquant.float16 import HeldMaxima
+from smoothquant.fold import Scales, SmoothedLayer, fold
+from smoothquant.layers import FloatLayer, W8A8Layer
+from smoothquant.model import Model
+from smoothquant.plan import PlannedLayer
+from smoothquant.ranges import input_ranges, output_ranges
+from smoothquant.scheme import Scheme
+from smoothquant.settings import SmoothingSettings
+from smoothquant.steps import DEFAULT, run_steps
+from smoothquant.stream import quantize_layer
+from smoothquant.sweep import Sweep
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is quantized and how. width: channels of a Hessian's blocks. device: of the arithmetic."""
+
+    model: Model
+    scheme: Scheme
+    settings: SmoothingSettings
+    width: int
+    device: str = "cpu"
+
+    def sweep(self, sequences: tuple[Tensor, ...], *listeners: Statistics | Maxima | MeanSquares | HeldMaxima) -> Sweep:
+        """Sequences before the first layer."""
+        found = Sweep(self.model, sequences, listeners, device=self.device)
+        found.embed()
+        return found
+
+
+class Pass:
+    """A model under way, by one policy. text: the sequences that choose. apart: those that judge.
+
+    groups, linears: the choices so far.
+    """
+
+    def __init__(self, target: Target, policy: Policy, text: tuple[Tensor, ...], apart: tuple[Tensor, ...]) -> None:
+        self.target, self.policy = target, policy
+        model = target.model
+        self._maxima, self._held, self._squares = Maxima(model, torch.float32), HeldMaxima(model), MeanSquares(model)
+        self._heard = Statistics(model, sum(map(len, text)), target.width)
+        self._judged = Statistics(model, sum(map(len, apart)), 0)
+        self._text = target.sweep(text, self._maxima, self._held, self._squares, self._heard)
+        self.apart = target.sweep(apart, self._judged)
+        self.groups: tuple[GroupChoice, ...] = ()
+        self.linears: tuple[LinearChoice, ...] = ()
+
+    def take(self, source: FloatLayer) -> PlannedLayer:
+        """Choose the next layer, and run all sequences through it."""
+        target, index = self.target, source.index
+        self._text.hear(source)
+        self.apart.hear(source)
+        inputs, outputs = self._maxima.split()
+        ranges = Ranges(input_ranges(target.model, index, inputs), output_ranges(target.model, index, outputs))
+        scales, groups = ScaleSearch(
+            target.model, source, ranges, self._heard, target.scheme, target.settings
+        ).choose(self.policy)
+        smoothed = run_steps(DEFAULT, fold(target.model, index, source, target.settings, scales))
+        smoothed.rounded, linears = choose_rounding(smoothed, self._heard, self._judged, target.scheme)
+        self.groups, self.linears = self.groups + groups, self.linears + linears
+        layer = runnable(smoothed, target, ranges.output).to(target.device)
+        self._text.take(layer)
+        self.apart.take(layer)
+        return PlannedLayer(Scales(scales.column, smoothed.input_absmax), smoothed.rounded)
+
+    def act_scales(self, metadata: Mapping[str, str]) -> ActScales:
+        """The ranges of the inputs and outputs of all linears, as the layers before them are stored."""
+        inputs, outputs = self._maxima.split()
+        return ActScales(inputs, outputs, metadata, self._held.with_head(self._text), self._squares.found)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next layer starts from, by name."""
+        kept = {f"text.{name}": values for name, values in self._text.state().items()}
+        return kept | {f"apart.{name}": values for name, values in self.apart.state().items()}
+
+    def restore(self, index: int, state: Mapping[str, Tensor]) -> None:
+        """Go on before layer `index` from the `state` there."""
+        for start, sweep in (("text.", self._text), ("apart.", self.apart)):
+            sweep.restore(index, {n.removeprefix(start): v for n, v in state.items() if n.startswith(start)})
+
+
+def runnable(smoothed: SmoothedLayer, target: Target, output_absmax: Mapping[str, Tensor]) -> W8A8Layer:
+    """The quantized layer, with its cache. output_absmax: by role, before smoothing, float32 (out,)."""
+    layer = quantize_layer(smoothed, target.scheme).runnable(target.scheme.activations)
+    if not target.scheme.kv_cache.quantized:
+        return layer
+    outputs = {role: reach / smoothed.row.get(role, 1) for role, reach in output_absmax.items()}
+    shared = target.settings.shared_cache_scale
+    found = kv_cache.cache_scales(target.model.geometry, smoothed.index, smoothed.norms, outputs, shared)
+    return replace(layer, cache_scales=found)

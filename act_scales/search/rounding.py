@@ -1,0 +1,124 @@
+"""Choose how the linears of a layer are rounded, by their outputs on tokens of the text that are kept apart.
+
+    nearest               every weight to the nearest step
+    error feedback        `smoothquant.rounding`, by the second moments of the smoothed, rounded input
+    ... and bias          the mean error of the outputs is taken off the bias, where there is one
+
+Linears that read one input take the same: the one whose outputs are nearest to those of the float linears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from act_scales.search.statistics import Heard, Statistics
+from smoothquant.artifacts.plan import CORRECTED, FEEDBACK, KEPT, NEAREST, LinearChoice
+from smoothquant.fold import Rounded, SmoothedLayer
+from smoothquant.layers import float_linear
+from smoothquant.model import Model
+from smoothquant.quantization import QMAX, absmax, input_scale, quantize_weight, w8a8_linear, weight_scale
+from smoothquant.rounding import round_with_feedback
+from smoothquant.scheme import Scheme
+from smoothquant.sensitivity import quantized_inputs
+
+Form = dict[str, Rounded]  # by role
+
+
+def choose_rounding(
+    layer: SmoothedLayer, heard: Statistics, apart: Statistics, scheme: Scheme
+) -> tuple[dict[str, Rounded], tuple[LinearChoice, ...]]:
+    """The linears of a smoothed layer that are not rounded to nearest, by role, and the choice for every matrix.
+
+    heard: of the text. apart: of the tokens kept apart.
+    """
+    model, found, choices = layer.model, {}, []
+    for roles in quantized_inputs(model):
+        names = dict.fromkeys(model.linear(layer.index, role) for role in roles)
+        if any(name in scheme.float_linears for name in names):
+            choices += [LinearChoice(name, _numbers(model, layer.index, name), KEPT, {}, 0.0) for name in names]
+            continue
+        forms = _Forms(layer, roles, heard.heard.get(roles), apart.heard.get(roles), scheme)
+        chosen = forms.best
+        if chosen != NEAREST:
+            found |= forms.made[chosen]
+        for name in names:
+            mine = [role for role in roles if model.linear(layer.index, role) == name]
+            errors = {form: sum(by_role[role] for role in mine) / len(mine) for form, by_role in forms.errors.items()}
+            loss = sum(forms.errors[chosen][role] * heard.branch(role) for role in mine) if forms.errors else 0.0
+            choices.append(LinearChoice(name, _numbers(model, layer.index, name), chosen, errors, loss))
+    return found, tuple(choices)
+
+
+class _Forms:
+    """The forms of the linears that read one input. made: by their names. errors: by form and role, the square of the
+    output's error over that of the output; nothing if no token kept apart came here."""
+
+    def __init__(
+        self, layer: SmoothedLayer, roles: Sequence[str], heard: Heard | None, apart: Heard | None, scheme: Scheme
+    ) -> None:
+        self.layer, self.roles, self.scheme = layer, roles, scheme
+        self.column = layer.column.get(roles[0], torch.ones(()))
+        self.static = input_scale(layer.input_absmax[roles[0]]) if scheme.activations.static else None
+        self.weights = {role: layer.weight(role) for role in roles}
+        self.errors: dict[str, dict[str, float]] = {}
+        self.made: dict[str, Form] = {NEAREST: {r: Rounded(*quantize_weight(w)) for r, w in self.weights.items()}}
+        if heard is not None and heard.moments is not None and len(heard.x):
+            self.made[FEEDBACK] = self._with_feedback(heard)
+        if heard is not None and len(heard.x) and any(layer.bias(role) is not None for role in roles):
+            self.made |= {f"{name}{CORRECTED}": self._corrected(form, heard) for name, form in self.made.items()}
+        if apart is not None and len(apart.x):
+            self.errors = {name: self._errors(form, apart) for name, form in self.made.items()}
+
+    @property
+    def best(self) -> str:
+        """The form with the least error over all linears."""
+        if not self.errors:
+            return NEAREST
+        return min(self.errors, key=lambda form: sum(self.errors[form].values()))
+
+    def _with_feedback(self, heard: Heard) -> Form:
+        assert heard.moments is not None
+        steps = self.static if self.static is not None else absmax(heard.x / self.column, dim=1) / QMAX
+        blocks = heard.moments.scaled(self.column.expand(heard.x.shape[1]), (steps.square().mean() / 12).item())
+        together = torch.cat(list(self.weights.values()))
+        scale = weight_scale(absmax(together, dim=1))
+        rows = [len(weight) for weight in self.weights.values()]
+        parts = round_with_feedback(together, scale, blocks).split(rows)
+        return {
+            role: Rounded(part.contiguous(), own.contiguous())
+            for role, part, own in zip(self.roles, parts, scale.split(rows), strict=True)
+        }
+
+    def _corrected(self, form: Form, heard: Heard) -> Form:
+        found: Form = {}
+        for role, one in form.items():
+            bias, (wanted, made) = self.layer.bias(role), self._outputs(role, one, heard.x)
+            found[role] = one if bias is None else Rounded(one.weight, one.weight_scale, bias + (wanted - made).mean(0))
+        return found
+
+    def _errors(self, form: Form, apart: Heard) -> dict[str, float]:
+        found = {}
+        for role, one in form.items():
+            wanted, made = self._outputs(role, one, apart.x)
+            signal = wanted.square().sum(dim=1)
+            weight = 1 / signal.clamp_min(1e-6 * signal.mean().clamp_min(1e-30))
+            found[role] = ((made - wanted).square().sum(dim=1) @ weight / (signal @ weight).clamp_min(1e-30)).item()
+        return found
+
+    def _outputs(self, role: str, one: Rounded, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs of the smoothed linear in float and in the target's arithmetic, (tokens, out). x: its input
+        before smoothing, (tokens, in)."""
+        smoothed, bias = x / self.column, self.layer.bias(role)
+        own = bias if one.bias is None else one.bias
+        made = w8a8_linear(smoothed, one.weight, one.weight_scale, self.scheme.activations, self.static, own)
+        return float_linear(smoothed, self.weights[role], bias), made
+
+
+def _numbers(model: Model, index: int, name: str) -> int:
+    shapes = [
+        model.family.shape(role, model.geometry) for role in model.quantized_roles if model.linear(index, role) == name
+    ]
+    return sum(rows * columns for rows, columns in shapes)

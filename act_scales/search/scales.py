@@ -1,0 +1,150 @@
+"""Choose a scale for every smoothing group of a layer.
+
+A candidate is no smoothing, the paper's equation with an alpha, or a scale that descends from the best of those
+(`smoothquant.balance`). What it costs is the noise of the group's outputs over their signal, summed over its linears:
+
+    activations   measured: sampled tokens go through the target's own rounding
+    weights       expected, after rounding with error feedback (`smoothquant.balance`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from act_scales.search.statistics import Heard, Statistics
+from smoothquant.artifacts.plan import BALANCED, NONE, GroupChoice
+from smoothquant.balance import Group
+from smoothquant.choose import equation, held, shared, spread
+from smoothquant.family import SmoothingGroup
+from smoothquant.fold import Scales
+from smoothquant.layers import FloatLayer
+from smoothquant.model import Model
+from smoothquant.quantization import input_scale, quantize_input
+from smoothquant.roles import ROUTER
+from smoothquant.rounding import left_over
+from smoothquant.scheme import Scheme
+from smoothquant.settings import SmoothingSettings
+
+ROWS = 2048  # rows of a group's weights that the descent looks at
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a search may choose from. name: in the plan. alphas: for all groups alike. balanced, none: whether these are
+    candidates, too."""
+
+    name: str
+    alphas: tuple[float, ...]
+    balanced: bool = True
+    none: bool = True
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The maxima of a layer's inputs, float32 (in,), and of its outputs, (out,), by role."""
+
+    act: Mapping[str, Tensor]
+    output: Mapping[str, Tensor]
+
+
+class ScaleSearch:
+    """The scales of one layer. source: the layer in float. heard: of the text."""
+
+    def __init__(
+        self,
+        model: Model,
+        source: FloatLayer,
+        ranges: Ranges,
+        heard: Statistics,
+        scheme: Scheme,
+        settings: SmoothingSettings,
+    ) -> None:
+        self.model, self.source, self.ranges, self.heard = model, source, ranges, heard
+        self.scheme, self.settings = scheme, settings
+
+    def choose(self, policy: Policy) -> tuple[Scales, tuple[GroupChoice, ...]]:
+        """The scales by a policy, as the folds hold them, and why. Groups whose linears all stay in float have none."""
+        choices, wanted = [], {}
+        for group in self.settings.chosen(self.model.groups, self.model.quantized_roles):
+            if any(self.model.linear(self.source.index, role) in self.scheme.float_linears for role in group.linears):
+                continue
+            choice, scale = self._scale(group, policy)
+            choices.append(choice)
+            if scale is not None:
+                wanted[group] = scale
+        act, output = self.ranges.act, self.ranges.output
+        scales = held(self.model, self.source.index, self.source, act, output, self.settings, wanted)
+        return scales, tuple(choices)
+
+    def _scale(self, group: SmoothingGroup, policy: Policy) -> tuple[GroupChoice, Tensor | None]:
+        """The choice for a group, and its scale for the channels of the source; None for no smoothing."""
+        model, act = self.model, self.ranges.act
+        options = {f"{alpha:g}": equation(model, self.source, act, group, alpha) for alpha in policy.alphas}
+        tried: dict[str, float] = {}
+        heard = self.heard.heard.get(_quantized(group))
+        if heard is None or not len(heard.x) or not act[group.linears[0]].any():
+            chosen = next(iter(options))  # no token came here
+        else:
+            whole = self._group(group, heard)
+            wide = {name: spread(model, group, scale) for name, scale in options.items()}
+            if policy.none:
+                wide[NONE] = torch.ones_like(act[group.linears[0]])
+            tried = {name: self._noise(group, heard, whole, scale) for name, scale in wide.items()}
+            chosen = min(tried, key=lambda name: tried[name])
+            if policy.balanced:
+                wide[BALANCED] = whole.balanced(wide[chosen])
+                tried[BALANCED] = self._noise(group, heard, whole, wide[BALANCED])
+                chosen = min(tried, key=lambda name: tried[name])
+            options[BALANCED] = shared(model, group, wide[BALANCED]) if policy.balanced else wide[chosen]
+        names = tuple(dict.fromkeys(model.linear(self.source.index, role) for role in group.linears))
+        choice = GroupChoice(self.source.index, names, group.through, tried, chosen)
+        return choice, None if chosen == NONE else options[chosen]
+
+    def _group(self, group: SmoothingGroup, heard: Heard) -> Group:
+        roles = _quantized(group)
+        share = {role: 1 / max(heard.energy(role), 1e-30) for role in roles if heard.energy(role)}
+        weights = {role: self.source.weights[role].float() for role in share}
+        rows = sum(len(weight) for weight in weights.values())
+        step = max(1, rows // ROWS)  # every so many rows, and each for so many
+        ones = torch.ones_like(self.ranges.act[roles[0]])
+        squares = heard.moments.mean_square if heard.moments else heard.x.square().mean(dim=0)
+        blocks = heard.moments.scaled(ones, 0.0) if heard.moments and heard.moments.tokens else None
+        places = torch.arange(self.model.geometry.kv_size) if group.through == "attention" else None
+        return Group(
+            tokens=heard.x.abs(),
+            token_weight=heard.token_weight(roles),
+            rows=torch.cat([weight[::step].abs() for weight in weights.values()]),
+            row_weight=torch.cat([_row_weight(weight, step, share[role]) for role, weight in weights.items()]),
+            columns=sum((share[role] * weight.square().sum(dim=0) for role, weight in weights.items()), 0 * ones),
+            left_over=left_over(blocks) if blocks else squares,
+            mean_square=squares,
+            source=None if places is None else spread(self.model, group, places),
+            reach=self.ranges.act[roles[0]] if self.scheme.activations.static else None,
+        )
+
+    def _noise(self, group: SmoothingGroup, heard: Heard, whole: Group, scale: Tensor) -> float:
+        """The noise of a group's outputs over their signal, summed over its linears. scale: (in,)."""
+        roles = [role for role in _quantized(group) if heard.energy(role)]
+        smoothed = heard.x / scale
+        step = input_scale(self.ranges.act[roles[0]] / scale) if self.scheme.activations.static else None
+        integers, found = quantize_input(smoothed, self.scheme.activations, step)
+        errors = (integers * found - smoothed) * scale
+        weight, total = heard.token_weight(roles), whole.noise(scale)[1]
+        for role in roles:
+            noise = (errors @ self.source.weights[role].float().T).square().sum(dim=1)
+            total += (noise @ weight).item() / heard.energy(role)
+        return total
+
+
+def _quantized(group: SmoothingGroup) -> tuple[str, ...]:
+    return tuple(role for role in group.linears if role != ROUTER)
+
+
+def _row_weight(weight: Tensor, step: int, share: float) -> Tensor:
+    """How much each row counts of which every `step`-th is taken, (rows,)."""
+    taken = len(weight[::step])
+    return torch.full((taken,), share * len(weight) / taken)

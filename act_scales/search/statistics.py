@@ -1,0 +1,111 @@
+"""What a search hears of a layer: of every input its second moments and some tokens, of every branch its share.
+
+The inputs come from the layers before as they will be stored; the layer itself is still in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from smoothquant.layers import FloatLayer, Layer
+from smoothquant.model import Model
+from smoothquant.roles import ROUTER, parsed
+from smoothquant.rounding import Hessian
+from smoothquant.sensitivity import BRANCHES, quantized_inputs
+from smoothquant.sweep import Listener
+
+SAMPLE = 512  # tokens of each input that are kept as they are
+LEAST = 1e-6  # of the mean square of an output: tokens with less count as much as those with this
+
+
+@dataclass
+class Heard:
+    """One input, of one or several linears. x: sampled tokens, float32 (tokens, in). energy: by role, the mean squares
+    of its outputs, summed over channels. outputs: by role, the same of the sampled tokens, (tokens,). moments: of all
+    tokens; None where nobody asked."""
+
+    moments: Hessian | None
+    parts: list[Tensor] = field(default_factory=list)
+    squares: dict[str, list[Tensor]] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def x(self) -> Tensor:
+        return torch.cat(self.parts) if self.parts else torch.empty(0, 0)
+
+    def energy(self, role: str) -> float:
+        return self.sums.get(role, 0.0) / max(self.tokens.get(role, 0), 1)
+
+    def token_weight(self, roles: Sequence[str]) -> Tensor:
+        """How much each sampled token counts, (tokens,), 1 in all: the less, the larger its outputs are."""
+        known = [role for role in roles if len(self.squares.get(role, ())) == len(self.parts) and self.energy(role)]
+        if not self.parts or not known:
+            return torch.full((len(self.x),), 1 / max(len(self.x), 1))
+        relative = torch.stack([torch.cat(self.squares[role]) / self.energy(role) for role in known]).mean(dim=0)
+        weight = 1 / relative.clamp_min(LEAST)
+        return weight / weight.sum()
+
+
+class Statistics(Listener):
+    """The inputs of one layer after another.
+
+    sample: tokens to keep. tokens: of all sequences. width: channels of a Hessian's blocks; 0 for no Hessians.
+    heard: by the roles that read it, each input of the layer that was heard last. reach: by branch, the mean over
+    tokens of |branch|^2 over |residual stream behind it|^2.
+    """
+
+    def __init__(self, model: Model, tokens: int, width: int, sample: int = SAMPLE) -> None:
+        self.model, self.width = model, width
+        self._stride = max(1, tokens // sample)
+        self._owner = {role: roles for roles in quantized_inputs(model) for role in roles}
+
+    def enter(self, source: FloatLayer) -> Mapping[str, Layer]:
+        self.heard: dict[tuple[str, ...], Heard] = {}
+        self.reach = dict.fromkeys((branch for branch, _ in BRANCHES), 0.0)
+        self._tokens, self._stream = 0, []
+        self._input: Tensor | None = None
+        return {}
+
+    def listen(self, role: str, x: Tensor, y: Tensor) -> None:
+        flat = x.flatten(0, -2)
+        if role == ROUTER:
+            return
+        roles = self._owner[role]
+        heard = self.heard.setdefault(roles, Heard(Hessian(flat.shape[1], self.width) if self.width else None))
+        if self._input is not x:
+            self._input = x
+            if heard.moments:
+                heard.moments.add(flat.float())
+            heard.parts.append(flat[:: self._stride].float().cpu())
+        squares = y.flatten(0, -2).float().square().sum(dim=1)
+        heard.squares.setdefault(role, []).append(squares[:: self._stride].cpu())
+        heard.sums[role] = heard.sums.get(role, 0.0) + squares.double().sum().item()
+        heard.tokens[role] = heard.tokens.get(role, 0) + len(squares)
+
+    def residual(self, x: Tensor) -> None:
+        self._stream.append(x.float().square().sum(dim=-1).flatten())
+        if len(self._stream) < 5:
+            return
+        # the stream, then branch, stream, branch, stream; side by side: branch, branch, both, stream
+        places = ((1, 4), (2, 4)) if self.model.family.parallel else ((1, 2), (3, 4))
+        for (branch, _), (added, behind) in zip(BRANCHES, places, strict=True):
+            share = self._stream[added] / self._stream[behind].clamp_min(1e-30)
+            self.reach[branch] += share.double().sum().item() * self.model.geometry.residual_scale**2
+        self._tokens += len(self._stream[0])
+        self._stream = []
+
+    def leave(self) -> None:
+        self._input = None
+        self.reach = {branch: total / max(self._tokens, 1) for branch, total in self.reach.items()}
+
+    def branch(self, role: str) -> float:
+        """The share of a linear's branch in the residual stream behind it; an expert's, by its share of the tokens."""
+        kind, expert = parsed(role).kind, parsed(role).expert
+        geometry = self.model.geometry
+        share = geometry.experts_per_token / geometry.experts if expert is not None else 1.0
+        return share * next(self.reach[branch] for branch, kinds in BRANCHES if kind in kinds)

@@ -1,0 +1,105 @@
+"""Round the weights of a linear with error feedback: each column takes on what the columns before it got wrong.
+
+    least over Q of  tr (W - s Q) H (W - s Q)^T          H = E x x^T of the inputs, (in, in)
+
+    U^T U = H^-1, U upper triangular; for each column j in turn:
+        Q_j  =  round(W_j / s)        e = (W_j - s Q_j) / U_jj        W_k -= e U_jk  for the columns k behind j
+
+The method is GPTQ (Frantar et al., ICLR 2023, algorithm 1), here at 8 bits, with one scale per row. Columns are taken
+by falling H_jj: the last ones have nobody to pass their errors to. What one column's error costs in the end is e^2, so
+that 1 / U_jj^2 is the part of x_j that the columns behind it cannot make up for.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from smoothquant.quantization import QMAX
+
+DAMPING = 0.01  # of the mean of the diagonal, added to it: a Hessian of few tokens has no inverse
+BLOCK = 128  # columns after which the others are made up to date
+
+
+class Hessian:
+    """The second moments of a linear's input, E x x^T, in diagonal blocks of at most `width` channels.
+
+    moments: sums of x x^T, float32, a block each, from the first channels on. tokens: how many were summed.
+    """
+
+    def __init__(self, channels: int, width: int | None = None) -> None:
+        self.parts = [
+            slice(at, min(at + (width or channels), channels)) for at in range(0, channels, width or channels)
+        ]
+        self.moments = [torch.zeros(part.stop - part.start, part.stop - part.start) for part in self.parts]
+        self.tokens = 0
+
+    def add(self, x: Tensor) -> None:
+        """Count tokens. x: float32 (tokens, in)."""
+        self.tokens += len(x)
+        for part, moment in zip(self.parts, self.moments, strict=True):
+            moment.addmm_(x[:, part].T, x[:, part])
+
+    def scaled(self, scale: Tensor, noise: float) -> list[Tensor]:
+        """The blocks for the input x / scale, rounded. scale: (in,). noise: mean square of rounding's error."""
+        found = []
+        for part, moment in zip(self.parts, self.moments, strict=True):
+            block = moment / max(self.tokens, 1) / scale[part] / scale[part][:, None]
+            block.diagonal().add_(noise)
+            found.append(block)
+        return found
+
+    @property
+    def mean_square(self) -> Tensor:
+        """E x_j^2 of each channel, (in,)."""
+        return torch.cat([moment.diagonal() for moment in self.moments]) / max(self.tokens, 1)
+
+
+def left_over(blocks: list[Tensor]) -> Tensor:
+    """The part of each channel's mean square that the channels rounded after it cannot make up for, (in,)."""
+    found = []
+    for block in blocks:
+        order, upper = _factor(block)
+        part = torch.empty(len(block))
+        part[order] = upper.diagonal().square().reciprocal()
+        found.append(part)
+    return torch.cat(found)
+
+
+def round_with_feedback(weight: Tensor, weight_scale: Tensor, blocks: list[Tensor]) -> Tensor:
+    """The weight as int8 (out, in) in [-127, 127]. weight: float32 (out, in). weight_scale: float32 (out,). blocks: of
+    the Hessian, float32, of in channels together."""
+    parts = weight.split([len(block) for block in blocks], dim=1)
+    return torch.cat(
+        [_round_block(part, weight_scale, block) for part, block in zip(parts, blocks, strict=True)], dim=1
+    )
+
+
+def _round_block(weight: Tensor, scale: Tensor, hessian: Tensor) -> Tensor:
+    order, upper = _factor(hessian)
+    left = (weight / scale[:, None])[:, order].T.contiguous()  # in steps; a column of the weight is a row here
+    rounded = torch.empty_like(left)
+    for start in range(0, len(left), BLOCK):
+        end = min(start + BLOCK, len(left))
+        here, factor = left[start:end], upper[start:end, start:end]
+        errors = torch.empty_like(here)
+        for j in range(end - start):
+            rounded[start + j] = here[j].round().clamp_(-QMAX, QMAX)
+            errors[j] = (here[j] - rounded[start + j]) / factor[j, j]
+            here[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
+        left[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
+    found = torch.empty_like(weight, dtype=torch.int8)
+    found[:, order] = rounded.T.to(torch.int8)
+    return found
+
+
+def _factor(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """The order of the columns, int64 (in,), and U for columns in that order, (in, in)."""
+    diagonal = hessian.diagonal()
+    order = diagonal.argsort(descending=True)
+    damped = hessian[order][:, order]
+    silent = damped.diagonal() <= 0
+    damped.diagonal().add_(DAMPING * diagonal.mean().clamp_min(1e-30))
+    damped.diagonal()[silent] += 1
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return order, torch.linalg.cholesky(inverse, upper=True)
