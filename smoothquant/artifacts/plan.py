@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
 
-from smoothquant.config_keys import LAYERS
 from smoothquant.scheme import Scheme
 from smoothquant.settings import SmoothingSettings
 
@@ -31,7 +29,7 @@ class GroupChoice:
     the scales are folded. tried: by candidate ("none", an alpha, "balanced"), the expected noise of the linears'
     outputs over their signal. chosen: the candidate that was taken."""
 
-    layer: Annotated[int, LAYERS]
+    layer: int
     linears: tuple[str, ...]
     through: str
     tried: Mapping[str, float]
@@ -66,7 +64,8 @@ class Outcome:
 class PlanFacts:
     """The record of a plan. text: fingerprint of the text. apart: tokens of it that only judge. trial: tokens that
     candidates were judged by, where these were fewer. candidates: the models that were run end to end, the chosen one
-    by `chosen`. curve: the chosen one with linears in float."""
+    by `chosen`. curve: the chosen one with linears in float. max_positions: the length whose rotary frequencies were
+    chosen, where a model has several."""
 
     model: str
     family: str
@@ -81,3 +80,4 @@ class PlanFacts:
     candidates: tuple[Outcome, ...]
     chosen: str
     curve: tuple[Outcome, ...]
+    max_positions: int | None = None
