@@ -25,7 +25,7 @@ INT8: Numbers = (f"numbers within +-{QMAX}", lambda tensor: not bool((tensor < -
 
 
 @dataclass(frozen=True)
-class Rule:
+class PlanTensor:
     """What a tensor of the file is. beside: the end of the name of the tensor without which it does not occur; empty
     for one that stands alone."""
 
@@ -51,7 +51,7 @@ def check_tensors(
     _check_together(model, index, settings, tensors, where)
 
 
-def _check(name: str, tensor: Tensor, rule: Rule, tensors: Mapping[str, Tensor], where: str) -> None:
+def _check(name: str, tensor: Tensor, rule: PlanTensor, tensors: Mapping[str, Tensor], where: str) -> None:
     if (tensor.dtype, tuple(tensor.shape)) != (rule.dtype, rule.shape):
         raise UserError(
             f"{where}: tensor {name} is {_words(tensor.dtype)} {list(tensor.shape)}",
@@ -92,20 +92,20 @@ def _check_together(
             )
 
 
-def _rules(model: Model, index: int) -> Iterator[tuple[str, Rule]]:
+def _rules(model: Model, index: int) -> Iterator[tuple[str, PlanTensor]]:
     """Every tensor that a layer's file may hold, by name."""
     family, geometry = model.family, model.geometry
     for name, roles in model.stored.items():
         full, shapes = family.module(index, name), [family.shape(role, geometry) for role in roles]
         rows, columns = sum(out for out, _ in shapes), shapes[0][1]
-        yield full + SCALE, Rule(torch.float32, (columns,), POSITIVE)
-        yield full + ABSMAX, Rule(torch.float32, (columns,), RANGE)
+        yield full + SCALE, PlanTensor(torch.float32, (columns,), POSITIVE)
+        yield full + ABSMAX, PlanTensor(torch.float32, (columns,), RANGE)
         if roles == (ROUTER,):
             continue
-        yield full + WEIGHT, Rule(torch.int8, (rows, columns), INT8, beside=WEIGHT_SCALE)
-        yield full + WEIGHT_SCALE, Rule(torch.float32, (rows,), POSITIVE, beside=WEIGHT)
+        yield full + WEIGHT, PlanTensor(torch.int8, (rows, columns), INT8, beside=WEIGHT_SCALE)
+        yield full + WEIGHT_SCALE, PlanTensor(torch.float32, (rows,), POSITIVE, beside=WEIGHT)
         if any(family.has_bias(role, geometry) for role in roles):
-            yield full + BIAS, Rule(torch.float32, (rows,), FINITE, beside=WEIGHT)
+            yield full + BIAS, PlanTensor(torch.float32, (rows,), FINITE, beside=WEIGHT)
 
 
 def _words(dtype: torch.dtype) -> str:

@@ -50,7 +50,7 @@ class LinearChoice:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PlanOutcome:
     """What a model computes on the tokens kept apart. share: bytes of linears in float over the INT8 bytes of all."""
 
     name: str
@@ -77,7 +77,7 @@ class PlanFacts:
     trial: int
     groups: tuple[GroupChoice, ...]
     linears: tuple[LinearChoice, ...]
-    candidates: tuple[Outcome, ...]
+    candidates: tuple[PlanOutcome, ...]
     chosen: str
-    curve: tuple[Outcome, ...]
+    curve: tuple[PlanOutcome, ...]
     max_positions: int | None = None
