@@ -101,13 +101,14 @@ def write_card(model: Model, work: Workspace, form: CardForm) -> None:
 
 def facts(origin: Origin) -> dict[str, str]:
     """What an export knows of how it was made, in words."""
-    smoothing = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in origin.smoothing.words().items())
+    smoothing = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in origin.smoothing_words().items())
     steps = ", ".join(" ".join(map(str, step.values())) for step in origin.steps)
     told = {
         "smoothing": f"SmoothQuant (Xiao et al., ICML 2023), {smoothing}",
         "between smoothing and storing": steps,
         "fingerprint of the model": origin.model,
         "fingerprint of the act scales": origin.act_scales,
+        "fingerprint of the plan": origin.plan,
     }
     return {name: value for name, value in told.items() if value}
 

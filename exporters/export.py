@@ -25,9 +25,10 @@ from smoothquant.artifacts.safetensors_files import save_tensors
 from smoothquant.artifacts.smoothing_file import ENDS, SMOOTHING, tensors
 from smoothquant.capacity import Capacity
 from smoothquant.contract import TOLERANCE, Contract
-from smoothquant.errors import ActScalesError
+from smoothquant.errors import ActScalesError, UserError
 from smoothquant.machine import return_freed_tensors
 from smoothquant.model import Model
+from smoothquant.plan import Plan
 from smoothquant.scheme import Precision, Scheme
 from smoothquant.settings import SmoothingSettings
 from smoothquant.static import linears_to_keep
@@ -36,6 +37,12 @@ from smoothquant.stream import QuantizedLayer, QuantizingLayer, SmoothedLayer, c
 from smoothquant.workspace import Workspace
 
 Progress = Callable[[int, int], None]  # (done, total)
+PLANNED: Mapping[str, Callable[[Scheme], str]] = {  # parts of a scheme that a plan decides -> what they are, in words
+    "weights": lambda scheme: f"{scheme.weights.form} weights",
+    "activations": lambda scheme: f"{scheme.activations.form} activations",
+    "kv_cache": lambda scheme: f"a KV cache in {scheme.kv_cache.dtype}, {scheme.kv_cache.granularity}",
+    "float_linears": lambda scheme: f"{len(scheme.float_linears)} linears in float",
+}
 
 
 class Writer(Protocol):
@@ -97,6 +104,7 @@ class Source:
     steps: what is done to every layer between smoothing and storing.
     held_absmax: layer or head -> float32 (1,), see `smoothquant.float16`; empty where it is not known.
     input_mean_square: linear -> float32 (in,), see `act_scales.mean_squares`; empty where it is not known.
+    plan: what a search has chosen for this model, with these settings.
     """
 
     model: Model
@@ -107,6 +115,7 @@ class Source:
     steps: tuple[Step, ...] = DEFAULT
     held_absmax: Mapping[str, Tensor] = field(default_factory=dict)
     input_mean_square: Mapping[str, Tensor] = field(default_factory=dict)
+    plan: Plan | None = None
 
     def kept(self, choice: str, progress: Progress = lambda done, total: None) -> tuple[str, ...]:
         """Module names of the linears to leave in float where activations are static: `static.linears_to_keep`."""
@@ -130,6 +139,8 @@ def export(
     for writer in writers:
         writer.check(source)
         writer.smoothing.check(source.settings, source.model)
+        if source.plan:
+            _check_plan(source.plan, writer)
         if holds_float16(writer, source):
             float16.check_held(source.model, source.held_absmax, str(writer.out), writer.wider)
     check_scales(source.model, source.input_absmax, source.settings)
@@ -172,10 +183,24 @@ def check_outputs(source: Source, why: str) -> None:
             )
 
 
+def _check_plan(plan: Plan, writer: Writer) -> None:
+    """Raise UserError unless a writer's graphs are what a plan is for. The output head is no part of it."""
+    wanted = plan.facts.scheme
+    for scheme in writer.schemes:
+        for part, words in PLANNED.items():
+            if scheme.quantized and getattr(scheme, part) != getattr(wanted, part):
+                raise UserError(
+                    f"{writer.out}: {words(scheme)}, by a plan for another target ({plan.folder})",
+                    expected=f"{words(wanted)}, as the plan has it",
+                    do="search for this target, or export without the plan",
+                )
+
+
 def _inputs(source: Source, writer: Writer) -> dict:
     family = source.model.family.name
     made_from: Mapping[str, Any] = {
         **source.fingerprints,
+        "plan": source.plan.fingerprint if source.plan else None,
         "sidecars": source.model.checkpoint.sidecars,
         **source.model.choices,
         **writer.options,
@@ -192,7 +217,8 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
     contract = Contract(model, kept)
     smoothing = {name: tensor for name, tensor in kept.items() if name.endswith(ENDS)}
     progress(start, layers)
-    smoothed = smoothed_layers(model, source.input_absmax, source.settings, start, source.output_absmax, source.steps)
+    ranges = (source.input_absmax, source.settings, start, source.output_absmax)
+    smoothed = smoothed_layers(model, *ranges, source.steps, source.plan)
     for layer in smoothed:
         lacking = [(writer, work) for writer, work in todo if work.next_layer <= layer.index]
         for writer, _ in lacking:

@@ -30,6 +30,7 @@ from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.outputs import check_content, load_manifest
 from smoothquant.packages import require
+from smoothquant.plan import Plan
 from smoothquant.scheme import PER_TOKEN, Scheme
 from smoothquant.settings import SmoothingSettings
 from smoothquant.steps import DEFAULT, Step, as_records
@@ -120,6 +121,11 @@ def source_of(
         scales.held_absmax,
         scales.input_mean_square,
     )
+
+
+def source_by_plan(model: Model, plan: Plan) -> Source:
+    """What an export by a plan starts from: scales, ranges and rounded weights are the plan's. plan: of this model."""
+    return replace(source_of(model, plan.act_scales, plan.facts.smoothing), plan=plan)
 
 
 def split_text(text: Text, heldout: int) -> tuple[Text, Text]:

@@ -70,7 +70,7 @@ class Recipe:
         """Who says so."""
         return self.alpha_by or (REPOSITORY if self.published else START)
 
-    def settings(self, model: Model, alpha: float | None = None, groups: str = "default") -> SmoothingSettings:
+    def settings(self, model: Model, alpha: float | None = None, groups: str | None = None) -> SmoothingSettings:
         """Smoothing settings, with the recipe's alpha unless another is given. Raises UserError for what this model
         cannot hold."""
         return FOLDED.settings(model, self.alpha if alpha is None else alpha, groups)

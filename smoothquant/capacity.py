@@ -27,13 +27,13 @@ class Capacity:
     smoother_dtype: str = SmoothingSettings.smoother_dtype
     shared_cache_scale: bool = False
 
-    def settings(self, model: Model, alpha: float | None = None, groups: str = "default") -> SmoothingSettings:
-        """The smoothing settings for a user's options. alpha: None stands for the default.
+    def settings(self, model: Model, alpha: float | None = None, groups: str | None = None) -> SmoothingSettings:
+        """The smoothing settings for a user's options; None stands for the default.
 
         Raises UserError for settings that the format or the model cannot hold.
         """
         usual = self.groups[0]
-        groups = usual if groups == "default" else groups
+        groups = usual if groups is None or groups == "default" else groups
         divides = groups in RUN_TIME_GROUPS or usual in RUN_TIME_GROUPS  # by ones if nothing is smoothed
         settings = SmoothingSettings(
             SmoothingSettings.alpha if alpha is None else alpha,

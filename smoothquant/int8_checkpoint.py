@@ -29,6 +29,7 @@ from smoothquant.int8_config import DO, MODELOPT, Int8Config, read_int8_config
 from smoothquant.scheme import WEIGHTS
 
 WEIGHT, WEIGHT_SCALE, INPUT_SCALE, PRE_QUANT_SCALE = ".weight", ".weight_scale", ".input_scale", ".pre_quant_scale"
+BIAS = ".bias"
 SCALES = (WEIGHT_SCALE, INPUT_SCALE, PRE_QUANT_SCALE)
 ZERO_POINTS = (".weight_zero_point", ".input_zero_point")  # all zero, if there are any
 ONE = ((), (1,), (1, 1))  # shapes of one number

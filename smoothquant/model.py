@@ -83,6 +83,17 @@ class Model:
         shared |= {role: group.linears for group in self.groups for role in group.linears}
         return tuple(dict.fromkeys(shared[role] for role in self.quantized_roles))
 
+    @property
+    def side_by_side(self) -> tuple[tuple[str, ...], ...]:
+        """Roles of the quantized linears that engines put into one matrix: those that read one input, each expert's
+        apart."""
+        found: dict[tuple[int, int | None], list[str]] = {}
+        for number, roles in enumerate(self.inputs):
+            for role in roles:
+                if role != ROUTER:
+                    found.setdefault((number, parsed(role).expert), []).append(role)
+        return tuple(map(tuple, found.values()))
+
     def _beside(self, role: str) -> tuple[str, ...]:
         """A linear and those that read its input, whether or not something can be folded into it."""
         kind, expert = parsed(role).kind, parsed(role).expert

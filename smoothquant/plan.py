@@ -14,21 +14,21 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from smoothquant.artifacts.plan import PLAN, STEP, PlanFacts
+from smoothquant.artifacts.plan import ACT_SCALES, PLAN, STEP, PlanFacts
 from smoothquant.artifacts.record import read
 from smoothquant.errors import UserError, raise_refusal
 from smoothquant.fold import Rounded, Scales
 from smoothquant.model import Model
 from smoothquant.outputs import check_content, load_manifest
+from smoothquant.plan_tensors import ABSMAX, BIAS, DO, SCALE, WEIGHT, WEIGHT_SCALE, check_tensors
 from smoothquant.reading import read_object
-
-SCALE, ABSMAX, WEIGHT, WEIGHT_SCALE, BIAS = ".smoothing_scale", ".input_absmax", ".weight", ".weight_scale", ".bias"
 
 
 def layer_file(index: int) -> str:
@@ -74,6 +74,46 @@ class Plan:
         """Module names of the linears that stay in float."""
         return self.facts.scheme.float_linears
 
+    @property
+    def act_scales(self) -> Path:
+        """The file of the ranges that the search measured."""
+        return self.folder / ACT_SCALES
+
+    def for_model(self, model: Model) -> Plan:
+        """This plan, if it is this model's: every file of a layer is read. Raises UserError for another model's."""
+        searched = "give the --max-length that the search was given, or search again"
+        for what, found, ours, do in (
+            ("model", self.facts.model, model.checkpoint.fingerprint, DO),
+            ("family", self.facts.family, model.family.name, DO),
+            ("max_positions", self.facts.max_positions, model.choices.get("max_positions"), searched),
+        ):
+            if found != ours:
+                raise UserError(
+                    f"{self.folder}: a plan for {what} {found}",
+                    expected=f"one for {what} {ours}, that of {model.checkpoint.folder}",
+                    do=do,
+                )
+        self._check_float_linears(model)
+        for index in range(model.geometry.layers):
+            self.layer(model, index)
+        return self
+
+    def _check_float_linears(self, model: Model) -> None:
+        """Raise UserError for linears in float that the model does not have, and for some of those that read one
+        input."""
+        known, kept = {name for name, _ in model.linears()}, set(self.float_linears)
+        for name in self.float_linears:
+            if name not in known:
+                raise UserError(f"{self.folder}: {name} in float", expected="linears of this model", do=DO)
+        for index, roles in product(range(model.geometry.layers), model.side_by_side):
+            names = {model.linear(index, role) for role in roles}
+            if names & kept and names - kept:
+                raise UserError(
+                    f"{self.folder}: {min(names & kept)} stays in float, and {min(names - kept)} does not",
+                    expected="linears that read one input together",
+                    do=DO,
+                )
+
     def layer(self, model: Model, index: int) -> PlannedLayer:
         """One layer of the plan. Raises UserError for a file that does not hold this model's layer."""
         path = self.folder / layer_file(index)
@@ -81,9 +121,8 @@ class Plan:
             found = load_file(path)
         except (OSError, SafetensorError) as error:
             raise_refusal(error, path)
-            raise UserError(
-                f"{path}: cannot be read ({error})", expected="a layer of a plan", do="make the plan again"
-            ) from error
+            raise UserError(f"{path}: cannot be read ({error})", expected="a layer of a plan", do=DO) from error
+        check_tensors(model, index, self.facts.smoothing, found, str(path))
         column: dict[str, Tensor] = {}
         absmax: dict[str, Tensor] = {}
         rounded: dict[str, Rounded] = {}

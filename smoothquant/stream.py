@@ -2,6 +2,10 @@
 
     load -> choose scales (`choose`) -> fold them (`fold`) -> steps (`steps`) -> quantize
 
+With the plan of a search, the scales are those that it records, and so are the weights that it has rounded:
+
+    load -> the plan's scales (`plan`) -> fold them -> steps -> the plan's weights; quantize the others
+
     for layer in smoothed_layers(model, input_absmax, settings):
         quantized = quantize_layer(layer)       # int8 weights and float32 scales; the float layer can be forgotten
 
@@ -24,6 +28,7 @@ from smoothquant.fold import SmoothedLayer, fold
 from smoothquant.layers import FloatLayer, W8A8Layer, float_layer, float_linear
 from smoothquant.model import Model
 from smoothquant.norms import Norm
+from smoothquant.plan import Plan, PlannedLayer
 from smoothquant.quantization import input_scale, quantize_weight
 from smoothquant.ranges import check_act_scales, input_ranges, output_ranges
 from smoothquant.scheme import PER_TOKEN, Precision, Scheme
@@ -90,17 +95,18 @@ def smoothed_layers(
     start: int = 0,
     output_absmax: Mapping[str, Tensor] | None = None,
     steps: Sequence[Step] = DEFAULT,
+    plan: Plan | None = None,
 ) -> Iterator[SmoothedLayer]:
     """Yield the smoothed layers from `start` on.
 
     input_absmax: the input maxima of every linear, float32 (in,), by module name. Without smoothing and static scales
     (groups "none", per token) it may be None. output_absmax: the known output maxima, float32 (out,), by module name.
-    steps: the steps between smoothing and storing.
+    steps: the steps between smoothing and storing. plan: what a search has chosen, with `settings`.
     Raises the errors of `check_scales`, and CheckpointError for NaN and Inf.
     """
     check_scales(model, input_absmax, settings)
     for index in range(start, model.geometry.layers):
-        yield smooth_layer(model, index, input_absmax or {}, settings, output_absmax or {}, steps)
+        yield smooth_layer(model, index, input_absmax or {}, settings, output_absmax or {}, steps, plan=plan)
 
 
 def check_scales(model: Model, input_absmax: Mapping[str, Tensor] | None, settings: SmoothingSettings) -> None:
@@ -124,12 +130,19 @@ def smooth_layer(
     output_absmax: Mapping[str, Tensor] = MappingProxyType({}),
     steps: Sequence[Step] = DEFAULT,
     source: FloatLayer | None = None,
+    plan: Plan | None = None,
 ) -> SmoothedLayer:
-    """One smoothed layer: its scales are chosen and folded, and the steps applied. source: the layer, if it is already
-    loaded."""
+    """One smoothed layer: its scales are chosen, or taken from a plan, and folded, and the steps applied. source: the
+    layer, if it is already loaded."""
     source = source or float_layer(model, index)
     act, output = input_ranges(model, index, input_absmax), output_ranges(model, index, output_absmax)
-    layer = fold(model, index, source, settings, choose_scales(model, index, source, act, output, settings))
+    planned = (
+        plan.layer(model, index)
+        if plan
+        else PlannedLayer(choose_scales(model, index, source, act, output, settings), rounded={})
+    )
+    layer = fold(model, index, source, settings, planned.scales)
+    layer.rounded = planned.rounded
     layer.output_absmax = {role: reach / layer.row.get(role, 1) for role, reach in output.items()}
     layer.cache_scales = kv_cache.cache_scales(
         model.geometry, index, layer.norms, layer.output_absmax, shared=settings.shared_cache_scale
@@ -143,14 +156,20 @@ def quantize_layer(layer: SmoothedLayer, scheme: Scheme = PER_TOKEN) -> Quantize
 
 
 def quantize_linear(layer: SmoothedLayer, role: str, weight: Tensor, precision: Precision) -> QuantizedLinear:
-    """One quantized linear of a smoothed layer. weight: `layer.weight(role)`. precision: the weight's precision."""
-    quantized, scale = quantize_weight(layer.edited(role, weight, precision), precision)
+    """One quantized linear of a smoothed layer: as a plan has rounded it, or else rounded to nearest. weight:
+    `layer.weight(role)`. precision: the weight's precision."""
+    planned, bias = layer.rounded.get(role), layer.bias(role)
+    if planned is None:
+        quantized, scale = quantize_weight(layer.edited(role, weight, precision), precision)
+    else:
+        quantized, scale = planned.weight, planned.weight_scale
+        bias = bias if planned.bias is None else planned.bias
     return QuantizedLinear(
         name=layer.model.linear(layer.index, role),
         weight=quantized,
         weight_scale=scale,
         input_scale=input_scale(layer.input_absmax[role]) if role in layer.input_absmax else None,
-        bias=layer.bias(role),
+        bias=bias,
         smoothing_scale=layer.column.get(role),
         smoother=layer.smoother.get(role),
     )

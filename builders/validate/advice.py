@@ -32,6 +32,9 @@ def _options(manifest: Manifest, worst: Sequence[LinearError], weight_share: flo
     origin, scheme, smoothing = manifest.origin, manifest.origin.scheme, manifest.origin.smoothing
     if not scheme.quantized:
         return
+    if origin.plan is not None:
+        yield "another search, with more linears in float"
+        return
     if scheme.activations.static:
         if manifest.step != MODELOPT:
             yield "--act per-token instead of per-tensor"

@@ -7,6 +7,7 @@ program, and a folder of any size takes the memory of a layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from smoothquant.int8_config import HF_QUANT_CONFIG
 from smoothquant.int8_model import Int8Model
 from smoothquant.model import Model
 from smoothquant.outputs import FORMAT, check_content, is_output, load_manifest
+from smoothquant.plan import Plan
 from smoothquant.reading import read_json
 
 RECORDED, CONVERTED = "export modelopt", "convert"  # steps of ours; the first records its smoothing
@@ -41,10 +43,10 @@ def is_int8_folder(folder: Path) -> bool:
     return told is not None or (folder / HF_QUANT_CONFIG).exists()
 
 
-def open_int8_folder(folder: Path, model: Model) -> tuple[Manifest, EngineScheme]:
+def open_int8_folder(folder: Path, model: Model, plans: Sequence[Plan] = ()) -> tuple[Manifest, EngineScheme]:
     """A folder's manifest, made from its files if another tool wrote it, and its scheme.
 
-    model: the float model that it was made from.
+    model: the float model that it was made from. plans: as in `read_scheme`.
     Raises CheckpointError for a form that is not computed here as it is written and for a folder that is not whole,
     UserError for one of another architecture.
     """
@@ -56,7 +58,7 @@ def open_int8_folder(folder: Path, model: Model) -> tuple[Manifest, EngineScheme
         made = load_manifest(folder)
         check_content(folder, made)
         if made.step == RECORDED:
-            scheme = read_scheme(folder)
+            scheme = read_scheme(folder, plans)
             return made, replace(scheme, key=f"{scheme.key} as stored", folder=int8)
     manifest = _manifest(int8)
     return manifest, _scheme(int8, recover(model, int8), combined(manifest.contents))

@@ -31,6 +31,7 @@ from smoothquant.device import choose_device
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.outputs import check_content, versions
+from smoothquant.plan import Plan
 from smoothquant.scheme import IN_FLOAT
 from smoothquant.sweep import Progress
 from smoothquant.workroom import Workroom
@@ -47,6 +48,7 @@ def validate_engines(
     text: HeldOutText,
     thresholds: Mapping[str, Thresholds] | None = None,
     *,
+    plans: Sequence[Plan] = (),
     exact: bool = False,
     device: str = "auto",
     work: str | Path | None = None,
@@ -56,28 +58,31 @@ def validate_engines(
 
     folders: the engine or export folders, by label. thresholds: the thresholds, by label; an engine without thresholds
         is only measured.
+    plans: those that the engines were made by, if any were; each is some engine's.
     exact: whether to measure exactness, too, which takes a float64 pass. A threshold on exactness implies it.
     device: the device of the reference ("auto", "cpu", "cuda", "cuda:N"). Engines choose their own devices.
     work: the folder WORK.smoothquant-work keeps the results of an interrupted validation, and the same call continues
         them. It stays until `workroom.forget(work)`. Without `work`, an interrupted validation begins again.
     progress: called with (done, total), counted in layers of the reference and sequences of an engine.
 
-    Raises UserError before any work if a folder is not an engine, or if an engine is of another model, for another
-    machine, or for shorter sequences; MissingPackageError if the package that runs an engine is missing. An INT8 folder
-    of another tool runs in our own W8A8 arithmetic; its smoothing is recovered from its weights. The smoothing of
-    another tool's TensorRT-LLM checkpoint is not known: it has no exactness, and no errors of its linears.
+    Raises UserError before any work if a folder is not an engine, if an engine is of another model, for another
+    machine, or for shorter sequences, and if its plan is not given; MissingPackageError if the package that runs an
+    engine is missing. An INT8 folder of another tool runs in our own W8A8 arithmetic; its smoothing is recovered from
+    its weights. The smoothing of another tool's TensorRT-LLM checkpoint is not known: it has no exactness, and no
+    errors of its linears.
     """
     thresholds, device = thresholds or {}, choose_device(device)
     exact = exact or any(limits.exactness_ratio is not None for limits in thresholds.values())
     manifests, schemes = {}, {}
     for label, folder in folders.items():
-        manifests[label], schemes[label] = _read(folder, model)
+        manifests[label], schemes[label] = _read(folder, model, plans)
         check_model(manifests[label], model, str(folder))
         if schemes[label] is UNKNOWN and thresholds.get(label, Thresholds()).exactness_ratio is not None:
             raise UserError(
                 f"{folder}: no exactness_ratio can be measured, because its smoothing is not recorded",
                 do="drop the threshold on exactness_ratio",
             )
+    _check_plans(plans, list(schemes.values()), model)
     check_text(model, text)
     inputs = {
         "model": model.checkpoint.fingerprint,
@@ -187,13 +192,25 @@ def _restore(candidates: Sequence[Candidate], work: Workroom) -> None:
         candidate.restore({key.removeprefix(start): state[key] for key in state if key.startswith(start)})
 
 
-def _read(folder: str | Path, model: Model) -> tuple[Manifest, EngineScheme]:
+def _check_plans(plans: Sequence[Plan], schemes: Sequence[EngineScheme], model: Model) -> None:
+    """Raise UserError for a plan that no engine was made by, and for one of another model."""
+    for plan in plans:
+        if not any(scheme.plan is plan for scheme in schemes):
+            raise UserError(
+                f"{plan.folder}: no weights of these engines are from this plan",
+                expected="the plan that an engine was made by",
+                do="leave it away",
+            )
+        plan.for_model(model)
+
+
+def _read(folder: str | Path, model: Model, plans: Sequence[Plan]) -> tuple[Manifest, EngineScheme]:
     """The manifest and the scheme of an engine, whose files are as they were written."""
     if is_int8_folder(Path(folder)):
-        return open_int8_folder(Path(folder), model)
+        return open_int8_folder(Path(folder), model, plans)
     manifest = engine_manifest(folder)
     check_content(folder, manifest)
-    return manifest, UNKNOWN if manifest.step == FOREIGN else read_scheme(folder)
+    return manifest, UNKNOWN if manifest.step == FOREIGN else read_scheme(folder, plans)
 
 
 def _try(folder: str | Path, text: HeldOutText) -> None:

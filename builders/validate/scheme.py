@@ -7,6 +7,8 @@ The layers are rebuilt from the recorded scales, not from the equation that gave
 scales are the engine's bit for bit. (The folded gain of a norm is gain / s, computed again. In 16 bits it is the
 engine's; in float32 it may differ by one rounding, like any other float32 operation.)
 
+Weights that a search has rounded come from its plan, whose fingerprint the manifest records.
+
 An INT8 folder of another tool has neither file: `builders.validate.int8_folder`.
 """
 
@@ -14,12 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
 
+from smoothquant.artifacts.manifest import Origin
 from smoothquant.artifacts.ports import CACHED
 from smoothquant.artifacts.record import as_json
 from smoothquant.artifacts.smoothing_file import SmoothingFile, read_smoothing
@@ -30,6 +33,7 @@ from smoothquant.int8_model import Int8Model
 from smoothquant.layers import FloatLayer, W8A8Layer
 from smoothquant.model import Model
 from smoothquant.outputs import load_manifest
+from smoothquant.plan import Plan
 from smoothquant.scheme import Scheme
 from smoothquant.settings import SmoothingSettings
 from smoothquant.steps import Step, as_records, from_records, replay
@@ -46,6 +50,7 @@ class EngineScheme:
     folder: the INT8 folder whose layers are run as they are stored; None where they are rebuilt.
     run_time: for each linear whose input the engine divides, and whose smoothing scale does not count it, the divisor.
     unexplained: why the smoothing of a folder is not known, in words; empty if it is known.
+    plan: the plan that has rounded its weights, if one has.
     """
 
     key: str
@@ -57,6 +62,7 @@ class EngineScheme:
     folder: Int8Model | None = None
     run_time: Mapping[str, Tensor] = field(default_factory=dict)
     unexplained: str = ""
+    plan: Plan | None = None
 
     @property
     def smoothing_scale(self) -> Mapping[str, Tensor]:
@@ -82,13 +88,15 @@ class EngineScheme:
         return key, value
 
     def layer(self, model: Model, index: int, source: FloatLayer) -> SmoothedLayer:
-        """One layer of the checkpoint, with the recorded smoothing folded in and the recorded steps applied."""
+        """One layer of the checkpoint: the recorded smoothing folded in, the recorded steps applied, and the weights
+        that the plan has rounded."""
         names = {role: model.linear(index, role) for role in model.roles}
         scales = Scales(
             column={role: self.smoothing_scale[name] for role, name in names.items() if name in self.smoothing_scale},
             input_absmax={role: self.input_absmax[name] for role, name in names.items() if name in self.input_absmax},
         )
-        return replay(self.steps, fold(model, index, source, self.settings, scales))
+        smoothed = replay(self.steps, fold(model, index, source, self.settings, scales))
+        return replace(smoothed, rounded=self.plan.layer(model, index).rounded) if self.plan else smoothed
 
     def runnable(self, smoothed: SmoothedLayer) -> W8A8Layer:
         """The quantized layer: the folder's own, or the one that quantizing gives. smoothed: by `layer`."""
@@ -97,8 +105,11 @@ class EngineScheme:
         return quantize_layer(smoothed, self.scheme).runnable(self.scheme.activations)
 
 
-def read_scheme(folder: str | Path) -> EngineScheme:
-    """The scheme of a finished export or engine folder. Raises UserError if the folder does not record it."""
+def read_scheme(folder: str | Path, plans: Sequence[Plan] = ()) -> EngineScheme:
+    """The scheme of a finished export or engine folder. plans: among them that which it was made by, if it was.
+
+    Raises UserError if the folder does not record its scheme, and if its plan is not given.
+    """
     folder = Path(folder)
     origin = load_manifest(folder).origin
     if len(origin.schemes) > 1:
@@ -110,6 +121,22 @@ def read_scheme(folder: str | Path) -> EngineScheme:
         )
     recorded, ranks = read_smoothing(folder), origin.trtllm.tp if origin.trtllm else 1
     steps = from_records(origin.steps)
-    facts = [as_json(origin.scheme), as_json(origin.smoothing), ranks, as_records(steps), recorded.digest]
+    facts = [as_json(origin.scheme), as_json(origin.smoothing), ranks, as_records(steps), recorded.digest, origin.plan]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    return EngineScheme(key, origin.scheme, recorded, origin.smoothing, ranks, steps)
+    plan = _plan_of(folder, origin, plans)
+    return EngineScheme(key, origin.scheme, recorded, origin.smoothing, ranks, steps, plan=plan)
+
+
+def _plan_of(folder: Path, origin: Origin, plans: Sequence[Plan]) -> Plan | None:
+    """The plan whose weights a folder holds; None where it holds none. Raises UserError if it is not given."""
+    if origin.plan is None or not origin.scheme.quantized:
+        return None
+    for plan in plans:
+        if plan.fingerprint == origin.plan:
+            return plan
+    given = ", ".join(f"{plan.folder} (fingerprint {plan.fingerprint})" for plan in plans)
+    raise UserError(
+        f"{folder}: made by the plan with fingerprint {origin.plan}" + (f", not by {given}" if given else ""),
+        expected="that plan, which holds the weights that its search has rounded",
+        do="give it with --plan",
+    )

@@ -24,7 +24,7 @@ from smoothquant.artifacts.shards import MAX_SHARD, SafetensorsShards
 from smoothquant.errors import CheckpointError, UserError
 from smoothquant.files import write_json, write_text
 from smoothquant.fold import SmoothedLayer
-from smoothquant.int8_checkpoint import INPUT_SCALE, WEIGHT, WEIGHT_SCALE
+from smoothquant.int8_checkpoint import BIAS, INPUT_SCALE, WEIGHT, WEIGHT_SCALE
 from smoothquant.int8_fold import fold_layer
 from smoothquant.int8_model import Int8Model
 from smoothquant.model import Model
@@ -34,7 +34,6 @@ from smoothquant.sidecars import copy_sidecars
 from smoothquant.workspace import Workspace
 
 STEP = "convert"
-BIAS = ".bias"
 Progress = Callable[[int, int], None]  # (done, total)
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from exporters.export import Source, check_static
 from exporters.huggingface.dialects import Dialect
 from exporters.huggingface.tensors import CheckpointTensor, CheckpointWriter, LayerTensorContent, float_tensors
+from smoothquant.artifacts.safetensors_files import Planned
 from smoothquant.artifacts.shards import MAX_SHARD
 from smoothquant.errors import UserError
-from smoothquant.int8_checkpoint import INPUT_SCALE, WEIGHT, WEIGHT_SCALE
+from smoothquant.int8_checkpoint import BIAS, INPUT_SCALE, WEIGHT, WEIGHT_SCALE
 from smoothquant.model import Model
 from smoothquant.scheme import Scheme
 from smoothquant.stream import QuantizedLayer, QuantizedLinear, SmoothedLayer
@@ -60,7 +61,13 @@ class Int8Writer(CheckpointWriter):
         }
         plan: dict[str, CheckpointTensor] = {}
         for name, tensor in float_tensors(model, self.dtype).items():
-            plan |= self._int8_tensors(model, tensor.planned.shape, *matrices[name]) if name in int8 else {name: tensor}
+            weight = name.removesuffix(BIAS) + WEIGHT if name.endswith(BIAS) else name
+            if weight not in int8:
+                plan[name] = tensor
+            elif name == weight:
+                plan |= self._int8_tensors(model, tensor.planned.shape, *matrices[weight])
+            else:
+                plan[name] = _bias(model, tensor.planned, *matrices[weight])
         return plan
 
     def config(self, model: Model) -> dict:
@@ -95,6 +102,17 @@ class Int8Writer(CheckpointWriter):
 
     def _shaped(self, name: str, content: LayerTensorContent) -> LayerTensorContent:
         return lambda layer, quantized: self.dialect.shaped(name, content(layer, quantized))
+
+
+def _bias(model: Model, planned: Planned, layer: int, name: str) -> CheckpointTensor:
+    """The bias of a quantized matrix. name: within the layer."""
+    roles = model.stored[name]
+
+    def content(_: SmoothedLayer, quantized: QuantizedLayer | None) -> Tensor:
+        biases = {role: linear.bias for role, linear in _linears(quantized, roles)}
+        return model.join(name, {role: bias for role, bias in biases.items() if bias is not None})
+
+    return CheckpointTensor(planned, layer, content)
 
 
 def _linears(quantized: QuantizedLayer | None, roles: Sequence[str]) -> list[tuple[str, QuantizedLinear]]:

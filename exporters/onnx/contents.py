@@ -24,8 +24,9 @@ from smoothquant.stream import QuantizedLayer, SmoothedLayer
 Contents = Mapping[str, Content]  # kind of tensor, the end of its name -> content
 
 
-def of_linears(model: Model, layer: int, roles: tuple[str, ...]) -> Contents:
-    """Of linears side by side in one matrix (in, out); without a bias if none of them has one."""
+def of_linears(model: Model, layer: int, roles: tuple[str, ...], kept: bool) -> Contents:
+    """Of linears side by side in one matrix (in, out); without a bias if none of them has one. kept: whether they stay
+    in float in a quantized graph."""
     family, geometry = model.family, model.geometry
 
     def weight(smoothed: SmoothedLayer, _: QuantizedLayer | None) -> Iterator[Tensor]:
@@ -42,9 +43,9 @@ def of_linears(model: Model, layer: int, roles: tuple[str, ...]) -> Contents:
         assert scale is not None  # the writer's `check` has seen to it
         yield scale
 
-    def bias(smoothed: SmoothedLayer, _: QuantizedLayer | None) -> Iterator[Tensor]:
+    def bias(smoothed: SmoothedLayer, quantized: QuantizedLayer | None) -> Iterator[Tensor]:
         for role in roles:
-            found = smoothed.bias(role)
+            found = quantized.linears[role].bias if quantized is not None and not kept else smoothed.bias(role)
             yield torch.zeros(family.shape(role, geometry)[0]) if found is None else found
 
     contents = {

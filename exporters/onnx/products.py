@@ -8,7 +8,7 @@ from exporters.onnx.contents import of_linears
 from exporters.onnx.graph import Graph
 from exporters.onnx.linears import Input, Linears, Stored
 from smoothquant.model import Model
-from smoothquant.roles import ROUTER, parsed
+from smoothquant.roles import parsed
 
 QKV = ("q", "k", "v")
 MERGED = {  # the names that serving engines use, and theirs put together
@@ -29,20 +29,8 @@ def merged_name(model: Model, layer: int, roles: tuple[str, ...]) -> str:
 def quantized_names(model: Model, kept: Collection[str] = ()) -> list[str]:
     """Names of the matrices that a quantized graph must have, by the record alone: what reads one input is one matrix,
     of every expert. kept: module names of linears that stay in float."""
-    names = ((layer, roles) for layer in range(model.geometry.layers) for roles in side_by_side(model))
+    names = ((layer, roles) for layer in range(model.geometry.layers) for roles in model.side_by_side)
     return [merged_name(model, layer, roles) for layer, roles in names if model.linear(layer, roles[0]) not in kept]
-
-
-def side_by_side(model: Model) -> list[tuple[str, ...]]:
-    """Roles of the quantized linears that lie in one matrix: those that read one input, each expert's apart."""
-    found: list[tuple[str, ...]] = []
-    for roles in model.inputs:
-        experts: dict[int | None, list[str]] = {}
-        for role in roles:
-            if role != ROUTER:
-                experts.setdefault(parsed(role).expert, []).append(role)
-        found += map(tuple, experts.values())
-    return found
 
 
 class Products:
@@ -56,7 +44,7 @@ class Products:
 
     def form(self, layer: int, *roles: str) -> Linears:
         """How the product of these linears is spelled."""
-        return self.plain if self.model.linear(layer, roles[0]) in self.kept else self.quantized
+        return self.plain if self._in_float(layer, roles) else self.quantized
 
     def of(self, layer: int, x: str, *roles: str) -> str:
         """One matrix product for all linears that read x (..., in): (..., sum of their outputs) in the body's dtype."""
@@ -68,9 +56,13 @@ class Products:
         """The same, for an input that is normalized already."""
         model, geometry = self.model, self.model.geometry
         shape = (self.width(roles), model.family.shape(roles[0], geometry)[1])
-        stored = Stored(merged_name(model, layer, roles), shape, of_linears(model, layer, roles))
+        contents = of_linears(model, layer, roles, kept=self._in_float(layer, roles))
+        stored = Stored(merged_name(model, layer, roles), shape, contents)
         with self.graph.within(stored.name):
             return self.form(layer, *roles).linear(x, stored)
+
+    def _in_float(self, layer: int, roles: tuple[str, ...]) -> bool:
+        return self.model.linear(layer, roles[0]) in self.kept
 
     def width(self, roles: tuple[str, ...]) -> int:
         """Output channels of these linears."""

@@ -153,7 +153,6 @@ def add_smoothing(command: argparse.ArgumentParser, usual: str) -> None:
     command.add_argument(
         "--groups",
         choices=GROUPS,
-        default="default",
         help="what is smoothed. default: norm -> linears, v -> o, up -> down; paper: norm -> linears only, by the "
         "released code's formula; none: plain quantization, to see what smoothing brings",
     )

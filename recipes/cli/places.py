@@ -13,6 +13,7 @@ READ = {  # attribute of the parsed arguments -> what it is
     "model": "the model",
     "reference": "the model",
     "act_scales": "the act scales",
+    "plan": "the plan",
     "scales": "the act scales",
     "file": "the act scales",
     "folder": "the folder",

@@ -52,6 +52,13 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "are compared side by side",
     )
     command.add_argument("--reference", required=True, metavar="MODEL", help="the float model that it was made from")
+    command.add_argument(
+        "--plan",
+        metavar="PLAN",
+        action="append",
+        default=[],
+        help="folder made by smoothquant search that an engine was exported by; may be given several times",
+    )
     options.add_text(command, samples=32, length=512)
     command.add_argument(
         "--recipe",
@@ -78,12 +85,14 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from builders.validate.card import note_measured
     from builders.validate.int8_folder import is_int8_folder
     from builders.validate.report import check_report, write_json, write_report
+    from smoothquant.plan import read_plan
     from smoothquant.workroom import forget
 
     for option, path in (("--report", arguments.report), ("--out", arguments.out)):
         if path:
             check_report(Path(path), option)
     model = options.open_model(arguments, arguments.reference, ui)
+    plans = [read_plan(folder) for folder in arguments.plan]
     limits = _limits(arguments, ui, model)
     text = options.load_text(arguments, ui, arguments.text, model, arguments.samples, arguments.length)
     for folder in map(Path, arguments.engines):
@@ -99,6 +108,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             model,
             text,
             dict.fromkeys(folders, limits),
+            plans=plans,
             exact=arguments.exact,
             device=arguments.device,
             work=work,

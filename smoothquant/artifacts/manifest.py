@@ -24,7 +24,7 @@ from smoothquant.scheme import Scheme
 from smoothquant.settings import SmoothingSettings
 
 T = TypeVar("T")
-FIRST = ("model", "act_scales", "family", "max_positions")  # fields that reports show first
+FIRST = ("model", "act_scales", "plan", "family", "max_positions")  # fields that reports show first
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class HuggingFaceOptions:
 
 @dataclass(frozen=True)
 class Origin:
-    """What an export was made from. model, sidecars, act_scales: fingerprints, None where there were none.
+    """What an export was made from. model, sidecars, act_scales, plan: fingerprints, None where there were none.
 
     sidecars: of config.json, tokenizer and generation settings, which the export holds too.
 
@@ -94,6 +94,7 @@ class Origin:
     model: str | None = None
     sidecars: str | None = None
     act_scales: str | None = None
+    plan: str | None = None
     max_positions: int | None = None
     onnx: OnnxOptions | None = None
     trtllm: TrtllmOptions | None = None
@@ -116,10 +117,14 @@ class Origin:
         if name == "schemes":
             return self.scheme.words()
         if name == "smoothing":
-            return {name: value.words()}
+            return {name: self.smoothing_words()}
         if name == "steps":
             return {name: [" ".join(_step_words(step)) for step in value] or None}
         return as_json(value) if is_dataclass(value) else {name: value}
+
+    def smoothing_words(self) -> dict[str, Any]:
+        """The smoothing settings as words. The alphas of a plan are its own."""
+        return {key: value for key, value in self.smoothing.words().items() if key != "alpha" or self.plan is None}
 
     def only(self, scheme: Scheme) -> Origin:
         """The origin of the one graph with this scheme."""

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
 
-from smoothquant.config_keys import LAYERS
 from smoothquant.scheme import Scheme
 from smoothquant.settings import SmoothingSettings
 
@@ -32,7 +30,7 @@ class GroupChoice:
     the scales are folded. tried: by candidate ("none", an alpha, "balanced"), the expected noise of the linears'
     outputs over their signal. chosen: the candidate that was taken."""
 
-    layer: Annotated[int, LAYERS]
+    layer: int
     linears: tuple[str, ...]
     through: str
     tried: Mapping[str, float]
@@ -53,7 +51,7 @@ class LinearChoice:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PlanOutcome:
     """What a model computes on the tokens kept apart. share: bytes of linears in float over the INT8 bytes of all."""
 
     name: str
@@ -67,7 +65,8 @@ class Outcome:
 class PlanFacts:
     """The record of a plan. text: fingerprint of the text. apart: tokens of it that only judge. trial: tokens that
     candidates were judged by, where these were fewer. candidates: the models that were run end to end, the chosen one
-    by `chosen`. curve: the chosen one with linears in float."""
+    by `chosen`. curve: the chosen one with linears in float. max_positions: the length whose rotary frequencies were
+    chosen, where a model has several."""
 
     model: str
     family: str
@@ -79,6 +78,7 @@ class PlanFacts:
     trial: int
     groups: tuple[GroupChoice, ...]
     linears: tuple[LinearChoice, ...]
-    candidates: tuple[Outcome, ...]
+    candidates: tuple[PlanOutcome, ...]
     chosen: str
-    curve: tuple[Outcome, ...]
+    curve: tuple[PlanOutcome, ...]
+    max_positions: int | None = None

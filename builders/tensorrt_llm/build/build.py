@@ -69,7 +69,7 @@ class TrtllmResults:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedBuild:
     """A planned build. asked: the limits that the user gave. limits: the same with every number known. warnings: the
     warnings about the checkpoint, and doubts about the limits."""
 
@@ -86,7 +86,7 @@ class Plan:
         return build_command(self.checkpoint, self.out, self.limits, self.config)
 
 
-def plan(checkpoint: str | Path, out: str | Path, limits: BuildLimits) -> Plan:
+def plan(checkpoint: str | Path, out: str | Path, limits: BuildLimits) -> PlannedBuild:
     """The plan of a build, after a check of the checkpoint and the limits.
 
     Raises CheckpointError if the checkpoint has errors, with the first of them and their number; UserError if the
@@ -105,11 +105,11 @@ def plan(checkpoint: str | Path, out: str | Path, limits: BuildLimits) -> Plan:
     config = load_config(checkpoint)
     resolved = limits.resolved(config)
     warnings = (*(finding.sentence for finding in found), *doubts(resolved, config))
-    return Plan(checkpoint, Path(out), config, limits, resolved, warnings)
+    return PlannedBuild(checkpoint, Path(out), config, limits, resolved, warnings)
 
 
 def build(
-    what: Plan,
+    what: PlannedBuild,
     *,
     overwrite: bool = False,
     progress: Progress = lambda done, total: None,
@@ -163,7 +163,7 @@ def _doubts(environment: Environment, origin: Origin | None) -> Iterator[str]:
             )
 
 
-def _run(what: Plan, tool: Path, work: Workspace, progress: Progress, line: Callable[[str], None]) -> None:
+def _run(what: PlannedBuild, tool: Path, work: Workspace, progress: Progress, line: Callable[[str], None]) -> None:
     ranks, last = what.config.ranks, ""
 
     def heard(words: str) -> None:

@@ -6,6 +6,7 @@ import argparse
 from functools import partial
 
 from recipes.cli import options
+from recipes.cli.export.by_plan import add_plan
 from recipes.cli.export.hf import HuggingFace
 from recipes.cli.export.modelopt import ModelOpt
 from recipes.cli.export.onnx import Onnx
@@ -34,10 +35,11 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
             metavar="ACT_SCALES",
             nargs="?",
             help="from smoothquant calibrate, or the published .pt form; not needed for --groups none with per-token "
-            "activations, nor for a float graph",
+            "activations, nor for a float graph; a plan has its own",
         )
         command.add_argument("--out", required=True, metavar="DIR", help="folder to make")
         options.add_smoothing(command, "that of the recipe for the model's family and size")
+        add_plan(command)
         target.add_options(command)
         options.add_family(command)
         options.add_overwrite(command)
@@ -58,7 +60,7 @@ def run(target: ExportTarget, arguments: argparse.Namespace, ui: Ui) -> None:
         check_served(facts)
     with ui.progress(f"export {target.name}") as progress:
         export(source, [writer], overwrite=arguments.overwrite, progress=progress)
-    if arguments.alpha is None and source.settings.groups != "none":
+    if arguments.alpha is None and source.plan is None and source.settings.groups != "none":
         ui.note(f"alpha {alpha}, {by}; --alpha sets another")
     target.notes(arguments, source, ui)
     note_guess(arguments, writer.schemes, source, ui)

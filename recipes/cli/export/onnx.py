@@ -39,13 +39,11 @@ class Onnx(ExportTarget):
         command.add_argument(
             "--lm-head",
             choices=tuple(HEADS),
-            default="float",
             help="quantize the output head too: quicker decode; measure the accuracy (default float)",
         )
         command.add_argument(
             "--kv",
             choices=tuple(CACHES),
-            default="float",
             help="KV cache: int8 has a static scale for the keys and one for the values of a layer; measure the "
             "accuracy (default float)",
         )
@@ -62,8 +60,8 @@ class Onnx(ExportTarget):
     def smoothing(self, arguments: argparse.Namespace, model: Model) -> Capacity:
         if not arguments.float:
             return FOLDED
-        kv = arguments.kv if CACHES[arguments.kv].quantized else None
-        asked = {"--act": arguments.act, "--kv": kv, "--alpha": arguments.alpha}
+        kv = arguments.kv if arguments.kv and CACHES[arguments.kv].quantized else None
+        asked = {"--plan": arguments.plan, "--act": arguments.act, "--kv": kv, "--alpha": arguments.alpha}
         for option, value in asked.items():
             if value is not None:
                 raise UserError(
@@ -84,7 +82,8 @@ class Onnx(ExportTarget):
         from exporters.onnx import OnnxWriter
 
         forms = ("float",) if arguments.float else BOTH if arguments.act == "both" else (arguments.act or BOTH[0],)
-        schemes = [scheme_of(form, kv_cache=arguments.kv, head=arguments.lm_head) for form in forms]
+        kv, head = arguments.kv or "float", arguments.lm_head or "float"
+        schemes = [scheme_of(form, kv_cache=kv, head=head) for form in forms]
         held = with_kept(schemes, arguments, source, ui)
         return OnnxWriter(arguments.out, *held, body=arguments.dtype, opset=arguments.opset)
 

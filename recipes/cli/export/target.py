@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
+from recipes.cli.export.by_plan import plan_of
 from recipes.cli.ui import Ui, listed
 from smoothquant.capacity import FOLDED, Capacity
 from smoothquant.errors import UserError
@@ -37,12 +38,17 @@ class ExportTarget(ABC):
         return FOLDED
 
     def source(self, arguments: argparse.Namespace, model: Model, usual_alpha: float) -> Source:
-        """The model with its act scales and smoothing settings. usual_alpha: the alpha if none is given. Raises
-        UserError for settings that the format or the model cannot hold."""
-        from recipes.pipeline import source_of
+        """The model with its act scales and smoothing settings, or with its plan. usual_alpha: the alpha if none is
+        given. Raises UserError for settings that the format or the model cannot hold."""
+        from recipes.pipeline import source_by_plan, source_of
 
+        plan = plan_of(arguments, model)
+        capacity = self.smoothing(arguments, model)
+        if plan:
+            capacity.check(plan.facts.smoothing, model)
+            return source_by_plan(model, plan)
         alpha = usual_alpha if arguments.alpha is None else arguments.alpha
-        settings = self.smoothing(arguments, model).settings(model, alpha, arguments.groups)
+        settings = capacity.settings(model, alpha, arguments.groups)
         return source_of(model, arguments.act_scales, settings)
 
     @abstractmethod
@@ -67,7 +73,6 @@ def add_keep_float(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--keep-float",
         metavar="auto|none|N%|ROLES",
-        default="auto",
         help="with static scales: linears to leave in float. auto (default): those whose rounding puts more than a "
         "thousandth of noise on the residual stream, by the act scales and the weights; N%%, as in 5%%: those that win "
         "most per byte, up to N%% of the bytes of all linears in INT8 (each costs its INT8 bytes once more in float16, "
@@ -76,10 +81,12 @@ def add_keep_float(command: argparse.ArgumentParser) -> None:
 
 
 def with_kept(schemes: Sequence[Scheme], arguments: argparse.Namespace, source: Source, ui: Ui) -> tuple[Scheme, ...]:
-    """The schemes. Those of static activations get the linears that --keep-float leaves in float; a note says which."""
-    from smoothquant.static import numbers_of
-
-    asked = arguments.keep_float
+    """The schemes, with the linears that stay in float; a note says which. By a plan they are its own; else they are
+    those that --keep-float leaves in float where activations are static."""
+    if source.plan:
+        _note_kept(source, source.plan.float_linears, " by the plan", ui)
+        return tuple(replace(scheme, float_linears=source.plan.float_linears) for scheme in schemes)
+    asked = _asked(arguments)
     if not any(scheme.activations.static for scheme in schemes):
         if asked not in ("auto", "none"):
             raise UserError(
@@ -94,26 +101,37 @@ def with_kept(schemes: Sequence[Scheme], arguments: argparse.Namespace, source: 
             kept = source.kept(asked, progress)
     else:
         kept = source.kept(asked)
-    if kept:
-        numbers = numbers_of(source.model, kept)
-        share = numbers / numbers_of(source.model)
-        why = ", those that one static scale costs most" if measured else ""
-        ui.note(
-            f"{len(kept)} linears stay in float{why} (--keep-float {asked}): {listed(kept)}; they have "
-            f"{numbers / 1e6:,.1f} MB in INT8, {share:.1%} of all linears"
-        )
+    why = ", those that one static scale costs most" if measured else ""
+    _note_kept(source, kept, f"{why} (--keep-float {asked})", ui)
     return tuple(replace(scheme, float_linears=kept) if scheme.activations.static else scheme for scheme in schemes)
 
 
 def note_guess(arguments: argparse.Namespace, schemes: Sequence[Scheme], source: Source, ui: Ui) -> None:
     """Say that --keep-float has guessed, where it had no mean squares to measure by."""
-    asked = getattr(arguments, "keep_float", "none")
+    asked = _asked(arguments)
     static = any(scheme.activations.static for scheme in schemes)
-    if static and _is_measured(asked) and not source.input_mean_square:
+    if static and source.plan is None and _is_measured(asked) and not source.input_mean_square:
         ui.note(
             "which linears to leave in float was a guess: these act scales have maxima alone; smoothquant calibrate "
             "measures mean squares too"
         )
+
+
+def _note_kept(source: Source, kept: Sequence[str], why: str, ui: Ui) -> None:
+    """Say which linears stay in float, if any do."""
+    from smoothquant.static import numbers_of
+
+    if kept:
+        numbers = numbers_of(source.model, kept)
+        ui.note(
+            f"{len(kept)} linears stay in float{why}: {listed(kept)}; they have {numbers / 1e6:,.1f} MB in INT8, "
+            f"{numbers / numbers_of(source.model):.1%} of all linears"
+        )
+
+
+def _asked(arguments: argparse.Namespace) -> str:
+    """What --keep-float says; "none" for a format without it."""
+    return (arguments.keep_float or "auto") if "keep_float" in arguments else "none"
 
 
 def _is_measured(asked: str) -> bool:

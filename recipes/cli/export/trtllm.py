@@ -37,7 +37,7 @@ class TensorRTLLM(ExportTarget):
             default=PER_TOKEN.weights.form,
             help="weights: one scale per output channel (accurate, default) or per matrix",
         )
-        command.add_argument("--kv", choices=tuple(SHARED_CACHES), default="float", help="KV cache (default float)")
+        command.add_argument("--kv", choices=tuple(SHARED_CACHES), help="KV cache (default float)")
         command.add_argument(
             "--dtype",
             choices=("float16", "bfloat16"),
@@ -94,7 +94,7 @@ class TensorRTLLM(ExportTarget):
             ui.note(
                 f"sliding window: give the runtime max_attention_window {window}; the checkpoint has no place for it"
             )
-        ruined = source.kept("auto") if _mode(arguments).static else ()
+        ruined = source.kept("auto") if _mode(arguments).static and source.plan is None else ()
         if ruined:
             ui.warn(
                 f"one static scale costs the accuracy of {len(ruined)} linears, as of {ruined[0]}, and TensorRT-LLM "
@@ -108,7 +108,7 @@ def _mode(arguments: argparse.Namespace) -> Mode:
     from exporters.trtllm import choose
 
     scheme = scheme_of(arguments.act or ("per-tensor" if arguments.no_plugins else "per-token"), arguments.weights)
-    return choose(replace(scheme, kv_cache=SHARED_CACHES[arguments.kv]), plugin=not arguments.no_plugins)
+    return choose(replace(scheme, kv_cache=SHARED_CACHES[arguments.kv or "float"]), plugin=not arguments.no_plugins)
 
 
 def _dtype(arguments: argparse.Namespace, model: Model) -> str:

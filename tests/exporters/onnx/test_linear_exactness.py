@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from exporters.export import Source
-from exporters.onnx.products import merged_name, side_by_side
+from exporters.onnx.products import merged_name
 from smoothquant.contract import relative_error
 from smoothquant.quantization import quantize_tensor, quantize_tokens, quantize_weight, w8a8_linear
 from smoothquant.scheme import ACTIVATIONS
@@ -42,7 +42,7 @@ def quantized_linears(source: Source) -> dict[str, list[QuantizedLinear]]:
     """By the name of a product: the linears side by side in it; the head's has one dynamic scale per token."""
     model, found = source.model, {}
     for layer in map(quantize_layer, smoothed_layers(model, source.input_absmax, SETTINGS)):
-        for roles in side_by_side(model):
+        for roles in model.side_by_side:
             found[merged_name(model, layer.index, roles)] = [layer.linears[role] for role in roles]
     weight, scale = quantize_weight(model.read(model.lm_head))
     return found | {"lm_head": [QuantizedLinear("lm_head", weight, scale, None)]}

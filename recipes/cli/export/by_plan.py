@@ -1,0 +1,48 @@
+"""--plan of `smoothquant export`: what a search has chosen stands in for the options that say it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from smoothquant.errors import UserError
+
+if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
+    from smoothquant.model import Model
+    from smoothquant.plan import Plan
+
+CHOSEN = {"act_scales": "ACT_SCALES", "alpha": "--alpha", "groups": "--groups", "keep_float": "--keep-float"}
+
+
+def add_plan(command: argparse.ArgumentParser) -> None:
+    """Add --plan, which `plan_of` reads."""
+    command.add_argument(
+        "--plan",
+        metavar="PLAN",
+        help="folder made by smoothquant search: its scales, its rounded weights, its linears in float and its target, "
+        "in place of ACT_SCALES, --alpha, --groups and --keep-float",
+    )
+
+
+def plan_of(arguments: argparse.Namespace, model: Model) -> Plan | None:
+    """The plan that --plan names, which is this model's; None without one. Precisions that the options leave open
+    become the plan's. Raises UserError for options that the plan stands in for."""
+    if arguments.plan is None:
+        return None
+    from smoothquant.plan import read_plan
+
+    for name, option in CHOSEN.items():
+        value = getattr(arguments, name, None)
+        if value is not None:
+            raise UserError(
+                f"--plan with {option} {value}",
+                expected="one of them: a plan says what is folded and what stays in float",
+                do=f"leave {option} away, or --plan",
+            )
+    plan = read_plan(arguments.plan).for_model(model)
+    scheme = plan.facts.scheme
+    precisions = {"act": scheme.activations.form, "kv": scheme.kv_cache.dtype, "lm_head": scheme.head.dtype}
+    for name, form in precisions.items():
+        if name in arguments and getattr(arguments, name) is None:
+            setattr(arguments, name, form)
+    return plan
