@@ -51,17 +51,7 @@ def collect(
     """
     out, text, device = Path(out), text.for_model(model), choose_device(device)
     compute = choose_dtype(dtype, model.checkpoint.dtype, device)
-    inputs = {
-        "format_version": FORMAT_VERSION,
-        "model_fingerprint": model.checkpoint.fingerprint,
-        **{key: str(value) for key, value in model.choices.items()},
-        "text_fingerprint": text.fingerprint,
-        "samples": str(len(text.sequences)),
-        "sequence_length": str(text.length),
-        "tokens": str(text.tokens),
-        "dtype": str(compute).removeprefix("torch."),
-        "device": device.partition(":")[0],
-    }
+    inputs = made_from(model, text, compute, device)
     if out.suffix != ".safetensors" or out.is_dir():
         raise OutputError(f"{out} cannot be written", expected="a file NAME.safetensors", do="choose another --out")
     with Workspace(out, "calibrate", inputs, overwrite=overwrite, kind=_ActScalesFile(inputs)) as work:
@@ -78,15 +68,34 @@ def collect(
             work=work,
             progress=progress,
         )
-        told = {
-            "text_source": text.source,
-            "sequence_start": text.sequence_start,  # the fingerprint tells it from others
-            "versions": json.dumps(versions()),
-        }
-        scales = ActScales(*maxima.split(), inputs | told, held.with_head(end), squares.found)
+        scales = ActScales(*maxima.split(), inputs | told_of(text), held.with_head(end), squares.found)
         scales.save(work.path(FILE))
         work.commit_file(FILE)
     return scales
+
+
+def made_from(model: Model, text: Text, dtype: torch.dtype, device: str) -> dict[str, str]:
+    """The metadata of act scales that determine them."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "model_fingerprint": model.checkpoint.fingerprint,
+        **{key: str(value) for key, value in model.choices.items()},
+        "text_fingerprint": text.fingerprint,
+        "samples": str(len(text.sequences)),
+        "sequence_length": str(text.length),
+        "tokens": str(text.tokens),
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": device.partition(":")[0],
+    }
+
+
+def told_of(text: Text) -> dict[str, str]:
+    """Further metadata of act scales. The fingerprint of the text tells what it begins with from others."""
+    return {
+        "text_source": text.source,
+        "sequence_start": text.sequence_start,
+        "versions": json.dumps(versions()),
+    }
 
 
 class Maxima(Listener):

@@ -44,13 +44,13 @@ def linears_to_keep(
     every linear's, unsmoothed, float32 (in,); the mean squares are guessed where there are none.
     Raises UserError for a role that the model does not have, and for a budget that buys nothing or everything.
     """
-    budget = _budget(choice)
+    budget = budget_of(choice)
     if choice == "none" or input_absmax is None:
         return ()
     if budget is None and choice != "auto":
         return _of_kinds(choice.split(","), model)
     inputs = measured(model, input_absmax, input_mean_square or {}, settings, steps, progress)
-    chosen = _worth(inputs, budget, choice) if budget else {one for one in inputs if one.loss > LIMIT}
+    chosen = _bought(inputs, budget, choice) if budget else {one for one in inputs if one.loss > LIMIT}
     return tuple(dict.fromkeys(name for one in inputs if one in chosen for name in one.names))
 
 
@@ -59,7 +59,7 @@ def numbers_of(model: Model, names: Sequence[str] | None = None) -> int:
     return sum(rows * columns for name, (rows, columns) in model.linears() if names is None or name in names)
 
 
-def _budget(choice: str) -> float | None:
+def budget_of(choice: str) -> float | None:
     """The share of the bytes that "N%" stands for; None for a choice that is no budget."""
     if "%" not in choice:
         return None
@@ -73,16 +73,23 @@ def _budget(choice: str) -> float | None:
     return budget
 
 
-def _worth(inputs: Sequence[SharedInput], budget: float, choice: str) -> set[SharedInput]:
-    """The inputs that lose most per byte, while the budget lasts; one that no longer fits is passed over."""
-    total = sum(one.numbers for one in inputs)
-    left, chosen = budget * total, set()
+def worth(inputs: Sequence[SharedInput], budget: float) -> set[SharedInput]:
+    """The inputs that lose most per byte, while the budget lasts; one that no longer fits is passed over.
+
+    budget: the share of the bytes that all inputs' linears have in INT8.
+    """
+    left, chosen = budget * sum(one.numbers for one in inputs), set()
     for one in sorted(inputs, key=lambda one: one.loss / one.numbers, reverse=True):
         if one.numbers <= left and one.loss > 0:
             left -= one.numbers
             chosen.add(one)
+    return chosen
+
+
+def _bought(inputs: Sequence[SharedInput], budget: float, choice: str) -> set[SharedInput]:
+    chosen = worth(inputs, budget)
     if not chosen:
-        least = min(one.numbers for one in inputs) / total
+        least = min(one.numbers for one in inputs) / sum(one.numbers for one in inputs)
         raise UserError(
             f"a budget of {choice} for linears in float, which none of this model fits into",
             expected=f"at least {least:.2%}, its smallest",

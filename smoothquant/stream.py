@@ -141,13 +141,23 @@ def smooth_layer(
         if plan
         else PlannedLayer(choose_scales(model, index, source, act, output, settings), rounded={})
     )
-    layer = fold(model, index, source, settings, planned.scales)
+    return run_steps(steps, planned_layer(model, source, planned, output, settings))
+
+
+def planned_layer(
+    model: Model, source: FloatLayer, planned: PlannedLayer, output: Mapping[str, Tensor], settings: SmoothingSettings
+) -> SmoothedLayer:
+    """The layer with the scales of a plan folded in, and its rounded weights; no step was applied.
+
+    output: the known maxima of the stored linears' outputs by role, float32 (out,).
+    """
+    layer = fold(model, source.index, source, settings, planned.scales)
     layer.rounded = planned.rounded
     layer.output_absmax = {role: reach / layer.row.get(role, 1) for role, reach in output.items()}
     layer.cache_scales = kv_cache.cache_scales(
-        model.geometry, index, layer.norms, layer.output_absmax, shared=settings.shared_cache_scale
+        model.geometry, source.index, layer.norms, layer.output_absmax, shared=settings.shared_cache_scale
     )
-    return run_steps(steps, layer)
+    return layer
 
 
 def quantize_layer(layer: SmoothedLayer, scheme: Scheme = PER_TOKEN) -> QuantizedLayer:

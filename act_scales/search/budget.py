@@ -7,15 +7,18 @@ search measured it. The curve is measured: tokens kept apart go through the mode
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from torch import Tensor
 
 from act_scales.search.outcome import Distance, distance
 from act_scales.search.passes import Target, runnable
 from smoothquant.artifacts.plan import LinearChoice
 from smoothquant.fold import SmoothedLayer
 from smoothquant.model import Model
-from smoothquant.scheme import Scheme
 from smoothquant.sensitivity import SharedInput, quantized_inputs
 from smoothquant.static import worth
+from smoothquant.sweep import Sweep
 
 
 def shared_inputs(model: Model, linears: Sequence[LinearChoice]) -> tuple[SharedInput, ...]:
@@ -28,3 +31,31 @@ def shared_inputs(model: Model, linears: Sequence[LinearChoice]) -> tuple[Shared
             mine = [by_name[name] for name in names]
             found.append(SharedInput(names, sum(one.numbers for one in mine), sum(one.loss for one in mine)))
     return tuple(found)
+
+
+def linears_in(model: Model, linears: Sequence[LinearChoice], budget: float) -> tuple[str, ...]:
+    """Module names, in order, of the linears that a share of the bytes keeps in float; none where none fits."""
+    inputs = shared_inputs(model, linears)
+    chosen = worth(inputs, budget)
+    return tuple(name for one in inputs if one in chosen for name in one.names)
+
+
+def measured(
+    target: Target,
+    smoothed: Callable[[int], SmoothedLayer],
+    points: Sequence[tuple[str, ...]],
+    sequences: tuple[Tensor, ...],
+    reference: Sweep,
+    progress: Callable[[int], None],
+) -> list[Distance]:
+    """The distances of models with some linears in float. smoothed: makes a layer by the plan. points: for each model
+    the module names of its linears in float. progress: called with the number of layers done."""
+    model = target.model
+    sweeps = [target.sweep(sequences) for _ in points]
+    for index in range(model.geometry.layers):
+        layer = smoothed(index)
+        for names, sweep in zip(points, sweeps, strict=True):
+            kept = replace(target, scheme=replace(target.scheme, float_linears=names))
+            sweep.take(runnable(layer, kept).to(target.device))
+        progress(index + 1)
+    return [distance(model, sequences, reference, sweep) for sweep in sweeps]

@@ -14,10 +14,9 @@ from act_scales.search.rounding import choose_rounding
 from act_scales.search.scales import Policy, Ranges, ScaleSearch
 from act_scales.search.statistics import Statistics
 from act_scales.store import ActScales
-from smoothquant import kv_cache
 from smoothquant.artifacts.plan import GroupChoice, LinearChoice
 from smoothquant.float16 import HeldMaxima
-from smoothquant.fold import Scales, SmoothedLayer, fold
+from smoothquant.fold import Scales, SmoothedLayer
 from smoothquant.layers import FloatLayer, W8A8Layer
 from smoothquant.model import Model
 from smoothquant.plan import PlannedLayer
@@ -25,7 +24,7 @@ from smoothquant.ranges import input_ranges, output_ranges
 from smoothquant.scheme import Scheme
 from smoothquant.settings import SmoothingSettings
 from smoothquant.steps import DEFAULT, run_steps
-from smoothquant.stream import quantize_layer
+from smoothquant.stream import planned_layer, quantize_layer
 from smoothquant.sweep import Sweep
 
 
@@ -70,13 +69,14 @@ class Pass:
         self.apart.hear(source)
         inputs, outputs = self._maxima.split()
         ranges = Ranges(input_ranges(target.model, index, inputs), output_ranges(target.model, index, outputs))
-        scales, groups = ScaleSearch(
-            target.model, source, ranges, self._heard, target.scheme, target.settings
-        ).choose(self.policy)
-        smoothed = run_steps(DEFAULT, fold(target.model, index, source, target.settings, scales))
+        scales, groups = ScaleSearch(target.model, source, ranges, self._heard, target.scheme, target.settings).choose(
+            self.policy
+        )
+        unrounded = PlannedLayer(scales, rounded={})
+        smoothed = run_steps(DEFAULT, planned_layer(target.model, source, unrounded, ranges.output, target.settings))
         smoothed.rounded, linears = choose_rounding(smoothed, self._heard, self._judged, target.scheme)
         self.groups, self.linears = self.groups + groups, self.linears + linears
-        layer = runnable(smoothed, target, ranges.output).to(target.device)
+        layer = runnable(smoothed, target).to(target.device)
         self._text.take(layer)
         self.apart.take(layer)
         return PlannedLayer(Scales(scales.column, smoothed.input_absmax), smoothed.rounded)
@@ -97,12 +97,7 @@ class Pass:
             sweep.restore(index, {n.removeprefix(start): v for n, v in state.items() if n.startswith(start)})
 
 
-def runnable(smoothed: SmoothedLayer, target: Target, output_absmax: Mapping[str, Tensor]) -> W8A8Layer:
-    """The quantized layer, with its cache. output_absmax: by role, before smoothing, float32 (out,)."""
+def runnable(smoothed: SmoothedLayer, target: Target) -> W8A8Layer:
+    """The layer in the target's arithmetic, with its cache."""
     layer = quantize_layer(smoothed, target.scheme).runnable(target.scheme.activations)
-    if not target.scheme.kv_cache.quantized:
-        return layer
-    outputs = {role: reach / smoothed.row.get(role, 1) for role, reach in output_absmax.items()}
-    shared = target.settings.shared_cache_scale
-    found = kv_cache.cache_scales(target.model.geometry, smoothed.index, smoothed.norms, outputs, shared)
-    return replace(layer, cache_scales=found)
+    return replace(layer, cache_scales=smoothed.cache_scales) if target.scheme.kv_cache.quantized else layer

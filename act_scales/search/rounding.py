@@ -22,7 +22,6 @@ from smoothquant.model import Model
 from smoothquant.quantization import QMAX, absmax, input_scale, quantize_weight, w8a8_linear, weight_scale
 from smoothquant.rounding import round_with_feedback
 from smoothquant.scheme import Scheme
-from smoothquant.sensitivity import quantized_inputs
 
 Form = dict[str, Rounded]  # by role
 
@@ -34,13 +33,15 @@ def choose_rounding(
 
     heard: of the text. apart: of the tokens kept apart.
     """
-    model, found, choices = layer.model, {}, []
-    for roles in quantized_inputs(model):
+    model = layer.model
+    found: dict[str, Rounded] = {}
+    choices: list[LinearChoice] = []
+    for roles in model.side_by_side:
         names = dict.fromkeys(model.linear(layer.index, role) for role in roles)
         if any(name in scheme.float_linears for name in names):
             choices += [LinearChoice(name, _numbers(model, layer.index, name), KEPT, {}, 0.0) for name in names]
             continue
-        forms = _Forms(layer, roles, heard.heard.get(roles), apart.heard.get(roles), scheme)
+        forms = _Forms(layer, roles, heard.input(roles[0]), apart.input(roles[0]), scheme)
         chosen = forms.best
         if chosen != NEAREST:
             found |= forms.made[chosen]

@@ -85,7 +85,7 @@ class ScaleSearch:
         model, act = self.model, self.ranges.act
         options = {f"{alpha:g}": equation(model, self.source, act, group, alpha) for alpha in policy.alphas}
         tried: dict[str, float] = {}
-        heard = self.heard.heard.get(_quantized(group))
+        heard = self.heard.input(_quantized(group)[0])
         if heard is None or not len(heard.x) or not act[group.linears[0]].any():
             chosen = next(iter(options))  # no token came here
         else:

@@ -67,7 +67,8 @@ class Statistics(Listener):
     def enter(self, source: FloatLayer) -> Mapping[str, Layer]:
         self.heard: dict[tuple[str, ...], Heard] = {}
         self.reach = dict.fromkeys((branch for branch, _ in BRANCHES), 0.0)
-        self._tokens, self._stream = 0, []
+        self._tokens = 0
+        self._stream: list[Tensor] = []
         self._input: Tensor | None = None
         return {}
 
@@ -102,6 +103,10 @@ class Statistics(Listener):
     def leave(self) -> None:
         self._input = None
         self.reach = {branch: total / max(self._tokens, 1) for branch, total in self.reach.items()}
+
+    def input(self, role: str) -> Heard | None:
+        """The input of a linear; None if no token came there."""
+        return self.heard.get(self._owner[role])
 
     def branch(self, role: str) -> float:
         """The share of a linear's branch in the residual stream behind it; an expert's, by its share of the tokens."""

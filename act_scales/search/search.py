@@ -1,0 +1,255 @@
+"""The search for the best W8A8 form of a model that costs nothing at run time.
+
+    trials    each policy on some of the text: scales found for every group, and the best fixed alphas
+    winner    the policy whose model is nearest to the float one on tokens kept apart; on all of the text
+    curve     linears in float, share by share of the bytes, against the distance from the float model
+
+In a pass, layers come in order; the inputs of each are those that the layers before it, as they will be stored, give.
+The output is a folder (`smoothquant.artifacts.plan`); an interrupted search goes on near where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from act_scales.collect import made_from, told_of
+from act_scales.search.budget import linears_in, measured
+from act_scales.search.outcome import Distance, distance
+from act_scales.search.passes import Pass, Target
+from act_scales.search.scales import Policy
+from act_scales.text import Text
+from smoothquant.artifacts.plan import (
+    ACT_SCALES,
+    PLAN,
+    STEP,
+    GroupChoice,
+    LinearChoice,
+    PlanFacts,
+    PlanOutcome,
+)
+from smoothquant.artifacts.record import as_json
+from smoothquant.artifacts.safetensors_files import save_tensors
+from smoothquant.device import choose_device
+from smoothquant.errors import UserError
+from smoothquant.files import write_json
+from smoothquant.fold import SmoothedLayer
+from smoothquant.layers import float_layer
+from smoothquant.model import Model
+from smoothquant.plan import Plan, layer_file, read_plan
+from smoothquant.scheme import PER_TOKEN, Scheme
+from smoothquant.sensitivity import quantized_inputs
+from smoothquant.settings import SmoothingSettings
+from smoothquant.static import numbers_of
+from smoothquant.stream import smooth_layer
+from smoothquant.sweep import Progress, sweep
+from smoothquant.workspace import Workspace
+
+ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+SEARCHED = "by group"
+APART, TRIAL, JUDGES = 8, 4, 4  # sequences that only judge; those that trials are made from, and judged by
+POINTS = (0.025, 0.05, 0.1, 0.25)  # of the curve: shares of the bytes of all linears in INT8
+LEAST = 64  # channels of a Hessian's blocks
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a search is to find. scheme: what is INT8. settings: the groups; their alpha is the recipe's. budget: the
+    share of the INT8 bytes to spend once more on linears in float. target_kl: instead of a budget, the distance from
+    the float model that is wanted. memory: for the Hessians of a layer, in bytes."""
+
+    scheme: Scheme = PER_TOKEN
+    settings: SmoothingSettings = SmoothingSettings()  # noqa: RUF009 (frozen)
+    budget: float = 0.0
+    target_kl: float | None = None
+    memory: int = 8 << 30
+
+
+def search(
+    model: Model,
+    text: Text,
+    out: str | Path,
+    wanted: Wanted,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> Plan:
+    """Search on `text` and write the plan to the folder `out`; one made from the same inputs is reused.
+
+    The last sequences of the text, a quarter of them and at most `APART`, only judge. device: "auto", "cpu", "cuda",
+    "cuda:N". Raises UserError for a text that is too short, and for a distance that no share of the curve reaches.
+    """
+    text, device = text.for_model(model), choose_device(device)
+    chosen, apart = split(text)
+    target = Target(model, wanted.scheme, wanted.settings, width_for(model, wanted.memory), device)
+    inputs = {
+        **made_from(model, text, torch.float32, device),
+        "settings": as_json(wanted.settings),
+        "scheme": as_json(wanted.scheme),
+        "budget": wanted.budget,
+        "target_kl": wanted.target_kl,
+        "width": target.width,
+    }
+    with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
+        if not work.finished:
+            _Search(target, wanted, text, chosen, apart, work, progress).run()
+    return read_plan(out)
+
+
+def split(text: Text) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The sequences that a plan is made from, and those that judge it."""
+    count = min(APART, len(text.sequences) // 4)
+    if not count:
+        raise UserError(
+            f"{text.source}: {len(text.sequences)} sequences are too few to search on some and to judge by others",
+            expected="at least 4 of --length tokens",
+            do="give more text, or a smaller --length",
+        )
+    return text.sequences[:-count], text.sequences[-count:]
+
+
+def width_for(model: Model, memory: int) -> int:
+    """The channels of a Hessian's blocks, such that those of a layer fit into `memory` bytes; 64 at least."""
+    inputs = [model.family.shape(roles[0], model.geometry)[1] for roles in quantized_inputs(model)]
+    width = max(inputs)
+    while width > LEAST and 4 * sum(channels * min(width, channels) for channels in inputs) > memory:
+        width = max(LEAST, width // 2)
+    return width
+
+
+class _Search:
+    def __init__(
+        self,
+        target: Target,
+        wanted: Wanted,
+        text: Text,
+        chosen: tuple[Tensor, ...],
+        apart: tuple[Tensor, ...],
+        work: Workspace,
+        progress: Progress,
+    ) -> None:
+        self.target, self.wanted, self.text, self.work, self.model = target, wanted, text, work, target.model
+        self.chosen, self.apart = chosen, apart
+        self.layers = self.model.geometry.layers
+        self._report, self._done = progress, 0
+
+    def run(self) -> None:
+        self._step(0)
+        self.reference = sweep(
+            self.model, self.apart, device=self.target.device, progress=lambda done, _: self._step(done)
+        )
+        self._done += self.layers
+        candidates, policy = self._trials()
+        groups, linears, found = self._winner(policy)
+        first = PlanOutcome(policy.name, 0.0, found.kl, found.perplexity_ratio, found.top1)
+        facts = PlanFacts(
+            model=self.model.checkpoint.fingerprint,
+            family=self.model.family.name,
+            smoothing=self.wanted.settings,
+            scheme=self.wanted.scheme,
+            text=self.text.fingerprint,
+            tokens=sum(map(len, self.chosen)),
+            apart=sum(map(len, self.apart)),
+            trial=sum(map(len, self.chosen[:TRIAL])),
+            groups=groups,
+            linears=linears,
+            candidates=candidates,
+            chosen=policy.name,
+            curve=(first,),
+            max_positions=self.model.choices.get("max_positions"),
+        )
+        facts = self._with_curve(facts)
+        write_json(self.work.path(PLAN), as_json(facts))
+        self.work.commit({"kl": facts.curve[0].kl})
+
+    def _step(self, done: int) -> None:
+        self._report(self._done + done, self.layers * 6)
+
+    def _trials(self) -> tuple[tuple[PlanOutcome, ...], Policy]:
+        """The outcomes of all policies, and the best of these."""
+        recipe = self.wanted.settings.alpha
+        searched = Policy(SEARCHED, tuple(sorted({*ALPHAS, recipe})))
+        outcomes: list[tuple[PlanOutcome, Policy]] = []
+        todo = [searched]
+        while todo:
+            policy = todo.pop(0)
+            found, groups = self._trial(policy)
+            outcomes.append((PlanOutcome(policy.name, 0.0, found.kl, found.perplexity_ratio, found.top1), policy))
+            if policy is searched:
+                todo = [_fixed(alpha) for alpha in _promising(groups, recipe)]
+        return tuple(one for one, _ in outcomes), min(outcomes, key=lambda pair: pair[0].kl)[1]
+
+    def _trial(self, policy: Policy) -> tuple[Distance, tuple[GroupChoice, ...]]:
+        under_way = Pass(self.target, policy, self.chosen[:TRIAL], self.apart[:JUDGES])
+        for index in range(self.layers):
+            under_way.take(float_layer(self.model, index))
+            self._step(index + 1)
+        self._done += self.layers
+        return distance(self.model, self.apart[:JUDGES], self.reference, under_way.apart), under_way.groups
+
+    def _winner(self, policy: Policy) -> tuple[tuple[GroupChoice, ...], tuple[LinearChoice, ...], Distance]:
+        """The choices of a policy on all of the text, with the files of all layers."""
+        under_way = Pass(self.target, policy, self.chosen, self.apart)
+        for index in range(self.layers):
+            planned = under_way.take(float_layer(self.model, index))
+            save_tensors(self.work.path(layer_file(index)), planned.tensors(self.model, index))
+            self._step(index + 1)
+        self._done += self.layers
+        device = self.target.device
+        metadata = made_from(self.model, self.text, torch.float32, device) | told_of(self.text)
+        self.scales = under_way.act_scales(metadata)
+        self.scales.save(self.work.path(ACT_SCALES))
+        return under_way.groups, under_way.linears, distance(self.model, self.apart, self.reference, under_way.apart)
+
+    def _with_curve(self, facts: PlanFacts) -> PlanFacts:
+        """The facts with the curve, and the linears in float that were wanted."""
+        shares = sorted({*POINTS, self.wanted.budget} - {0.0})
+        points = [names for share in shares if (names := linears_in(self.model, facts.linears, share))]
+        plan = Plan(self.work.folder, facts, "")
+
+        def smoothed(index: int) -> SmoothedLayer:
+            return smooth_layer(
+                self.model, index, self.scales.input_absmax, facts.smoothing, self.scales.output_absmax, plan=plan
+            )
+
+        found = measured(self.target, smoothed, points, self.apart, self.reference, self._step)
+        whole = numbers_of(self.model)
+        curve = [*facts.curve]
+        kept: dict[float, tuple[str, ...]] = {0.0: ()}
+        for names, one in zip(points, found, strict=True):
+            share = numbers_of(self.model, names) / whole
+            kept[share] = names
+            curve.append(PlanOutcome(facts.chosen, share, one.kl, one.perplexity_ratio, one.top1))
+        if self.wanted.target_kl is None:
+            share = max((share for share in kept if share <= self.wanted.budget), default=0.0)
+        else:
+            share = _reaching(curve, self.wanted.target_kl)
+        return replace(facts, curve=tuple(curve), scheme=replace(facts.scheme, float_linears=kept[share]))
+
+
+def _reaching(curve: Sequence[PlanOutcome], target_kl: float) -> float:
+    """The least share of a curve that reaches a distance. Raises UserError if none does."""
+    for one in sorted(curve, key=lambda one: one.share):
+        if one.kl <= target_kl:
+            return one.share
+    best = min(curve, key=lambda one: one.kl)
+    raise UserError(
+        f"no share of linears in float reaches a KL of {target_kl:g}",
+        expected=f"{best.kl:.4f} or more, which {best.share:.1%} of the bytes reach",
+        do="ask for less, or calibrate on more text",
+    )
+
+
+def _fixed(alpha: float) -> Policy:
+    return Policy(f"alpha {alpha:g}", (alpha,), balanced=False, none=False)
+
+
+def _promising(groups: Sequence[GroupChoice], recipe: float) -> list[float]:
+    """The recipe's alpha, and the one whose noise over all groups is least."""
+    total = {alpha: sum(group.tried.get(f"{alpha:g}", 0.0) for group in groups) for alpha in ALPHAS}
+    return list(dict.fromkeys([min(total, key=lambda alpha: total[alpha]), recipe]))
