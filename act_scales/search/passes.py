@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from act_scales.search.scales import Policy, Ranges, ScaleSearch
 from act_scales.search.statistics import Statistics
 from act_scales.store import ActScales
 from smoothquant.artifacts.plan import GroupChoice, LinearChoice
+from smoothquant.artifacts.record import as_json, read
 from smoothquant.float16 import HeldMaxima
 from smoothquant.fold import Scales, SmoothedLayer
 from smoothquant.layers import FloatLayer, W8A8Layer
@@ -26,6 +28,8 @@ from smoothquant.settings import SmoothingSettings
 from smoothquant.steps import DEFAULT, run_steps
 from smoothquant.stream import planned_layer, quantize_layer
 from smoothquant.sweep import Sweep
+
+CHOICES = "choices"  # in the state of a pass
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,12 @@ class Target:
         found = Sweep(self.model, sequences, listeners, device=self.device)
         found.embed()
         return found
+
+
+@dataclass(frozen=True)
+class _Choices:
+    groups: tuple[GroupChoice, ...]
+    linears: tuple[LinearChoice, ...]
 
 
 class Pass:
@@ -89,10 +99,14 @@ class Pass:
     def state(self) -> dict[str, Tensor]:
         """All that the next layer starts from, by name."""
         kept = {f"text.{name}": values for name, values in self._text.state().items()}
-        return kept | {f"apart.{name}": values for name, values in self.apart.state().items()}
+        kept |= {f"apart.{name}": values for name, values in self.apart.state().items()}
+        choices = _Choices(self.groups, self.linears)
+        return kept | {CHOICES: packed(as_json(choices))}
 
     def restore(self, index: int, state: Mapping[str, Tensor]) -> None:
         """Go on before layer `index` from the `state` there."""
+        choices = read(_Choices, unpacked(state[CHOICES]), CHOICES)
+        self.groups, self.linears = choices.groups, choices.linears
         for start, sweep in (("text.", self._text), ("apart.", self.apart)):
             sweep.restore(index, {n.removeprefix(start): v for n, v in state.items() if n.startswith(start)})
 
@@ -101,3 +115,13 @@ def runnable(smoothed: SmoothedLayer, target: Target) -> W8A8Layer:
     """The layer in the target's arithmetic, with its cache."""
     layer = quantize_layer(smoothed, target.scheme).runnable(target.scheme.activations)
     return replace(layer, cache_scales=smoothed.cache_scales) if target.scheme.kv_cache.quantized else layer
+
+
+def packed(content: object) -> Tensor:
+    """JSON values as a tensor, uint8, which a workspace keeps."""
+    return torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
+
+
+def unpacked(values: Tensor) -> object:
+    """The JSON values that `packed` was given."""
+    return json.loads(values.numpy().tobytes())

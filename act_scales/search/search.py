@@ -20,7 +20,7 @@ from torch import Tensor
 from act_scales.collect import made_from, told_of
 from act_scales.search.budget import linears_in, measured
 from act_scales.search.outcome import Distance, distance
-from act_scales.search.passes import Pass, Target
+from act_scales.search.passes import Pass, Target, packed, unpacked
 from act_scales.search.scales import Policy
 from act_scales.text import Text
 from smoothquant.artifacts.plan import (
@@ -32,7 +32,7 @@ from smoothquant.artifacts.plan import (
     PlanFacts,
     PlanOutcome,
 )
-from smoothquant.artifacts.record import as_json
+from smoothquant.artifacts.record import as_json, read
 from smoothquant.artifacts.safetensors_files import save_tensors
 from smoothquant.device import choose_device
 from smoothquant.errors import UserError
@@ -51,6 +51,7 @@ from smoothquant.workspace import Workspace
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 SEARCHED = "by group"
+TRIALS = "trials"  # in the workspace
 APART, TRIAL, JUDGES = 8, 4, 4  # sequences that only judge; those that trials are made from, and judged by
 POINTS = (0.025, 0.05, 0.1, 0.25)  # of the curve: shares of the bytes of all linears in INT8
 LEAST = 64  # channels of a Hessian's blocks
@@ -122,6 +123,14 @@ def width_for(model: Model, memory: int) -> int:
     return width
 
 
+@dataclass(frozen=True)
+class _Trials:
+    """What has been tried: scales by group, then alphas for all groups alike."""
+
+    alphas: tuple[float, ...] = ()
+    outcomes: tuple[PlanOutcome, ...] = ()
+
+
 class _Search:
     def __init__(
         self,
@@ -146,7 +155,7 @@ class _Search:
         self._done += self.layers
         candidates, policy = self._trials()
         groups, linears, found = self._winner(policy)
-        first = PlanOutcome(policy.name, 0.0, found.kl, found.perplexity_ratio, found.top1)
+        first = _outcome(policy.name, 0.0, found)
         facts = PlanFacts(
             model=self.model.checkpoint.fingerprint,
             family=self.model.family.name,
@@ -171,33 +180,43 @@ class _Search:
         self._report(self._done + done, self.layers * 6)
 
     def _trials(self) -> tuple[tuple[PlanOutcome, ...], Policy]:
-        """The outcomes of all policies, and the best of these."""
+        """The outcomes of all policies, and the best of these. Those that an interrupted search has tried are known."""
         recipe = self.wanted.settings.alpha
         searched = Policy(SEARCHED, tuple(sorted({*ALPHAS, recipe})))
-        outcomes: list[tuple[PlanOutcome, Policy]] = []
-        todo = [searched]
-        while todo:
-            policy = todo.pop(0)
-            found, groups = self._trial(policy)
-            outcomes.append((PlanOutcome(policy.name, 0.0, found.kl, found.perplexity_ratio, found.top1), policy))
-            if policy is searched:
-                todo = [_fixed(alpha) for alpha in _promising(groups, recipe)]
-        return tuple(one for one, _ in outcomes), min(outcomes, key=lambda pair: pair[0].kl)[1]
+        known = {**self.work.state(TRIALS), **self.work.state()}.get(TRIALS)
+        record = _Trials() if known is None else read(_Trials, unpacked(known), TRIALS)
+        self._done += self.layers * len(record.outcomes)
+        while len(record.outcomes) <= len(record.alphas):
+            at = len(record.outcomes)
+            found, groups = self._trial(_fixed(record.alphas[at - 1]) if at else searched)
+            record = _Trials(
+                alphas=record.alphas if at else _promising(groups, recipe),
+                outcomes=(*record.outcomes, found),
+            )
+            self.work.keep(TRIALS, {TRIALS: packed(as_json(record))})
+        self.trials = record
+        best = min(range(len(record.outcomes)), key=lambda at: record.outcomes[at].kl)
+        return record.outcomes, _fixed(record.alphas[best - 1]) if best else searched
 
-    def _trial(self, policy: Policy) -> tuple[Distance, tuple[GroupChoice, ...]]:
+    def _trial(self, policy: Policy) -> tuple[PlanOutcome, tuple[GroupChoice, ...]]:
         under_way = Pass(self.target, policy, self.chosen[:TRIAL], self.apart[:JUDGES])
         for index in range(self.layers):
             under_way.take(float_layer(self.model, index))
             self._step(index + 1)
         self._done += self.layers
-        return distance(self.model, self.apart[:JUDGES], self.reference, under_way.apart), under_way.groups
+        found = distance(self.model, self.apart[:JUDGES], self.reference, under_way.apart)
+        return _outcome(policy.name, 0.0, found), under_way.groups
 
     def _winner(self, policy: Policy) -> tuple[tuple[GroupChoice, ...], tuple[LinearChoice, ...], Distance]:
         """The choices of a policy on all of the text, with the files of all layers."""
-        under_way = Pass(self.target, policy, self.chosen, self.apart)
-        for index in range(self.layers):
+        under_way, start = Pass(self.target, policy, self.chosen, self.apart), self.work.next_layer
+        if start:
+            under_way.restore(start, self.work.state())
+        for index in range(start, self.layers):
             planned = under_way.take(float_layer(self.model, index))
             save_tensors(self.work.path(layer_file(index)), planned.tensors(self.model, index))
+            if self.work.due:
+                self.work.mark(index + 1, {TRIALS: packed(as_json(self.trials)), **under_way.state()})
             self._step(index + 1)
         self._done += self.layers
         device = self.target.device
@@ -224,7 +243,7 @@ class _Search:
         for names, one in zip(points, found, strict=True):
             share = numbers_of(self.model, names) / whole
             kept[share] = names
-            curve.append(PlanOutcome(facts.chosen, share, one.kl, one.perplexity_ratio, one.top1))
+            curve.append(_outcome(facts.chosen, share, one))
         if self.wanted.target_kl is None:
             share = max((share for share in kept if share <= self.wanted.budget), default=0.0)
         else:
@@ -249,7 +268,11 @@ def _fixed(alpha: float) -> Policy:
     return Policy(f"alpha {alpha:g}", (alpha,), balanced=False, none=False)
 
 
-def _promising(groups: Sequence[GroupChoice], recipe: float) -> list[float]:
-    """The recipe's alpha, and the one whose noise over all groups is least."""
+def _promising(groups: Sequence[GroupChoice], recipe: float) -> tuple[float, ...]:
+    """The alpha whose noise over all groups is least, and the recipe's."""
     total = {alpha: sum(group.tried.get(f"{alpha:g}", 0.0) for group in groups) for alpha in ALPHAS}
-    return list(dict.fromkeys([min(total, key=lambda alpha: total[alpha]), recipe]))
+    return tuple(dict.fromkeys([min(total, key=lambda alpha: total[alpha]), recipe]))
+
+
+def _outcome(name: str, share: float, found: Distance) -> PlanOutcome:
+    return PlanOutcome(name, share, found.kl, found.perplexity_ratio, found.top1)

@@ -25,6 +25,7 @@ from recipes.cli import (
     reproduce,
     run,
     scales,
+    search,
     serve_config,
     validate,
 )
@@ -34,6 +35,7 @@ from smoothquant import __version__
 
 COMMANDS = (
     calibrate,
+    search,
     export,
     convert,
     check,

@@ -1,0 +1,146 @@
+"""smoothquant search: the best W8A8 form of a model, found by measurement."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from recipes.cli import calibrate, options
+from recipes.cli.ui import Ui
+from smoothquant.errors import UserError
+from smoothquant.scheme import ACTIVATIONS, CACHES, PER_TOKEN, quantized_names, scheme_of
+from smoothquant.settings import GROUPS
+
+if TYPE_CHECKING:
+    from act_scales.search import Wanted
+    from smoothquant.artifacts.plan import PlanFacts
+    from smoothquant.model import Model
+
+USUAL = {"per-token": "5%", "per-tensor": "10%"}  # linears in float
+GIB = 1 << 30
+
+
+def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+    command = commands.add_parser(
+        "search",
+        parents=[common],
+        help="find scales, rounding and linears in float by measurement",
+        description="Run a text through the model, layer by layer. For every group of linears try no smoothing, alphas "
+        "and scales that balance the rounding of activations against that of weights, in the target's own arithmetic; "
+        "round the weights with error feedback where that is nearer to the float model; measure what linears in float "
+        "buy. The last sequences of the text, up to 8, only judge. The plan holds ranges, scales and rounded weights: "
+        "smoothquant export FORMAT MODEL --plan PLAN needs nothing else. An interrupted search goes on near where it "
+        "stopped.",
+    )
+    command.add_argument("model", metavar="MODEL", help="Hugging Face model folder")
+    options.add_text(command, samples=40, length=512)
+    command.add_argument("--out", required=True, metavar="PLAN", help="folder of the plan to write")
+    command.add_argument(
+        "--act",
+        choices=quantized_names(ACTIVATIONS),
+        default=PER_TOKEN.activations.form,
+        help="activations: one dynamic scale per token, or one static scale per tensor (default %(default)s)",
+    )
+    command.add_argument("--kv", choices=tuple(CACHES), default="float", help="KV cache (default %(default)s)")
+    command.add_argument(
+        "--groups",
+        choices=[name for name in GROUPS if name != "none"],
+        default="default",
+        help="what may be smoothed. default: norm -> linears, v -> o, up -> down; paper: norm -> linears only",
+    )
+    kept = command.add_mutually_exclusive_group()
+    kept.add_argument(
+        "--keep-float",
+        metavar="none|N%",
+        help="linears to leave in float: those that win most per byte, up to N%% of the bytes of all linears in INT8 "
+        "(default: 5%% with activations per token, 10%% with static ones)",
+    )
+    kept.add_argument(
+        "--target-kl",
+        type=float,
+        metavar="KL",
+        help="leave as few linears in float as reach this KL from the float model, on the sequences that judge",
+    )
+    command.add_argument(
+        "--hessian-memory",
+        type=float,
+        default=8,
+        metavar="GIB",
+        help="GiB for the second moments of a layer's inputs; below what they need they are taken in diagonal blocks "
+        "(default %(default)s)",
+    )
+    options.add_device(command)
+    options.add_family(command)
+    options.add_overwrite(command)
+    command.set_defaults(run=run)
+
+
+def wanted_of(arguments: argparse.Namespace, model: Model) -> Wanted:
+    """What these options ask for. Raises UserError for numbers out of range."""
+    from act_scales.search import Wanted
+    from smoothquant.capacity import FOLDED
+    from smoothquant.static import budget_of
+
+    alpha, _ = options.usual_alpha(model)
+    asked = arguments.keep_float or ("none" if arguments.target_kl is not None else USUAL[arguments.act])
+    budget = 0.0 if asked == "none" else budget_of(asked)
+    if budget is None:
+        raise UserError(f"--keep-float {asked}", expected="none, or a share of the bytes, as in 5%")
+    if arguments.target_kl is not None and not arguments.target_kl > 0:
+        raise UserError(f"--target-kl {arguments.target_kl}", expected="a number above 0, as 0.005")
+    if not 0 < arguments.hessian_memory < 1 << 20:
+        raise UserError(f"--hessian-memory {arguments.hessian_memory}", expected="GiB, above 0")
+    return Wanted(
+        scheme_of(arguments.act, kv_cache=arguments.kv),
+        FOLDED.settings(model, alpha, arguments.groups),
+        budget,
+        arguments.target_kl,
+        int(arguments.hessian_memory * GIB),
+    )
+
+
+def run(arguments: argparse.Namespace, ui: Ui) -> None:
+    from act_scales.search import search
+    from act_scales.store import load_act_scales
+
+    model = options.open_model(arguments, arguments.model, ui)
+    wanted = wanted_of(arguments, model)
+    calibrate.note_what_is_folded(ui, model)
+    text = options.load_text(arguments, ui, arguments.text, model, arguments.samples, arguments.length)
+    with ui.progress("search") as progress:
+        plan = search(
+            model,
+            text,
+            arguments.out,
+            wanted,
+            device=arguments.device,
+            overwrite=arguments.overwrite,
+            progress=progress,
+        )
+    calibrate.warn_of_silence(ui, load_act_scales(plan.act_scales), model)
+    show(ui, plan.facts)
+    ui.result(
+        {
+            "out": arguments.out,
+            "fingerprint": plan.fingerprint,
+            "chosen": plan.facts.chosen,
+            "curve": [vars(one) for one in plan.facts.curve],
+            "float_linears": list(plan.float_linears),
+        }
+    )
+    ui.done(arguments.out, f"{arguments.out}: try  smoothquant export w8a8 {arguments.model} --plan {arguments.out}")
+
+
+def show(ui: Ui, facts: PlanFacts) -> None:
+    """Show the models that were run end to end, and what linears in float buy."""
+    rows = [
+        (one.name, f"{one.share:.1%}", f"{one.kl:.4f}", f"{one.perplexity_ratio - 1:+.2%}", f"{one.top1:.1%}")
+        for one in (*facts.candidates, *facts.curve)
+    ]
+    kinds = ["trial"] * len(facts.candidates) + ["whole text"] * len(facts.curve)
+    ui.table(
+        "Search",
+        ("made from", "scales", "in float", "KL", "perplexity", "top-1"),
+        [(kind, *row) for kind, row in zip(kinds, rows, strict=True)],
+        caption=f"on {facts.apart:,} tokens that only judge; trials: made from {facts.trial:,}",
+    )
