@@ -58,7 +58,7 @@ def validate_engines(
 
     folders: the engine or export folders, by label. thresholds: the thresholds, by label; an engine without thresholds
         is only measured.
-    plans: those that the engines were made by, if any were; each is some engine's.
+    plans: those of this model that engines were made by (`Plan.for_model`), and no others.
     exact: whether to measure exactness, too, which takes a float64 pass. A threshold on exactness implies it.
     device: the device of the reference ("auto", "cpu", "cuda", "cuda:N"). Engines choose their own devices.
     work: the folder WORK.smoothquant-work keeps the results of an interrupted validation, and the same call continues
@@ -82,7 +82,7 @@ def validate_engines(
                 f"{folder}: no exactness_ratio can be measured, because its smoothing is not recorded",
                 do="drop the threshold on exactness_ratio",
             )
-    _check_plans(plans, list(schemes.values()), model)
+    _check_plans(plans, list(schemes.values()))
     check_text(model, text)
     inputs = {
         "model": model.checkpoint.fingerprint,
@@ -192,8 +192,8 @@ def _restore(candidates: Sequence[Candidate], work: Workroom) -> None:
         candidate.restore({key.removeprefix(start): state[key] for key in state if key.startswith(start)})
 
 
-def _check_plans(plans: Sequence[Plan], schemes: Sequence[EngineScheme], model: Model) -> None:
-    """Raise UserError for a plan that no engine was made by, and for one of another model."""
+def _check_plans(plans: Sequence[Plan], schemes: Sequence[EngineScheme]) -> None:
+    """Raise UserError for a plan that no engine was made by."""
     for plan in plans:
         if not any(scheme.plan is plan for scheme in schemes):
             raise UserError(
@@ -201,7 +201,6 @@ def _check_plans(plans: Sequence[Plan], schemes: Sequence[EngineScheme], model: 
                 expected="the plan that an engine was made by",
                 do="leave it away",
             )
-        plan.for_model(model)
 
 
 def _read(folder: str | Path, model: Model, plans: Sequence[Plan]) -> tuple[Manifest, EngineScheme]:

@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         if path:
             check_report(Path(path), option)
     model = options.open_model(arguments, arguments.reference, ui)
-    plans = [read_plan(folder) for folder in arguments.plan]
+    plans = [read_plan(folder).for_model(model) for folder in arguments.plan]
     limits = _limits(arguments, ui, model)
     text = options.load_text(arguments, ui, arguments.text, model, arguments.samples, arguments.length)
     for folder in map(Path, arguments.engines):

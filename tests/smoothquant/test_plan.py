@@ -17,6 +17,7 @@ from recipes.families import open_model
 from smoothquant.artifacts.plan import PLAN
 from smoothquant.contract import TOLERANCE, Contract
 from smoothquant.errors import UserError
+from smoothquant.outputs import MANIFEST
 from smoothquant.plan import layer_file, read_plan
 from smoothquant.scheme import PER_TOKEN
 from smoothquant.stream import quantize_layer, smoothed_layers
@@ -236,7 +237,10 @@ def test_damaged_and_foreign_folders(copy_of: Callable[[str], tuple[Source, Path
     place.write_bytes(content[:100])
     agree(folder)
     assert f"{place}: cannot be read" in refused(source, folder)
-    place.write_bytes(content)
+    place.unlink()
+    manifest = json.loads((folder / MANIFEST).read_text())
+    agree(folder, files={name: facts for name, facts in manifest["files"].items() if name != layer_file(1)})
+    assert f"{place}: cannot be read" in refused(source, folder)
     (folder / PLAN).write_text('{"model": 7}')
     agree(folder)
     assert f"{folder / PLAN}" in refused(source, folder)

@@ -14,15 +14,16 @@ from builders.validate import Validation, read_scheme, validate_engines
 from builders.validate.report import read_report, write_json
 from exporters.export import Source, export
 from exporters.huggingface import ModelOptWriter, SmoothedWriter, W8A8Writer
+from exporters.onnx import OnnxWriter
 from exporters.trtllm import TrtllmWriter
 from smoothquant.errors import UserError
 from smoothquant.outputs import load_manifest
 from smoothquant.plan import read_plan
-from smoothquant.scheme import PER_TENSOR
+from smoothquant.scheme import PER_TENSOR, PER_TOKEN, Scheme
 from tests.families.case import Case
 from tests.models import sample_ids
 from tests.plans import makers, plan_of, source_with_plan, write_plan
-from tests.writers import onnx_writer, w8a8_writer
+from tests.writers import w8a8_writer
 
 LAYOUTS = ("llama", "qwen2", "opt", "bloom", "phi3", "mixtral", "gemma3")
 CLOSE = 3.0  # the distance of ONNX Runtime to the exact logits, over PyTorch's own
@@ -38,9 +39,9 @@ def text() -> Text:
     return Text((sample_ids(seed=5)[0], sample_ids(seed=5)[1, :17]), "sample")
 
 
-def engine_of(source: Source, root: Path, activations: str = "per-token") -> Path:
-    """An engine of ONNX Runtime."""
-    export(source, [onnx_writer(root / "onnx", activations)])
+def engine_of(source: Source, root: Path) -> Path:
+    """An engine of ONNX Runtime, as the plan has it."""
+    export(source, [OnnxWriter(root / "onnx", plan_of(source).facts.scheme)])
     onnxruntime.build(root / "onnx", root / "engine")
     return root / "engine"
 
@@ -62,13 +63,27 @@ def test_onnxruntime_runs_the_plans_integers(
 
 def test_static_engines(text: Text, tmp_path: Path) -> None:
     source = source_with_plan(Case("llama-biased", tmp_path), PER_TENSOR)
-    engine = engine_of(source, tmp_path, "per-tensor")
+    engine = engine_of(source, tmp_path)
     export(source, [ModelOptWriter(tmp_path / "modelopt", PER_TENSOR)])
     folders = {"engine": engine, "modelopt": tmp_path / "modelopt"}
     found = validate_engines(folders, source.model, text, plans=[plan_of(source)], exact=True)
     assert found[0].exactness is not None
     assert found[0].exactness.ratio < CLOSE
     assert abs(found[1].metrics.kl_mean / found[0].metrics.kl_mean - 1) < 0.1  # its float part is in float16
+
+
+@pytest.mark.parametrize("scheme", [PER_TOKEN, PER_TENSOR], ids=lambda scheme: scheme.activations.form)
+def test_linears_in_float(scheme: Scheme, text: Text, tmp_path: Path) -> None:
+    """Of dynamic activations, too."""
+    kept = ("model.layers.0.mlp.down_proj", "model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj")
+    source = source_with_plan(Case("llama-biased", tmp_path), replace(scheme, float_linears=kept))
+    folders = {"engine": engine_of(source, tmp_path), "w8a8": tmp_path / "w8a8"}
+    export(source, [W8A8Writer(folders["w8a8"], plan_of(source).facts.scheme)])
+    found = validate_engines(folders, source.model, text, plans=[plan_of(source)], exact=True)
+    assert found[0].exactness is not None
+    assert found[0].exactness.ratio < CLOSE
+    assert found[1].metrics.kl_mean == pytest.approx(found[0].metrics.kl_mean, rel=0.2)
+    assert not {linear.name for linear in found[0].linears} & set(kept)
 
 
 def test_several_engines_by_one_plan(planned: Callable[[str], Source], text: Text, tmp_path: Path) -> None:
