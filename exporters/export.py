@@ -41,7 +41,6 @@ PLANNED: Mapping[str, Callable[[Scheme], str]] = {  # parts of a scheme that a p
     "weights": lambda scheme: f"{scheme.weights.form} weights",
     "activations": lambda scheme: f"{scheme.activations.form} activations",
     "kv_cache": lambda scheme: f"a KV cache in {scheme.kv_cache.dtype}, {scheme.kv_cache.granularity}",
-    "float_linears": lambda scheme: f"{len(scheme.float_linears)} linears in float",
 }
 
 
@@ -184,7 +183,8 @@ def check_outputs(source: Source, why: str) -> None:
 
 
 def _check_plan(plan: Plan, writer: Writer) -> None:
-    """Raise UserError unless a writer's graphs are what a plan is for. The output head is no part of it."""
+    """Raise UserError unless a writer's graphs are what a plan is for. The output head is no part of it; which linears
+    stay in float is a point on its curve."""
     wanted = plan.facts.scheme
     for scheme in writer.schemes:
         for part, words in PLANNED.items():

@@ -1,5 +1,6 @@
 """All of it: from a float checkpoint to validated engines, in one folder, resumable.
 
+    OUT/plan/                            search, for outputs by a plan; or
     OUT/act_scales.safetensors           calibrate
     OUT/onnx/, OUT/w8a8/, OUT/trtllm/    one pass over the layers writes all that the targets need
     OUT/engine/TARGET/                   build
@@ -13,12 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from act_scales.collect import collect
+from act_scales.search import Wanted, search
 from act_scales.store import load_act_scales
 from act_scales.text import Text
 from builders.validate import Thresholds, Validation, validate_engines
@@ -39,7 +41,7 @@ from smoothquant.workspace import say_unchanged
 
 Stage = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]  # name -> progress of a stage
 
-ACT_SCALES, VALIDATION, REPORT = "act_scales.safetensors", "validation.json", "report.html"
+ACT_SCALES, PLAN, VALIDATION, REPORT = "act_scales.safetensors", "plan", "validation.json", "report.html"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Output:
     label: its name in tables, and in OUT/engine. scheme: what is INT8. form: the name of its folder where a target has
     several outputs. keep_float: linears to leave in float where activations are static, as in `static.linears_to_keep`.
     thresholds: what validation must reach; None for an output that is not validated. steps: between smoothing and
-    storing.
+    storing. searched: what a search is to find for it, with the same settings and scheme; None without a search.
     """
 
     label: str
@@ -60,6 +62,7 @@ class Output:
     keep_float: str = "auto"
     thresholds: Thresholds | None = Thresholds()  # noqa: RUF009 (frozen)
     steps: tuple[Step, ...] = DEFAULT
+    searched: Wanted | None = None
 
     def check(self, model: Model) -> None:
         """Raise UserError or MissingPackageError for what cannot be made or validated here."""
@@ -79,7 +82,10 @@ class Output:
 
     def writer(self, out: Path, source: Source) -> Writer:
         """The writer of its export."""
-        kept = source.kept(self.keep_float) if self.scheme.activations.static else ()
+        if source.plan:
+            kept = source.plan.float_linears
+        else:
+            kept = source.kept(self.keep_float) if self.scheme.activations.static else ()
         return self.target.writer(self.export(out), source.model, replace(self.scheme, float_linears=kept))
 
 
@@ -96,10 +102,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Made:
-    """What `run` made. folders: what runs, by label; validations: of those that have thresholds."""
+    """What `run` made. folders: what runs, by label; validations: of those that have thresholds; plans: of searches;
+    act_scales: the files of ranges."""
 
     folders: Mapping[str, Path]
     validations: list[Validation]
+    plans: tuple[Plan, ...]
+    act_scales: tuple[Path, ...]
 
 
 def source_of(
@@ -123,9 +132,9 @@ def source_of(
     )
 
 
-def source_by_plan(model: Model, plan: Plan) -> Source:
+def source_by_plan(model: Model, plan: Plan, steps: tuple[Step, ...] = DEFAULT) -> Source:
     """What an export by a plan starts from: scales, ranges and rounded weights are the plan's. plan: of this model."""
-    return replace(source_of(model, plan.act_scales, plan.facts.smoothing), plan=plan)
+    return replace(source_of(model, plan.act_scales, plan.facts.smoothing, steps), plan=plan)
 
 
 def split_text(text: Text, heldout: int) -> tuple[Text, Text]:
@@ -151,10 +160,14 @@ def run(job: Job, stage: Stage, *, overwrite: bool = False) -> Made:
         output.check(job.model)
     for name in (VALIDATION, REPORT):
         check_report(out / name, "--out")
-    with stage("calibrate") as progress:
-        collect(job.model, job.text, out / ACT_SCALES, overwrite=overwrite, progress=progress)
+    plans = _plans(job, stage, overwrite)
+    scales = [plan.act_scales for plan in plans.values()]
+    if not all(output.searched for output in job.outputs):
+        with stage("calibrate") as progress:
+            collect(job.model, job.text, out / ACT_SCALES, overwrite=overwrite, progress=progress)
+        scales.append(out / ACT_SCALES)
     with stage("smooth, quantize, export") as progress:
-        for source, outputs in _passes(job):
+        for source, outputs in _passes(job, plans):
             writers = {output.export(out): output.writer(out, source) for output in outputs}
             export(source, list(writers.values()), overwrite=overwrite, progress=progress)
     folders: dict[str, Path] = {}
@@ -165,17 +178,41 @@ def run(job: Job, stage: Stage, *, overwrite: bool = False) -> Made:
     thresholds = {output.label: output.thresholds for output in job.outputs if output.thresholds is not None}
     with stage("validate") as progress:
         engines = {label: folders[label] for label in thresholds}
-        found = validated(engines, job.model, job.heldout, thresholds, out, progress, overwrite=overwrite)
-        return Made(folders, found)
+        found = validated(
+            engines,
+            job.model,
+            job.heldout,
+            thresholds,
+            out,
+            progress,
+            plans=tuple(plans.values()),
+            overwrite=overwrite,
+        )
+    return Made(folders, found, tuple(plans.values()), tuple(scales))
 
 
-def _passes(job: Job) -> Iterator[tuple[Source, list[Output]]]:
+def _plans(job: Job, stage: Stage, overwrite: bool) -> dict[Wanted, Plan]:
+    """The plans of all outputs by a search, which those with the same wishes share."""
+    wanted = list(dict.fromkeys(output.searched for output in job.outputs if output.searched))
+    found: dict[Wanted, Plan] = {}
+    for number, one in enumerate(wanted):
+        with stage("search") as progress:
+            folder = job.out / (f"{PLAN}-{number + 1}" if number else PLAN)
+            found[one] = search(job.model, job.text, folder, one, overwrite=overwrite, progress=progress)
+    return found
+
+
+def _passes(job: Job, plans: Mapping[Wanted, Plan]) -> Iterator[tuple[Source, list[Output]]]:
     """Outputs with the same smoothing and steps share a pass over the layers; float ones start from no act scales."""
-    together: dict[tuple[SmoothingSettings, tuple[Step, ...], bool], list[Output]] = {}
+    together: dict[tuple[SmoothingSettings, tuple[Step, ...], bool, Wanted | None], list[Output]] = {}
     for output in job.outputs:
-        together.setdefault((output.settings, output.steps, output.scheme.quantized), []).append(output)
-    for (settings, steps, quantized), outputs in together.items():
-        yield source_of(job.model, job.out / ACT_SCALES if quantized else None, settings, steps), outputs
+        shared = (output.settings, output.steps, output.scheme.quantized, output.searched)
+        together.setdefault(shared, []).append(output)
+    for (settings, steps, quantized, wanted), outputs in together.items():
+        if wanted:
+            yield source_by_plan(job.model, plans[wanted].for_model(job.model), steps), outputs
+        else:
+            yield source_of(job.model, job.out / ACT_SCALES if quantized else None, settings, steps), outputs
 
 
 def validated(
@@ -186,6 +223,7 @@ def validated(
     out: Path,
     progress: Callable[[int, int], None],
     *,
+    plans: Sequence[Plan] = (),
     exact: bool = False,
     overwrite: bool = False,
 ) -> list[Validation]:
@@ -210,7 +248,16 @@ def validated(
         write_report(out / REPORT, done)
         forget(out / VALIDATION)  # it may have died before it did
         return done
-    found = validate_engines(engines, model, text, thresholds, exact=exact, work=out / VALIDATION, progress=progress)
+    found = validate_engines(
+        engines,
+        model,
+        text,
+        thresholds,
+        plans=plans,
+        exact=exact,
+        work=out / VALIDATION,
+        progress=progress,
+    )
     for validation in found:
         note_measured(engines[validation.label], validation)
     write_report(out / REPORT, found)

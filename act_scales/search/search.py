@@ -52,6 +52,7 @@ from smoothquant.workspace import Workspace
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 SEARCHED = "by group"
 TRIALS = "trials"  # in the workspace
+LEAST_SEQUENCES = 4  # one of which judges
 APART, TRIAL, JUDGES = 8, 4, 4  # sequences that only judge; those that trials are made from, and judged by
 POINTS = (0.025, 0.05, 0.1, 0.25)  # of the curve: shares of the bytes of all linears in INT8
 LEAST = 64  # channels of a Hessian's blocks
@@ -104,11 +105,11 @@ def search(
 
 def split(text: Text) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """The sequences that a plan is made from, and those that judge it."""
-    count = min(APART, len(text.sequences) // 4)
+    count = min(APART, len(text.sequences) // LEAST_SEQUENCES)
     if not count:
         raise UserError(
             f"{text.source}: {len(text.sequences)} sequences are too few to search on some and to judge by others",
-            expected="at least 4 of --length tokens",
+            expected=f"at least {LEAST_SEQUENCES} of --length tokens",
             do="give more text, or a smaller --length",
         )
     return text.sequences[:-count], text.sequences[-count:]

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from recipes.cli import calibrate, options, validate
+from recipes.cli import calibrate, options, search, validate
 from recipes.cli.ui import Ui
 from recipes.targets import TARGETS
 from smoothquant.scheme import ACTIVATIONS, PER_TOKEN, quantized_names, scheme_of
+
+if TYPE_CHECKING:
+    from act_scales.search import Wanted
+    from act_scales.text import Text
+    from recipes.recipe import Recipe
+    from smoothquant.scheme import Scheme
+    from smoothquant.settings import SmoothingSettings
 
 HELDOUT = 32  # sequences
 
@@ -47,6 +55,13 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         default=PER_TOKEN.activations.form,
         help="activation scales (default %(default)s)",
     )
+    command.add_argument(
+        "--no-search",
+        action="store_true",
+        help="take the recipe's alpha for all groups, and round to nearest. So do --alpha and --groups; else scales, "
+        "rounding and linears in float are searched (smoothquant search), which takes as long as five to six "
+        "calibrations",
+    )
     options.add_family(command)
     options.add_overwrite(command)
     command.set_defaults(run=run)
@@ -56,6 +71,27 @@ def _wanted(asked: Sequence[str] | None, usual: Sequence[str]) -> dict[str, bool
     """Targets, and whether each is validated: all that a user asked for; of a recipe's own, those whose validation does
     not hold the whole model in memory."""
     return dict.fromkeys(asked, True) if asked else {name: not TARGETS[name].readers for name in usual}
+
+
+def _searched(
+    arguments: argparse.Namespace, recipe: Recipe, settings: SmoothingSettings, scheme: Scheme, text: Text, ui: Ui
+) -> Wanted | None:
+    """What a search is to find; None where options say alpha or groups, or that there is none, and for a recipe with
+    steps of its own."""
+    from act_scales.search import LEAST_SEQUENCES, Wanted
+    from smoothquant.static import budget_of
+    from smoothquant.steps import DEFAULT
+
+    if arguments.no_search or arguments.alpha is not None or arguments.groups is not None:
+        return None
+    if recipe.steps != DEFAULT:
+        return None
+    if len(text.sequences) < LEAST_SEQUENCES:
+        ui.note(f"{len(text.sequences)} sequences are too few to search on: the recipe's alpha it is")
+        return None
+    budget = budget_of(search.USUAL[scheme.activations.form])
+    assert budget is not None
+    return Wanted(scheme, settings, budget)
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
@@ -77,6 +113,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     else:
         text, heldout = pipeline.split_text(text, HELDOUT)
     scheme = scheme_of(arguments.act)
+    searched = _searched(arguments, recipe, settings, scheme, text, ui)
     outputs = tuple(
         pipeline.Output(
             name,
@@ -85,13 +122,18 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             scheme,
             steps=recipe.steps,
             thresholds=recipe.thresholds if validated else None,
+            searched=searched,
         )
         for name, validated in _wanted(arguments.target, recipe.targets).items()
     )
     job = pipeline.Job(model, text, heldout, Path(arguments.out), outputs)
-    ui.note(f"recipe {recipe.name}: alpha {settings.alpha}, {len(text.sequences)} x {recipe.length} tokens")
+    scales = "scales by search" if searched else f"alpha {settings.alpha}"
+    ui.note(f"recipe {recipe.name}: {scales}, {len(text.sequences)} x {recipe.length} tokens")
     made = pipeline.run(job, ui.progress, overwrite=arguments.overwrite)
-    calibrate.warn_of_silence(ui, load_act_scales(job.out / pipeline.ACT_SCALES), model)
+    for file in made.act_scales:
+        calibrate.warn_of_silence(ui, load_act_scales(file), model)
+    for plan in made.plans:
+        search.show(ui, plan.facts)
     validate.show(ui, made.validations)
     report = job.out / pipeline.REPORT
     ui.result(

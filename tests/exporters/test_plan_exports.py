@@ -29,7 +29,7 @@ from smoothquant.stream import quantize_layer, smoothed_layers
 from tests.builders.validate.test_rebuilt import differences, measured, read_onnx, read_trtllm, read_w8a8
 from tests.families.case import Case
 from tests.plans import LAYOUTS, makers, plan_of, source_with_plan, write_plan
-from tests.writers import onnx_writer, w8a8_writer
+from tests.writers import onnx_writer
 
 ROUNDED = (WEIGHT, WEIGHT_SCALE, BIAS)
 DOWN = "model.layers.1.mlp.down_proj"
@@ -192,16 +192,6 @@ REFUSED: Mapping[str, tuple[Scheme, Callable[[Path], Writer], str]] = {
         "per-tensor weights, by a plan for another target .*; expected per-channel weights",
     ),
     "cache": (PER_TOKEN, lambda out: onnx_writer(out, kv="int8"), "a KV cache in int8, per-tensor, by a plan for ano"),
-    "float linears": (
-        replace(PER_TOKEN, float_linears=(DOWN,)),
-        W8A8Writer,
-        "0 linears in float, by a plan for another target .*; expected 1 linears in float",
-    ),
-    "other float linears": (
-        PER_TENSOR,
-        lambda out: w8a8_writer(out, "per-tensor", kept=(DOWN,)),
-        "1 linears in float, by a plan for another target .*; expected 0 linears in float",
-    ),
 }
 
 

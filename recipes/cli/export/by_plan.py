@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
     from smoothquant.model import Model
     from smoothquant.plan import Plan
 
-CHOSEN = {"act_scales": "ACT_SCALES", "alpha": "--alpha", "groups": "--groups", "keep_float": "--keep-float"}
+CHOSEN = {"act_scales": "ACT_SCALES", "alpha": "--alpha", "groups": "--groups"}
 
 
 def add_plan(command: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def add_plan(command: argparse.ArgumentParser) -> None:
         "--plan",
         metavar="PLAN",
         help="folder made by smoothquant search: its scales, its rounded weights, its linears in float and its target, "
-        "in place of ACT_SCALES, --alpha, --groups and --keep-float",
+        "in place of ACT_SCALES, --alpha and --groups",
     )
 
 
@@ -36,7 +36,7 @@ def plan_of(arguments: argparse.Namespace, model: Model) -> Plan | None:
         if value is not None:
             raise UserError(
                 f"--plan with {option} {value}",
-                expected="one of them: a plan says what is folded and what stays in float",
+                expected="one of them: a plan says what is folded",
                 do=f"leave {option} away, or --plan",
             )
     plan = read_plan(arguments.plan).for_model(model)

@@ -17,6 +17,7 @@ from smoothquant.scheme import ACTIVATIONS, Scheme, quantized_names
 if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
     from exporters.export import Source, Writer
     from smoothquant.model import Model
+    from smoothquant.plan import Plan
 
 
 class ExportTarget(ABC):
@@ -73,19 +74,22 @@ def add_keep_float(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--keep-float",
         metavar="auto|none|N%|ROLES",
-        help="with static scales: linears to leave in float. auto (default): those whose rounding puts more than a "
-        "thousandth of noise on the residual stream, by the act scales and the weights; N%%, as in 5%%: those that win "
-        "most per byte, up to N%% of the bytes of all linears in INT8 (each costs its INT8 bytes once more in float16, "
-        "three times more in float32); none; or roles, as in o,down",
+        help="linears to leave in float, with static scales or by a plan. auto (default): those whose rounding puts "
+        "more than a thousandth of noise on the residual stream, by the act scales and the weights; N%%, as in 5%%: "
+        "those that win most per byte, up to N%% of the bytes of all linears in INT8 (each costs its INT8 bytes once "
+        "more in float16, three times more in float32); none; or roles, as in o,down. By a plan: its own (default), "
+        "N%% or none",
     )
 
 
 def with_kept(schemes: Sequence[Scheme], arguments: argparse.Namespace, source: Source, ui: Ui) -> tuple[Scheme, ...]:
-    """The schemes, with the linears that stay in float; a note says which. By a plan they are its own; else they are
-    those that --keep-float leaves in float where activations are static."""
+    """The schemes, with the linears that stay in float; a note says which. By a plan they are its own, or those that
+    another budget buys by what it has measured; else they are those that --keep-float leaves in float where activations
+    are static."""
     if source.plan:
-        _note_kept(source, source.plan.float_linears, " by the plan", ui)
-        return tuple(replace(scheme, float_linears=source.plan.float_linears) for scheme in schemes)
+        kept = _by_plan(source.plan, source.model, arguments.keep_float)
+        _note_kept(source, kept, " by the plan", ui)
+        return tuple(replace(scheme, float_linears=kept) for scheme in schemes)
     asked = _asked(arguments)
     if not any(scheme.activations.static for scheme in schemes):
         if asked not in ("auto", "none"):
@@ -104,6 +108,23 @@ def with_kept(schemes: Sequence[Scheme], arguments: argparse.Namespace, source: 
     why = ", those that one static scale costs most" if measured else ""
     _note_kept(source, kept, f"{why} (--keep-float {asked})", ui)
     return tuple(replace(scheme, float_linears=kept) if scheme.activations.static else scheme for scheme in schemes)
+
+
+def _by_plan(plan: Plan, model: Model, asked: str | None) -> tuple[str, ...]:
+    """Module names of the linears in float by a plan. asked: --keep-float."""
+    from act_scales.search.budget import linears_in
+    from smoothquant.static import budget_of
+
+    if asked is None or asked == "none":
+        return () if asked else plan.float_linears
+    budget = budget_of(asked)
+    if budget is None:
+        raise UserError(
+            f"--keep-float {asked} with --plan",
+            expected="none, or a share of the bytes, as in 5%: the plan has measured what each linear costs",
+            do="leave it away for the plan's own choice",
+        )
+    return linears_in(model, plan.facts.linears, budget)
 
 
 def note_guess(arguments: argparse.Namespace, schemes: Sequence[Scheme], source: Source, ui: Ui) -> None:
