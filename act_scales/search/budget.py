@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from act_scales.search.outcome import Distance, distance
-from act_scales.search.passes import Target, runnable
+from act_scales.search.passes import SearchTarget, runnable
 from smoothquant.artifacts.plan import LinearChoice
 from smoothquant.fold import SmoothedLayer
 from smoothquant.model import Model
@@ -41,7 +41,7 @@ def linears_in(model: Model, linears: Sequence[LinearChoice], budget: float) -> 
 
 
 def measured(
-    target: Target,
+    target: SearchTarget,
     smoothed: Callable[[int], SmoothedLayer],
     points: Sequence[tuple[str, ...]],
     sequences: tuple[Tensor, ...],

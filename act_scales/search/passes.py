@@ -30,10 +30,11 @@ from smoothquant.stream import planned_layer, quantize_layer
 from smoothquant.sweep import Sweep
 
 CHOICES = "choices"  # in the state of a pass
+Sequences = tuple[Tensor, ...]  # ids, (tokens,) each
 
 
 @dataclass(frozen=True)
-class Target:
+class SearchTarget:
     """What is quantized and how. width: channels of a Hessian's blocks. device: of the arithmetic."""
 
     model: Model
@@ -42,7 +43,7 @@ class Target:
     width: int
     device: str = "cpu"
 
-    def sweep(self, sequences: tuple[Tensor, ...], *listeners: Statistics | Maxima | MeanSquares | HeldMaxima) -> Sweep:
+    def sweep(self, sequences: Sequences, *listeners: Statistics | Maxima | MeanSquares | HeldMaxima) -> Sweep:
         """Sequences before the first layer."""
         found = Sweep(self.model, sequences, listeners, device=self.device)
         found.embed()
@@ -56,18 +57,20 @@ class _Choices:
 
 
 class Pass:
-    """A model under way, by one policy. text: the sequences that choose. apart: those that judge.
+    """A model under way, by one policy. chosen: the sequences that choose. apart: those that judge.
 
     groups, linears: the choices so far.
     """
 
-    def __init__(self, target: Target, policy: Policy, text: tuple[Tensor, ...], apart: tuple[Tensor, ...]) -> None:
+    def __init__(
+        self, target: SearchTarget, policy: Policy, text: tuple[Tensor, ...], apart: tuple[Tensor, ...]
+    ) -> None:
         self.target, self.policy = target, policy
         model = target.model
         self._maxima, self._held, self._squares = Maxima(model, torch.float32), HeldMaxima(model), MeanSquares(model)
-        self._heard = Statistics(model, sum(map(len, text)), target.width)
+        self._heard = Statistics(model, sum(map(len, chosen)), target.width)
         self._judged = Statistics(model, sum(map(len, apart)), 0)
-        self._text = target.sweep(text, self._maxima, self._held, self._squares, self._heard)
+        self._text = target.sweep(chosen, self._maxima, self._held, self._squares, self._heard)
         self.apart = target.sweep(apart, self._judged)
         self.groups: tuple[GroupChoice, ...] = ()
         self.linears: tuple[LinearChoice, ...] = ()
@@ -111,7 +114,7 @@ class Pass:
             sweep.restore(index, {n.removeprefix(start): v for n, v in state.items() if n.startswith(start)})
 
 
-def runnable(smoothed: SmoothedLayer, target: Target) -> W8A8Layer:
+def runnable(smoothed: SmoothedLayer, target: SearchTarget) -> W8A8Layer:
     """The layer in the target's arithmetic, with its cache."""
     layer = quantize_layer(smoothed, target.scheme).runnable(target.scheme.activations)
     return replace(layer, cache_scales=smoothed.cache_scales) if target.scheme.kv_cache.quantized else layer

@@ -20,7 +20,7 @@ from torch import Tensor
 from act_scales.collect import made_from, told_of
 from act_scales.search.budget import linears_in, measured
 from act_scales.search.outcome import Distance, distance
-from act_scales.search.passes import Pass, Target, packed, unpacked
+from act_scales.search.passes import Pass, SearchTarget, packed, unpacked
 from act_scales.search.scales import Policy
 from act_scales.text import Text
 from smoothquant.artifacts.plan import (
@@ -88,7 +88,7 @@ def search(
     """
     text, device = text.for_model(model), choose_device(device)
     chosen, apart = split(text)
-    target = Target(model, wanted.scheme, wanted.settings, width_for(model, wanted.memory), device)
+    target = SearchTarget(model, wanted.scheme, wanted.settings, width_for(model, wanted.memory), device)
     inputs = {
         **made_from(model, text, torch.float32, device),
         "settings": as_json(wanted.settings),
@@ -135,7 +135,7 @@ class _Trials:
 class _Search:
     def __init__(
         self,
-        target: Target,
+        target: SearchTarget,
         wanted: Wanted,
         text: Text,
         chosen: tuple[Tensor, ...],
