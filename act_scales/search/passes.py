@@ -62,9 +62,7 @@ class Pass:
     groups, linears: the choices so far.
     """
 
-    def __init__(
-        self, target: SearchTarget, policy: Policy, text: tuple[Tensor, ...], apart: tuple[Tensor, ...]
-    ) -> None:
+    def __init__(self, target: SearchTarget, policy: Policy, chosen: Sequences, apart: Sequences) -> None:
         self.target, self.policy = target, policy
         model = target.model
         self._maxima, self._held, self._squares = Maxima(model, torch.float32), HeldMaxima(model), MeanSquares(model)
