@@ -32,6 +32,7 @@ from smoothquant.sweep import Listener
 from tests.benchmarks.real_measures import Measured, Predictions, rounded
 
 ALPHAS = (0.5, 0.6, 0.7, 0.8)
+RECIPE = "per-token-recipe"  # the row that all others are compared with
 FLOORS = (0.6, 0.8)  # the alphas of the forms in which only one side is rounded
 LayerOf = Callable[[Model, int, FloatLayer], Layer]
 
@@ -135,32 +136,22 @@ def recipe_alpha(model: Model) -> float:
 
 
 def settings_of(model: Model) -> tuple[Setting, ...]:
-    """The settings that the project offers today, for one model. Where the recipe's alpha is meant, it is named."""
-    alpha = recipe_alpha(model)
-    smoothing, static = SmoothingSettings(alpha), scheme_of("per-tensor")
-    mark = {alpha: ", the recipe's"}
-    naive = SmoothingSettings(groups="none")
+    """The settings that the project offers today, for one model. Names and labels are the same for all models."""
+    alpha, static = recipe_alpha(model), scheme_of("per-tensor")
+    recipe, meant = SmoothingSettings(alpha), "the recipe's alpha"
+    others = [each for each in ALPHAS if each != alpha]
     return (
+        Setting(RECIPE, f"per token, {meant}", recipe),
+        *(Setting(f"per-token-{each}", f"per token, alpha {each}", SmoothingSettings(each)) for each in others),
+        Setting("per-token-naive", "per token, not smoothed", SmoothingSettings(groups="none")),
+        Setting("paper-recipe", f"per token, `--groups paper`, {meant}", SmoothingSettings(alpha, "paper")),
+        Setting("paper-0.5", "per token, `--groups paper`, alpha 0.5", SmoothingSettings(0.5, "paper")),
         *(
-            Setting(f"per-token-{each}", f"per token, alpha {each}{mark.get(each, '')}", SmoothingSettings(each))
-            for each in sorted({*ALPHAS, alpha})
-        ),
-        Setting("per-token-naive", "per token, not smoothed", naive),
-        *(
-            Setting(f"paper-{each}", f"per token, `--groups paper`, alpha {each}", SmoothingSettings(each, "paper"))
-            for each in sorted({0.5, alpha})
-        ),
-        *(
-            Setting(f"per-tensor-{keep}", f"per tensor, alpha {alpha}, `--keep-float {keep}`", smoothing, static, keep)
+            Setting(f"per-tensor-{keep}", f"per tensor, {meant}, `--keep-float {keep}`", recipe, static, keep)
             for keep in ("none", "auto", "10%", "25%")
         ),
-        Setting(
-            "kv-int8",
-            f"per token, alpha {alpha}, INT8 KV cache",
-            smoothing,
-            scheme_of("per-token", kv_cache="int8"),
-        ),
-        Setting("head-int8", f"per token, alpha {alpha}, INT8 head", smoothing, scheme_of("per-token", head="int8")),
+        Setting("kv-int8", f"per token, {meant}, INT8 KV cache", recipe, scheme_of("per-token", kv_cache="int8")),
+        Setting("head-int8", f"per token, {meant}, INT8 head", recipe, scheme_of("per-token", head="int8")),
         *(
             Setting(
                 f"exact-{side}-{each}",

@@ -54,7 +54,7 @@ class Results:
 
     identity: what they were measured on: fingerprints of the model and of both texts. name: the model's folder.
     lengths: the tokens of each sequence. loss: the float model's loss for each sequence. against: the name of the form
-    that differences are taken to. forms: by name.
+    that differences are taken to. alpha: the one of the model's recipe. forms: by name.
     """
 
     identity: Mapping[str, str]
@@ -62,6 +62,7 @@ class Results:
     lengths: tuple[int, ...]
     loss: tuple[float, ...]
     against: str
+    alpha: float
     forms: Mapping[str, Measured]
 
     @property
@@ -71,15 +72,16 @@ class Results:
     @property
     def perplexity(self) -> float:
         """The perplexity of the float model."""
-        return math.exp(sum(self.loss) / self._predicted)
+        return math.exp(sum(self.loss) / (self.tokens - len(self.lengths)))
 
     def kl(self, form: Measured) -> float:
         """The mean KL per token."""
         return sum(form.kl) / self.tokens
 
-    def perplexity_ratio(self, form: Measured) -> float:
+    def perplexity_ratio(self, form: Measured) -> Interval:
         """The perplexity over that of the float model."""
-        return math.exp((sum(form.loss) - sum(self.loss)) / self._predicted)
+        apart = difference(form.loss, self.loss, [length - 1 for length in self.lengths])
+        return Interval(*map(math.exp, apart))
 
     def top1(self, form: Measured) -> float:
         """The share of tokens with the same likeliest successor."""
@@ -89,10 +91,6 @@ class Results:
         """The mean KL per token of one form less that of another."""
         return difference(form.kl, other.kl, self.lengths)
 
-    def loss_difference(self, form: Measured, other: Measured) -> Interval:
-        """The mean loss per token of one form less that of another: the logarithm of the ratio of perplexities."""
-        return difference(form.loss, other.loss, [length - 1 for length in self.lengths])
-
     def with_forms(self, forms: Mapping[str, Measured]) -> Results:
         """These results with some forms new or replaced."""
         return replace(self, forms={**self.forms, **forms})
@@ -100,10 +98,6 @@ class Results:
     def as_details(self) -> dict[str, Any]:
         """The results as JSON values, as `read_results` reads them."""
         return as_json(self)
-
-    @property
-    def _predicted(self) -> int:
-        return sum(length - 1 for length in self.lengths)
 
 
 class Predictions:

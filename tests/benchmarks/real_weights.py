@@ -38,7 +38,7 @@ from smoothquant import decoder
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.sweep import Progress, sweep
-from tests.benchmarks.real_forms import Beside, Form, folder_form, recipe_alpha, settings_of
+from tests.benchmarks.real_forms import RECIPE, Beside, Form, folder_form, recipe_alpha, settings_of
 from tests.benchmarks.real_measures import Measured, Predictions, Results, read_results, rounded
 from tests.benchmarks.results import FOLDER, Row, show, store
 
@@ -98,9 +98,7 @@ def main() -> None:
         )
         rows = tuple(filter(None, given.rows.split(",")))
         job = Job(model, text, heldout, _folders(given.folder), rows, given.together, given.out)
-        texts = f"--text {Path(given.text).name} --heldout {Path(given.heldout).name}"
-        command = f"python -m tests.benchmarks.real_weights --model {job.name} {texts} --samples {given.samples}"
-        show(rows_of(run(job, command)))
+        show(rows_of(run(job, _command(given))))
     except UserError as error:
         sys.exit(str(error))
 
@@ -132,7 +130,7 @@ def run(job: Job, command: str) -> Results:
                 loss, measured = measure(job.model, job.heldout, forms, progress)
             if found is None:
                 lengths = tuple(map(len, job.heldout.sequences))
-                found = Results(job.identity, job.name, lengths, loss, f"per-token-{recipe_alpha(job.model)}", {})
+                found = Results(job.identity, job.name, lengths, loss, RECIPE, recipe_alpha(job.model), {})
             found = found.with_forms(measured)
             store(job.path, command, rows_of(found), found.as_details())
     assert found is not None
@@ -164,14 +162,25 @@ def rows_of(results: Results) -> list[Row]:
 
 
 def _words(results: Results, form: Measured) -> Iterator[str]:
-    ratio, top1 = results.perplexity_ratio(form) - 1, results.top1(form)
-    yield f"KL {results.kl(form):.4f}, perplexity {ratio:+.2%}, top-1 {top1:.1%}"
+    ratio, low, high = (ratio - 1 for ratio in results.perplexity_ratio(form))
+    yield f"KL {results.kl(form):.4f}, perplexity {ratio:+.2%} ({low:+.2%} to {high:+.2%})"
+    yield f"top-1 {results.top1(form):.1%}"
     if form.share is not None:
         yield f"{form.share:.1%} in float"
     other = results.forms.get(results.against)
     if other is not None and other is not form:
         estimate, low, high = results.kl_difference(form, other)
         yield f"KL {estimate:+.4f} ({low:+.4f} to {high:+.4f}) to that of {results.against}"
+
+
+def _command(given: argparse.Namespace) -> str:
+    """The command that measures all rows anew, with names of files for their paths."""
+    words = ["--model", given.model.resolve().name, "--text", Path(given.text).name]
+    words += ["--heldout", Path(given.heldout).name]
+    for option, default in (("samples", SAMPLES), ("calibrate", CALIBRATE), ("length", LENGTH)):
+        if getattr(given, option) != default:
+            words += [f"--{option}", str(getattr(given, option))]
+    return " ".join(["python -m tests.benchmarks.real_weights", *words])
 
 
 def _check_rows(names: Sequence[str], known: Sequence[str], job: Job) -> None:
