@@ -23,7 +23,7 @@ import argparse
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from recipes.cli.ui import Ui
 from recipes.families import open_model
 from smoothquant import decoder
 from smoothquant.errors import UserError
+from smoothquant.files import check_place
 from smoothquant.model import Model
 from smoothquant.sweep import Progress, sweep
 from tests.benchmarks.real_forms import RECIPE, Beside, Form, folder_form, recipe_alpha, settings_of
@@ -110,29 +111,26 @@ def run(job: Job, command: str) -> Results:
     be measured on, and for single rows where the file holds results of something else.
     """
     check_text(job.model, job.heldout)
+    check_place(job.path, "--out", job.out)
     settings = {setting.name: setting for setting in settings_of(job.model)}
     names = job.rows or (*settings, *job.folders)
-    _check_rows(names, (*settings, *job.folders), job)
+    _check_rows(names, settings, job)
     found = read_results(job.path, job.identity, ",".join(job.rows))
+    forms = {name: folder_form(name, job.folders[name], job.model) for name in names if name in job.folders}
     ui = Ui()
-    with tempfile.TemporaryDirectory() as scratch:
-        with ui.progress("calibrate") as progress:
+    if len(forms) < len(names):
+        with tempfile.TemporaryDirectory() as scratch, ui.progress("calibrate") as progress:
             scales = collect(job.model, job.text, Path(scratch) / "act_scales.safetensors", progress=progress)
-        for start in range(0, len(names), job.together):
-            group = names[start : start + job.together]
-            forms = [
-                settings[name].form(job.model, scales)
-                if name in settings
-                else folder_form(name, job.folders[name], job.model)
-                for name in group
-            ]
-            with ui.progress(f"rows {start + 1} to {start + len(group)} of {len(names)}") as progress:
-                loss, measured = measure(job.model, job.heldout, forms, progress)
-            if found is None:
-                lengths = tuple(map(len, job.heldout.sequences))
-                found = Results(job.identity, job.name, lengths, loss, RECIPE, recipe_alpha(job.model), {})
-            found = found.with_forms(measured)
-            store(job.path, command, rows_of(found), found.as_details())
+        forms |= {name: settings[name].form(job.model, scales) for name in names if name in settings}
+    for start in range(0, len(names), job.together):
+        group = [forms[name] for name in names[start : start + job.together]]
+        with ui.progress(f"rows {start + 1} to {start + len(group)} of {len(names)}") as progress:
+            loss, measured = measure(job.model, job.heldout, group, progress)
+        if found is None:
+            lengths = tuple(map(len, job.heldout.sequences))
+            found = Results(job.identity, job.name, lengths, loss, RECIPE, recipe_alpha(job.model), {})
+        found = found.with_forms(measured)
+        store(job.path, command, rows_of(found), found.as_details())
     assert found is not None
     return found
 
@@ -183,10 +181,16 @@ def _command(given: argparse.Namespace) -> str:
     return " ".join(["python -m tests.benchmarks.real_weights", *words])
 
 
-def _check_rows(names: Sequence[str], known: Sequence[str], job: Job) -> None:
+def _check_rows(names: Sequence[str], own: Collection[str], job: Job) -> None:
+    """Raise UserError for names that are no rows, and for folders that are no rows of their own."""
+    known = (*own, *job.folders)
     for name in names:
         if name not in known:
             raise UserError(f"row {name!r}", expected=f"of {', '.join(known)}", do="give a --folder for other rows")
+    for name in job.folders:
+        if name in own or name not in names:
+            fault = "the label of another row" if name in own else "a label that --rows does not name"
+            raise UserError(f"--folder {name}: {fault}", expected="a label of its own, which --rows names")
     if job.together < 1:
         raise UserError(f"{job.together} forms together", expected="at least 1")
 

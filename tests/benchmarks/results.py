@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from smoothquant.files import write_text
+from smoothquant.files import make_folder, write_text
 from smoothquant.machine import cpu_flags, cpuinfo, physical_cores
 from smoothquant.outputs import versions
 
@@ -59,6 +59,6 @@ def store(path: Path, command: str, rows: Sequence[Row], details: Mapping | None
         "rows": [row._asdict() for row in rows],
         "details": dict(details or {}),
     }
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     text = NUMBERS.sub(lambda found: " ".join(found[0].split()), json.dumps(content, indent=2))
     write_text(path, text + "\n")
