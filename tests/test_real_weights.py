@@ -228,6 +228,14 @@ def test_bad_input_is_one_line(
     assert not job.path.exists()
 
 
+def test_a_form_that_overflows_is_refused(llama: Model, heldout: Text) -> None:
+    def layer(_model: Model, _index: int, source: FloatLayer) -> FloatLayer:
+        return replace(source, weights={role: weight * 1e30 for role, weight in source.weights.items()})
+
+    with pytest.raises(UserError, match="the engine's logits hold nan, first at sequence 0"):
+        measure(llama, heldout, [Form("it", "too large", layer)])
+
+
 def test_the_table_has_models_side_by_side(
     make_llama: Callable[..., Path], text: Text, heldout: Text, job: Job
 ) -> None:

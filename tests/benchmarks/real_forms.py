@@ -16,6 +16,7 @@ from torch import Tensor
 from act_scales.store import ActScales
 from builders.validate.int8_folder import open_int8_folder
 from builders.validate.layers import head_logits
+from builders.validate.metrics import check_logits
 from recipes.models import RECIPES
 from recipes.recipe import of_model
 from smoothquant.fold import SmoothedLayer
@@ -71,8 +72,12 @@ class Beside(Listener):
         return {self.form.name: layer}
 
     def add(self, reference: Predictions, hidden: Tensor) -> None:
-        """Measure the next sequence. hidden: the form's hidden states after the last layer, (tokens, hidden)."""
+        """Measure the next sequence. hidden: the form's hidden states after the last layer, (tokens, hidden).
+
+        Raises ThresholdError for logits that are not finite.
+        """
         logits = head_logits(self.form.model or self.model, self.form.scheme, hidden)
+        check_logits(logits[None], len(hidden), self.model.geometry.vocab_size, len(self._found))
         self._found.append(reference.compare(logits))
 
     @property
