@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from smoothquant.files import make_folder, write_text
 from smoothquant.machine import cpu_flags, cpuinfo, physical_cores
 from smoothquant.outputs import versions
 
 FOLDER = Path(__file__).parent / "results"
+NUMBERS = re.compile(r"\[[-+.,\deE\s]+\]")  # a list of numbers in JSON
 SHOWN = ("amx_bf16", "amx_int8", "avx512_vnni", "avx512_bf16", "avx_vnni", "avx2")
 
 
@@ -36,10 +39,19 @@ def machine() -> dict:
 
 def publish(name: str, rows: Sequence[Row], details: Mapping | None = None) -> None:
     """Print the rows and write results/NAME.json."""
-    command = " ".join(["python -m", f"tests.benchmarks.{name}", *sys.argv[1:]])
+    show(rows)
+    store(FOLDER / f"{name}.json", " ".join(["python -m", f"tests.benchmarks.{name}", *sys.argv[1:]]), rows, details)
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the rows."""
     width = max(len(row.what) for row in rows)
     for row in rows:
         print(f"{row.what:<{width}}  {row.measured}" + (f"  (target {row.target})" if row.target else ""))
+
+
+def store(path: Path, command: str, rows: Sequence[Row], details: Mapping | None = None) -> None:
+    """Write a result. Lists of numbers take one line each."""
     content = {
         "command": command,
         "machine": machine(),
@@ -47,5 +59,6 @@ def publish(name: str, rows: Sequence[Row], details: Mapping | None = None) -> N
         "rows": [row._asdict() for row in rows],
         "details": dict(details or {}),
     }
-    FOLDER.mkdir(exist_ok=True)
-    (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    make_folder(path.parent)
+    text = NUMBERS.sub(lambda found: " ".join(found[0].split()), json.dumps(content, indent=2))
+    write_text(path, text + "\n")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recipes.models import RECIPES
-from tests.benchmarks import gpu, onnx_forms, readers, trtllm_forms
+from tests.benchmarks import gpu, onnx_forms, readers, real_table, trtllm_forms
 from tests.benchmarks import quantizers as quantizers_table
 from tests.benchmarks.results import FOLDER
 from tests.families import table as families_table
@@ -88,6 +88,11 @@ def float_budget() -> str:
     return "\n".join([*lines, "", f"({where} WikiText-2 test; `{found['command']}`)"]) + "\n"
 
 
+def real_weights() -> str:
+    """W8A8 forms of models with real weights."""
+    return real_table.table({name: result(name) for name in real_table.MODELS})
+
+
 def vllm_perplexity() -> str:
     """The perplexity of real weights in vLLM, beside our own arithmetic."""
     found = result("vllm_perplexity")
@@ -150,6 +155,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "demo": demo,
         "benchmarks": benchmarks,
         "float budget": float_budget,
+        "real weights": real_weights,
         "onnx forms": forms,
         "trtllm forms": checkpoints,
         "families": families,
