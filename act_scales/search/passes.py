@@ -80,7 +80,7 @@ class Pass:
         self.apart.hear(source)
         inputs, outputs = self._maxima.split()
         ranges = Ranges(input_ranges(target.model, index, inputs), output_ranges(target.model, index, outputs))
-        scales, groups = ScaleSearch(target.model, source, ranges, self._heard, target.scheme, target.settings).choose(
+        scales, groups = ScaleSearch(target.model, source, ranges, self._heard, self._judged, target.scheme, target.settings).choose(
             self.policy
         )
         unrounded = PlannedLayer(scales, rounded={})

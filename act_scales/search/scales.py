@@ -3,7 +3,8 @@
 A candidate is no smoothing, the paper's equation with an alpha, or a scale that descends from the best of those
 (`smoothquant.balance`). What it costs is the noise of the group's outputs over their signal, summed over its linears:
 
-    activations   measured: sampled tokens go through the target's own rounding
+    activations   measured: tokens that are kept apart, and may reach beyond the others, go through the target's own
+                  rounding
     weights       expected, after rounding with error feedback (`smoothquant.balance`)
 """
 
@@ -52,7 +53,7 @@ class Ranges:
 
 
 class ScaleSearch:
-    """The scales of one layer. source: the layer in float. heard: of the text."""
+    """The scales of one layer. source: the layer in float. heard: of the text. apart: of the tokens kept apart."""
 
     def __init__(
         self,
@@ -60,10 +61,12 @@ class ScaleSearch:
         source: FloatLayer,
         ranges: Ranges,
         heard: Statistics,
+        apart: Statistics,
         scheme: Scheme,
         settings: SmoothingSettings,
     ) -> None:
         self.model, self.source, self.ranges, self.heard = model, source, ranges, heard
+        self.apart = apart
         self.scheme, self.settings = scheme, settings
 
     def choose(self, policy: Policy) -> tuple[Scales, tuple[GroupChoice, ...]]:
@@ -128,6 +131,8 @@ class ScaleSearch:
 
     def _noise(self, group: SmoothingGroup, heard: Heard, whole: Group, scale: Tensor) -> float:
         """The noise of a group's outputs over their signal, summed over its linears. scale: (in,)."""
+        apart = self.apart.input(group.linears[-1])
+        heard = apart if apart is not None and len(apart.x) else heard
         roles = [role for role in _quantized(group) if heard.energy(role)]
         smoothed = heard.x / scale
         step = input_scale(self.ranges.act[roles[0]] / scale) if self.scheme.activations.static else None

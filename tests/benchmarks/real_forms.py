@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from act_scales.store import ActScales
+from act_scales.search.budget import linears_in
+from act_scales.store import ActScales, load_act_scales
 from builders.validate.int8_folder import open_int8_folder
 from builders.validate.layers import head_logits
 from builders.validate.metrics import check_logits
@@ -23,11 +24,12 @@ from smoothquant.fold import SmoothedLayer
 from smoothquant.int8_layer import int8_layer
 from smoothquant.layers import FloatLayer, Layer, W8A8Layer
 from smoothquant.model import Model
+from smoothquant.plan import read_plan
 from smoothquant.quantization import quantize_tokens
 from smoothquant.roles import ROUTER
 from smoothquant.scheme import PER_TOKEN, Scheme, scheme_of
 from smoothquant.settings import SmoothingSettings
-from smoothquant.static import linears_to_keep, numbers_of
+from smoothquant.static import budget_of, linears_to_keep, numbers_of
 from smoothquant.stream import quantize_layer, smooth_layer
 from smoothquant.sweep import Listener
 from tests.benchmarks.real_measures import Measured, Predictions, rounded
@@ -176,6 +178,28 @@ def folder_form(name: str, folder: Path, model: Model) -> Form:
     int8 = scheme.folder
     assert int8 is not None
     return Form(name, name, lambda _model, index, _source: int8_layer(int8, index), scheme.scheme, int8.model)
+
+
+def plan_form(name: str, place: str, model: Model) -> Form:
+    """The form of a search's plan. place: its folder, and behind @ the linears in float, "none" or a share, where these
+    are not the plan's own. Raises the errors of `read_plan`, and UserError for a plan of another model."""
+    folder, _, asked = place.partition("@")
+    plan = read_plan(folder).for_model(model)
+    scales = load_act_scales(plan.act_scales)
+    kept = plan.float_linears
+    if asked:
+        budget = budget_of(asked) if asked != "none" else 0.0
+        kept = linears_in(model, plan.facts.linears, budget or 0.0)
+    scheme = replace(plan.facts.scheme, float_linears=kept)
+
+    def layer(model: Model, index: int, source: FloatLayer) -> Layer:
+        smoothed = smooth_layer(
+            model, index, scales.input_absmax, plan.facts.smoothing, scales.output_absmax, source=source, plan=plan
+        )
+        quantized = quantize_layer(smoothed, scheme).runnable(scheme.activations)
+        return replace(quantized, cache_scales=smoothed.cache_scales if scheme.kv_cache.quantized else None)
+
+    return Form(name, name, layer, scheme)
 
 
 def _float(smoothed: SmoothedLayer, kind: type[FloatLayer], quantized: W8A8Layer | None = None) -> FloatLayer:

@@ -3,6 +3,7 @@
     python -m tests.benchmarks.real_weights --model FOLDER --text CALIBRATION.txt --heldout TEST.txt
     python -m tests.benchmarks.real_weights ... --rows per-token-0.6,per-tensor-auto      # these rows alone
     python -m tests.benchmarks.real_weights ... --folder LABEL=FOLDER --rows LABEL        # another tool's INT8 folder
+    python -m tests.benchmarks.real_weights ... --plan LABEL=PLAN@5% --rows LABEL         # a search's plan, at a point
 
 Everything is computed in our own W8A8 arithmetic in PyTorch, without an engine. Some forms at a time run beside the
 float layers in one sweep. Their logits are compared one sequence at a time, and the results are written after every
@@ -24,7 +25,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ from smoothquant.errors import UserError
 from smoothquant.files import check_place
 from smoothquant.model import Model
 from smoothquant.sweep import Progress, sweep
-from tests.benchmarks.real_forms import RECIPE, Beside, Form, folder_form, recipe_alpha, settings_of
+from tests.benchmarks.real_forms import RECIPE, Beside, Form, folder_form, plan_form, recipe_alpha, settings_of
 from tests.benchmarks.real_measures import Measured, Predictions, Results, read_results, rounded
 from tests.benchmarks.results import FOLDER, Row, show, store
 
@@ -48,13 +49,15 @@ CALIBRATE, SAMPLES, LENGTH, TOGETHER = 32, 64, 512, 8
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured. text: to calibrate on. heldout: to measure on. folders: INT8 folders by name. rows: names of
+    """What is measured. text: to calibrate on. heldout: to measure on. folders, plans: INT8 folders and plans by
+    name. rows: names of
     forms; empty for all. together: how many forms run at a time. out: the folder of the results."""
 
     model: Model
     text: Text
     heldout: Text
-    folders: Mapping[str, Path]
+    folders: Mapping[str, str]
+    plans: Mapping[str, str] = field(default_factory=dict)
     rows: tuple[str, ...] = ()
     together: int = TOGETHER
     out: Path = FOLDER
@@ -88,6 +91,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=LENGTH, metavar="N", help=f"tokens in each ({LENGTH})")
     parser.add_argument("--rows", default="", metavar="NAME,NAME", help="measure these rows alone")
     parser.add_argument("--folder", action="append", default=[], metavar="LABEL=FOLDER", help="an INT8 folder as a row")
+    parser.add_argument(
+        "--plan", action="append", default=[], metavar="LABEL=PLAN[@N%]", help="a search's plan as a row"
+    )
     parser.add_argument("--together", type=int, default=TOGETHER, metavar="N", help=f"forms at a time ({TOGETHER})")
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER", help="where the results go")
     given = parser.parse_args()
@@ -98,7 +104,16 @@ def main() -> None:
             for source, samples in ((given.text, given.calibrate), (given.heldout, given.samples))
         )
         rows = tuple(filter(None, given.rows.split(",")))
-        job = Job(model, text, heldout, _folders(given.folder), rows, given.together, given.out)
+        job = Job(
+            model,
+            text,
+            heldout,
+            _labelled("--folder", given.folder),
+            _labelled("--plan", given.plan),
+            rows,
+            given.together,
+            given.out,
+        )
         show(rows_of(run(job, _command(given))))
     except UserError as error:
         sys.exit(str(error))
@@ -113,10 +128,11 @@ def run(job: Job, command: str) -> Results:
     check_text(job.model, job.heldout)
     check_place(job.path, "--out", job.out)
     settings = {setting.name: setting for setting in settings_of(job.model)}
-    names = job.rows or (*settings, *job.folders)
+    names = job.rows or (*settings, *job.folders, *job.plans)
     _check_rows(names, settings, job)
     found = read_results(job.path, job.identity, ",".join(job.rows))
-    forms = {name: folder_form(name, job.folders[name], job.model) for name in names if name in job.folders}
+    forms = {name: folder_form(name, Path(job.folders[name]), job.model) for name in names if name in job.folders}
+    forms |= {name: plan_form(name, job.plans[name], job.model) for name in names if name in job.plans}
     ui = Ui()
     if len(forms) < len(names):
         with tempfile.TemporaryDirectory() as scratch, ui.progress("calibrate") as progress:
@@ -183,26 +199,29 @@ def _command(given: argparse.Namespace) -> str:
 
 def _check_rows(names: Sequence[str], own: Collection[str], job: Job) -> None:
     """Raise UserError for names that are no rows, and for folders that are no rows of their own."""
-    known = (*own, *job.folders)
+    others = (*job.folders, *job.plans)
+    known = (*own, *others)
     for name in names:
         if name not in known:
-            raise UserError(f"row {name!r}", expected=f"of {', '.join(known)}", do="give a --folder for other rows")
-    for name in job.folders:
+            raise UserError(
+                f"row {name!r}", expected=f"of {', '.join(known)}", do="give a --folder or a --plan for other rows"
+            )
+    for name in others:
         if name in own or name not in names:
             fault = "the label of another row" if name in own else "a label that --rows does not name"
-            raise UserError(f"--folder {name}: {fault}", expected="a label of its own, which --rows names")
+            raise UserError(f"row {name!r}: {fault}", expected="a label of its own, which --rows names")
     if job.together < 1:
         raise UserError(f"{job.together} forms together", expected="at least 1")
 
 
-def _folders(given: Sequence[str]) -> dict[str, Path]:
-    """Folders by label."""
+def _labelled(option: str, given: Sequence[str]) -> dict[str, str]:
+    """Places by label."""
     found = {}
     for each in given:
-        label, _, folder = each.partition("=")
-        if not label or not folder or "," in label:
-            raise UserError(f"--folder {each}", expected="LABEL=FOLDER, with a label without a comma")
-        found[label] = Path(folder)
+        label, _, place = each.partition("=")
+        if not label or not place or "," in label:
+            raise UserError(f"{option} {each}", expected="LABEL=FOLDER, with a label without a comma")
+        found[label] = place
     return found
 
 
