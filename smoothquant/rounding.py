@@ -50,9 +50,20 @@ class Hessian:
         return found
 
     @property
-    def mean_square(self) -> Tensor:
-        """E x_j^2 of each channel, (in,)."""
-        return torch.cat([moment.diagonal() for moment in self.moments]) / max(self.tokens, 1)
+    def left_over(self) -> Tensor:
+        """The share of each channel's mean square that the channels rounded after it cannot make up for, (in,).
+
+        Of other tokens than those that were counted it is larger: by (n + p) / (n - p), p channels and n tokens, if
+        they are normal.
+        """
+        ones = torch.ones(sum(len(moment) for moment in self.moments))
+        found = []
+        for moment, part in zip(
+            self.scaled(ones, 0.0), left_over(self.scaled(ones, 0.0)).split(list(map(len, self.moments))), strict=True
+        ):
+            beyond = (self.tokens + len(part)) / max(self.tokens - len(part), 1)
+            found.append((part * beyond / moment.diagonal().clamp_min(1e-30)).clamp_max(1))
+        return torch.cat(found)
 
 
 def left_over(blocks: list[Tensor]) -> Tensor:

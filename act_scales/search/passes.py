@@ -80,9 +80,9 @@ class Pass:
         self.apart.hear(source)
         inputs, outputs = self._maxima.split()
         ranges = Ranges(input_ranges(target.model, index, inputs), output_ranges(target.model, index, outputs))
-        scales, groups = ScaleSearch(target.model, source, ranges, self._heard, self._judged, target.scheme, target.settings).choose(
-            self.policy
-        )
+        scales, groups = ScaleSearch(
+            target.model, source, ranges, self._heard, self._judged, target.scheme, target.settings
+        ).choose(self.policy)
         unrounded = PlannedLayer(scales, rounded={})
         smoothed = run_steps(DEFAULT, planned_layer(target.model, source, unrounded, ranges.output, target.settings))
         smoothed.rounded, linears = choose_rounding(smoothed, self._heard, self._judged, target.scheme)

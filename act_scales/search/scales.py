@@ -26,7 +26,6 @@ from smoothquant.layers import FloatLayer
 from smoothquant.model import Model
 from smoothquant.quantization import input_scale, quantize_input
 from smoothquant.roles import ROUTER
-from smoothquant.rounding import left_over
 from smoothquant.scheme import Scheme
 from smoothquant.settings import SmoothingSettings
 
@@ -109,21 +108,21 @@ class ScaleSearch:
 
     def _group(self, group: SmoothingGroup, heard: Heard) -> Group:
         roles = _quantized(group)
-        share = {role: 1 / max(heard.energy(role), 1e-30) for role in roles if heard.energy(role)}
+        weight = heard.token_weight(roles)
+        share = {role: 1 / found for role in roles if (found := heard.signal(role, weight))}
         weights = {role: self.source.weights[role].float() for role in share}
-        rows = sum(len(weight) for weight in weights.values())
+        rows = sum(len(each) for each in weights.values())
         step = max(1, rows // ROWS)  # every so many rows, and each for so many
         ones = torch.ones_like(self.ranges.act[roles[0]])
-        squares = heard.moments.mean_square if heard.moments else heard.x.square().mean(dim=0)
-        blocks = heard.moments.scaled(ones, 0.0) if heard.moments and heard.moments.tokens else None
+        squares = weight @ heard.x.square()
         places = torch.arange(self.model.geometry.kv_size) if group.through == "attention" else None
         return Group(
             tokens=heard.x.abs(),
-            token_weight=heard.token_weight(roles),
-            rows=torch.cat([weight[::step].abs() for weight in weights.values()]),
-            row_weight=torch.cat([_row_weight(weight, step, share[role]) for role, weight in weights.items()]),
-            columns=sum((share[role] * weight.square().sum(dim=0) for role, weight in weights.items()), 0 * ones),
-            left_over=left_over(blocks) if blocks else squares,
+            token_weight=weight,
+            rows=torch.cat([each[::step].abs() for each in weights.values()]),
+            row_weight=torch.cat([_row_weight(each, step, share[role]) for role, each in weights.items()]),
+            columns=sum((share[role] * each.square().sum(dim=0) for role, each in weights.items()), 0 * ones),
+            left_over=squares if heard.moments is None else squares * heard.moments.left_over,
             mean_square=squares,
             source=None if places is None else spread(self.model, group, places),
             reach=self.ranges.act[roles[0]] if self.scheme.activations.static else None,
@@ -133,15 +132,14 @@ class ScaleSearch:
         """The noise of a group's outputs over their signal, summed over its linears. scale: (in,)."""
         apart = self.apart.input(group.linears[-1])
         heard = apart if apart is not None and len(apart.x) else heard
-        roles = [role for role in _quantized(group) if heard.energy(role)]
+        weight, total = heard.token_weight(_quantized(group)), whole.noise(scale)[1]
         smoothed = heard.x / scale
-        step = input_scale(self.ranges.act[roles[0]] / scale) if self.scheme.activations.static else None
+        step = input_scale(self.ranges.act[group.linears[-1]] / scale) if self.scheme.activations.static else None
         integers, found = quantize_input(smoothed, self.scheme.activations, step)
         errors = (integers * found - smoothed) * scale
-        weight, total = heard.token_weight(roles), whole.noise(scale)[1]
-        for role in roles:
+        for role in _quantized(group):
             noise = (errors @ self.source.weights[role].float().T).square().sum(dim=1)
-            total += (noise @ weight).item() / heard.energy(role)
+            total += (noise @ weight).item() / max(heard.signal(role, weight), 1e-30)
         return total
 
 

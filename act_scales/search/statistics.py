@@ -39,7 +39,13 @@ class Heard:
         return torch.cat(self.parts) if self.parts else torch.empty(0, 0)
 
     def energy(self, role: str) -> float:
+        """The mean square of a linear's output, summed over channels."""
         return self.sums.get(role, 0.0) / max(self.tokens.get(role, 0), 1)
+
+    def signal(self, role: str, weight: Tensor) -> float:
+        """The same of the sampled tokens, by what each counts. weight: by `token_weight`."""
+        squares = torch.cat(self.squares.get(role, [torch.zeros(0)]))
+        return (squares @ weight).item() if len(squares) == len(weight) else self.energy(role)
 
     def token_weight(self, roles: Sequence[str]) -> Tensor:
         """How much each sampled token counts, (tokens,), 1 in all: the less, the larger its outputs are."""
