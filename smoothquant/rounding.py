@@ -56,13 +56,19 @@ class Hessian:
 
 
 def left_over(blocks: list[Tensor]) -> Tensor:
-    """The part of each channel's mean square that the channels rounded after it cannot make up for, (in,)."""
+    """The part of each channel's mean square that the channels rounded after it cannot make up for, (in,).
+
+    Damping is of each channel's own mean square: divided by a scale, a channel has that much less left over.
+    """
     found = []
     for block in blocks:
-        order, upper = _factor(block)
-        part = torch.empty(len(block))
+        size = block.diagonal().clamp_min(0).sqrt()
+        known = torch.where(size > 0, size, 1)
+        order = size.argsort(descending=True)
+        upper = _upper((block / known / known[:, None])[order][:, order], DAMPING)
+        part = torch.empty_like(size)
         part[order] = upper.diagonal().square().reciprocal()
-        found.append(part)
+        found.append(part * size.square())
     return torch.cat(found)
 
 
@@ -97,9 +103,11 @@ def _factor(hessian: Tensor) -> tuple[Tensor, Tensor]:
     """The order of the columns, int64 (in,), and U for columns in that order, (in, in)."""
     diagonal = hessian.diagonal()
     order = diagonal.argsort(descending=True)
-    damped = hessian[order][:, order]
-    silent = damped.diagonal() <= 0
-    damped.diagonal().add_(DAMPING * diagonal.mean().clamp_min(1e-30))
-    damped.diagonal()[silent] += 1
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return order, torch.linalg.cholesky(inverse, upper=True)
+    return order, _upper(hessian[order][:, order], DAMPING * diagonal.mean().clamp_min(1e-30).item())
+
+
+def _upper(hessian: Tensor, damping: float) -> Tensor:
+    """U of a Hessian, (in, in), to whose diagonal `damping` is added in place. A channel of zeros gets 1 instead."""
+    diagonal = hessian.diagonal()
+    diagonal.copy_(torch.where(diagonal > 0, diagonal + damping, 1))
+    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
