@@ -122,7 +122,8 @@ def test_the_descent_never_loses(kinds: tuple[str, ...], seed: int) -> None:
 
 @kinds
 def test_the_descent_wins(kinds: tuple[str, ...]) -> None:
-    """From the square root of what channels reach, where one spoils every token: most of the noise of 1 goes."""
+    """Where one channel spoils every token, from the square roots of what channels reach. From 1 it would not come far
+    enough, and with a static scale not at all: the noise of channels that are lost has no slope."""
     group = example(1, 12, *kinds)
     spoiled = replace(group, tokens=group.tokens.clone())
     spoiled.tokens[:, 4] = 300 * group.tokens.max()
@@ -132,8 +133,8 @@ def test_the_descent_wins(kinds: tuple[str, ...]) -> None:
         spoiled = replace(spoiled, reach=spoiled.tokens.amax(dim=0), mean_square=spoiled.tokens.square().mean(dim=0))
     ones = torch.ones(12).double()
     found = sum(spoiled.noise(spoiled.balanced(start)))
-    assert found < 0.8 * sum(spoiled.noise(start))
-    assert found < 0.2 * sum(spoiled.noise(ones))
+    assert found < sum(spoiled.noise(start))
+    assert found < 0.4 * sum(spoiled.noise(ones))
 
 
 def test_query_heads_share_their_kv_heads_scale() -> None:
