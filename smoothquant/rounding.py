@@ -25,13 +25,15 @@ class Hessian:
     """The second moments of a linear's input, E x x^T, in diagonal blocks of at most `width` channels.
 
     moments: sums of x x^T, float32, a block each, from the first channels on. tokens: how many were summed.
+    device: where they are summed.
     """
 
-    def __init__(self, channels: int, width: int | None = None) -> None:
+    def __init__(self, channels: int, width: int | None = None, device: str = "cpu") -> None:
         self.parts = [
             slice(at, min(at + (width or channels), channels)) for at in range(0, channels, width or channels)
         ]
-        self.moments = [torch.zeros(part.stop - part.start, part.stop - part.start) for part in self.parts]
+        sizes = [part.stop - part.start for part in self.parts]
+        self.moments = [torch.zeros(size, size, device=device) for size in sizes]
         self.tokens = 0
 
     def add(self, x: Tensor) -> None:
@@ -39,6 +41,10 @@ class Hessian:
         self.tokens += len(x)
         for part, moment in zip(self.parts, self.moments, strict=True):
             moment.addmm_(x[:, part].T, x[:, part])
+
+    def to(self, device: str) -> None:
+        """Move the sums to a device."""
+        self.moments = [moment.to(device) for moment in self.moments]
 
     def scaled(self, scale: Tensor, noise: float) -> list[Tensor]:
         """The blocks for the input x / scale, rounded. scale: (in,). noise: mean square of rounding's error."""

@@ -86,8 +86,9 @@ class ScaleSearch:
         options = {f"{alpha:g}": equation(model, self.source, act, group, alpha) for alpha in policy.alphas}
         tried: dict[str, float] = {}
         heard = self.heard.input(_quantized(group)[0])
-        if heard is None or not len(heard.x) or not act[group.linears[0]].any():
-            chosen = next(iter(options))  # no token came here
+        if heard is None or not act[group.linears[0]].any() or not any(map(heard.energy, _quantized(group))):
+            recipe = f"{self.settings.alpha:g}"  # no token came here, or nothing goes in or out
+            chosen = recipe if recipe in options else next(iter(options))
         else:
             whole = self._group(group, heard)
             wide = {name: spread(model, group, scale) for name, scale in options.items()}
@@ -96,10 +97,10 @@ class ScaleSearch:
             tried = {name: self._noise(group, heard, whole, scale) for name, scale in wide.items()}
             chosen = min(tried, key=lambda name: tried[name])
             if policy.balanced:
-                wide[BALANCED] = whole.balanced(wide[chosen])
-                tried[BALANCED] = self._noise(group, heard, whole, wide[BALANCED])
+                balanced = whole.balanced(wide[chosen])
+                options[BALANCED] = shared(model, group, balanced)
+                tried[BALANCED] = self._noise(group, heard, whole, balanced)
                 chosen = min(tried, key=lambda name: tried[name])
-            options[BALANCED] = shared(model, group, wide[BALANCED]) if policy.balanced else wide[chosen]
         names = tuple(dict.fromkeys(model.linear(self.source.index, role) for role in group.linears))
         choice = GroupChoice(self.source.index, names, group.through, tried, chosen)
         return choice, None if chosen == NONE else options[chosen]
