@@ -39,7 +39,19 @@ from tests.act_scales.search_cases import APART, SETTINGS, TEXT, Searched, kl_of
 from tests.families.case import Case
 from tests.models import open_llama, sample_ids, save_llama
 
-LAYOUTS = ("llama", "qwen2", "opt", "opt-350m", "bloom", "falcon-7b", "falcon-40b", "phi3", "mixtral", "gemma3", "olmo2")
+LAYOUTS = (
+    "llama",
+    "qwen2",
+    "opt",
+    "opt-350m",
+    "bloom",
+    "falcon-7b",
+    "falcon-40b",
+    "phi3",
+    "mixtral",
+    "gemma3",
+    "olmo2",
+)
 STATIC = [(name, "per-tensor", "int8") for name in ("llama", "qwen2", "bloom", "mixtral")] + [
     ("olmo2", "per-tensor", "float")
 ]
@@ -212,7 +224,9 @@ def test_a_distance_instead_of_a_budget(made: Callable[..., Searched], tmp_path:
     kept = reached(share.kl * 1.001)
     numbers = {one.name: one.numbers for one in first.plan.facts.linears}
     assert sum(numbers[name] for name in kept) / sum(numbers.values()) == share.share
-    with pytest.raises(UserError, match=r"no share .* a KL of 1e-09; expected at least 0\.000\d+, which 2\d\.\d%") as no:
+    with pytest.raises(
+        UserError, match=r"no share .* a KL of 1e-09; expected at least 0\.000\d+, which 2\d\.\d%"
+    ) as no:
         reached(1e-9)
     assert "\n" not in str(no.value)
     assert not (tmp_path / "1e-09").exists()
