@@ -62,8 +62,6 @@ class Group:
         least, best = float("inf"), logs
         for step in range(steps + 1):
             spread = logs if self.source is None else logs[self.source]
-            if self.reach is not None:  # so that the largest of x / s is 1, and the others are not beyond it
-                spread = spread - (spread - self.reach.clamp_min(1e-30).log())[self.reach > 0].min()
             found = self._terms(spread.exp())
             if found.total < least:
                 least, best = found.total, logs

@@ -20,11 +20,12 @@ lets values reach as far as keys costs nothing. On the bundled model it takes th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
+from smoothquant.errors import UserError
 from smoothquant.family import Geometry
 from smoothquant.norms import Norm
 from smoothquant.quantization import QMAX, quantize_tensor
@@ -51,6 +52,16 @@ def cache_scales(
     if shared:
         keys = values = torch.maximum(keys, values)
     return _scale(keys), _scale(values)
+
+
+def check_keys(norms: Collection[str], what: str) -> None:
+    """Raise UserError for a family whose keys have no known range. norms: its norms by role. what: is to be quantized."""
+    if "keys" in norms:
+        raise UserError(
+            f"{what}: an INT8 KV cache of keys that are normed over all heads at once",
+            expected="keys whose range calibration sees: linears' outputs, or normed head by head",
+            do="take a float cache",
+        )
 
 
 def cached(x: Tensor, scale: Tensor) -> Tensor:

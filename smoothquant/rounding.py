@@ -25,13 +25,15 @@ class Hessian:
     """The second moments of a linear's input, E x x^T, in diagonal blocks of at most `width` channels.
 
     moments: sums of x x^T, float32, a block each, from the first channels on. tokens: how many were summed.
+    device: where they are summed.
     """
 
-    def __init__(self, channels: int, width: int | None = None) -> None:
+    def __init__(self, channels: int, width: int | None = None, device: str = "cpu") -> None:
         self.parts = [
             slice(at, min(at + (width or channels), channels)) for at in range(0, channels, width or channels)
         ]
-        self.moments = [torch.zeros(part.stop - part.start, part.stop - part.start) for part in self.parts]
+        sizes = [part.stop - part.start for part in self.parts]
+        self.moments = [torch.zeros(size, size, device=device) for size in sizes]
         self.tokens = 0
 
     def add(self, x: Tensor) -> None:
@@ -39,6 +41,10 @@ class Hessian:
         self.tokens += len(x)
         for part, moment in zip(self.parts, self.moments, strict=True):
             moment.addmm_(x[:, part].T, x[:, part])
+
+    def to(self, device: str) -> None:
+        """Move the sums to a device."""
+        self.moments = [moment.to(device) for moment in self.moments]
 
     def scaled(self, scale: Tensor, noise: float) -> list[Tensor]:
         """The blocks for the input x / scale, rounded. scale: (in,). noise: mean square of rounding's error."""
@@ -53,8 +59,22 @@ class Hessian:
     def left_over(self) -> Tensor:
         """The share of each channel's mean square that the channels rounded after it cannot make up for, (in,).
 
-        Of other tokens than those that were counted it is larger: by (n + p) / (n - p), p channels and n tokens, if
-        they are normal.
+        It is that of other tokens, (n + p) / (n - p) times that of the n tokens that were counted, with p channels, if
+        these are normal.
+        """
+        found = []
+        for moment in self.moments:
+            known, channels = moment.diagonal().clamp_min(1e-30), len(moment)
+            beyond = (self.tokens + channels) / max(self.tokens - channels, 1)
+            found.append((left_over([moment]) / known * beyond).clamp_max(1))
+        return torch.cat(found)
+
+
+def left_over(self) -> Tensor:
+        """The share of each channel's mean square that the channels rounded after it cannot make up for, (in,).
+
+        It is that of other tokens, (n + p) / (n - p) times that of the n tokens that were counted, with p channels, if
+        these are normal.
         """
         ones = torch.ones(sum(len(moment) for moment in self.moments))
         found = []
@@ -67,13 +87,19 @@ class Hessian:
 
 
 def left_over(blocks: list[Tensor]) -> Tensor:
-    """The part of each channel's mean square that the channels rounded after it cannot make up for, (in,)."""
+    """The part of each channel's mean square that the channels rounded after it cannot make up for, (in,).
+
+    Damping is of each channel's own mean square: divided by a scale, a channel has that much less left over.
+    """
     found = []
     for block in blocks:
-        order, upper = _factor(block)
-        part = torch.empty(len(block))
+        size = block.diagonal().clamp_min(0).sqrt()
+        known = torch.where(size > 0, size, 1)
+        order = size.argsort(descending=True)
+        upper = _upper((block / known / known[:, None])[order][:, order], DAMPING)
+        part = torch.empty_like(size)
         part[order] = upper.diagonal().square().reciprocal()
-        found.append(part)
+        found.append(part * size.square())
     return torch.cat(found)
 
 
@@ -108,9 +134,11 @@ def _factor(hessian: Tensor) -> tuple[Tensor, Tensor]:
     """The order of the columns, int64 (in,), and U for columns in that order, (in, in)."""
     diagonal = hessian.diagonal()
     order = diagonal.argsort(descending=True)
-    damped = hessian[order][:, order]
-    silent = damped.diagonal() <= 0
-    damped.diagonal().add_(DAMPING * diagonal.mean().clamp_min(1e-30))
-    damped.diagonal()[silent] += 1
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return order, torch.linalg.cholesky(inverse, upper=True)
+    return order, _upper(hessian[order][:, order], DAMPING * diagonal.mean().clamp_min(1e-30).item())
+
+
+def _upper(hessian: Tensor, damping: float) -> Tensor:
+    """U of a Hessian, (in, in), to whose diagonal `damping` is added in place. A channel of zeros gets 1 instead."""
+    diagonal = hessian.diagonal()
+    diagonal.copy_(torch.where(diagonal > 0, diagonal + damping, 1))
+    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)

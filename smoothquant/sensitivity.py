@@ -83,6 +83,12 @@ def quantized_inputs(model: Model) -> list[tuple[str, ...]]:
     return [tuple(role for role in roles if role != ROUTER) for roles in model.inputs]
 
 
+def sizes(model: Model) -> list[int]:
+    """The numbers of the weights of every input's linears, layer by layer."""
+    shapes = [[model.family.shape(role, model.geometry) for role in roles] for roles in quantized_inputs(model)]
+    return [sum(rows * columns for rows, columns in each) for each in shapes] * model.geometry.layers
+
+
 def _inputs(layer: SmoothedLayer, noises: Mapping[str, Noise], reach: Mapping[str, float]) -> Iterator[SharedInput]:
     model, geometry = layer.model, layer.model.geometry
     share = geometry.experts_per_token / geometry.experts if geometry.experts else 1.0

@@ -50,7 +50,9 @@ def linears_to_keep(
     if budget is None and choice != "auto":
         return _of_kinds(choice.split(","), model)
     inputs = measured(model, input_absmax, input_mean_square or {}, settings, steps, progress)
-    chosen = _bought(inputs, budget, choice) if budget else {one for one in inputs if one.loss > LIMIT}
+    if budget:
+        check_budget(choice, [one.numbers for one in inputs])
+    chosen = worth(inputs, budget) if budget else {one for one in inputs if one.loss > LIMIT}
     return tuple(dict.fromkeys(name for one in inputs if one in chosen for name in one.names))
 
 
@@ -86,16 +88,14 @@ def worth(inputs: Sequence[SharedInput], budget: float) -> set[SharedInput]:
     return chosen
 
 
-def _bought(inputs: Sequence[SharedInput], budget: float, choice: str) -> set[SharedInput]:
-    chosen = worth(inputs, budget)
-    if not chosen:
-        least = min(one.numbers for one in inputs) / sum(one.numbers for one in inputs)
+def check_budget(choice: str, sizes: Sequence[int]) -> None:
+    """Raise UserError for a budget that buys nothing. choice: as in "5%". sizes: the bytes of all inputs' linears."""
+    if (budget_of(choice) or 1.0) * sum(sizes) < min(sizes):
         raise UserError(
             f"a budget of {choice} for linears in float, which none of this model fits into",
-            expected=f"at least {least:.2%}, its smallest",
+            expected=f"at least {min(sizes) / sum(sizes):.2%}, its smallest",
             do="give more, or none",
         )
-    return chosen
 
 
 def _of_kinds(asked: Sequence[str], model: Model) -> tuple[str, ...]:

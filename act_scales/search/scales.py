@@ -88,8 +88,9 @@ class ScaleSearch:
         options = {f"{alpha:g}": equation(model, self.source, act, group, alpha) for alpha in policy.alphas}
         tried: dict[str, float] = {}
         heard = self.heard.input(_quantized(group)[0])
-        if heard is None or not len(heard.x) or not act[group.linears[0]].any():
-            chosen = next(iter(options))  # no token came here
+        if heard is None or not act[group.linears[0]].any() or not any(map(heard.energy, _quantized(group))):
+            recipe = f"{self.settings.alpha:g}"  # no token came here, or nothing goes in or out
+            chosen = recipe if recipe in options else next(iter(options))
         else:
             whole = self._group(group, heard)
             wide = {name: spread(model, group, scale) for name, scale in options.items()}
@@ -98,10 +99,10 @@ class ScaleSearch:
             tried = {name: self._noise(group, heard, whole, scale) for name, scale in wide.items()}
             chosen = min(tried, key=lambda name: tried[name])
             if policy.balanced:
-                wide[BALANCED] = whole.balanced(wide[chosen])
-                tried[BALANCED] = self._noise(group, heard, whole, wide[BALANCED])
+                balanced = whole.balanced(wide[chosen])
+                options[BALANCED] = shared(model, group, balanced)
+                tried[BALANCED] = self._noise(group, heard, whole, balanced)
                 chosen = min(tried, key=lambda name: tried[name])
-            options[BALANCED] = shared(model, group, wide[BALANCED]) if policy.balanced else wide[chosen]
         names = tuple(dict.fromkeys(model.linear(self.source.index, role) for role in group.linears))
         choice = GroupChoice(self.source.index, names, group.through, tried, chosen)
         return choice, None if chosen == NONE else options[chosen]
@@ -130,14 +131,15 @@ class ScaleSearch:
 
     def _noise(self, group: SmoothingGroup, heard: Heard, whole: Group, scale: Tensor) -> float:
         """The noise of a group's outputs over their signal, summed over its linears. scale: (in,)."""
-        apart = self.apart.input(group.linears[-1])
+        roles = _quantized(group)
+        apart = self.apart.input(roles[0])
         heard = apart if apart is not None and len(apart.x) else heard
-        weight, total = heard.token_weight(_quantized(group)), whole.noise(scale)[1]
+        weight, total = heard.token_weight(roles), whole.noise(scale)[1]
         smoothed = heard.x / scale
-        step = input_scale(self.ranges.act[group.linears[-1]] / scale) if self.scheme.activations.static else None
+        step = input_scale(self.ranges.act[roles[0]] / scale) if self.scheme.activations.static else None
         integers, found = quantize_input(smoothed, self.scheme.activations, step)
         errors = (integers * found - smoothed) * scale
-        for role in _quantized(group):
+        for role in roles:
             noise = (errors @ self.source.weights[role].float().T).square().sum(dim=1)
             total += (noise @ weight).item() / max(heard.signal(role, weight), 1e-30)
         return total

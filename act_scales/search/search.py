@@ -10,6 +10,7 @@ The output is a folder (`smoothquant.artifacts.plan`); an interrupted search goe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from smoothquant.device import choose_device
 from smoothquant.errors import UserError
 from smoothquant.files import write_json
 from smoothquant.fold import SmoothedLayer
+from smoothquant.kv_cache import check_keys
 from smoothquant.layers import float_layer
 from smoothquant.model import Model
 from smoothquant.plan import Plan, layer_file, read_plan
@@ -87,6 +89,8 @@ def search(
     "cuda:N". Raises UserError for a text that is too short, and for a distance that no share of the curve reaches.
     """
     text, device = text.for_model(model), choose_device(device)
+    if wanted.scheme.kv_cache.quantized:
+        check_keys(model.family.norms, f"a plan for {model.checkpoint.folder}")
     chosen, apart = split(text)
     target = SearchTarget(model, wanted.scheme, wanted.settings, width_for(model, wanted.memory), device)
     inputs = {
@@ -146,7 +150,7 @@ class _Search:
         self.target, self.wanted, self.text, self.work, self.model = target, wanted, text, work, target.model
         self.chosen, self.apart = chosen, apart
         self.layers = self.model.geometry.layers
-        self._report, self._done = progress, 0
+        self._report, self._done, self._total = progress, 0, 6 * self.layers
 
     def run(self) -> None:
         self._step(0)
@@ -174,11 +178,12 @@ class _Search:
             max_positions=self.model.choices.get("max_positions"),
         )
         facts = self._with_curve(facts)
+        self._report(self._total, self._total)  # sooner, where the best alpha is the recipe's
         write_json(self.work.path(PLAN), as_json(facts))
         self.work.commit({"kl": facts.curve[0].kl})
 
     def _step(self, done: int) -> None:
-        self._report(self._done + done, self.layers * 6)
+        self._report(self._done + done, self._total)
 
     def _trials(self) -> tuple[tuple[PlanOutcome, ...], Policy]:
         """The outcomes of all policies, and the best of these. Those that an interrupted search has tried are known."""
@@ -229,7 +234,8 @@ class _Search:
     def _with_curve(self, facts: PlanFacts) -> PlanFacts:
         """The facts with the curve, and the linears in float that were wanted."""
         shares = sorted({*POINTS, self.wanted.budget} - {0.0})
-        points = [names for share in shares if (names := linears_in(self.model, facts.linears, share))]
+        buyable = (linears_in(self.model, facts.linears, share) for share in shares)
+        points = [names for names in dict.fromkeys(buyable) if names]
         plan = Plan(self.work.folder, facts, "")
 
         def smoothed(index: int) -> SmoothedLayer:
@@ -260,8 +266,8 @@ def _reaching(curve: Sequence[PlanOutcome], target_kl: float) -> float:
     best = min(curve, key=lambda one: one.kl)
     raise UserError(
         f"no share of linears in float reaches a KL of {target_kl:g}",
-        expected=f"{best.kl:.4f} or more, which {best.share:.1%} of the bytes reach",
-        do="ask for less, or calibrate on more text",
+        expected=f"at least {math.ceil(best.kl * 1e6) / 1e6:g}, which {best.share:.1%} of the bytes reach",
+        do="give a greater KL, or more text",
     )
 
 

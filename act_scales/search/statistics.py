@@ -24,37 +24,48 @@ LEAST = 1e-6  # of the mean square of an output: tokens with less count as much 
 
 @dataclass
 class Heard:
-    """One input, of one or several linears. x: sampled tokens, float32 (tokens, in). energy: by role, the mean squares
-    of its outputs, summed over channels. outputs: by role, the same of the sampled tokens, (tokens,). moments: of all
-    tokens; None where nobody asked."""
+    """One input, of one or several linears.
+
+    moments: of all tokens; None where nobody asked. parts: sampled tokens, float32 (tokens, in) each. squares: for each
+    part by role, the mean squares of their outputs, summed over channels, (tokens,); experts hear a part each. sums,
+    tokens: by role, those of all tokens together, and how many these were.
+    """
 
     moments: Hessian | None
     parts: list[Tensor] = field(default_factory=list)
-    squares: dict[str, list[Tensor]] = field(default_factory=dict)
+    squares: list[dict[str, Tensor]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
 
     @property
     def x(self) -> Tensor:
+        """The sampled tokens, float32 (tokens, in)."""
         return torch.cat(self.parts) if self.parts else torch.empty(0, 0)
 
     def energy(self, role: str) -> float:
-        """The mean square of a linear's output, summed over channels."""
+        """The mean square of a linear's outputs, summed over channels; 0 where no token came."""
         return self.sums.get(role, 0.0) / max(self.tokens.get(role, 0), 1)
 
     def signal(self, role: str, weight: Tensor) -> float:
-        """The same of the sampled tokens, by what each counts. weight: by `token_weight`."""
-        squares = torch.cat(self.squares.get(role, [torch.zeros(0)]))
-        return (squares @ weight).item() if len(squares) == len(weight) else self.energy(role)
+        """The same of the sampled tokens that came to the linear, each by what it counts. weight: by `token_weight`."""
+        total = counted = 0.0
+        for squares, counts in zip(self.squares, weight.split([len(part) for part in self.parts]), strict=True):
+            if role in squares:
+                total, counted = total + (squares[role] @ counts).item(), counted + counts.sum().item()
+        return total / counted if counted else self.energy(role)
 
     def token_weight(self, roles: Sequence[str]) -> Tensor:
         """How much each sampled token counts, (tokens,), 1 in all: the less, the larger its outputs are."""
-        known = [role for role in roles if len(self.squares.get(role, ())) == len(self.parts) and self.energy(role)]
-        if not self.parts or not known:
-            return torch.full((len(self.x),), 1 / max(len(self.x), 1))
-        relative = torch.stack([torch.cat(self.squares[role]) / self.energy(role) for role in known]).mean(dim=0)
-        weight = 1 / relative.clamp_min(LEAST)
+        if not self.parts:
+            return torch.empty(0)
+        weight = 1 / torch.cat([self._relative(place, roles) for place in range(len(self.parts))]).clamp_min(LEAST)
         return weight / weight.sum()
+
+    def _relative(self, place: int, roles: Sequence[str]) -> Tensor:
+        """The squares of a part's outputs over their means, (tokens,); 1 where all outputs are 0."""
+        squares = self.squares[place]
+        known = [squares[role] / self.energy(role) for role in roles if role in squares and self.energy(role)]
+        return torch.stack(known).mean(dim=0) if known else torch.ones(len(self.parts[place]))
 
 
 class Statistics(Listener):
@@ -75,7 +86,7 @@ class Statistics(Listener):
         self.reach = dict.fromkeys((branch for branch, _ in BRANCHES), 0.0)
         self._tokens = 0
         self._stream: list[Tensor] = []
-        self._input: Tensor | None = None
+        self._inputs: dict[tuple[str, ...], Tensor] = {}  # by the roles that read it, the last one
         return {}
 
     def listen(self, role: str, x: Tensor, y: Tensor) -> None:
@@ -83,14 +94,16 @@ class Statistics(Listener):
         if role == ROUTER:
             return
         roles = self._owner[role]
-        heard = self.heard.setdefault(roles, Heard(Hessian(flat.shape[1], self.width) if self.width else None))
-        if self._input is not x:
-            self._input = x
+        moments = Hessian(flat.shape[1], self.width, str(x.device)) if self.width and roles not in self.heard else None
+        heard = self.heard.setdefault(roles, Heard(moments))
+        if self._inputs.get(roles) is not x:
+            self._inputs[roles] = x
             if heard.moments:
                 heard.moments.add(flat.float())
             heard.parts.append(flat[:: self._stride].float().cpu())
+            heard.squares.append({})
         squares = y.flatten(0, -2).float().square().sum(dim=1)
-        heard.squares.setdefault(role, []).append(squares[:: self._stride].cpu())
+        heard.squares[-1][role] = squares[:: self._stride].cpu()
         heard.sums[role] = heard.sums.get(role, 0.0) + squares.double().sum().item()
         heard.tokens[role] = heard.tokens.get(role, 0) + len(squares)
 
@@ -107,7 +120,10 @@ class Statistics(Listener):
         self._stream = []
 
     def leave(self) -> None:
-        self._input = None
+        self._inputs = {}
+        for heard in self.heard.values():
+            if heard.moments:
+                heard.moments.to("cpu")
         self.reach = {branch: total / max(self._tokens, 1) for branch, total in self.reach.items()}
 
     def input(self, role: str) -> Heard | None:

@@ -25,6 +25,7 @@ from smoothquant.artifacts.ports import graph_files
 from smoothquant.capacity import FOLDED
 from smoothquant.errors import ContractError, UserError
 from smoothquant.files import write_bytes
+from smoothquant.kv_cache import check_keys
 from smoothquant.model import Model
 from smoothquant.packages import require
 from smoothquant.quantization import is_finite
@@ -60,12 +61,7 @@ class OnnxWriter:
             check_static(source, self.out)
         if any(scheme.kv_cache.quantized for scheme in self.schemes):
             check_outputs(source, f"{self.out}: an INT8 KV cache")
-            if "keys" in source.model.family.norms:
-                raise UserError(
-                    f"{self.out}: an INT8 KV cache of keys that are normed over all heads at once",
-                    expected="keys whose range calibration sees: linears' outputs, or normed head by head",
-                    do="export with a float cache",
-                )
+            check_keys(source.model.family.norms, str(self.out))
 
     def nbytes(self, model: Model) -> int:
         return next(iter(self._decoders(model).values())).graph.data.nbytes

@@ -79,14 +79,17 @@ def wanted_of(arguments: argparse.Namespace, model: Model) -> Wanted:
     """What these options ask for. Raises UserError for numbers out of range."""
     from act_scales.search import Wanted
     from smoothquant.capacity import FOLDED
-    from smoothquant.static import budget_of
+    from smoothquant.sensitivity import sizes
+    from smoothquant.static import budget_of, check_budget
 
     alpha, _ = options.usual_alpha(model)
     asked = arguments.keep_float or ("none" if arguments.target_kl is not None else USUAL[arguments.act])
     budget = 0.0 if asked == "none" else budget_of(asked)
     if budget is None:
         raise UserError(f"--keep-float {asked}", expected="none, or a share of the bytes, as in 5%")
-    if arguments.target_kl is not None and not arguments.target_kl > 0:
+    if arguments.keep_float and budget:
+        check_budget(asked, sizes(model))
+    if arguments.target_kl is not None and not 0 < arguments.target_kl < float("inf"):
         raise UserError(f"--target-kl {arguments.target_kl}", expected="a number above 0, as 0.005")
     if not 0 < arguments.hessian_memory < 1 << 20:
         raise UserError(f"--hessian-memory {arguments.hessian_memory}", expected="GiB, above 0")
@@ -128,7 +131,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             "float_linears": list(plan.float_linears),
         }
     )
-    ui.done(arguments.out, f"{arguments.out}: try  smoothquant export w8a8 {arguments.model} --plan {arguments.out}")
+    form = "onnx" if wanted.scheme.kv_cache.quantized else "w8a8"  # which has no cache
+    ui.done(arguments.out, f"{arguments.out}: try  smoothquant export {form} {arguments.model} --plan {arguments.out}")
 
 
 def show(ui: Ui, facts: PlanFacts) -> None:

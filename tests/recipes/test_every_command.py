@@ -28,6 +28,7 @@ TO_S = ("--out", "out.safetensors")
 TO = ("--out", "out")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "calibrate": ("model", "--text", "text.txt", *FEW, *TO_S),
+    "search": ("model", "--text", "text.txt", "--samples", "4", "--length", "16", *TO),
     "export hf": ("model", "scales.safetensors", *TO),
     "export w8a8": ("model", "scales.safetensors", *TO),
     "export modelopt": ("model", "scales.safetensors", *TO),
