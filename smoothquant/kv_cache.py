@@ -55,7 +55,7 @@ def cache_scales(
 
 
 def check_keys(norms: Collection[str], what: str) -> None:
-    """Raise UserError for a family whose keys have no known range. norms: its norms by role. what: is to be quantized."""
+    """Raise UserError for a family whose keys have no known range. norms: its roles of norms. what: is to quantize."""
     if "keys" in norms:
         raise UserError(
             f"{what}: an INT8 KV cache of keys that are normed over all heads at once",

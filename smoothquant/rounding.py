@@ -56,6 +56,11 @@ class Hessian:
         return found
 
     @property
+    def mean_square(self) -> Tensor:
+        """E x_j^2 of each channel, (in,)."""
+        return torch.cat([moment.diagonal() for moment in self.moments]) / max(self.tokens, 1)
+
+    @property
     def left_over(self) -> Tensor:
         """The share of each channel's mean square that the channels rounded after it cannot make up for, (in,).
 
@@ -67,22 +72,6 @@ class Hessian:
             known, channels = moment.diagonal().clamp_min(1e-30), len(moment)
             beyond = (self.tokens + channels) / max(self.tokens - channels, 1)
             found.append((left_over([moment]) / known * beyond).clamp_max(1))
-        return torch.cat(found)
-
-
-def left_over(self) -> Tensor:
-        """The share of each channel's mean square that the channels rounded after it cannot make up for, (in,).
-
-        It is that of other tokens, (n + p) / (n - p) times that of the n tokens that were counted, with p channels, if
-        these are normal.
-        """
-        ones = torch.ones(sum(len(moment) for moment in self.moments))
-        found = []
-        for moment, part in zip(
-            self.scaled(ones, 0.0), left_over(self.scaled(ones, 0.0)).split(list(map(len, self.moments))), strict=True
-        ):
-            beyond = (self.tokens + len(part)) / max(self.tokens - len(part), 1)
-            found.append((part * beyond / moment.diagonal().clamp_min(1e-30)).clamp_max(1))
         return torch.cat(found)
 
 

@@ -1,4 +1,4 @@
-"""A search that was killed, at any moment, ends as if it had not been; a plan is left alone or replaced as any output."""
+"""A search that was killed, at any moment, ends as if it had not been; a plan is replaced as any output."""
 
 from __future__ import annotations
 
