@@ -1,25 +1,34 @@
 """Write reports to disk, whole or not at all.
 
 report.html   for people: `page`
+plan.html     for people, of a search: `plan_page`
 report.json   {"made_by": `MARK`, "inputs": ..., "validations": [Validation.as_dict(), ...], "sha256": of all this}
 
-Both hold `MARK` near their beginning. A file without it is not ours, and is never written over.
+All hold one of `MARKS` near their beginning. A file without is not ours, and is never written over.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from builders.validate.report.page import MARK, page
+from builders.validate.report.plan_page import PLAN_MARK, plan_page
+from builders.validate.report.plan_view import PlanView
 from builders.validate.report.tables import ExtraRows
 from builders.validate.validation import Validation
 from smoothquant.artifacts.seal import opened, sealed
 from smoothquant.errors import OutputError
 from smoothquant.files import check_place, make_folder, write_text
+from smoothquant.model import Model
+from smoothquant.plan import Plan
 from smoothquant.reading import read_json
+
+MARKS = (MARK, PLAN_MARK)
 
 
 def write_report(path: str | Path, validations: Sequence[Validation], extra_rows: ExtraRows | None = None) -> None:
@@ -32,6 +41,15 @@ def write_report(path: str | Path, validations: Sequence[Validation], extra_rows
     if not validations or any(len(texts) != len(validations) for texts in rows.values()):
         raise ValueError("a report needs validations, and extra rows one text per validation")
     _write(Path(path), page(validations, rows))
+
+
+def write_plan_page(path: str | Path, plan: Plan, model: Model, input_absmax: Mapping[str, Tensor]) -> None:
+    """Write the HTML page of a plan.
+
+    input_absmax: of every linear of the model, before smoothing, float32 (in,), as the plan's act scales have it.
+    Raises OutputError if `path` cannot be written, UserError for a plan of other linears than the model's.
+    """
+    _write(Path(path), plan_page(PlanView(plan, model, input_absmax)))
 
 
 def write_json(path: str | Path, validations: Sequence[Validation], inputs: str | None = None) -> None:
@@ -74,7 +92,7 @@ def _is_report(path: Path) -> bool:
             start = file.read(1024)
     except OSError:
         return False
-    return MARK.encode() in start
+    return any(mark.encode() in start for mark in MARKS)
 
 
 def _write(path: Path, content: str) -> None:

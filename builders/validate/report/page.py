@@ -1,32 +1,15 @@
-"""Make the report: one HTML page that holds its style and plots, has no scripts and loads nothing.
-
-report.html.jinja   the page
-style.css           how its texts and tables look
-colours.css         the colours of page and plots, for light and for dark screens
-marks.css           how the marks of plots look
-"""
+"""Make the report of a validation, `report.html.jinja`."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from builders.validate.report import plots, tables
 from builders.validate.report.svg import series
+from builders.validate.report.template import filled
 from builders.validate.validation import Validation
 
 MARK = "smoothquant validation report"  # by which we know a report of ours
-NO_CHARACTER = re.compile(r"[^\t\n\r -~\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # controls, lone surrogates
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    keep_trailing_newline=True,
-)
 
 
 def page(validations: Sequence[Validation], extra_rows: tables.ExtraRows) -> str:
@@ -35,12 +18,14 @@ def page(validations: Sequence[Validation], extra_rows: tables.ExtraRows) -> str
     quantized = [found for found in validations if found.linears]
     verdict, css = tables.verdict(validations)
     main = tables.primary(validations)
-    content = TEMPLATES.get_template("report.html.jinja").render(
-        mark=MARK,
+    return filled(
+        "report.html.jinja",
+        MARK,
         validations=validations,
         quantized=quantized,
         main=main,
         colours=colours,
+        quantized_colours={found.label: colours[found.label] for found in quantized},
         verdict=verdict,
         css=css,
         tiles=tables.tiles(main),
@@ -61,7 +46,6 @@ def page(validations: Sequence[Validation], extra_rows: tables.ExtraRows) -> str
         ],
         provenance=tables.provenance(validations),
     )
-    return NO_CHARACTER.sub("\N{REPLACEMENT CHARACTER}", content)
 
 
 def _smoothed(validations: Sequence[Validation]) -> Sequence[Validation]:

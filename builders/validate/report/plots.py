@@ -13,27 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from types import MappingProxyType
 
 from builders.validate.ranges import Channels
-from builders.validate.report.svg import (
-    LEFT,
-    RIGHT,
-    Axis,
-    Panel,
-    Point,
-    element,
-    layer_axis,
-    linear_axis,
-    log_axis,
-    series,
-)
+from builders.validate.report.heat_map import Cell, heat_map
+from builders.validate.report.svg import Axis, Panel, Point, layer_axis, linear_axis, log_axis, series
 from builders.validate.validation import Validation
 
 BINS = (5, 10, 15, 20, 25, 30, 35)  # dB: edges of the map's colours h0 .. h7, shared by all maps
-WIDE, ROW = 800, 24
-NUMBERED = 20  # with at most so many layers, the cells show their values
+DOTTED = 40  # with at most so many layers, lines have dots
 
 
 def activation_ranges(validation: Validation) -> list[str]:
@@ -55,7 +43,7 @@ def activation_ranges(validation: Validation) -> list[str]:
             median = [(found.layer, getattr(found, f"{css}_median")) for found in mine]
             panel.band(median, largest, css)
             panel.line(median, f"{css} thin", f"median channel, {css} smoothing")
-            panel.line(largest, css, f"largest channel, {css} smoothing", dots=layers <= 40)
+            panel.line(largest, css, f"largest channel, {css} smoothing", dots=layers <= DOTTED)
         panels.append(panel.svg())
     return panels
 
@@ -78,14 +66,17 @@ def curve(
     points: Mapping[str, Sequence[Point]],
     levels: Mapping[str, float] = MappingProxyType({}),
     *,
+    chosen: Mapping[str, float] = MappingProxyType({}),
     title: str = "error by alpha",
     x_label: str = "alpha",
     y_label: str = "KL to the float model, nats",
 ) -> str:
-    """A plot of an error against a setting, with a line for each series and a ring around its smallest error.
+    """A plot of an error against a setting, with a line for each series and a ring around its smallest error, or around
+    the setting that was chosen.
 
     points: for each series the pairs (setting, error), in any order; series are coloured in this order
         (`svg.series`). levels: for some series the error without the setting, drawn as a dashed line that says "none".
+    chosen: for some series the setting to ring; the nearest point has it.
     Raises ValueError for a series without points, for a level of no series, and for numbers that are not finite.
     """
     tried = {label: sorted(found) for label, found in points.items()}
@@ -103,8 +94,11 @@ def curve(
             told = f"{label}, none: {levels[label]:.3g}"
             panel.level(levels[label], css, "none", told, left=beside[0] > beside[1])
         panel.line(tried[label], css, label, dots=True)
-        best = min(tried[label], key=lambda point: point[1])
-        panel.ring(best, css, f"{label}, least at {best[0]:g}: {best[1]:.3g}")
+        if label in chosen:
+            why, ringed = "chosen", min(tried[label], key=lambda point: abs(point[0] - chosen[label]))
+        else:
+            why, ringed = "least", min(tried[label], key=lambda point: point[1])
+        panel.ring(ringed, css, f"{label}, {why} at {ringed[0]:g}: {ringed[1]:.3g}")
     return panel.svg()
 
 
@@ -121,29 +115,18 @@ def bounds() -> dict[str, str]:
 
 def sqnr_map(validation: Validation) -> str:
     """A heat map; every cell's <title> names its linear and value."""
-    roles = list(dict.fromkeys(linear.role for linear in validation.linears))
-    layers = max(linear.layer for linear in validation.linears) + 1
-    cell, top = (WIDE - LEFT - RIGHT) / layers, 8
-    parts = []
-    for linear in validation.linears:
-        x, y = LEFT + linear.layer * cell, top + roles.index(linear.role) * ROW
-        css = f"h{sum(linear.sqnr >= edge for edge in BINS)}"
-        parts.append(
-            f'<g class="cell {css}"><rect x="{x:.1f}" y="{y}" width="{cell:.2f}" height="{ROW}"/>'
-            f"<title>{escape(linear.name)}: {linear.sqnr:.1f} dB</title>"
+    cells = [
+        Cell(
+            linear.role,
+            linear.layer,
+            sum(linear.sqnr >= edge for edge in BINS),
+            f"{linear.sqnr:.1f}",
+            f"{linear.name}: {linear.sqnr:.1f} dB",
         )
-        if layers <= NUMBERED:
-            parts.append(f'<text x="{x + cell / 2:.1f}" y="{y + 16}" text-anchor="middle">{linear.sqnr:.1f}</text>')
-        parts.append("</g>")
-    for row, role in enumerate(roles):
-        y = top + row * ROW + 16
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y}" text-anchor="end">{escape(role)}</text>')
-    bottom = top + len(roles) * ROW
-    for value, label in layer_axis(layers).ticks():
-        x = LEFT + (value + 0.5) * cell
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{label}</text>')
-    parts.append(f'<text class="label" x="{WIDE / 2}" y="{bottom + 32}" text-anchor="middle">layer</text>')
-    return element(WIDE, bottom + 38, "".join(parts), f"SQNR of every linear, {validation.label}")
+        for linear in validation.linears
+    ]
+    layers = max(linear.layer for linear in validation.linears) + 1
+    return heat_map(cells, layers, f"SQNR of every linear, {validation.label}")
 
 
 def hidden_errors(validations: Sequence[Validation], colours: dict[str, str]) -> str:
@@ -153,7 +136,7 @@ def hidden_errors(validations: Sequence[Validation], colours: dict[str, str]) ->
     y = log_axis("relative error", [error for found in shown for error in found.hidden_errors], floor=1e-9)
     panel = Panel("hidden state after each layer, W8A8 path", layer_axis(layers), y)
     for found in shown:
-        panel.line(list(enumerate(found.hidden_errors)), colours[found.label], found.label, dots=layers <= 40)
+        panel.line(list(enumerate(found.hidden_errors)), colours[found.label], found.label, dots=layers <= DOTTED)
     return panel.svg()
 
 

@@ -1,0 +1,124 @@
+"""The texts of a plan's page. They are plain: the template escapes them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean
+
+from builders.validate.report.plan_view import PlannedInput, PlanView
+from builders.validate.report.svg import element
+from builders.validate.report.tables import percent, size
+from smoothquant.artifacts.plan import BALANCED, NONE, PlanOutcome
+
+NEXT = 5  # inputs that the next bytes would leave in float
+LARGEST = 10  # inputs with the largest spikes
+BAR = 160  # px: the longest bar
+
+Outcome = tuple[str, str, str, str, str, str, bool]  # name, its bar, then as the header says; whether it was chosen
+
+
+def tiles(view: PlanView) -> list[tuple[str, str]]:
+    """The numbers of the headline, each with its label."""
+    taken = view.taken
+    return [
+        (f"{taken.kl:.3g}", "mean KL to the float model, nats per token"),
+        (f"{100 * (taken.perplexity_ratio - 1):+.2f} %", "perplexity to the float model's"),
+        (percent(taken.top1), "top-1 agreement"),
+        (percent(view.float_share), f"of {size(view.all_bytes)} in INT8 stay in float"),
+    ]
+
+
+def outcomes(found: Sequence[PlanOutcome], chosen: PlanOutcome, all_bytes: int) -> list[Outcome]:
+    """Rows of models that were run end to end, with a bar for each KL. all_bytes: of all linears in INT8."""
+    most = max(one.kl for one in found) or 1.0
+    return [
+        (
+            one.name,
+            _bar(one.kl / most, "after" if one is chosen else "s7"),
+            f"{one.kl:.4g}",
+            f"{100 * (one.perplexity_ratio - 1):+.2f} %",
+            percent(one.top1),
+            f"{percent(one.share)}, {size(round(all_bytes * (1 + one.share)))}",
+            one is chosen,
+        )
+        for one in found
+    ]
+
+
+def choices(view: PlanView) -> list[tuple[str, str, str]]:
+    """For each kind of group its name, where it is folded, and how many took which candidate."""
+    rows = []
+    for kind, groups in view.groups.items():
+        taken = Counter(one.chosen for one in groups)
+        told = [f"{_candidate(name)}: {count}" for name, count in taken.most_common()]
+        rows.append((kind, ", ".join(dict.fromkeys(one.through for one in groups)), ", ".join(told)))
+    return rows
+
+
+def roundings(view: PlanView, names: Sequence[str]) -> list[tuple[str, str, list[str]]]:
+    """For each kind of linear its name, how many there are, and for each rounding its mean error and how many took
+    it."""
+    rows = []
+    for kind, placed in view.linears.items():
+        mine = [one for _, one in placed]
+        taken = Counter(one.rounding for one in mine)
+        cells = []
+        for name in names:
+            errors = [one.errors[name] for one in mine if name in one.errors]
+            cells.append(f"{fmean(errors):.3g}, taken by {taken[name]}" if errors else "")
+        rows.append((kind, str(len(mine)), cells))
+    return rows
+
+
+def in_float(view: PlanView) -> list[tuple[str, list[str]]]:
+    """Rows of the linears in float, by what each MB wins, then of those that would be next."""
+    kept = [one for one in view.by_loss if one.in_float]
+    after = [one for one in view.by_loss if not one.in_float][:NEXT]
+    return [(_named(one), [*_lost(one), "in float"]) for one in kept] + [
+        (_named(one), [*_lost(one), "next"]) for one in after
+    ]
+
+
+def spikes(view: PlanView) -> list[tuple[str, list[str]]]:
+    """Rows of the inputs with the largest spike ratios."""
+    return [
+        (_named(one), [f"{one.largest:.4g}", f"{one.median:.3g}", f"{one.spike:.3g}", "in float" if one.in_float else ""])
+        for one in view.by_spike[:LARGEST]
+        if one.spike
+    ]
+
+
+def provenance(view: PlanView) -> list[tuple[str, str]]:
+    """The rows about the search."""
+    facts = view.facts
+    scheme = {name: told for name, told in facts.scheme.words().items() if isinstance(told, str)}
+    rows = [
+        ("Plan", f"{view.plan.folder} (fingerprint {view.plan.fingerprint})"),
+        ("Checkpoint", f"{view.model.checkpoint.folder.resolve().name} (fingerprint {facts.model}), family {facts.family}"),
+        ("Text", f"fingerprint {facts.text}"),
+        ("Tokens", f"made from {facts.tokens:,}, trials from {facts.trial:,}; {facts.apart:,} others only judge"),
+        ("Target", ", ".join(f"{name.replace('_', ' ')} {told}" for name, told in scheme.items())),
+        ("Groups", f"{facts.smoothing.groups}; the recipe's alpha {facts.smoothing.alpha:g}"),
+    ]
+    if facts.max_positions is not None:
+        rows.append(("Rotary frequencies", f"for up to {facts.max_positions:,} positions"))
+    return rows
+
+
+def _candidate(name: str) -> str:
+    return {NONE: "no smoothing", BALANCED: "balanced"}.get(name, f"alpha {name}")
+
+
+def _named(one: PlannedInput) -> str:
+    first, *others = one.names
+    return ", ".join([first, *(name.rpartition(".")[2] for name in others)])
+
+
+def _lost(one: PlannedInput) -> list[str]:
+    return [size(one.numbers), f"{one.loss:.3g}", f"{one.loss_by_mb:.3g}", f"{one.spike:.3g}" if one.spike else ""]
+
+
+def _bar(share: float, css: str) -> str:
+    bar = f'<rect class="patch {css}" width="{max(share * BAR, 1):.1f}" height="12" rx="3"/>'
+    return element(BAR, 12, bar, "KL, as a bar")
