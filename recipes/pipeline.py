@@ -1,6 +1,6 @@
 """All of it: from a float checkpoint to validated engines, in one folder, resumable.
 
-    OUT/plan/                            search, for outputs by a plan; or
+    OUT/plan/, plan.html                 search, for outputs by a plan, and what it tried; or
     OUT/act_scales.safetensors           calibrate
     OUT/onnx/, OUT/w8a8/, OUT/trtllm/    one pass over the layers writes all that the targets need
     OUT/engine/TARGET/                   build
@@ -25,7 +25,7 @@ from act_scales.store import load_act_scales
 from act_scales.text import Text
 from builders.validate import Thresholds, Validation, validate_engines
 from builders.validate.card import note_measured
-from builders.validate.report import check_report, read_report, write_json, write_report
+from builders.validate.report import check_report, read_report, write_json, write_plan_page, write_report
 from exporters.export import Source, Writer, export
 from recipes.targets import Target
 from smoothquant.errors import UserError
@@ -137,6 +137,16 @@ def source_by_plan(model: Model, plan: Plan, steps: tuple[Step, ...] = DEFAULT) 
     return replace(source_of(model, plan.act_scales, plan.facts.smoothing, steps), plan=plan)
 
 
+def write_page_of(plan: Plan, model: Model, path: str | Path) -> None:
+    """Write the page that shows what the search for a plan has tried. plan: of this model."""
+    write_plan_page(path, plan, model, load_act_scales(plan.act_scales).for_model(model).input_absmax)
+
+
+def page_beside(folder: Path) -> Path:
+    """The place of a plan's page: beside its folder."""
+    return folder.with_name(f"{folder.name}.html")
+
+
 def split_text(text: Text, heldout: int) -> tuple[Text, Text]:
     """Calibration and held-out text from one: the last `heldout` sequences are not calibrated on."""
     if len(text.sequences) < 2:
@@ -158,9 +168,10 @@ def run(job: Job, stage: Stage, *, overwrite: bool = False) -> Made:
     out = job.out
     for output in job.outputs:
         output.check(job.model)
-    for name in (VALIDATION, REPORT):
-        check_report(out / name, "--out")
-    plans = _plans(job, stage, overwrite)
+    searches = _searches(job)
+    for path in (out / VALIDATION, out / REPORT, *map(page_beside, searches.values())):
+        check_report(path, "--out")
+    plans = _plans(job, searches, stage, overwrite)
     scales = [plan.act_scales for plan in plans.values()]
     if not all(output.searched for output in job.outputs):
         with stage("calibrate") as progress:
@@ -191,14 +202,19 @@ def run(job: Job, stage: Stage, *, overwrite: bool = False) -> Made:
     return Made(folders, found, tuple(plans.values()), tuple(scales))
 
 
-def _plans(job: Job, stage: Stage, overwrite: bool) -> dict[Wanted, Plan]:
-    """The plans of all outputs by a search, which those with the same wishes share."""
-    wanted = list(dict.fromkeys(output.searched for output in job.outputs if output.searched))
+def _searches(job: Job) -> dict[Wanted, Path]:
+    """The folders of plans for all outputs by a search; those with the same wishes share one."""
+    wanted = dict.fromkeys(output.searched for output in job.outputs if output.searched)
+    return {one: job.out / (f"{PLAN}-{number}" if number > 1 else PLAN) for number, one in enumerate(wanted, start=1)}
+
+
+def _plans(job: Job, searches: Mapping[Wanted, Path], stage: Stage, overwrite: bool) -> dict[Wanted, Plan]:
+    """The plans of all outputs by a search, each with its page beside it."""
     found: dict[Wanted, Plan] = {}
-    for number, one in enumerate(wanted):
+    for wanted, folder in searches.items():
         with stage("search") as progress:
-            folder = job.out / (f"{PLAN}-{number + 1}" if number else PLAN)
-            found[one] = search(job.model, job.text, folder, one, overwrite=overwrite, progress=progress)
+            found[wanted] = search(job.model, job.text, folder, wanted, overwrite=overwrite, progress=progress)
+        write_page_of(found[wanted], job.model, page_beside(folder))
     return found
 
 

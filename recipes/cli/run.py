@@ -140,6 +140,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         {
             "engines": {label: str(folder) for label, folder in made.folders.items()},
             "report": str(report),
+            "plans": [str(plan.folder) for plan in made.plans],
             "validations": [validate.summary(validation) for validation in made.validations],
         }
     )
@@ -148,5 +149,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         ui.say(f"{output.label}  {folder}")
         if output.target.then:
             ui.say(f"next  {output.target.then.format(folder=folder)}")
+    for plan in made.plans:
+        ui.say(f"plan  {plan.folder}, shown by {pipeline.page_beside(plan.folder)}")
     ui.say(f"report  {report}")
     validate.raise_if_missed(made.validations)

@@ -69,6 +69,9 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         help="GiB for the second moments of a layer's inputs; below what they need they are taken in diagonal blocks "
         "(default %(default)s)",
     )
+    command.add_argument(
+        "--report", metavar="FILE.html", help="write a page with plots of what was tried and what each choice gave"
+    )
     options.add_device(command)
     options.add_family(command)
     options.add_overwrite(command)
@@ -105,7 +108,9 @@ def wanted_of(arguments: argparse.Namespace, model: Model) -> Wanted:
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from act_scales.search import search
     from act_scales.store import load_act_scales
+    from recipes.pipeline import write_page_of
 
+    _check_report(arguments)
     model = options.open_model(arguments, arguments.model, ui)
     wanted = wanted_of(arguments, model)
     calibrate.note_what_is_folded(ui, model)
@@ -120,6 +125,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             overwrite=arguments.overwrite,
             progress=progress,
         )
+    if arguments.report:
+        write_page_of(plan, model, arguments.report)
     calibrate.warn_of_silence(ui, load_act_scales(plan.act_scales), model)
     show(ui, plan.facts)
     ui.result(
@@ -133,6 +140,24 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     )
     form = "onnx" if wanted.scheme.kv_cache.quantized else "w8a8"  # which has no cache
     ui.done(arguments.out, f"{arguments.out}: try  smoothquant export {form} {arguments.model} --plan {arguments.out}")
+
+
+def _check_report(arguments: argparse.Namespace) -> None:
+    """Raise OutputError for a --report that could not be written after the search."""
+    from pathlib import Path
+
+    from builders.validate.report import check_report
+    from smoothquant.errors import OutputError
+
+    if not arguments.report:
+        return
+    if Path(arguments.report).resolve().is_relative_to(Path(arguments.out).resolve()):
+        raise OutputError(
+            f"--report {arguments.report} lies inside --out {arguments.out}",
+            expected="a file apart from the plan, whose folder holds what exports read",
+            do="choose another --report",
+        )
+    check_report(Path(arguments.report), "--report")
 
 
 def show(ui: Ui, facts: PlanFacts) -> None:

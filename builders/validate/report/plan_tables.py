@@ -83,7 +83,10 @@ def in_float(view: PlanView) -> list[tuple[str, list[str]]]:
 def spikes(view: PlanView) -> list[tuple[str, list[str]]]:
     """Rows of the inputs with the largest spike ratios."""
     return [
-        (_named(one), [f"{one.largest:.4g}", f"{one.median:.3g}", f"{one.spike:.3g}", "in float" if one.in_float else ""])
+        (
+            _named(one),
+            [f"{one.largest:.4g}", f"{one.median:.3g}", f"{one.spike:.3g}", "in float" if one.in_float else ""],
+        )
         for one in view.by_spike[:LARGEST]
         if one.spike
     ]
@@ -93,9 +96,13 @@ def provenance(view: PlanView) -> list[tuple[str, str]]:
     """The rows about the search."""
     facts = view.facts
     scheme = {name: told for name, told in facts.scheme.words().items() if isinstance(told, str)}
+    checkpoint = view.model.checkpoint.folder.resolve().name
     rows = [
         ("Plan", f"{view.plan.folder} (fingerprint {view.plan.fingerprint})"),
-        ("Checkpoint", f"{view.model.checkpoint.folder.resolve().name} (fingerprint {facts.model}), family {facts.family}"),
+        (
+            "Checkpoint",
+            f"{checkpoint} (fingerprint {facts.model}), family {facts.family}",
+        ),
         ("Text", f"fingerprint {facts.text}"),
         ("Tokens", f"made from {facts.tokens:,}, trials from {facts.trial:,}; {facts.apart:,} others only judge"),
         ("Target", ", ".join(f"{name.replace('_', ' ')} {told}" for name, told in scheme.items())),

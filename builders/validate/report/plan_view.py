@@ -1,8 +1,8 @@
 """What the page of a plan shows, sorted by kinds of linears: "q, k, v", "o", "gate, up", "down", ...
 
-    spike ratio     max_j a_j / median_j a_j, a: maxima of |input| by channel before smoothing, the median of those that
-                    are not 0: how far one channel reaches beyond the others, which share its step
-    noise by byte   the noise that the linears of an input put on the residual stream, over the stream, by MB in INT8
+spike ratio     max_j a_j / median_j a_j, a: maxima of |input| by channel before smoothing, the median of those that
+                are not 0: how far one channel reaches beyond the others, which share its step
+noise by byte   the noise that the linears of an input put on the residual stream, over the stream, by MB in INT8
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MB = 1e6
 @dataclass(frozen=True)
 class PlannedInput:
     """The linears of a layer that read one input. names: their module names. numbers: of their weights, a byte each in
-    INT8. loss: as in `LinearChoice`, of all together. largest, median: of the input's channels before smoothing, 0 where
-    no token came. in_float: whether they stay in float."""
+    INT8. loss: as in `LinearChoice`, of all together. largest, median: of the input's channels before smoothing, 0
+    where no token came. in_float: whether they stay in float."""
 
     layer: int
     kind: str
