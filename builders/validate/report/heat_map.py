@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from builders.validate.report.svg import LEFT, RIGHT, element, layer_axis
+from builders.validate.report.svg import RIGHT, element, layer_axis
 
-WIDE, ROW, TOP = 800, 24, 8
+WIDE, ROW, LEFT, TOP = 800, 24, 62, 8
 NUMBERED = 20  # with at most so many layers, the cells show their values
 
 

@@ -24,7 +24,7 @@ from smoothquant.artifacts.plan import BALANCED, NONE, GroupChoice, LinearChoice
 
 TIMES = (32, 8, 4, 2, 1.5, 1.2, 1.05)  # the least noise: edges of the map's colours h0 .. h7
 UNSMOOTHED, ALPHA, TAKEN = "no smoothing", "its best alpha", "chosen"
-NOISE_LEGEND = {UNSMOOTHED: "before", ALPHA: "s7", TAKEN: "after"}
+NOISE = {UNSMOOTHED: "before", ALPHA: "s7", TAKEN: "after"}
 FLOOR = 1e-12  # noises and errors below count as this
 RINGED = 3  # inputs with the largest spikes
 
@@ -41,19 +41,29 @@ def size_curve(view: PlanView) -> str:
 
 
 def noise(view: PlanView, kind: str) -> str:
-    """The plot of a kind's noise, without the lines of what was not tried."""
-    groups = view.groups[kind]
-    lines = {
-        NOISE_LEGEND[UNSMOOTHED]: _by_layer((one.layer, one.tried.get(NONE)) for one in groups),
-        f"{NOISE_LEGEND[ALPHA]} thin": _by_layer((one.layer, _best_alpha(one)) for one in groups),
-        NOISE_LEGEND[TAKEN]: _by_layer((one.layer, one.tried.get(one.chosen)) for one in groups),
-    }
+    """The plot of a kind's noise."""
     every = [value for name in view.groups for one in view.groups[name] for value in one.tried.values()]
     panel = Panel(f"input of {kind}", layer_axis(view.layers), log_axis("noise over signal", every, FLOOR))
-    for (css, points), title in zip(lines.items(), NOISE_LEGEND, strict=True):
-        if points:
-            panel.line(points, css, title, dots=view.layers <= DOTTED and title != ALPHA)
+    for label, points in _noises(view.groups[kind]).items():
+        thin = " thin" if label == ALPHA else ""
+        panel.line(points, NOISE[label] + thin, label, dots=view.layers <= DOTTED and not thin)
     return panel.svg()
+
+
+def noise_legend(view: PlanView) -> dict[str, str]:
+    """The colours of the lines that `noise` draws, by what they show."""
+    drawn = {label for groups in view.groups.values() for label in _noises(groups)}
+    return {label: css for label, css in NOISE.items() if label in drawn}
+
+
+def _noises(groups: Sequence[GroupChoice]) -> dict[str, list[Point]]:
+    """The lines of a kind, by what they show, without those of what was not tried."""
+    values = {
+        UNSMOOTHED: [(one.layer, one.tried.get(NONE)) for one in groups],
+        ALPHA: [(one.layer, _best_alpha(one)) for one in groups if len(one.tried) > 1],
+        TAKEN: [(one.layer, one.tried.get(one.chosen)) for one in groups],
+    }
+    return {label: points for label, found in values.items() if (points := _by_layer(found))}
 
 
 def bounds() -> dict[str, str]:
@@ -89,14 +99,14 @@ def rounding_names(linears: Iterable[LinearChoice]) -> dict[str, str]:
 
 def spikes(view: PlanView, colours: dict[str, str]) -> str:
     """The plot of spike ratios, the largest ringed. colours: of the kinds of inputs."""
-    y = log_axis("largest channel over median channel", [one.spike for one in view.inputs if one.spike])
+    y = log_axis("largest over median channel", [one.spike for one in view.inputs if one.spike])
     ringed = [one for one in view.by_spike[:RINGED] if one.spike]
     return _inputs(view, "spike ratio of every input", y, colours, lambda one: one.spike, ringed)
 
 
 def losses(view: PlanView, colours: dict[str, str]) -> str:
     """The plot of losses for each MB, those of linears in float ringed. colours: of the kinds of inputs."""
-    y = log_axis("noise on the residual stream, by MB", [one.loss_by_mb for one in view.inputs if one.loss], FLOOR)
+    y = log_axis("noise on the stream, by MB", [one.loss_by_mb for one in view.inputs if one.loss], FLOOR)
     ringed = [one for one in view.inputs if one.in_float and one.loss]
     return _inputs(view, "what INT8 costs", y, colours, lambda one: one.loss_by_mb, ringed)
 

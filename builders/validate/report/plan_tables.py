@@ -15,7 +15,9 @@ NEXT = 5  # inputs that the next bytes would leave in float
 LARGEST = 10  # inputs with the largest spikes
 BAR = 160  # px: the longest bar
 
-Outcome = tuple[str, str, str, str, str, str, bool]  # name, its bar, then as the header says; whether it was chosen
+Outcome = tuple[
+    str, str, list[str], bool
+]  # name, the bar of its KL, texts as the header has them; whether it was chosen
 
 
 def tiles(view: PlanView) -> list[tuple[str, str]]:
@@ -29,20 +31,27 @@ def tiles(view: PlanView) -> list[tuple[str, str]]:
     ]
 
 
-def outcomes(found: Sequence[PlanOutcome], chosen: PlanOutcome, all_bytes: int) -> list[Outcome]:
-    """Rows of models that were run end to end, with a bar for each KL. all_bytes: of all linears in INT8."""
+def outcomes(found: Sequence[PlanOutcome], chosen: PlanOutcome) -> list[Outcome]:
+    """Rows of models that were run end to end."""
     most = max(one.kl for one in found) or 1.0
     return [
         (
             one.name,
             _bar(one.kl / most, "after" if one is chosen else "s7"),
-            f"{one.kl:.4g}",
-            f"{100 * (one.perplexity_ratio - 1):+.2f} %",
-            percent(one.top1),
-            f"{percent(one.share)}, {size(round(all_bytes * (1 + one.share)))}",
+            [f"{one.kl:.4g}", f"{100 * (one.perplexity_ratio - 1):+.2f} %", percent(one.top1)],
             one is chosen,
         )
         for one in found
+    ]
+
+
+def points(view: PlanView) -> list[Outcome]:
+    """Rows of the curve, named by their bytes in float."""
+    rows = outcomes(view.facts.curve, view.taken)
+    sizes = [size(round(view.all_bytes * (1 + one.share))) for one in view.facts.curve]
+    return [
+        (percent(one.share), bar, [*texts, nbytes], chosen)
+        for one, nbytes, (_, bar, texts, chosen) in zip(view.facts.curve, sizes, rows, strict=True)
     ]
 
 
@@ -76,7 +85,7 @@ def in_float(view: PlanView) -> list[tuple[str, list[str]]]:
     kept = [one for one in view.by_loss if one.in_float]
     after = [one for one in view.by_loss if not one.in_float][:NEXT]
     return [(_named(one), [*_lost(one), "in float"]) for one in kept] + [
-        (_named(one), [*_lost(one), "next"]) for one in after
+        (_named(one), [*_lost(one), ""]) for one in after
     ]
 
 
@@ -85,7 +94,7 @@ def spikes(view: PlanView) -> list[tuple[str, list[str]]]:
     return [
         (
             _named(one),
-            [f"{one.largest:.4g}", f"{one.median:.3g}", f"{one.spike:.3g}", "in float" if one.in_float else ""],
+            [f"{one.largest:.4g}", f"{one.median:.3g}", _ratio(one.spike), "in float" if one.in_float else ""],
         )
         for one in view.by_spike[:LARGEST]
         if one.spike
@@ -123,7 +132,11 @@ def _named(one: PlannedInput) -> str:
 
 
 def _lost(one: PlannedInput) -> list[str]:
-    return [size(one.numbers), f"{one.loss:.3g}", f"{one.loss_by_mb:.3g}", f"{one.spike:.3g}" if one.spike else ""]
+    return [size(one.numbers), f"{one.loss:.3g}", f"{one.loss_by_mb:.3g}", _ratio(one.spike)]
+
+
+def _ratio(spike: float) -> str:
+    return f"{spike:,.{0 if spike >= 100 else 1}f}" if spike else ""
 
 
 def _bar(share: float, css: str) -> str:
