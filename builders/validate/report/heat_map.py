@@ -11,7 +11,7 @@ from html import escape
 
 from builders.validate.report.svg import RIGHT, element, layer_axis
 
-WIDE, ROW, LEFT, TOP = 800, 24, 62, 8
+WIDE, ROW, LEFT, TOP = 800, 24, 72, 8
 NUMBERED = 20  # with at most so many layers, the cells show their values
 
 

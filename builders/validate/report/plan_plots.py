@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import fmean
 
 from builders.validate.report.heat_map import Cell, heat_map
-from builders.validate.report.plan_view import PlannedInput, PlanView
+from builders.validate.report.plan_view import PlannedInput, PlanView, candidate_words
 from builders.validate.report.plots import DOTTED, curve
 from builders.validate.report.svg import Axis, Panel, Point, layer_axis, log_axis, series
 from smoothquant.artifacts.plan import BALANCED, NONE, GroupChoice, LinearChoice
@@ -125,7 +125,9 @@ def _inputs(
         if points:
             panel.line(points, css, f"input of {kind}", dots=view.layers <= DOTTED)
     for one in ringed:
-        panel.ring((one.layer, value(one)), colours[one.kind], f"{', '.join(one.names)}: {value(one):.3g}")
+        panel.ring(
+            (one.layer, value(one)), colours[one.kind], f"layer {one.layer}, input of {one.kind}: {value(one):.3g}"
+        )
     return panel.svg()
 
 
@@ -154,7 +156,7 @@ def _cells(groups: Sequence[GroupChoice]) -> Iterator[Cell]:
         most = max(taken, key=lambda name: taken[name])
         for name, value in tried.items():
             times = max(value, FLOOR) / max(least, FLOOR)
-            label = name if name in (NONE, BALANCED) else f"\N{GREEK SMALL LETTER ALPHA} {name}"
+            label = candidate_words(name)
             chosen = f"; chosen for {taken[name]} of {len(mine)}" if name in taken else ""
             yield Cell(
                 label,

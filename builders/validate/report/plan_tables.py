@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
-from builders.validate.report.plan_view import PlannedInput, PlanView
+from builders.validate.report.plan_view import PlannedInput, PlanView, candidate_words
 from builders.validate.report.svg import element
 from builders.validate.report.tables import percent, size
-from smoothquant.artifacts.plan import BALANCED, NONE, PlanOutcome
+from smoothquant.artifacts.plan import PlanOutcome
 
 NEXT = 5  # inputs that the next bytes would leave in float
 LARGEST = 10  # inputs with the largest spikes
+MOST = 3  # linears that are named behind the first of an input
 BAR = 160  # px: the longest bar
 
 Outcome = tuple[
@@ -60,7 +61,7 @@ def choices(view: PlanView) -> list[tuple[str, str, str]]:
     rows = []
     for kind, groups in view.groups.items():
         taken = Counter(one.chosen for one in groups)
-        told = [f"{_candidate(name)}: {count}" for name, count in taken.most_common()]
+        told = [f"{candidate_words(name)}: {count}" for name, count in taken.most_common()]
         rows.append((kind, ", ".join(dict.fromkeys(one.through for one in groups)), ", ".join(told)))
     return rows
 
@@ -122,12 +123,10 @@ def provenance(view: PlanView) -> list[tuple[str, str]]:
     return rows
 
 
-def _candidate(name: str) -> str:
-    return {NONE: "no smoothing", BALANCED: "balanced"}.get(name, f"alpha {name}")
-
-
 def _named(one: PlannedInput) -> str:
     first, *others = one.names
+    if len(others) > MOST:
+        return f"{first} and {len(others)} more"
     return ", ".join([first, *(name.rpartition(".")[2] for name in others)])
 
 

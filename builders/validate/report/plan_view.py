@@ -7,12 +7,14 @@ noise by byte   the noise that the linears of an input put on the residual strea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from smoothquant.artifacts.plan import GroupChoice, LinearChoice, PlanOutcome
+from smoothquant.artifacts.plan import BALANCED, NONE, GroupChoice, LinearChoice, PlanOutcome
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.plan import Plan
@@ -53,7 +55,7 @@ class PlanView:
     """A plan beside its model. input_absmax: of every linear, before smoothing, float32 (in,), by module name.
 
     inputs: all inputs of quantized linears. groups: by kind, the choices for smoothing groups. linears: by kind, those
-    for matrices, each with its layer. Raises UserError for a plan that names linears which the model does not have.
+    for matrices, each with its layer. Raises UserError for a plan whose record is not of this model's linears.
     """
 
     def __init__(self, plan: Plan, model: Model, input_absmax: Mapping[str, Tensor]) -> None:
@@ -63,7 +65,7 @@ class PlanView:
             for role in model.roles:
                 _, before = self._places.get(name := model.linear(layer, role), (layer, ()))
                 self._places[name] = layer, (*before, parsed(role).kind)
-        self._check_names()
+        _check(plan, self._places, model)
         self.groups: dict[str, list[GroupChoice]] = {}
         for group in self.facts.groups:
             self.groups.setdefault(self._kind(group.linears), []).append(group)
@@ -110,7 +112,7 @@ class PlanView:
             for roles in quantized_inputs(self.model):
                 names = tuple(dict.fromkeys(self.model.linear(layer, role) for role in roles))
                 mine = [choices[name] for name in names]
-                absmax = input_absmax[names[0]]
+                absmax = torch.stack([input_absmax[name] for name in names]).amax(dim=0)  # an expert may have seen none
                 moving = absmax[absmax > 0]
                 yield PlannedInput(
                     layer,
@@ -123,15 +125,31 @@ class PlanView:
                     in_float=any(name in self.plan.float_linears for name in names),
                 )
 
-    def _check_names(self) -> None:
-        named = [linear.name for linear in self.facts.linears]
-        grouped = [name for group in self.facts.groups for name in group.linears]
-        quantized = [name for name, _ in self.model.linears()]
-        for name in (*named, *grouped):
-            if name not in self._places:
-                raise UserError(
-                    f"{self.plan.folder}: choices for {name}", expected="choices for linears of this model", do=DO
-                )
-        for name in quantized:
-            if name not in named:
-                raise UserError(f"{self.plan.folder}: no choice for {name}", expected="one for every linear", do=DO)
+
+def candidate_words(name: str) -> str:
+    """The name of a candidate for a group's scales, in words."""
+    return name if name in (NONE, BALANCED) else f"alpha {name}"
+
+
+def _check(plan: Plan, places: Mapping[str, object], model: Model) -> None:
+    """Raise UserError for a record that is not of this model's linears, or not of numbers."""
+    facts, where = plan.facts, plan.folder
+    named = [linear.name for linear in facts.linears]
+    for name in (*named, *(name for group in facts.groups for name in group.linears)):
+        if name not in places:
+            raise UserError(f"{where}: choices for {name}", expected="choices for linears of this model", do=DO)
+    for name, _ in model.linears():
+        if name not in named:
+            raise UserError(f"{where}: no choice for {name}", expected="one for every linear", do=DO)
+    for group in facts.groups:
+        if not 0 <= group.layer < model.geometry.layers:
+            raise UserError(f"{where}: choices for layer {group.layer}", expected="layers of this model", do=DO)
+    if not facts.candidates or not facts.curve:
+        raise UserError(f"{where}: no models were run end to end", expected="candidates and a curve", do=DO)
+    numbers = [value for group in facts.groups for value in group.tried.values()]
+    for linear in facts.linears:
+        numbers += [*linear.errors.values(), linear.loss, linear.numbers - 1]
+    for one in (*facts.candidates, *facts.curve):
+        numbers += [one.share, one.kl, one.perplexity_ratio, one.top1]
+    if not all(math.isfinite(number) and number >= 0 for number in numbers):
+        raise UserError(f"{where}: errors that are no numbers", expected="finite ones, none below 0", do=DO)
