@@ -33,7 +33,7 @@ def _options(manifest: Manifest, worst: Sequence[LinearError], weight_share: flo
     if not scheme.quantized:
         return
     if origin.plan is not None:
-        yield "another search, with more linears in float"
+        yield "an export by the same plan with a larger --keep-float"
         return
     if scheme.activations.static:
         if manifest.step != MODELOPT:

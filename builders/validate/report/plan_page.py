@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from builders.validate.report import plan_plots, plan_tables
 from builders.validate.report.plan_view import PlanView
-from builders.validate.report.svg import series
 from builders.validate.report.template import filled
 
 PLAN_MARK = "smoothquant search report"  # by which we know a page of ours
@@ -15,7 +14,6 @@ def plan_page(view: PlanView) -> str:
     facts = view.facts
     winner = next((one for one in facts.candidates if one.name == facts.chosen), facts.candidates[0])
     roundings = plan_plots.rounding_names(facts.linears)
-    kinds = series(dict.fromkeys(one.kind for one in view.inputs))
     return filled(
         "plan.html.jinja",
         PLAN_MARK,
@@ -34,8 +32,8 @@ def plan_page(view: PlanView) -> str:
         roundings=roundings,
         rounding_rows=plan_tables.roundings(view, list(roundings)),
         errors=[plan_plots.roundings(view, kind, roundings) for kind in view.linears],
-        kinds=kinds,
-        inputs=[plan_plots.spikes(view, kinds), plan_plots.losses(view, kinds)],
+        kinds=plan_plots.kind_colours(view),
+        inputs=[plan_plots.spikes(view), plan_plots.losses(view)],
         in_float=plan_tables.in_float(view),
         spikes=plan_tables.spikes(view),
         provenance=plan_tables.provenance(view),

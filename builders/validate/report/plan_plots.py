@@ -97,29 +97,33 @@ def rounding_names(linears: Iterable[LinearChoice]) -> dict[str, str]:
     return series(dict.fromkeys(name for one in linears for name in one.errors))
 
 
-def spikes(view: PlanView, colours: dict[str, str]) -> str:
-    """The plot of spike ratios, the largest ringed. colours: of the kinds of inputs."""
+def kind_colours(view: PlanView) -> dict[str, str]:
+    """The colours of `spikes` and `losses`, by kind of input."""
+    return series(dict.fromkeys(one.kind for one in view.inputs))
+
+
+def spikes(view: PlanView) -> str:
+    """The plot of spike ratios, the largest ringed."""
     y = log_axis("largest over median channel", [one.spike for one in view.inputs if one.spike])
     ringed = [one for one in view.by_spike[:RINGED] if one.spike]
-    return _inputs(view, "spike ratio of every input", y, colours, lambda one: one.spike, ringed)
+    return _inputs(view, "spike ratio of every input", y, lambda one: one.spike, ringed)
 
 
-def losses(view: PlanView, colours: dict[str, str]) -> str:
-    """The plot of losses for each MB, those of linears in float ringed. colours: of the kinds of inputs."""
+def losses(view: PlanView) -> str:
+    """The plot of losses for each MB, those of linears in float ringed."""
     y = log_axis("noise on the stream, by MB", [one.loss_by_mb for one in view.inputs if one.loss], FLOOR)
     ringed = [one for one in view.inputs if one.in_float and one.loss]
-    return _inputs(view, "what INT8 costs", y, colours, lambda one: one.loss_by_mb, ringed)
+    return _inputs(view, "what INT8 costs", y, lambda one: one.loss_by_mb, ringed)
 
 
 def _inputs(
     view: PlanView,
     title: str,
     y: Axis,
-    colours: dict[str, str],
     value: Callable[[PlannedInput], float],
     ringed: Sequence[PlannedInput],
 ) -> str:
-    panel = Panel(title, layer_axis(view.layers), y)
+    panel, colours = Panel(title, layer_axis(view.layers), y), kind_colours(view)
     for kind, css in colours.items():
         points = _by_layer((one.layer, value(one) or None) for one in view.inputs if one.kind == kind)
         if points:
