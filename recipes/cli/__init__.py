@@ -54,10 +54,10 @@ COMMANDS = (
 
 EPILOG = """\
 the way from a model to a validated INT8 engine:
-  smoothquant calibrate MODEL --text calibration.txt --out model.act_scales.safetensors
-  smoothquant export onnx MODEL model.act_scales.safetensors --out model-onnx
+  smoothquant search MODEL --text calibration.txt --out model-plan --report plan.html
+  smoothquant export onnx MODEL --plan model-plan --out model-onnx
   smoothquant build onnxruntime model-onnx --out model-engine
-  smoothquant validate model-engine --reference MODEL --text heldout.txt --report report.html
+  smoothquant validate model-engine --plan model-plan --reference MODEL --text heldout.txt --report report.html
   smoothquant generate model-engine "Once upon a time"
 
 or all of it, resumable:   smoothquant run llama-2-7b --model MODEL --text calibration.txt --out DIR
@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(
         prog="smoothquant",
-        description="W8A8 INT8 for large language models: calibrate, smooth, quantize, export, build, prove.",
+        description="W8A8 INT8 for large language models: calibrate or search, smooth, quantize, export, build, prove.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

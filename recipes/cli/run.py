@@ -1,4 +1,4 @@
-"""smoothquant run: calibrate, export, build and validate, by a recipe."""
+"""smoothquant run: search or calibrate, export, build and validate, by a recipe."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "run",
         parents=[common],
         help="all of it by a recipe, resumable",
-        description="Calibrate, smooth, quantize, export, build and validate. All targets share one calibration, one "
-        "pass over the layers and one pass of the float model. Run again with the same inputs, a finished step is not "
+        description="Search, smooth, quantize, export, build and validate; without a search, calibrate first. All "
+        "targets share one search or calibration, one pass over the layers and one pass of the float model. Run again with the same inputs, a finished step is not "
         "done again and an interrupted one goes on. Recipes: smoothquant recipes.",
     )
     command.add_argument("recipe", metavar="RECIPE", help="as llama-2-7b, or llama for any model of the family")
