@@ -163,8 +163,8 @@ def split_text(text: Text, heldout: int) -> tuple[Text, Text]:
 
 
 def run(job: Job, stage: Stage, *, overwrite: bool = False) -> Made:
-    """Search or calibrate, export, build, validate. Raises UserError before any work for what cannot be made here, else at the
-    first stage that fails."""
+    """Search or calibrate, export, build, validate. Raises UserError before any work for what cannot be made here, else
+    at the first stage that fails."""
     out = job.out
     for output in job.outputs:
         output.check(job.model)

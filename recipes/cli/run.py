@@ -27,8 +27,9 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         parents=[common],
         help="all of it by a recipe, resumable",
         description="Search, smooth, quantize, export, build and validate; without a search, calibrate first. All "
-        "targets share one search or calibration, one pass over the layers and one pass of the float model. Run again with the same inputs, a finished step is not "
-        "done again and an interrupted one goes on. Recipes: smoothquant recipes.",
+        "targets share one search or calibration, one pass over the layers and one pass of the float model. Run again "
+        "with the same inputs, a finished step is not done again and an interrupted one goes on. Recipes: smoothquant "
+        "recipes.",
     )
     command.add_argument("recipe", metavar="RECIPE", help="as llama-2-7b, or llama for any model of the family")
     command.add_argument("--model", required=True, metavar="MODEL", help="Hugging Face model folder")

@@ -194,8 +194,8 @@ def test_recipes_and_doctor() -> None:
 
 def test_help_teaches() -> None:
     shown = smoothquant("--help").stdout
-    assert "smoothquant calibrate MODEL --text" in shown
-    for command in ("calibrate", "validate", "generate", "run", "demo", "doctor", "recipes"):
+    assert "smoothquant search MODEL --text" in shown
+    for command in ("calibrate", "search", "validate", "generate", "run", "demo", "doctor", "recipes"):
         assert smoothquant(command, "--help").returncode == 0
 
 
