@@ -117,20 +117,23 @@ def test_run_resumes(tmp_path: Path) -> None:
     assert result(*arguments, "--out", tmp_path, "--alpha", "0.6", "--overwrite")["validations"][0]["passed"]
 
 
-def test_run_makes_every_target(tmp_path: Path) -> None:
-    """Several targets share calibration, export and reference; one that cannot be made here is told before any work."""
+@pytest.mark.parametrize("searches", [True, False])
+def test_run_makes_every_target(searches: bool, tmp_path: Path) -> None:
+    """Several targets share search or calibration, export and reference: each is what an export alone makes."""
     arguments = ("run", "tiny-llama", "--model", tiny_llama.PATH, "--text", tiny_llama.CALIBRATION_TEXT, *SMALL)
     targets = ("--target", "w8a8", "--target", "tensorrt-llm", "--target", "onnxruntime")
-    found = result(*arguments, *targets, "--out", tmp_path / "out")
+    found = result(*arguments, *targets, *(() if searches else ("--no-search",)), "--out", tmp_path / "out")
     names = ["w8a8", "tensorrt-llm", "onnxruntime"]
     folders = {label: Path(folder).relative_to(tmp_path / "out") for label, folder in found["engines"].items()}
     assert folders == dict(zip(names, map(Path, ("w8a8", "trtllm", "engine/onnxruntime")), strict=True))
     assert [validation["label"] for validation in found["validations"]] == names
     assert {validation["passed"] for validation in found["validations"]} == {True}
-    scales = tmp_path / "out/act_scales.safetensors"
+    scales, plan = tmp_path / "out/act_scales.safetensors", tmp_path / "out/plan"
+    given = ("--plan", plan) if searches else (scales, "--alpha", RECIPE.alpha)
+    assert (plan.exists(), scales.exists()) == (searches, not searches)
     for target in ("w8a8", "trtllm", "onnx"):
         alone = tmp_path / target
-        result("export", target, tiny_llama.PATH, scales, "--alpha", RECIPE.alpha, "--out", alone)
+        result("export", target, tiny_llama.PATH, *given, "--out", alone)
         cards = [folder / target / CARD for folder in (tmp_path, tmp_path / "out")]
         assert ["Not yet:" in card.read_text() for card in cards] == [True, target == "onnx"]  # else it was validated
         for path in (path for path in alone.iterdir() if path.is_file() and path.name != CARD):
