@@ -62,33 +62,32 @@ class Hessian:
 
     @property
     def left_over(self) -> Tensor:
+        """The mean square of each channel that the channels rounded after it cannot make up for, (in,)."""
+        return left_over(self.scaled(torch.ones(sum(map(len, self.moments))), 0.0))
+
+    @property
+    def unforetold(self) -> Tensor:
         """The share of each channel's mean square that the channels rounded after it cannot make up for, (in,).
 
         It is that of other tokens, (n + p) / (n - p) times that of the n tokens that were counted, with p channels, if
         these are normal.
         """
-        found = []
-        for moment in self.moments:
-            known, channels = moment.diagonal().clamp_min(1e-30), len(moment)
-            beyond = (self.tokens + channels) / max(self.tokens - channels, 1)
-            found.append((left_over([moment]) / known * beyond).clamp_max(1))
-        return torch.cat(found)
+        beyond = [(self.tokens + len(block)) / max(self.tokens - len(block), 1) for block in self.moments]
+        rates = torch.cat([torch.full((len(block),), rate) for block, rate in zip(self.moments, beyond, strict=True)])
+        return (self.left_over / self.mean_square.clamp_min(1e-30) * rates).clamp_max(1)
 
 
 def left_over(blocks: list[Tensor]) -> Tensor:
     """The part of each channel's mean square that the channels rounded after it cannot make up for, (in,).
 
-    Damping is of each channel's own mean square: divided by a scale, a channel has that much less left over.
+    Damping counts into it, as it does where weights are rounded.
     """
     found = []
     for block in blocks:
-        size = block.diagonal().clamp_min(0).sqrt()
-        known = torch.where(size > 0, size, 1)
-        order = size.argsort(descending=True)
-        upper = _upper((block / known / known[:, None])[order][:, order], DAMPING)
-        part = torch.empty_like(size)
+        order, upper = _factor(block)
+        part = torch.empty(len(block))
         part[order] = upper.diagonal().square().reciprocal()
-        found.append(part * size.square())
+        found.append(part)
     return torch.cat(found)
 
 

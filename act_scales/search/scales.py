@@ -35,12 +35,14 @@ ROWS = 2048  # rows of a group's weights that the descent looks at
 @dataclass(frozen=True)
 class Policy:
     """What a search may choose from. name: in the plan. alphas: for all groups alike. balanced, none: whether these are
-    candidates, too."""
+    candidates, too. ordinary: whether noise is held against the signal of ordinary tokens, and each token's weighs by
+    its own; else against the mean square over all tokens, most of which may be a few tokens' spikes."""
 
     name: str
     alphas: tuple[float, ...]
     balanced: bool = True
     none: bool = True
+    ordinary: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,30 +94,34 @@ class ScaleSearch:
             recipe = f"{self.settings.alpha:g}"  # no token came here, or nothing goes in or out
             chosen = recipe if recipe in options else next(iter(options))
         else:
-            whole = self._group(group, heard)
+            whole = self._group(group, heard, policy.ordinary)
             wide = {name: spread(model, group, scale) for name, scale in options.items()}
             if policy.none:
                 wide[NONE] = torch.ones_like(act[group.linears[0]])
-            tried = {name: self._noise(group, heard, whole, scale) for name, scale in wide.items()}
+            tried = {name: self._noise(group, heard, whole, scale, policy.ordinary) for name, scale in wide.items()}
             chosen = min(tried, key=lambda name: tried[name])
             if policy.balanced:
                 balanced = whole.balanced(wide[chosen])
                 options[BALANCED] = shared(model, group, balanced)
-                tried[BALANCED] = self._noise(group, heard, whole, balanced)
+                tried[BALANCED] = self._noise(group, heard, whole, balanced, policy.ordinary)
                 chosen = min(tried, key=lambda name: tried[name])
         names = tuple(dict.fromkeys(model.linear(self.source.index, role) for role in group.linears))
         choice = GroupChoice(self.source.index, names, group.through, tried, chosen)
         return choice, None if chosen == NONE else options[chosen]
 
-    def _group(self, group: SmoothingGroup, heard: Heard) -> Group:
+    def _group(self, group: SmoothingGroup, heard: Heard, ordinary: bool) -> Group:
         roles = _quantized(group)
         weight = heard.token_weight(roles)
-        share = {role: 1 / found for role in roles if (found := heard.signal(role, weight))}
+        signals = {role: heard.signal(role, weight) if ordinary else heard.energy(role) for role in roles}
+        share = {role: 1 / found for role, found in signals.items() if found}
         weights = {role: self.source.weights[role].float() for role in share}
         rows = sum(len(each) for each in weights.values())
         step = max(1, rows // ROWS)  # every so many rows, and each for so many
         ones = torch.ones_like(self.ranges.act[roles[0]])
-        squares = weight @ heard.x.square()
+        squares = weight @ heard.x.square() if ordinary or heard.moments is None else heard.moments.mean_square
+        left = squares
+        if heard.moments:
+            left = squares * heard.moments.unforetold if ordinary else heard.moments.left_over
         places = torch.arange(self.model.geometry.kv_size) if group.through == "attention" else None
         return Group(
             tokens=heard.x.abs(),
@@ -123,13 +129,13 @@ class ScaleSearch:
             rows=torch.cat([each[::step].abs() for each in weights.values()]),
             row_weight=torch.cat([_row_weight(each, step, share[role]) for role, each in weights.items()]),
             columns=sum((share[role] * each.square().sum(dim=0) for role, each in weights.items()), 0 * ones),
-            left_over=squares if heard.moments is None else squares * heard.moments.left_over,
+            left_over=left,
             mean_square=squares,
             source=None if places is None else spread(self.model, group, places),
             reach=self.ranges.act[roles[0]] if self.scheme.activations.static else None,
         )
 
-    def _noise(self, group: SmoothingGroup, heard: Heard, whole: Group, scale: Tensor) -> float:
+    def _noise(self, group: SmoothingGroup, heard: Heard, whole: Group, scale: Tensor, ordinary: bool) -> float:
         """The noise of a group's outputs over their signal, summed over its linears. scale: (in,)."""
         roles = _quantized(group)
         apart = self.apart.input(roles[0])
@@ -141,7 +147,8 @@ class ScaleSearch:
         errors = (integers * found - smoothed) * scale
         for role in roles:
             noise = (errors @ self.source.weights[role].float().T).square().sum(dim=1)
-            total += (noise @ weight).item() / max(heard.signal(role, weight), 1e-30)
+            signal = heard.signal(role, weight) if ordinary else heard.energy(role)
+            total += (noise @ weight).item() / max(signal, 1e-30)
         return total
 
 

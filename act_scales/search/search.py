@@ -1,6 +1,7 @@
 """The search for the best W8A8 form of a model that costs nothing at run time.
 
-    trials    each policy on some of the text: scales found for every group, and the best fixed alphas
+    trials    each policy on some of the text: scales found for every group, by all tokens or by ordinary ones, and
+              the best fixed alphas
     winner    the policy whose model is nearest to the float one on tokens kept apart; on all of the text
     curve     linears in float, share by share of the bytes, against the distance from the float model
 
@@ -52,7 +53,7 @@ from smoothquant.sweep import Progress, sweep
 from smoothquant.workspace import Workspace
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-SEARCHED = "by group"
+ALL, ORDINARY = "by group", "by group, ordinary tokens"  # names of policies
 TRIALS = "trials"  # in the workspace
 LEAST_SEQUENCES = 4  # one of which judges
 APART, TRIAL, JUDGES = 8, 4, 4  # sequences that only judge; those that trials are made from, and judged by
@@ -130,7 +131,7 @@ def width_for(model: Model, memory: int) -> int:
 
 @dataclass(frozen=True)
 class _Trials:
-    """What has been tried: scales by group, then alphas for all groups alike."""
+    """What has been tried: scales by group, in two ways, then alphas for all groups alike."""
 
     alphas: tuple[float, ...] = ()
     outcomes: tuple[PlanOutcome, ...] = ()
@@ -150,7 +151,7 @@ class _Search:
         self.target, self.wanted, self.text, self.work, self.model = target, wanted, text, work, target.model
         self.chosen, self.apart = chosen, apart
         self.layers = self.model.geometry.layers
-        self._report, self._done, self._total = progress, 0, 6 * self.layers
+        self._report, self._done, self._total = progress, 0, 7 * self.layers
 
     def run(self) -> None:
         self._step(0)
@@ -188,21 +189,18 @@ class _Search:
     def _trials(self) -> tuple[tuple[PlanOutcome, ...], Policy]:
         """The outcomes of all policies, and the best of these. Those that an interrupted search has tried are known."""
         recipe = self.wanted.settings.alpha
-        searched = Policy(SEARCHED, tuple(sorted({*ALPHAS, recipe})))
+        alphas = tuple(sorted({*ALPHAS, recipe}))
+        searched = (Policy(ALL, alphas), Policy(ORDINARY, alphas, ordinary=True))
         known = {**self.work.state(TRIALS), **self.work.state()}.get(TRIALS)
         record = _Trials() if known is None else read(_Trials, unpacked(known), TRIALS)
         self._done += self.layers * len(record.outcomes)
-        while len(record.outcomes) <= len(record.alphas):
-            at = len(record.outcomes)
-            found, groups = self._trial(_fixed(record.alphas[at - 1]) if at else searched)
-            record = _Trials(
-                alphas=record.alphas if at else _promising(groups, recipe),
-                outcomes=(*record.outcomes, found),
-            )
+        while len(record.outcomes) < len(policies := (*searched, *map(_fixed, record.alphas))):
+            found, groups = self._trial(policies[len(record.outcomes)])
+            record = _Trials(record.alphas or _promising(groups, recipe), (*record.outcomes, found))
             self.work.keep(TRIALS, {TRIALS: packed(as_json(record))})
         self.trials = record
-        best = min(range(len(record.outcomes)), key=lambda at: record.outcomes[at].kl)
-        return record.outcomes, _fixed(record.alphas[best - 1]) if best else searched
+        best = min(range(len(policies)), key=lambda at: record.outcomes[at].kl)
+        return record.outcomes, policies[best]
 
     def _trial(self, policy: Policy) -> tuple[PlanOutcome, tuple[GroupChoice, ...]]:
         under_way = Pass(self.target, policy, self.chosen[:TRIAL], self.apart[:JUDGES])
