@@ -1,6 +1,6 @@
 """Whether a rotation of the residual stream and of the heads helps W8A8, beside what a search finds without one.
 
-    python -m tests.benchmarks.rotation MODEL TEXT     # real weights, of Llama's layout
+    python -m tests.benchmarks.rotation MODEL TEXT [MODEL TEXT ...]     # of Llama's layout
 
 Norms are folded into the linears behind them; then a random orthogonal matrix turns the residual stream, and another
 one the values of every kv head. The model stays the same function (QuaRot, Ashkboos et al., 2024, without the rotations
@@ -23,6 +23,7 @@ from torch import Tensor
 from act_scales.search import Wanted, search
 from act_scales.text import load_text
 from recipes.families import open_model
+from smoothquant.plan import Plan
 from smoothquant.settings import SmoothingSettings
 from tests.benchmarks.results import Row, publish
 
@@ -68,22 +69,33 @@ def _orthogonal(size: int) -> Tensor:
     return torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, generator=generator))[0]
 
 
-def main(folder: str, text_file: str) -> None:
+def main(*given: str) -> None:
     rows, details = [], {}
-    with tempfile.TemporaryDirectory() as scratch:
-        turned = Path(scratch) / "rotated"
-        rotated(Path(folder), turned)
-        for name, place in {"as it is": Path(folder), "rotated": turned}.items():
-            model, text = open_model(place), load_text(text_file, folder, SAMPLES, LENGTH)
-            plan = search(model, text, Path(scratch) / name, Wanted(settings=SmoothingSettings(ALPHA)))
-            details[name] = {
-                "candidates": [vars(one) for one in plan.facts.candidates],
-                "curve": [vars(one) for one in plan.facts.curve],
-            }
+    for folder, text_file in zip(map(Path, given[::2]), given[1::2], strict=True):
+        found = measured(folder, text_file)
+        details[folder.resolve().name] = {name: facts_of(plan) for name, plan in found.items()}
+        for name, plan in found.items():
             best = plan.facts.curve[0]
-            rows.append(Row(name, f"KL {best.kl:.4f}, perplexity {best.perplexity_ratio - 1:+.2%}, scales {best.name}"))
-    tokens = {"samples": SAMPLES, "length": LENGTH}
-    publish("rotation", rows, {"name": Path(folder).name, **tokens, "models": details})
+            told = f"KL {best.kl:.4f}, perplexity {best.perplexity_ratio - 1:+.2%}, scales {best.name}"
+            rows.append(Row(f"{folder.resolve().name}, {name}", told))
+    publish("rotation", rows, {"samples": SAMPLES, "length": LENGTH, "models": details})
+
+
+def measured(folder: Path, text_file: str) -> dict[str, Plan]:
+    """The plans of a model as it is, and rotated."""
+    with tempfile.TemporaryDirectory() as scratch:
+        rotated(folder, Path(scratch) / "rotated")
+        found = {}
+        for name, place in {"as it is": folder, "rotated": Path(scratch) / "rotated"}.items():
+            text = load_text(text_file, folder, SAMPLES, LENGTH)
+            wanted = Wanted(settings=SmoothingSettings(ALPHA))
+            found[name] = search(open_model(place), text, Path(scratch) / f"{name} plan", wanted)
+        return found
+
+
+def facts_of(plan: Plan) -> dict:
+    """What models of a plan compute, as JSON values."""
+    return {part: [vars(one) for one in getattr(plan.facts, part)] for part in ("candidates", "curve")}
 
 
 if __name__ == "__main__":
