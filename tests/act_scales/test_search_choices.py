@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from act_scales.search import Wanted, search
-from act_scales.search.passes import Pass, Target
+from act_scales.search.passes import Pass, SearchTarget
 from act_scales.search.scales import Policy
 from act_scales.search.search import LEAST, width_for
 from act_scales.search.statistics import Statistics
@@ -47,7 +47,7 @@ def test_no_smoothing_loses_where_there_are_outliers_and_is_near_where_there_are
 def groups_of(folder: Path, policy: Policy, act: str) -> Sequence[GroupChoice]:
     """The choices for the first layer."""
     model = open_llama(folder)
-    under_way = Pass(Target(model, scheme_of(act), SETTINGS, 128), policy, TEXT.sequences[:9], TEXT.sequences[9:])
+    under_way = Pass(SearchTarget(model, scheme_of(act), SETTINGS, 128), policy, TEXT.sequences[:9], TEXT.sequences[9:])
     under_way.take(float_layer(model, 0))
     return under_way.groups
 
@@ -99,7 +99,7 @@ def test_every_token_is_heard_once(name: str, tmp_path: Path) -> None:
     case = Case(name, tmp_path)
     model = case.model
     heard, tokens = Statistics(model, 12 * 32, 256, sample=12 * 32), 12 * 32
-    sweep = Target(model, PER_TOKEN, SETTINGS, 256).sweep(TEXT.sequences, heard)
+    sweep = SearchTarget(model, PER_TOKEN, SETTINGS, 256).sweep(TEXT.sequences, heard)
     sweep.hear(float_layer(model, 0))
     for roles in model.inputs:
         role = next(role for role in roles if role != "router")
@@ -121,7 +121,7 @@ def test_tokens_weigh_by_what_they_give(llama_folder: Path) -> None:
     """The inverse of their outputs' squares, over the means of each linear."""
     model = open_llama(llama_folder)
     heard = Statistics(model, 12 * 32, 0, sample=12 * 32)
-    Target(model, PER_TOKEN, SETTINGS, 0).sweep(TEXT.sequences, heard).hear(float_layer(model, 0))
+    SearchTarget(model, PER_TOKEN, SETTINGS, 0).sweep(TEXT.sequences, heard).hear(float_layer(model, 0))
     found = heard.input("q")
     assert found is not None
     source = float_layer(model, 0)
