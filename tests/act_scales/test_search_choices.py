@@ -13,7 +13,7 @@ from act_scales.search import Wanted, search
 from act_scales.search.passes import Pass, SearchTarget
 from act_scales.search.scales import Policy
 from act_scales.search.search import LEAST, width_for
-from act_scales.search.statistics import Statistics
+from act_scales.search.statistics import Heard, Statistics
 from act_scales.store import load_act_scales
 from act_scales.text import Text
 from smoothquant.artifacts.plan import BALANCED, FEEDBACK, NONE, GroupChoice
@@ -135,3 +135,17 @@ def test_moments_are_summed_where_the_input_is() -> None:
     hessian = Hessian(6, 4, "meta")
     hessian.add(torch.empty(3, 6, device="meta"))
     assert {moment.device.type for moment in hessian.moments} == {"meta"}
+
+
+def test_the_signal_of_tokens_that_count() -> None:
+    """The mean square of a linear's outputs over the tokens that came to it, by their weights."""
+    squares = torch.tensor([4.0, 1.0, 1.0])
+    parts = [torch.ones(3, 2), torch.ones(1, 2)]
+    heard = Heard(None, parts, [{"up.0": squares}, {"up.1": torch.tensor([9.0])}], {"up.0": 6.0, "up.1": 9.0})
+    heard.tokens = {"up.0": 3, "up.1": 1}
+    weight = heard.token_weight(("up.0", "up.1"))
+    torch.testing.assert_close(weight, torch.tensor([0.5, 2.0, 2.0, 1.0]) / 5.5)
+    assert heard.energy("up.0") == 2
+    assert heard.signal("up.0", weight) == pytest.approx((4 * 0.5 + 2 + 2) / 4.5)
+    assert heard.signal("up.1", weight) == pytest.approx(9)
+    assert heard.signal("up.2", weight) == 0
