@@ -23,7 +23,7 @@ from exporters.turns import AFTER, BEFORE, Turn, in_turn
 from smoothquant.artifacts.manifest import OnnxOptions
 from smoothquant.artifacts.ports import graph_files
 from smoothquant.capacity import FOLDED
-from smoothquant.errors import ContractError, UserError
+from smoothquant.errors import ContractError
 from smoothquant.files import write_bytes
 from smoothquant.kv_cache import check_keys
 from smoothquant.model import Model

@@ -171,5 +171,5 @@ def show(ui: Ui, facts: PlanFacts) -> None:
         "Search",
         ("made from", "scales", "in float", "KL", "perplexity", "top-1"),
         [(kind, *row) for kind, row in zip(kinds, rows, strict=True)],
-        caption=f"on {facts.apart:,} tokens that only judge; trials: made from {facts.trial:,}",
+        caption=f"on {facts.apart:,} tokens that only judge; trials: made from {facts.trial:,}, on some of those",
     )

@@ -63,10 +63,10 @@ class PlanOutcome:
 
 @dataclass(frozen=True)
 class PlanFacts:
-    """The record of a plan. text: fingerprint of the text. apart: tokens of it that only judge. trial: tokens that
-    candidates were judged by, where these were fewer. candidates: the models that were run end to end, the chosen one
-    by `chosen`. curve: the chosen one with linears in float. max_positions: the length whose rotary frequencies were
-    chosen, where a model has several."""
+    """The record of a plan. text: fingerprint of the text. tokens: those that it was made from. apart: those that only
+    judge. trial: those that candidates were made from; some of `apart` judged them. candidates: the models that were
+    run end to end, the chosen one by `chosen`. curve: the chosen one with linears in float. max_positions: the length
+    whose rotary frequencies were chosen, where a model has several."""
 
     model: str
     family: str

@@ -57,7 +57,7 @@ def test_from_a_model_to_a_validated_engine(place: Path, tmp_path: Path) -> None
         "alpha 0.8",
         "whole text",
         "0.0%",
-        "on 288 tokens that only judge; trials: made",
+        "on 288 tokens that only judge; trials:",
     ):
         assert part in said
     command = f"smoothquant export w8a8 {place / 'model'} --plan {out}"
@@ -102,14 +102,13 @@ def test_it_is_reused(place: Path, plan: dict[str, Any]) -> None:
 
 def test_the_next_command_can_hold_the_cache(place: Path, plan: dict[str, Any], tmp_path: Path) -> None:
     """A W8A8 folder has none: the hint names a format that has one, and the target is the plan's."""
-    found = forked.smoothquant(*search(place, "plan", "--act", "per-tensor", "--kv", "int8", "--keep-float", "30%"))
-    hint = f"smoothquant export onnx {place / 'model'} --plan {place / 'plan'}"
-    searched(place, "cached", "--kv", "int8", "--keep-float", "none")
-    said = forked.smoothquant(*search(place, "again", "--kv", "int8", "--keep-float", "none"), "--quiet").stdout
-    assert f"smoothquant export onnx {place / 'model'} --plan {place / 'again'}" in " ".join(said.split())
+    options = ("--act", "per-tensor", "--kv", "int8", "--keep-float", "30%")
+    said = " ".join(forked.smoothquant(*search(place, "again", *options)).stdout.split())
+    hint = f"smoothquant export onnx {place / 'model'} --plan {place / 'again'}"
+    assert hint in said
     exported = forked.smoothquant(*hint.split()[1:], "--out", tmp_path / "onnx")
     assert exported.returncode == 0, exported.stderr
-    assert found.returncode == 0
+    assert read_plan(place / "again").fingerprint == plan["fingerprint"]
 
 
 def test_a_target_instead_of_a_budget(place: Path) -> None:
@@ -128,7 +127,7 @@ BAD = {
     "budget of all": (("--keep-float", "100%"), "a budget of '100%' for linears in float; expected above 0% and below"),
     "budget of words": (
         ("--keep-float", "down"),
-        "--keep-float down; expected none, or a share of the bytes, as in 5%",
+        "--keep-float down; expected none, or a share of the bytes",
     ),
     "auto": (("--keep-float", "auto"), "--keep-float auto; expected none, or a share of the bytes, as in 5%"),
     "budget too small": (("--keep-float", "1%"), "which none of this model fits into; expected at least 5.56%, its sm"),
