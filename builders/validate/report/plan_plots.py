@@ -160,13 +160,14 @@ def _cells(groups: Sequence[GroupChoice]) -> Iterator[Cell]:
         most = max(taken, key=lambda name: taken[name])
         for name, value in tried.items():
             times = max(value, FLOOR) / max(least, FLOOR)
+            shown = f"{times:,.0f}" if times >= 100 else f"{times:.3g}"
             label = candidate_words(name)
             chosen = f"; chosen for {taken[name]} of {len(mine)}" if name in taken else ""
             yield Cell(
                 label,
                 layer,
                 sum(times < edge for edge in TIMES),
-                f"{times:.3g}",
-                f"layer {layer}, {label}: {value:.3g}, {times:.3g} times the least{chosen}",
+                shown,
+                f"layer {layer}, {label}: {value:.3g}, {shown} times the least{chosen}",
                 framed=name == most,
             )
