@@ -1,6 +1,6 @@
 """What a search costs: its processor time over that of a float32 forward pass over the same text.
 
-    python -m tests.benchmarks.search_cost MODEL TEXT     # one thread, so that processor time is what counts
+python -m tests.benchmarks.search_cost MODEL TEXT     # one thread, so that processor time is what counts
 """
 
 from __future__ import annotations
