@@ -85,9 +85,9 @@ def left_over(blocks: list[Tensor]) -> Tensor:
     found = []
     for block in blocks:
         order, upper = _factor(block)
-        part = torch.empty(len(block))
+        part = torch.empty_like(upper.diagonal())
         part[order] = upper.diagonal().square().reciprocal()
-        found.append(part)
+        found.append(part * (block.diagonal() > 0))
     return torch.cat(found)
 
 

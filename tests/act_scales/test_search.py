@@ -240,7 +240,7 @@ def test_progress_goes_up_and_ends(llama_folder: Path, tmp_path: Path) -> None:
             open_llama(llama_folder), TEXT, tmp_path / f"{alpha}", wanted, progress=lambda *now, to=seen: to.append(now)
         )
         assert seen == sorted(seen)
-        assert seen[-1] == (12, 12)
+        assert seen[-1] == (14, 14)
 
 
 def test_the_record_is_plain_json(made: Callable[..., Searched]) -> None:

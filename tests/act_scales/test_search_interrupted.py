@@ -23,8 +23,10 @@ from smoothquant.scheme import PER_TENSOR
 from tests.act_scales.search_cases import SETTINGS
 from tests.models import open_llama, sample_ids
 
-LAYERS, TRIALS = 2, 3
-WANTED = Wanted(PER_TENSOR, replace(SETTINGS, alpha=0.35), 0.3)  # no alpha of the grid: three trials
+LAYERS, TRIALS = 2, 4
+WANTED = Wanted(
+    PER_TENSOR, replace(SETTINGS, alpha=0.35), 0.3
+)  # no alpha of the grid: two trials by group, two of one alpha
 TEXT = Text(tuple(sample_ids(6, 16)), "sample")
 MOMENTS = range(1, (1 + TRIALS + 1 + 1) * LAYERS + 1)  # layers done: of the reference, trials, the winner, the curve
 WINNER = (1 + TRIALS) * LAYERS
@@ -101,7 +103,7 @@ def test_killed(at: int, model: Model, whole: Plan, taken: list[str], tmp_path: 
 
 def test_killed_again_and_again(model: Model, whole: Plan, taken: list[str], tmp_path: Path) -> None:
     """Each time a little later."""
-    for at in (3, 4, 6, 9, 10, 11):
+    for at in (3, 4, 6, 9, 11, WINNER + LAYERS + 1):
         killed(model, tmp_path / "plan", at)
     assert search(model, TEXT, tmp_path / "plan", WANTED).fingerprint == whole.fingerprint
     assert not taken
