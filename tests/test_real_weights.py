@@ -208,7 +208,7 @@ def test_a_form_of_ones_own(llama: Model, heldout: Text) -> None:
         (("--rows", "per-token-0.55"), "row 'per-token-0.55'; expected of per-token-recipe, "),
         (("--rows", "per-token-0.6", "--together", "0"), "0 forms together; expected at least 1"),
         (("--folder", "label"), "--folder label; expected LABEL=FOLDER"),
-        (("--folder", "it=nowhere", "--rows", RECIPE), "--folder it: a label that --rows does not name"),
+        (("--folder", "it=nowhere", "--rows", RECIPE), "row 'it': a label that --rows does not name"),
         (("--folder", f"{RECIPE}=nowhere"), f"--folder {RECIPE}: the label of another row"),
         (("--folder", "it=nowhere"), "nowhere"),
         (("--length", "100000"), "sequences of "),
