@@ -209,7 +209,7 @@ def test_a_form_of_ones_own(llama: Model, heldout: Text) -> None:
         (("--rows", "per-token-0.6", "--together", "0"), "0 forms together; expected at least 1"),
         (("--folder", "label"), "--folder label; expected LABEL=FOLDER"),
         (("--folder", "it=nowhere", "--rows", RECIPE), "row 'it': a label that --rows does not name"),
-        (("--folder", f"{RECIPE}=nowhere"), f"--folder {RECIPE}: the label of another row"),
+        (("--folder", f"{RECIPE}=nowhere"), f"row {RECIPE!r}: the label of another row"),
         (("--folder", "it=nowhere"), "nowhere"),
         (("--length", "100000"), "sequences of "),
         (("--text", "nothing.txt"), "nothing.txt"),
