@@ -40,7 +40,7 @@ Progress = Callable[[int, int], None]  # (done, total)
 PLANNED: Mapping[str, Callable[[Scheme], str]] = {  # parts of a scheme that a plan decides -> what they are, in words
     "weights": lambda scheme: f"{scheme.weights.form} weights",
     "activations": lambda scheme: f"{scheme.activations.form} activations",
-    "kv_cache": lambda scheme: f"a KV cache in {scheme.kv_cache.dtype}, {scheme.kv_cache.granularity}",
+    "kv_cache": lambda scheme: f"a KV cache in {_form(scheme.kv_cache)}",
 }
 
 
@@ -194,6 +194,11 @@ def _check_plan(plan: Plan, writer: Writer) -> None:
                     expected=f"{words(wanted)}, as the plan has it",
                     do="search for this target, or export without the plan",
                 )
+
+
+def _form(precision: Precision) -> str:
+    """A precision in words."""
+    return f"{precision.dtype}, {precision.granularity}" if precision.quantized else precision.dtype
 
 
 def _inputs(source: Source, writer: Writer) -> dict:

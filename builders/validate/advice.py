@@ -34,6 +34,8 @@ def _options(manifest: Manifest, worst: Sequence[LinearError], weight_share: flo
         return
     if origin.plan is not None:
         yield "an export by the same plan with a larger --keep-float"
+        if scheme.head.quantized:
+            yield "--lm-head float"
         return
     if scheme.activations.static:
         if manifest.step != MODELOPT:
