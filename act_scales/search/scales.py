@@ -34,14 +34,18 @@ ROWS = 2048  # rows of a group's weights that the descent looks at
 
 @dataclass(frozen=True)
 class Policy:
-    """What a search may choose from. name: in the plan. alphas: for all groups alike. balanced, none: whether these are
-    candidates, too. ordinary: whether noise is held against the signal of ordinary tokens, and each token's weighs by
-    its own; else against the mean square over all tokens, most of which may be a few tokens' spikes."""
+    """What a search may choose from.
+
+    name: in the plan. alphas: the candidates beside no smoothing. balanced: whether a balanced scale is one, too.
+    fixed: the alpha that all groups take, whatever the others would give. ordinary: whether noise is held against the
+    signal of ordinary tokens, and each token's weighs by its own; else against the mean square over all tokens, most of
+    which may be a few tokens' spikes.
+    """
 
     name: str
     alphas: tuple[float, ...]
     balanced: bool = True
-    none: bool = True
+    fixed: float | None = None
     ordinary: bool = False
 
 
@@ -96,8 +100,7 @@ class ScaleSearch:
         else:
             whole = self._group(group, heard, policy.ordinary)
             wide = {name: spread(model, group, scale) for name, scale in options.items()}
-            if policy.none:
-                wide[NONE] = torch.ones_like(act[group.linears[0]])
+            wide[NONE] = torch.ones_like(act[group.linears[0]])
             tried = {name: self._noise(group, heard, whole, scale, policy.ordinary) for name, scale in wide.items()}
             chosen = min(tried, key=lambda name: tried[name])
             if policy.balanced:
@@ -105,6 +108,8 @@ class ScaleSearch:
                 options[BALANCED] = shared(model, group, balanced)
                 tried[BALANCED] = self._noise(group, heard, whole, balanced, policy.ordinary)
                 chosen = min(tried, key=lambda name: tried[name])
+        if policy.fixed is not None:
+            chosen = f"{policy.fixed:g}"
         names = tuple(dict.fromkeys(model.linear(self.source.index, role) for role in group.linears))
         choice = GroupChoice(self.source.index, names, group.through, tried, chosen)
         return choice, None if chosen == NONE else options[chosen]

@@ -87,7 +87,8 @@ def search(
     """Search on `text` and write the plan to the folder `out`; one made from the same inputs is reused.
 
     The last sequences of the text, a quarter of them and at most `APART`, only judge. device: "auto", "cpu", "cuda",
-    "cuda:N". Raises UserError for a text that is too short, and for a distance that no share of the curve reaches.
+    "cuda:N". Raises UserError for a text that is too short; once the plan is there, for a distance
+    that no share of the curve reaches.
     """
     text, device = text.for_model(model), choose_device(device)
     if wanted.scheme.kv_cache.quantized:
@@ -105,7 +106,10 @@ def search(
     with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
         if not work.finished:
             _Search(target, wanted, text, chosen, apart, work, progress).run()
-    return read_plan(out)
+    plan = read_plan(out)
+    if wanted.target_kl is not None:
+        _check_reached(plan, wanted.target_kl)
+    return plan
 
 
 def split(text: Text) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -252,25 +256,32 @@ class _Search:
         if self.wanted.target_kl is None:
             share = max((share for share in kept if share <= self.wanted.budget), default=0.0)
         else:
-            share = _reaching(curve, self.wanted.target_kl)
+            share = _nearest(curve, self.wanted.target_kl).share
         return replace(facts, curve=tuple(curve), scheme=replace(facts.scheme, float_linears=kept[share]))
 
 
-def _reaching(curve: Sequence[PlanOutcome], target_kl: float) -> float:
-    """The least share of a curve that reaches a distance. Raises UserError if none does."""
-    for one in sorted(curve, key=lambda one: one.share):
-        if one.kl <= target_kl:
-            return one.share
-    best = min(curve, key=lambda one: one.kl)
-    raise UserError(
-        f"no share of linears in float reaches a KL of {target_kl:g}",
-        expected=f"at least {math.ceil(best.kl * 1e6) / 1e6:g}, which {best.share:.1%} of the bytes reach",
-        do="give a greater KL, or more text",
-    )
+def _nearest(curve: Sequence[PlanOutcome], target_kl: float) -> PlanOutcome:
+    """The point of a curve with the least share that reaches a distance; where none does, the nearest to it."""
+    reaching = [one for one in curve if one.kl <= target_kl]
+    if reaching:
+        return min(reaching, key=lambda one: one.share)
+    return min(curve, key=lambda one: one.kl)
+
+
+def _check_reached(plan: Plan, target_kl: float) -> None:
+    """Raise UserError for a plan that does not reach a distance."""
+    best = _nearest(plan.facts.curve, target_kl)
+    if best.kl > target_kl:
+        raise UserError(
+            f"no share of linears in float reaches a KL of {target_kl:g}",
+            expected=f"at least {math.ceil(best.kl * 1e6) / 1e6:g}, which {best.share:.1%} of the bytes reach: so many "
+            f"does the plan in {plan.folder} keep",
+            do="take that, or give a greater KL, or more text",
+        )
 
 
 def _fixed(alpha: float) -> Policy:
-    return Policy(f"alpha {alpha:g}", (alpha,), balanced=False, none=False)
+    return Policy(f"alpha {alpha:g}", tuple(sorted({*ALPHAS, alpha})), balanced=False, fixed=alpha)
 
 
 def _promising(groups: Sequence[GroupChoice], recipe: float) -> tuple[float, ...]:

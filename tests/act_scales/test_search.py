@@ -26,6 +26,7 @@ from recipes.pipeline import source_by_plan
 from smoothquant.artifacts.plan import CORRECTED, FEEDBACK, NEAREST, LinearChoice
 from smoothquant.contract import TOLERANCE, Contract
 from smoothquant.errors import UserError
+from smoothquant.plan import read_plan
 from smoothquant.scheme import PER_TOKEN, scheme_of
 from smoothquant.stream import smoothed_layers
 from tests.act_scales.search_cases import APART, SETTINGS, TEXT, Searched, kl_of, planned_logits, searches
@@ -196,7 +197,10 @@ def test_a_distance_instead_of_a_budget(made: Callable[..., Searched], tmp_path:
     ) as no:
         reached(1e-9)
     assert "\n" not in str(no.value)
-    assert not (tmp_path / "1e-09").exists()
+    assert str(tmp_path / "1e-09") in str(no.value)
+    assert read_plan(tmp_path / "1e-09").float_linears  # what was measured is not lost
+    with pytest.raises(UserError, match="no share"):  # nor said once alone
+        reached(1e-9)
     least = float(str(no.value).partition("at least ")[2].partition(",")[0])
     assert reached(least)
 

@@ -94,6 +94,11 @@ class TensorRTLLM(ExportTarget):
             ui.note(
                 f"sliding window: give the runtime max_attention_window {window}; the checkpoint has no place for it"
             )
+        if source.plan and source.plan.float_linears:
+            ui.note(
+                f"TensorRT-LLM leaves no linear in float: the {len(source.plan.float_linears)} that the plan keeps so "
+                "are INT8, as it has rounded them"
+            )
         ruined = source.kept("auto") if _mode(arguments).static and source.plan is None else ()
         if ruined:
             ui.warn(
