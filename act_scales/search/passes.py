@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,9 +24,7 @@ from smoothquant.model import Model
 from smoothquant.plan import PlannedLayer
 from smoothquant.ranges import input_ranges, output_ranges
 from smoothquant.scheme import Scheme
-from smoothquant.sensitivity import quantized_inputs
 from smoothquant.settings import SmoothingSettings
-from smoothquant.static import LIMIT
 from smoothquant.steps import DEFAULT, run_steps
 from smoothquant.stream import planned_layer, quantize_layer
 from smoothquant.sweep import Sweep
@@ -61,15 +59,11 @@ class _Choices:
 class Pass:
     """A model under way, by one policy. chosen: the sequences that choose. apart: those that judge.
 
-    spared: whether the judges go through a model with the linears in float that lose most (`static.LIMIT`): a few that
-    one static scale ruins would hide what a policy does to all others.
     groups, linears: the choices so far.
     """
 
-    def __init__(
-        self, target: SearchTarget, policy: Policy, chosen: Sequences, apart: Sequences, *, spared: bool = False
-    ) -> None:
-        self.target, self.policy, self.spared = target, policy, spared
+    def __init__(self, target: SearchTarget, policy: Policy, chosen: Sequences, apart: Sequences) -> None:
+        self.target, self.policy = target, policy
         model = target.model
         self._maxima, self._held, self._squares = Maxima(model, torch.float32), HeldMaxima(model), MeanSquares(model)
         self._heard = Statistics(model, sum(map(len, chosen)), target.width)
@@ -95,10 +89,6 @@ class Pass:
         self.groups, self.linears = self.groups + groups, self.linears + linears
         layer = runnable(smoothed, target).to(target.device)
         self._text.take(layer)
-        kept = lossy(target.model, index, linears) if self.spared else ()
-        if kept:
-            scheme = replace(target.scheme, float_linears=kept)
-            layer = runnable(smoothed, replace(target, scheme=scheme)).to(target.device)
         self.apart.take(layer)
         return PlannedLayer(Scales(scales.column, smoothed.input_absmax), smoothed.rounded)
 
@@ -126,13 +116,6 @@ def runnable(smoothed: SmoothedLayer, target: SearchTarget) -> W8A8Layer:
     """The layer in the target's arithmetic, with its cache."""
     layer = quantize_layer(smoothed, target.scheme).runnable(target.scheme.activations)
     return replace(layer, cache_scales=smoothed.cache_scales) if target.scheme.kv_cache.quantized else layer
-
-
-def lossy(model: Model, index: int, linears: Sequence[LinearChoice]) -> tuple[str, ...]:
-    """Module names of the linears of a layer whose inputs lose more than `static.LIMIT`. linears: the layer's."""
-    loss = {one.name: one.loss for one in linears}
-    inputs = [dict.fromkeys(model.linear(index, role) for role in roles) for roles in quantized_inputs(model)]
-    return tuple(name for names in inputs if sum(loss[name] for name in names) > LIMIT for name in names)
 
 
 def packed(content: object) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 from act_scales.collect import made_from, told_of
 from act_scales.search.budget import linears_in, measured
 from act_scales.search.outcome import Distance, distance
-from act_scales.search.passes import Pass, SearchTarget, lossy, packed, unpacked
+from act_scales.search.passes import Pass, SearchTarget, packed, unpacked
 from act_scales.search.scales import Policy
 from act_scales.text import Text
 from smoothquant.artifacts.plan import (
@@ -207,19 +207,13 @@ class _Search:
         return record.outcomes, policies[best]
 
     def _trial(self, policy: Policy) -> tuple[PlanOutcome, tuple[GroupChoice, ...]]:
-        spared = self.target.scheme.activations.static
-        under_way = Pass(self.target, policy, self.chosen[:TRIAL], self.apart[:JUDGES], spared=spared)
+        under_way = Pass(self.target, policy, self.chosen[:TRIAL], self.apart[:JUDGES])
         for index in range(self.layers):
             under_way.take(float_layer(self.model, index))
             self._step(index + 1)
         self._done += self.layers
         found = distance(self.model, self.apart[:JUDGES], self.reference, under_way.apart)
-        names = [
-            name
-            for index in range(self.layers if spared else 0)
-            for name in lossy(self.model, index, under_way.linears)
-        ]
-        return _outcome(policy.name, numbers_of(self.model, names) / numbers_of(self.model), found), under_way.groups
+        return _outcome(policy.name, 0.0, found), under_way.groups
 
     def _winner(self, policy: Policy) -> tuple[tuple[GroupChoice, ...], tuple[LinearChoice, ...], Distance]:
         """The choices of a policy on all of the text, with the files of all layers."""
