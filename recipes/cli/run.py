@@ -60,7 +60,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "--no-search",
         action="store_true",
         help="take the recipe's alpha for all groups, and round to nearest. So do --alpha and --groups; else scales, "
-        "rounding and linears in float are searched (smoothquant search), which takes as long as five to six "
+        "rounding and linears in float are searched (smoothquant search), which takes as long as about eight "
         "calibrations",
     )
     options.add_family(command)

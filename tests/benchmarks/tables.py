@@ -19,7 +19,16 @@ from tests.benchmarks.results import FOLDER
 from tests.families import table as families_table
 
 ROOT = Path(__file__).parents[2]
-ORDER = ("engine_speed", "export_memory", "integrity_cost", "trtllm_ranks", "calibration_speed", "tensorrt_rtx", "demo")
+ORDER = (
+    "engine_speed",
+    "export_memory",
+    "integrity_cost",
+    "trtllm_ranks",
+    "calibration_speed",
+    "search_cost",
+    "tensorrt_rtx",
+    "demo",
+)
 PACKAGES = ("torch", "onnxruntime", "transformers", "llmcompressor")
 
 
