@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -24,11 +25,13 @@ from smoothquant.model import Model
 from smoothquant.plan import PlannedLayer
 from smoothquant.ranges import input_ranges, output_ranges
 from smoothquant.scheme import Scheme
+from smoothquant.sensitivity import quantized_inputs
 from smoothquant.settings import SmoothingSettings
 from smoothquant.steps import DEFAULT, run_steps
 from smoothquant.stream import planned_layer, quantize_layer
 from smoothquant.sweep import Sweep
 
+LEAST = 64  # channels of a Hessian's blocks
 CHOICES = "choices"  # in the state of a pass
 Sequences = tuple[Tensor, ...]  # ids, (tokens,) each
 
@@ -57,13 +60,21 @@ class _Choices:
 
 
 class Pass:
-    """A model under way, by one policy. chosen: the sequences that choose. apart: those that judge.
+    """A model under way, by one policy. chosen: the sequences that choose. apart: those that judge. reach: for each
+    linear the maxima of its input, float32 (in,), on more text than that; empty where `chosen` is all of it.
 
     groups, linears: the choices so far.
     """
 
-    def __init__(self, target: SearchTarget, policy: Policy, chosen: Sequences, apart: Sequences) -> None:
-        self.target, self.policy = target, policy
+    def __init__(
+        self,
+        target: SearchTarget,
+        policy: Policy,
+        chosen: Sequences,
+        apart: Sequences,
+        reach: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
+        self.target, self.policy, self._reach = target, policy, reach
         model = target.model
         self._maxima, self._held, self._squares = Maxima(model, torch.float32), HeldMaxima(model), MeanSquares(model)
         self._heard = Statistics(model, sum(map(len, chosen)), target.width)
@@ -79,6 +90,7 @@ class Pass:
         self._text.hear(source)
         self.apart.hear(source)
         inputs, outputs = self._maxima.split()
+        inputs = {name: torch.maximum(found, self._reach.get(name, found)) for name, found in inputs.items()}
         ranges = Ranges(input_ranges(target.model, index, inputs), output_ranges(target.model, index, outputs))
         scales, groups = ScaleSearch(
             target.model, source, ranges, self._heard, self._judged, target.scheme, target.settings
@@ -116,6 +128,15 @@ def runnable(smoothed: SmoothedLayer, target: SearchTarget) -> W8A8Layer:
     """The layer in the target's arithmetic, with its cache."""
     layer = quantize_layer(smoothed, target.scheme).runnable(target.scheme.activations)
     return replace(layer, cache_scales=smoothed.cache_scales) if target.scheme.kv_cache.quantized else layer
+
+
+def width_for(model: Model, memory: int) -> int:
+    """The channels of a Hessian's blocks, such that those of a layer fit into `memory` bytes; 64 at least."""
+    inputs = [model.family.shape(roles[0], model.geometry)[1] for roles in quantized_inputs(model)]
+    width = max(inputs)
+    while width > LEAST and 4 * sum(channels * min(width, channels) for channels in inputs) > memory:
+        width = max(LEAST, width // 2)
+    return width
 
 
 def packed(content: object) -> Tensor:

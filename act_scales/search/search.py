@@ -14,17 +14,18 @@ The output is a folder (`smoothquant.artifacts.plan`); an interrupted search goe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from act_scales.collect import made_from, told_of
+from act_scales.collect import Maxima, made_from, told_of
 from act_scales.search.budget import linears_in, measured
 from act_scales.search.outcome import Distance, distance
-from act_scales.search.passes import Pass, SearchTarget, packed, unpacked
+from act_scales.search.passes import Pass, SearchTarget, packed, unpacked, width_for
 from act_scales.search.scales import Policy
 from act_scales.text import Text
 from smoothquant.artifacts.plan import (
@@ -47,7 +48,6 @@ from smoothquant.layers import float_layer
 from smoothquant.model import Model
 from smoothquant.plan import Plan, layer_file, read_plan
 from smoothquant.scheme import PER_TOKEN, Scheme
-from smoothquant.sensitivity import quantized_inputs
 from smoothquant.settings import SmoothingSettings
 from smoothquant.static import numbers_of
 from smoothquant.stream import smooth_layer
@@ -61,7 +61,6 @@ LEAST_SEQUENCES = 4  # one of which judges
 APART, TRIAL, JUDGES = 8, 4, 4  # sequences that only judge; those that trials are made from, and judged by
 STATIC_ALPHAS = (0.7, 0.8, 0.9)  # candidates where one scale holds for all tokens
 POINTS = (0.025, 0.05, 0.1, 0.25)  # of the curve: shares of the bytes of all linears in INT8
-LEAST = 64  # channels of a Hessian's blocks
 
 
 @dataclass(frozen=True)
@@ -125,15 +124,6 @@ def split(text: Text) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
             do="give more text, or a smaller --length",
         )
     return text.sequences[:-count], text.sequences[-count:]
-
-
-def width_for(model: Model, memory: int) -> int:
-    """The channels of a Hessian's blocks, such that those of a layer fit into `memory` bytes; 64 at least."""
-    inputs = [model.family.shape(roles[0], model.geometry)[1] for roles in quantized_inputs(model)]
-    width = max(inputs)
-    while width > LEAST and 4 * sum(channels * min(width, channels) for channels in inputs) > memory:
-        width = max(LEAST, width // 2)
-    return width
 
 
 @dataclass(frozen=True)
@@ -212,8 +202,18 @@ class _Search:
         best = min(range(len(policies)), key=lambda at: record.outcomes[at].kl)
         return record.outcomes, policies[best]
 
+    @cached_property
+    def _reach(self) -> Mapping[str, Tensor]:
+        """The maxima of all inputs in the float model on all of the text, where static scales come from them: a trial's
+        own few tokens would let scales look good that have less room for others."""
+        if not self.target.scheme.activations.static:
+            return {}
+        maxima = Maxima(self.model, torch.float32)
+        sweep(self.model, self.chosen, [maxima], device=self.target.device)
+        return maxima.split()[0]
+
     def _trial(self, policy: Policy) -> tuple[PlanOutcome, tuple[GroupChoice, ...]]:
-        under_way = Pass(self.target, policy, self.chosen[:TRIAL], self.apart[:JUDGES])
+        under_way = Pass(self.target, policy, self.chosen[:TRIAL], self.apart[:JUDGES], self._reach)
         for index in range(self.layers):
             under_way.take(float_layer(self.model, index))
             self._step(index + 1)

@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from act_scales.search import Wanted, search
-from act_scales.search.passes import Pass, SearchTarget
+from act_scales.search.passes import LEAST, Pass, SearchTarget, width_for
 from act_scales.search.scales import Policy
-from act_scales.search.search import LEAST, width_for
 from act_scales.search.statistics import Heard, Statistics
 from act_scales.store import load_act_scales
 from act_scales.text import Text
