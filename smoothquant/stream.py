@@ -16,7 +16,7 @@ Peak memory is one layer on disk plus a few copies of its largest matrix, whatev
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from torch import Tensor
@@ -163,6 +163,12 @@ def planned_layer(
 def quantize_layer(layer: SmoothedLayer, scheme: Scheme = PER_TOKEN) -> QuantizedLayer:
     """The layer with quantized linears; some stay in float by the scheme. One float32 matrix is in memory at a time."""
     return QuantizingLayer(layer, scheme.weights, scheme.float_linears).quantized()
+
+
+def runnable(layer: SmoothedLayer, scheme: Scheme) -> W8A8Layer:
+    """The layer in a scheme's arithmetic, for the decoder, with its 8-bit cache if the scheme has one."""
+    quantized = quantize_layer(layer, scheme).runnable(scheme.activations)
+    return replace(quantized, cache_scales=layer.cache_scales) if scheme.kv_cache.quantized else quantized
 
 
 def quantize_linear(layer: SmoothedLayer, role: str, weight: Tensor, precision: Precision) -> QuantizedLinear:

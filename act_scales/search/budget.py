@@ -12,12 +12,15 @@ from dataclasses import replace
 from torch import Tensor
 
 from act_scales.search.outcome import Distance, distance
-from act_scales.search.passes import SearchTarget, runnable
+from act_scales.search.passes import SearchTarget
 from smoothquant.artifacts.plan import LinearChoice
+from smoothquant.errors import UserError
 from smoothquant.fold import SmoothedLayer
 from smoothquant.model import Model
+from smoothquant.plan import Plan
 from smoothquant.sensitivity import SharedInput, quantized_inputs
-from smoothquant.static import worth
+from smoothquant.static import budget_of, worth
+from smoothquant.stream import runnable
 from smoothquant.sweep import Sweep
 
 
@@ -40,6 +43,21 @@ def linears_in(model: Model, linears: Sequence[LinearChoice], budget: float) -> 
     return tuple(name for one in inputs if one in chosen for name in one.names)
 
 
+def linears_asked(plan: Plan, model: Model, asked: str | None) -> tuple[str, ...]:
+    """Module names of the linears in float by a plan. asked: "none", or a share of the bytes, as in "5%"; None for the
+    plan's own. Raises UserError for anything else."""
+    if asked is None or asked == "none":
+        return () if asked else plan.float_linears
+    budget = budget_of(asked)
+    if budget is None:
+        raise UserError(
+            f"--keep-float {asked} with --plan",
+            expected="none, or a share of the bytes, as in 5%: the plan has measured what each linear costs",
+            do="leave it away for the plan's own choice",
+        )
+    return linears_in(model, plan.facts.linears, budget)
+
+
 def measured(
     target: SearchTarget,
     smoothed: Callable[[int], SmoothedLayer],
@@ -55,7 +73,7 @@ def measured(
     for index in range(model.geometry.layers):
         layer = smoothed(index)
         for names, sweep in zip(points, sweeps, strict=True):
-            kept = replace(target, scheme=replace(target.scheme, float_linears=names))
-            sweep.take(runnable(layer, kept).to(target.device))
+            scheme = replace(target.scheme, float_linears=names)
+            sweep.take(runnable(layer, scheme).to(target.device))
         progress(index + 1)
     return [distance(model, sequences, reference, sweep) for sweep in sweeps]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -19,8 +19,8 @@ from act_scales.store import ActScales
 from smoothquant.artifacts.plan import GroupChoice, LinearChoice
 from smoothquant.artifacts.record import as_json, read
 from smoothquant.float16 import HeldMaxima
-from smoothquant.fold import Scales, SmoothedLayer
-from smoothquant.layers import FloatLayer, W8A8Layer
+from smoothquant.fold import Scales
+from smoothquant.layers import FloatLayer
 from smoothquant.model import Model
 from smoothquant.plan import PlannedLayer
 from smoothquant.ranges import input_ranges, output_ranges
@@ -28,7 +28,7 @@ from smoothquant.scheme import Scheme
 from smoothquant.sensitivity import quantized_inputs
 from smoothquant.settings import SmoothingSettings
 from smoothquant.steps import DEFAULT, run_steps
-from smoothquant.stream import planned_layer, quantize_layer
+from smoothquant.stream import planned_layer, runnable
 from smoothquant.sweep import Sweep
 
 LEAST = 64  # channels of a Hessian's blocks
@@ -99,7 +99,7 @@ class Pass:
         smoothed = run_steps(DEFAULT, planned_layer(target.model, source, unrounded, ranges.output, target.settings))
         smoothed.rounded, linears = choose_rounding(smoothed, self._heard, self._judged, target.scheme)
         self.groups, self.linears = self.groups + groups, self.linears + linears
-        layer = runnable(smoothed, target).to(target.device)
+        layer = runnable(smoothed, target.scheme).to(target.device)
         self._text.take(layer)
         self.apart.take(layer)
         return PlannedLayer(Scales(scales.column, smoothed.input_absmax), smoothed.rounded)
@@ -122,12 +122,6 @@ class Pass:
         self.groups, self.linears = choices.groups, choices.linears
         for start, sweep in (("text.", self._text), ("apart.", self.apart)):
             sweep.restore(index, {n.removeprefix(start): v for n, v in state.items() if n.startswith(start)})
-
-
-def runnable(smoothed: SmoothedLayer, target: SearchTarget) -> W8A8Layer:
-    """The layer in the target's arithmetic, with its cache."""
-    layer = quantize_layer(smoothed, target.scheme).runnable(target.scheme.activations)
-    return replace(layer, cache_scales=smoothed.cache_scales) if target.scheme.kv_cache.quantized else layer
 
 
 def width_for(model: Model, memory: int) -> int:

@@ -22,7 +22,7 @@ from smoothquant.layers import FloatLayer, Layer
 from smoothquant.model import Model
 from smoothquant.scheme import PER_TOKEN
 from smoothquant.settings import SmoothingSettings
-from smoothquant.stream import check_scales, quantize_layer, smooth_layer
+from smoothquant.stream import check_scales, runnable, smooth_layer
 from smoothquant.sweep import FLOAT, Listener, Progress, sweep
 from smoothquant.workroom import Workroom
 
@@ -89,7 +89,7 @@ class Quantized(Listener):
 
     def enter(self, source: FloatLayer) -> dict[str, Layer]:
         layer = smooth_layer(self.model, source.index, self.input_absmax, self.settings, steps=(), source=source)
-        return {W8A8: quantize_layer(layer, SCHEME).runnable(SCHEME.activations).to(self.device)}
+        return {W8A8: runnable(layer, SCHEME).to(self.device)}
 
 
 def _loss(model: Model, hidden: Tensor, ids: Tensor) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from act_scales.search.budget import linears_in
+from act_scales.search.budget import linears_asked
 from act_scales.store import ActScales, load_act_scales
 from builders.validate.int8_folder import open_int8_folder
 from builders.validate.layers import head_logits
@@ -29,8 +29,8 @@ from smoothquant.quantization import quantize_tokens
 from smoothquant.roles import ROUTER
 from smoothquant.scheme import PER_TOKEN, Scheme, scheme_of
 from smoothquant.settings import SmoothingSettings
-from smoothquant.static import budget_of, linears_to_keep, numbers_of
-from smoothquant.stream import quantize_layer, smooth_layer
+from smoothquant.static import linears_to_keep, numbers_of
+from smoothquant.stream import runnable, smooth_layer
 from smoothquant.sweep import Listener
 from tests.benchmarks.real_measures import Measured, Predictions, rounded
 
@@ -118,10 +118,8 @@ class Setting:
             )
             if self.exact == "weights":
                 return _float(smoothed, RoundedInputs)
-            quantized = quantize_layer(smoothed, scheme).runnable(scheme.activations)
-            if self.exact == "activations":
-                return _float(smoothed, FloatLayer, quantized)
-            return replace(quantized, cache_scales=smoothed.cache_scales if scheme.kv_cache.quantized else None)
+            quantized = runnable(smoothed, scheme)
+            return _float(smoothed, FloatLayer, quantized) if self.exact == "activations" else quantized
 
         return layer
 
@@ -186,18 +184,13 @@ def plan_form(name: str, place: str, model: Model) -> Form:
     folder, _, asked = place.partition("@")
     plan = read_plan(folder).for_model(model)
     scales = load_act_scales(plan.act_scales)
-    kept = plan.float_linears
-    if asked:
-        budget = budget_of(asked) if asked != "none" else 0.0
-        kept = linears_in(model, plan.facts.linears, budget or 0.0)
-    scheme = replace(plan.facts.scheme, float_linears=kept)
+    scheme = replace(plan.facts.scheme, float_linears=linears_asked(plan, model, asked or None))
 
     def layer(model: Model, index: int, source: FloatLayer) -> Layer:
         smoothed = smooth_layer(
             model, index, scales.input_absmax, plan.facts.smoothing, scales.output_absmax, source=source, plan=plan
         )
-        quantized = quantize_layer(smoothed, scheme).runnable(scheme.activations)
-        return replace(quantized, cache_scales=smoothed.cache_scales if scheme.kv_cache.quantized else None)
+        return runnable(smoothed, scheme)
 
     return Form(name, name, layer, scheme)
 

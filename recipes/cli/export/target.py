@@ -17,7 +17,6 @@ from smoothquant.scheme import ACTIVATIONS, Scheme, quantized_names
 if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
     from exporters.export import Source, Writer
     from smoothquant.model import Model
-    from smoothquant.plan import Plan
 
 
 class ExportTarget(ABC):
@@ -87,7 +86,9 @@ def with_kept(schemes: Sequence[Scheme], arguments: argparse.Namespace, source: 
     another budget buys by what it has measured; else they are those that --keep-float leaves in float where activations
     are static."""
     if source.plan:
-        kept = _by_plan(source.plan, source.model, arguments.keep_float)
+        from act_scales.search.budget import linears_asked
+
+        kept = linears_asked(source.plan, source.model, arguments.keep_float)
         _note_kept(source, kept, " by the plan", ui)
         return tuple(replace(scheme, float_linears=kept) for scheme in schemes)
     asked = _asked(arguments)
@@ -108,23 +109,6 @@ def with_kept(schemes: Sequence[Scheme], arguments: argparse.Namespace, source: 
     why = ", those that one static scale costs most" if measured else ""
     _note_kept(source, kept, f"{why} (--keep-float {asked})", ui)
     return tuple(replace(scheme, float_linears=kept) if scheme.activations.static else scheme for scheme in schemes)
-
-
-def _by_plan(plan: Plan, model: Model, asked: str | None) -> tuple[str, ...]:
-    """Module names of the linears in float by a plan. asked: --keep-float."""
-    from act_scales.search.budget import linears_in
-    from smoothquant.static import budget_of
-
-    if asked is None or asked == "none":
-        return () if asked else plan.float_linears
-    budget = budget_of(asked)
-    if budget is None:
-        raise UserError(
-            f"--keep-float {asked} with --plan",
-            expected="none, or a share of the bytes, as in 5%: the plan has measured what each linear costs",
-            do="leave it away for the plan's own choice",
-        )
-    return linears_in(model, plan.facts.linears, budget)
 
 
 def note_guess(arguments: argparse.Namespace, schemes: Sequence[Scheme], source: Source, ui: Ui) -> None:
