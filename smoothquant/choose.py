@@ -31,19 +31,20 @@ def choose_scales(
     of its output, float32 (out,).
     """
     scales = {
-        group: equation(model, source, act, group, settings.alpha_of(group))
+        group: smoothing.smoothing_scale(*group_ranges(model, source, act, group), settings.alpha_of(group))
         for group in settings.chosen(model.groups, model.quantized_roles)
     }
     return held(model, index, source, act, output, settings, scales)
 
 
-def equation(
-    model: Model, source: FloatLayer, act: Mapping[str, Tensor], group: SmoothingGroup, alpha: float
-) -> Tensor:
-    """The scale of one group by the paper's equation, for the channels of its source, float32. act: as above."""
+def group_ranges(
+    model: Model, source: FloatLayer, act: Mapping[str, Tensor], group: SmoothingGroup
+) -> tuple[Tensor, Tensor]:
+    """The maxima of a group's input and of its linears' weights, from which the paper's equation makes a scale, float32,
+    for the channels of its source. act: as in `choose_scales`."""
     columns = [absmax(source.weights[role], dim=0).float() for role in group.linears]
-    weight_absmax = shared(model, group, torch.stack(columns).amax(dim=0))
-    return smoothing.smoothing_scale(shared(model, group, act[group.linears[0]]), weight_absmax, alpha)
+    weight_absmax = torch.stack(columns).amax(dim=0)
+    return shared(model, group, act[group.linears[0]]), shared(model, group, weight_absmax)
 
 
 def held(

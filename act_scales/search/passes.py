@@ -90,8 +90,9 @@ class Pass:
         self._text.hear(source)
         self.apart.hear(source)
         inputs, outputs = self._maxima.split()
-        inputs = {name: torch.maximum(found, self._reach.get(name, found)) for name, found in inputs.items()}
-        ranges = Ranges(input_ranges(target.model, index, inputs), output_ranges(target.model, index, outputs))
+        act, reach = (input_ranges(target.model, index, found) for found in (inputs, self._reach))
+        act |= {role: torch.maximum(act[role], further) for role, further in reach.items()}
+        ranges = Ranges(act, output_ranges(target.model, index, outputs))
         scales, groups = ScaleSearch(
             target.model, source, ranges, self._heard, self._judged, target.scheme, target.settings
         ).choose(self.policy)

@@ -9,16 +9,16 @@ Linears that read one input take the same: the one whose outputs are nearest to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from act_scales.search.statistics import Heard, Statistics
-from smoothquant.artifacts.plan import CORRECTED, FEEDBACK, KEPT, NEAREST, LinearChoice
+from act_scales.search.statistics import LEAST, Heard, Statistics
+from smoothquant.artifacts.plan import CORRECTED, FEEDBACK, NEAREST, LinearChoice
 from smoothquant.fold import Rounded, SmoothedLayer
 from smoothquant.layers import float_linear
-from smoothquant.model import Model
 from smoothquant.quantization import QMAX, absmax, input_scale, quantize_weight, w8a8_linear, weight_scale
 from smoothquant.rounding import round_with_feedback
 from smoothquant.scheme import Scheme
@@ -37,20 +37,25 @@ def choose_rounding(
     found: dict[str, Rounded] = {}
     choices: list[LinearChoice] = []
     for roles in model.side_by_side:
-        names = dict.fromkeys(model.linear(layer.index, role) for role in roles)
-        if any(name in scheme.float_linears for name in names):
-            choices += [LinearChoice(name, _numbers(model, layer.index, name), KEPT, {}, 0.0) for name in names]
-            continue
         forms = _Forms(layer, roles, heard.input(roles[0]), apart.input(roles[0]), scheme)
         chosen = forms.best
         if chosen != NEAREST:
             found |= forms.made[chosen]
-        for name in names:
+        for name in dict.fromkeys(model.linear(layer.index, role) for role in roles):
             mine = [role for role in roles if model.linear(layer.index, role) == name]
             errors = {form: sum(by_role[role] for role in mine) / len(mine) for form, by_role in forms.errors.items()}
             loss = sum(forms.errors[chosen][role] * heard.branch(role) for role in mine) if forms.errors else 0.0
-            choices.append(LinearChoice(name, _numbers(model, layer.index, name), chosen, errors, loss))
+            numbers = sum(forms.weights[role].numel() for role in mine)
+            choices.append(LinearChoice(name, numbers, chosen, errors, loss))
     return found, tuple(choices)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Tokens that linears read. x: smoothed, (tokens, in). outputs: of the float linears by role, (tokens, out)."""
+
+    x: Tensor
+    outputs: Mapping[str, Tensor]
 
 
 class _Forms:
@@ -69,9 +74,11 @@ class _Forms:
         if heard is not None and heard.moments is not None and len(heard.x):
             self.made[FEEDBACK] = self._with_feedback(heard)
         if heard is not None and len(heard.x) and any(layer.bias(role) is not None for role in roles):
-            self.made |= {f"{name}{CORRECTED}": self._corrected(form, heard) for name, form in self.made.items()}
+            seen = self._seen(heard)
+            self.made |= {f"{name}{CORRECTED}": self._corrected(form, seen) for name, form in self.made.items()}
         if apart is not None and len(apart.x):
-            self.errors = {name: self._errors(form, apart) for name, form in self.made.items()}
+            seen = self._seen(apart)
+            self.errors = {name: self._errors(form, seen) for name, form in self.made.items()}
 
     @property
     def best(self) -> str:
@@ -93,33 +100,29 @@ class _Forms:
             for role, part, own in zip(self.roles, parts, scale.split(rows), strict=True)
         }
 
-    def _corrected(self, form: Form, heard: Heard) -> Form:
+    def _corrected(self, form: Form, seen: _Seen) -> Form:
         found: Form = {}
         for role, one in form.items():
-            bias, (wanted, made) = self.layer.bias(role), self._outputs(role, one, heard.x)
-            found[role] = one if bias is None else Rounded(one.weight, one.weight_scale, bias + (wanted - made).mean(0))
+            bias = self.layer.bias(role)
+            if bias is not None:
+                one = replace(one, bias=bias + (seen.outputs[role] - self._output(role, one, seen)).mean(0))
+            found[role] = one
         return found
 
-    def _errors(self, form: Form, apart: Heard) -> dict[str, float]:
+    def _errors(self, form: Form, seen: _Seen) -> dict[str, float]:
         found = {}
         for role, one in form.items():
-            wanted, made = self._outputs(role, one, apart.x)
+            wanted, made = seen.outputs[role], self._output(role, one, seen)
             signal = wanted.square().sum(dim=1)
-            weight = 1 / signal.clamp_min(1e-6 * signal.mean().clamp_min(1e-30))
+            weight = 1 / signal.clamp_min(LEAST * signal.mean().clamp_min(1e-30))
             found[role] = ((made - wanted).square().sum(dim=1) @ weight / (signal @ weight).clamp_min(1e-30)).item()
         return found
 
-    def _outputs(self, role: str, one: Rounded, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The outputs of the smoothed linear in float and in the target's arithmetic, (tokens, out). x: its input
-        before smoothing, (tokens, in)."""
-        smoothed, bias = x / self.column, self.layer.bias(role)
-        own = bias if one.bias is None else one.bias
-        made = w8a8_linear(smoothed, one.weight, one.weight_scale, self.scheme.activations, self.static, own)
-        return float_linear(smoothed, self.weights[role], bias), made
+    def _seen(self, heard: Heard) -> _Seen:
+        x = heard.x / self.column
+        return _Seen(x, {role: float_linear(x, weight, self.layer.bias(role)) for role, weight in self.weights.items()})
 
-
-def _numbers(model: Model, index: int, name: str) -> int:
-    shapes = [
-        model.family.shape(role, model.geometry) for role in model.quantized_roles if model.linear(index, role) == name
-    ]
-    return sum(rows * columns for rows, columns in shapes)
+    def _output(self, role: str, one: Rounded, seen: _Seen) -> Tensor:
+        """The output of a linear in the target's arithmetic, (tokens, out)."""
+        bias = self.layer.bias(role) if one.bias is None else one.bias
+        return w8a8_linear(seen.x, one.weight, one.weight_scale, self.scheme.activations, self.static, bias)

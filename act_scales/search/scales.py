@@ -10,7 +10,7 @@ A candidate is no smoothing, the paper's equation with an alpha, or a scale that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,15 +19,16 @@ from torch import Tensor
 from act_scales.search.statistics import Heard, Statistics
 from smoothquant.artifacts.plan import BALANCED, NONE, GroupChoice
 from smoothquant.balance import Group
-from smoothquant.choose import equation, held, shared, spread
+from smoothquant.choose import group_ranges, held, shared, spread
 from smoothquant.family import SmoothingGroup
 from smoothquant.fold import Scales
 from smoothquant.layers import FloatLayer
 from smoothquant.model import Model
 from smoothquant.quantization import input_scale, quantize_input
 from smoothquant.roles import ROUTER
-from smoothquant.scheme import Scheme
+from smoothquant.scheme import Precision, Scheme
 from smoothquant.settings import SmoothingSettings
+from smoothquant.smoothing import smoothing_scale
 
 ROWS = 2048  # rows of a group's weights that the descent looks at
 
@@ -37,7 +38,8 @@ class Policy:
     """What a search may choose from.
 
     name: in the plan. alphas: the candidates beside no smoothing. balanced: whether a balanced scale is one, too.
-    fixed: the alpha that all groups take, whatever the others would give. ordinary: whether noise is held against the
+    fixed: the alpha that all groups take, whatever the others would give. compared: whether it is found out what
+    candidates give; only a fixed alpha can do without. ordinary: whether noise is held against the
     signal of ordinary tokens, and each token's weighs by its own; else against the mean square over all tokens, most of
     which may be a few tokens' spikes.
     """
@@ -46,6 +48,7 @@ class Policy:
     alphas: tuple[float, ...]
     balanced: bool = True
     fixed: float | None = None
+    compared: bool = True
     ordinary: bool = False
 
 
@@ -75,11 +78,9 @@ class ScaleSearch:
         self.scheme, self.settings = scheme, settings
 
     def choose(self, policy: Policy) -> tuple[Scales, tuple[GroupChoice, ...]]:
-        """The scales by a policy, as the folds hold them, and why. Groups whose linears all stay in float have none."""
+        """The scales by a policy, as the folds hold them, and why."""
         choices, wanted = [], {}
         for group in self.settings.chosen(self.model.groups, self.model.quantized_roles):
-            if any(self.model.linear(self.source.index, role) in self.scheme.float_linears for role in group.linears):
-                continue
             choice, scale = self._scale(group, policy)
             choices.append(choice)
             if scale is not None:
@@ -90,23 +91,24 @@ class ScaleSearch:
 
     def _scale(self, group: SmoothingGroup, policy: Policy) -> tuple[GroupChoice, Tensor | None]:
         """The choice for a group, and its scale for the channels of the source; None for no smoothing."""
-        model, act = self.model, self.ranges.act
-        options = {f"{alpha:g}": equation(model, self.source, act, group, alpha) for alpha in policy.alphas}
+        model, act, roles = self.model, self.ranges.act, _quantized(group)
+        reach = group_ranges(model, self.source, act, group)
+        options = {f"{alpha:g}": smoothing_scale(*reach, alpha) for alpha in policy.alphas}
         tried: dict[str, float] = {}
-        heard = self.heard.input(_quantized(group)[0])
-        if heard is None or not act[group.linears[0]].any() or not any(map(heard.energy, _quantized(group))):
+        heard = self.heard.input(roles[0])
+        if heard is None or not act[roles[0]].any() or not any(map(heard.energy, roles)):
             recipe = f"{self.settings.alpha:g}"  # no token came here, or nothing goes in or out
             chosen = recipe if recipe in options else next(iter(options))
-        else:
-            whole = self._group(group, heard, policy.ordinary)
+        elif policy.compared:
+            judge = self._judge(group, heard, policy.ordinary)
             wide = {name: spread(model, group, scale) for name, scale in options.items()}
-            wide[NONE] = torch.ones_like(act[group.linears[0]])
-            tried = {name: self._noise(group, heard, whole, scale, policy.ordinary) for name, scale in wide.items()}
+            wide[NONE] = torch.ones_like(act[roles[0]])
+            tried = {name: judge.noise(scale) for name, scale in wide.items()}
             chosen = min(tried, key=lambda name: tried[name])
             if policy.balanced:
-                balanced = whole.balanced(wide[chosen])
+                balanced = judge.whole.balanced(wide[chosen])
                 options[BALANCED] = shared(model, group, balanced)
-                tried[BALANCED] = self._noise(group, heard, whole, balanced, policy.ordinary)
+                tried[BALANCED] = judge.noise(balanced)
                 chosen = min(tried, key=lambda name: tried[name])
         if policy.fixed is not None:
             chosen = f"{policy.fixed:g}"
@@ -114,47 +116,73 @@ class ScaleSearch:
         choice = GroupChoice(self.source.index, names, group.through, tried, chosen)
         return choice, None if chosen == NONE else options[chosen]
 
-    def _group(self, group: SmoothingGroup, heard: Heard, ordinary: bool) -> Group:
+    def _judge(self, group: SmoothingGroup, heard: Heard, ordinary: bool) -> _Judge:
+        roles, apart = _quantized(group), self.apart.input(_quantized(group)[0])
+        weights = {role: self.source.weights[role].float() for role in roles}
+        judging = apart if apart is not None and len(apart.x) else heard
+        return _Judge(
+            whole=self._group(group, weights, heard, ordinary),
+            weights=weights,
+            x=judging.x,
+            token_weight=judging.token_weight(roles),
+            signals=_signals(judging, roles, ordinary),
+            activations=self.scheme.activations,
+        )
+
+    def _group(self, group: SmoothingGroup, weights: Mapping[str, Tensor], heard: Heard, ordinary: bool) -> Group:
+        """The group as rounding sees it. weights: of its linears by role, float32 (out, in)."""
         roles = _quantized(group)
-        weight = heard.token_weight(roles)
-        signals = {role: heard.signal(role, weight) if ordinary else heard.energy(role) for role in roles}
-        share = {role: 1 / found for role, found in signals.items() if found}
-        weights = {role: self.source.weights[role].float() for role in share}
-        rows = sum(len(each) for each in weights.values())
-        step = max(1, rows // ROWS)  # every so many rows, and each for so many
+        share = {role: 1 / found for role, found in _signals(heard, roles, ordinary).items() if found}
+        weights = {role: weights[role] for role in share}
+        token_weight = heard.token_weight(roles)
+        step = max(1, sum(map(len, weights.values())) // ROWS)  # every so many rows, and each for so many
         ones = torch.ones_like(self.ranges.act[roles[0]])
-        squares = weight @ heard.x.square() if ordinary or heard.moments is None else heard.moments.mean_square
+        squares = token_weight @ heard.x.square() if ordinary or heard.moments is None else heard.moments.mean_square
         left = squares
         if heard.moments:
             left = squares * heard.moments.unforetold if ordinary else heard.moments.left_over
         places = torch.arange(self.model.geometry.kv_size) if group.through == "attention" else None
         return Group(
             tokens=heard.x.abs(),
-            token_weight=weight,
-            rows=torch.cat([each[::step].abs() for each in weights.values()]),
-            row_weight=torch.cat([_row_weight(each, step, share[role]) for role, each in weights.items()]),
-            columns=sum((share[role] * each.square().sum(dim=0) for role, each in weights.items()), 0 * ones),
+            token_weight=token_weight,
+            rows=torch.cat([weight[::step].abs() for weight in weights.values()]),
+            row_weight=torch.cat([_row_weight(weight, step, share[role]) for role, weight in weights.items()]),
+            columns=sum((share[role] * weight.square().sum(dim=0) for role, weight in weights.items()), 0 * ones),
             left_over=left,
             mean_square=squares,
             source=None if places is None else spread(self.model, group, places),
             reach=self.ranges.act[roles[0]] if self.scheme.activations.static else None,
         )
 
-    def _noise(self, group: SmoothingGroup, heard: Heard, whole: Group, scale: Tensor, ordinary: bool) -> float:
-        """The noise of a group's outputs over their signal, summed over its linears. scale: (in,)."""
-        roles = _quantized(group)
-        apart = self.apart.input(roles[0])
-        heard = apart if apart is not None and len(apart.x) else heard
-        weight, total = heard.token_weight(roles), whole.noise(scale)[1]
-        smoothed = heard.x / scale
-        step = input_scale(self.ranges.act[roles[0]] / scale) if self.scheme.activations.static else None
-        integers, found = quantize_input(smoothed, self.scheme.activations, step)
-        errors = (integers * found - smoothed) * scale
-        for role in roles:
-            noise = (errors @ self.source.weights[role].float().T).square().sum(dim=1)
-            signal = heard.signal(role, weight) if ordinary else heard.energy(role)
-            total += (noise @ weight).item() / max(signal, 1e-30)
+
+@dataclass(frozen=True)
+class _Judge:
+    """What the scales of one group cost. weights: of its linears by role, float32 (out, in). x: tokens that go through
+    the target's rounding, (tokens, in). token_weight: (tokens,). signals: by role, what noise is held against."""
+
+    whole: Group
+    weights: Mapping[str, Tensor]
+    x: Tensor
+    token_weight: Tensor
+    signals: Mapping[str, float]
+    activations: Precision
+
+    def noise(self, scale: Tensor) -> float:
+        """The noise of the outputs over their signal, summed over the linears. scale: (in,)."""
+        smoothed, reach = self.x / scale, self.whole.reach
+        step = None if reach is None else input_scale(reach / scale)
+        integers, found = quantize_input(smoothed, self.activations, step)
+        errors, total = (integers * found - smoothed) * scale, self.whole.noise(scale)[1]
+        for role, weight in self.weights.items():
+            noise = (errors @ weight.T).square().sum(dim=1)
+            total += (noise @ self.token_weight).item() / max(self.signals[role], 1e-30)
         return total
+
+
+def _signals(heard: Heard, roles: Sequence[str], ordinary: bool) -> dict[str, float]:
+    """The mean squares of outputs by role: of ordinary tokens, or of all."""
+    weight = heard.token_weight(roles)
+    return {role: heard.signal(role, weight) if ordinary else heard.energy(role) for role in roles}
 
 
 def _quantized(group: SmoothingGroup) -> tuple[str, ...]:

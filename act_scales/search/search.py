@@ -213,7 +213,8 @@ class _Search:
         return maxima.split()[0]
 
     def _trial(self, policy: Policy) -> tuple[PlanOutcome, tuple[GroupChoice, ...]]:
-        under_way = Pass(self.target, policy, self.chosen[:TRIAL], self.apart[:JUDGES], self._reach)
+        alone = replace(policy, compared=policy.fixed is None)  # the winner's pass tells what others would give
+        under_way = Pass(self.target, alone, self.chosen[:TRIAL], self.apart[:JUDGES], self._reach)
         for index in range(self.layers):
             under_way.take(float_layer(self.model, index))
             self._step(index + 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,9 +38,9 @@ class Heard:
     sums: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def x(self) -> Tensor:
-        """The sampled tokens, float32 (tokens, in)."""
+        """The sampled tokens, float32 (tokens, in), once the layer has been heard."""
         return torch.cat(self.parts) if self.parts else torch.empty(0, 0)
 
     def energy(self, role: str) -> float:

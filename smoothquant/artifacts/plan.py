@@ -20,7 +20,7 @@ PLAN = "plan.json"
 ACT_SCALES = "act_scales.safetensors"
 STEP = "search"
 NONE, BALANCED = "none", "balanced"  # names of candidates; all others are alphas
-NEAREST, FEEDBACK, KEPT = "nearest", "error feedback", "float"
+NEAREST, FEEDBACK = "nearest", "error feedback"
 CORRECTED = " and bias"  # behind the name of a rounding
 
 
@@ -39,7 +39,7 @@ class GroupChoice:
 
 @dataclass(frozen=True)
 class LinearChoice:
-    """How one linear is stored. rounding: "nearest", "error feedback" or "float". errors: by rounding, and with
+    """How one linear is stored. rounding: "nearest" or "error feedback". errors: by rounding, and with
     " and bias" where its bias was corrected, too, the squared error of its output over the square of its output, on
     tokens that rounding has not seen. loss: the noise that it puts on the residual stream, over the stream."""
 
