@@ -40,8 +40,8 @@ def choose_scales(
 def group_ranges(
     model: Model, source: FloatLayer, act: Mapping[str, Tensor], group: SmoothingGroup
 ) -> tuple[Tensor, Tensor]:
-    """The maxima of a group's input and of its linears' weights, from which the paper's equation makes a scale, float32,
-    for the channels of its source. act: as in `choose_scales`."""
+    """The maxima of a group's input and of its linears' weights, float32, for the channels of its source: the paper's
+    equation makes a scale from them. act: as in `choose_scales`."""
     columns = [absmax(source.weights[role], dim=0).float() for role in group.linears]
     weight_absmax = torch.stack(columns).amax(dim=0)
     return shared(model, group, act[group.linears[0]]), shared(model, group, weight_absmax)

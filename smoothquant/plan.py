@@ -10,8 +10,6 @@ layers/00000.safetensors        by module name, as matrices lie on disk
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -23,11 +21,14 @@ from torch import Tensor
 
 from smoothquant.artifacts.plan import ACT_SCALES, PLAN, STEP, PlanFacts
 from smoothquant.artifacts.record import read
+from smoothquant.artifacts.smoothing_file import ABSMAX, SCALE
+from smoothquant.digests import combined
 from smoothquant.errors import UserError, raise_refusal
 from smoothquant.fold import Rounded, Scales
+from smoothquant.int8_checkpoint import BIAS, WEIGHT, WEIGHT_SCALE
 from smoothquant.model import Model
 from smoothquant.outputs import check_content, load_manifest
-from smoothquant.plan_tensors import ABSMAX, BIAS, DO, SCALE, WEIGHT, WEIGHT_SCALE, check_tensors
+from smoothquant.plan_tensors import DO, check_tensors
 from smoothquant.reading import read_object
 
 
@@ -150,8 +151,4 @@ def read_plan(folder: str | Path) -> Plan:
         )
     check_content(folder, manifest)
     facts = read(PlanFacts, read_object(folder / PLAN), str(folder / PLAN))
-    return Plan(folder, facts, _fingerprint(manifest.contents))
-
-
-def _fingerprint(contents: Mapping[str, str]) -> str:
-    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:16]
+    return Plan(folder, facts, combined(manifest.contents))

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from smoothquant.artifacts.smoothing_file import ABSMAX, SCALE
 from smoothquant.errors import UserError
+from smoothquant.int8_checkpoint import BIAS, WEIGHT, WEIGHT_SCALE
 from smoothquant.model import Model
 from smoothquant.quantization import QMAX
 from smoothquant.roles import ROUTER
 from smoothquant.settings import SmoothingSettings
 
-SCALE, ABSMAX, WEIGHT, WEIGHT_SCALE, BIAS = ".smoothing_scale", ".input_absmax", ".weight", ".weight_scale", ".bias"
 DO = "search this model again: smoothquant search MODEL --text FILE --out PLAN"
 
 Numbers = tuple[str, Callable[[Tensor], bool]]  # what the numbers of a tensor are, in words; whether they are

@@ -51,7 +51,7 @@ def linears_to_keep(
         return _of_kinds(choice.split(","), model)
     inputs = measured(model, input_absmax, input_mean_square or {}, settings, steps, progress)
     if budget:
-        check_budget(choice, [one.numbers for one in inputs])
+        check_budget(choice, budget, [one.numbers for one in inputs])
     chosen = worth(inputs, budget) if budget else {one for one in inputs if one.loss > LIMIT}
     return tuple(dict.fromkeys(name for one in inputs if one in chosen for name in one.names))
 
@@ -88,9 +88,10 @@ def worth(inputs: Sequence[SharedInput], budget: float) -> set[SharedInput]:
     return chosen
 
 
-def check_budget(choice: str, sizes: Sequence[int]) -> None:
-    """Raise UserError for a budget that buys nothing. choice: as in "5%". sizes: the bytes of all inputs' linears."""
-    if (budget_of(choice) or 1.0) * sum(sizes) < min(sizes):
+def check_budget(choice: str, budget: float, sizes: Sequence[int]) -> None:
+    """Raise UserError for a budget that buys nothing. choice: its share as "5%" spells it. sizes: the bytes of all
+    inputs' linears."""
+    if budget * sum(sizes) < min(sizes):
         raise UserError(
             f"a budget of {choice} for linears in float, which none of this model fits into",
             expected=f"at least {min(sizes) / sum(sizes):.2%}, its smallest",

@@ -80,7 +80,6 @@ def _searched(
     """What a search is to find; None where options say alpha or groups, or that there is none, and for a recipe with
     steps of its own."""
     from act_scales.search import LEAST_SEQUENCES, Wanted
-    from smoothquant.static import budget_of
     from smoothquant.steps import DEFAULT
 
     if arguments.no_search or arguments.alpha is not None or arguments.groups is not None:
@@ -90,9 +89,7 @@ def _searched(
     if len(text.sequences) < LEAST_SEQUENCES:
         ui.note(f"{len(text.sequences)} sequences are too few to search on: the recipe's alpha it is")
         return None
-    budget = budget_of(search.USUAL[scheme.activations.form])
-    assert budget is not None
-    return Wanted(scheme, settings, budget)
+    return Wanted(scheme, settings, search.USUAL[scheme.activations.form])
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from smoothquant.artifacts.plan import PlanFacts
     from smoothquant.model import Model
 
-USUAL = {"per-token": "5%", "per-tensor": "10%"}  # linears in float
+USUAL = {"per-token": 0.05, "per-tensor": 0.1}  # the share of the bytes for linears in float
 GIB = 1 << 30
 
 
@@ -86,12 +86,15 @@ def wanted_of(arguments: argparse.Namespace, model: Model) -> Wanted:
     from smoothquant.static import budget_of, check_budget
 
     alpha, _ = options.usual_alpha(model)
-    asked = arguments.keep_float or ("none" if arguments.target_kl is not None else USUAL[arguments.act])
-    budget = 0.0 if asked == "none" else budget_of(asked)
-    if budget is None:
-        raise UserError(f"--keep-float {asked}", expected="none, or a share of the bytes, as in 5%")
-    if arguments.keep_float and budget:
-        check_budget(asked, sizes(model))
+    asked, budget = arguments.keep_float, 0.0
+    if asked is None and arguments.target_kl is None:
+        budget = USUAL[arguments.act]
+    elif asked not in (None, "none"):
+        share = budget_of(asked)
+        if share is None:
+            raise UserError(f"--keep-float {asked}", expected="none, or a share of the bytes, as in 5%")
+        check_budget(asked, share, sizes(model))
+        budget = share
     if arguments.target_kl is not None and not 0 < arguments.target_kl < float("inf"):
         raise UserError(f"--target-kl {arguments.target_kl}", expected="a number above 0, as 0.005")
     if not 0 < arguments.hessian_memory < 1 << 20:
