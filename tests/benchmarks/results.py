@@ -38,9 +38,10 @@ def machine() -> dict:
 
 
 def publish(name: str, rows: Sequence[Row], details: Mapping | None = None) -> None:
-    """Print the rows and write results/NAME.json."""
+    """Print the rows and write results/NAME.json. Its command names what lies elsewhere by the name alone."""
     show(rows)
-    store(FOLDER / f"{name}.json", " ".join(["python -m", f"tests.benchmarks.{name}", *sys.argv[1:]]), rows, details)
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    store(FOLDER / f"{name}.json", " ".join(["python -m", f"tests.benchmarks.{name}", *words]), rows, details)
 
 
 def show(rows: Sequence[Row]) -> None:
