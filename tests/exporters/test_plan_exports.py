@@ -19,10 +19,10 @@ from exporters.huggingface import ModelOptWriter, SmoothedWriter, W8A8Writer
 from exporters.onnx import OnnxWriter
 from exporters.trtllm import MODES, Mode, Ranks, TrtllmWriter
 from smoothquant.errors import OutputError, UserError
+from smoothquant.int8_checkpoint import BIAS, WEIGHT, WEIGHT_SCALE
 from smoothquant.layers import float_layer
 from smoothquant.outputs import load_manifest
 from smoothquant.plan import layer_file, read_plan
-from smoothquant.plan_tensors import BIAS, WEIGHT, WEIGHT_SCALE
 from smoothquant.scheme import PER_TENSOR, PER_TOKEN, SHARED_CACHES, Scheme
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import quantize_layer, smoothed_layers

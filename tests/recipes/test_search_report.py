@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from smoothquant.plan import read_plan
-from tests.builders.validate.report.test_report import Page
+from tests.builders.validate.report.pages import Page
 from tests.forked import smoothquant as forked
 from tests.models import save_llama
 from tests.recipes.test_bad_input import assert_one_line, smoothquant
