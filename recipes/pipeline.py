@@ -226,7 +226,7 @@ def _passes(job: Job, plans: Mapping[Wanted, Plan]) -> Iterator[tuple[Source, li
         together.setdefault(shared, []).append(output)
     for (settings, steps, quantized, wanted), outputs in together.items():
         if wanted:
-            yield source_by_plan(job.model, plans[wanted].for_model(job.model), steps), outputs
+            yield source_by_plan(job.model, plans[wanted], steps), outputs
         else:
             yield source_of(job.model, job.out / ACT_SCALES if quantized else None, settings, steps), outputs
 
