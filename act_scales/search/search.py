@@ -107,6 +107,7 @@ def search(
     }
     with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
         if not work.finished:
+            work.require(numbers_of(model))  # an int8 each
             _Search(target, wanted, text, chosen, apart, work, progress).run()
     plan = read_plan(out)
     if wanted.target_kl is not None:

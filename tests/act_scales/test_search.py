@@ -25,7 +25,7 @@ from exporters.onnx import OnnxWriter
 from recipes.pipeline import source_by_plan
 from smoothquant.artifacts.plan import CORRECTED, FEEDBACK, NEAREST, LinearChoice
 from smoothquant.contract import TOLERANCE, Contract
-from smoothquant.errors import UserError
+from smoothquant.errors import OutputError, UserError
 from smoothquant.plan import read_plan
 from smoothquant.scheme import PER_TOKEN, scheme_of
 from smoothquant.stream import smoothed_layers
@@ -251,3 +251,14 @@ def test_the_record_is_plain_json(made: Callable[..., Searched]) -> None:
     """Which any reader takes: no NaN, no Infinity."""
     content = (made("mixtral", "per-tensor", "int8").plan.folder / "plan.json").read_text()
     json.loads(content, parse_constant=pytest.fail)
+
+
+def test_a_disk_too_small_is_said_before_any_work(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = type("Usage", (), {"free": 1 << 20})
+    monkeypatch.setattr("smoothquant.workroom.shutil.disk_usage", lambda folder: free)
+    seen: list[tuple[int, int]] = []
+    with pytest.raises(OutputError, match="free on this disk"):
+        search(open_llama(llama_folder), TEXT, tmp_path / "plan", Wanted(), progress=lambda *now: seen.append(now))
+    assert not seen
