@@ -7,9 +7,7 @@ python -m tests.benchmarks.vllm_perplexity MODEL --calibration valid.txt --text 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -33,7 +31,7 @@ from smoothquant.stream import quantize_layer, smoothed_layers
 from tests.benchmarks.results import Row, publish
 from tests.families.case import run
 from tests.servers.environments import VLLM
-from tests.servers.test_vllm import WORKER
+from tests.servers.in_vllm import in_vllm
 
 LIMIT = 0.003  # of our own arithmetic
 
@@ -62,7 +60,8 @@ def main() -> None:
             kept = linears_to_keep("none", model, source.input_absmax, settings)
             assert kept == ()
         export(source, [W8A8Writer(root / "w8a8", scheme)])
-        served = in_vllm([Path(given.model), root / "w8a8"], text.sequences)
+        answers = in_vllm([Path(given.model), root / "w8a8"], [ids.tolist() for ids in text.sequences])
+        served = [perplexity([torch.tensor(one) for one in answer["log_probabilities"]]) for answer in answers]
         ids = torch.stack(list(text.sequences))
         bfloat16 = torch.bfloat16
         found = {
@@ -105,16 +104,6 @@ def ours(model: Model, layers: Sequence | None, ids: Tensor, dtype: torch.dtype)
 
 def perplexity(log_probabilities: Sequence[Tensor]) -> float:
     return math.exp(-torch.cat(list(log_probabilities)).mean().item())
-
-
-def in_vllm(folders: Sequence[Path], sequences: Sequence[Tensor]) -> list[float]:
-    """The perplexity in each folder."""
-    asked = {"folders": [str(folder) for folder in folders], "sequences": [ids.tolist() for ids in sequences]}
-    found = subprocess.run(
-        [str(VLLM.python), str(WORKER)], input=json.dumps(asked), capture_output=True, text=True, check=True
-    )
-    answers = [json.loads(line) for line in found.stdout.splitlines() if line.startswith("{")]
-    return [perplexity([torch.tensor(one) for one in answer["log_probabilities"]]) for answer in answers]
 
 
 if __name__ == "__main__":

@@ -15,11 +15,8 @@ What vLLM does depends on the processor: with AMX or without. The table knows bo
 from __future__ import annotations
 
 import functools
-import json
 import math
-import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -38,6 +35,7 @@ from tests import zoo
 from tests.families.case import Case
 from tests.models import sample_ids
 from tests.servers.environments import VLLM
+from tests.servers.in_vllm import in_vllm
 
 pytestmark = [
     pytest.mark.server,
@@ -46,7 +44,6 @@ pytestmark = [
 
 Record = Callable[[str, object], None]
 
-WORKER = Path(__file__).with_name("vllm_worker.py")
 WIDE = {"hidden_size": 256, "num_attention_heads": 4}  # heads of 64 channels: vLLM's kernels take no fewer than 32
 FORMS = {"per-token": "w8a8", "per-tensor": "w8a8 static"}  # of a `Case`
 MODELOPT = "modelopt"
@@ -117,18 +114,7 @@ class Served:
                 folders |= {f"{act} {names[0]}": changed(folders[act], names) for names in self.scales(act)}
         if self.case.name == "llama":
             folders[MODELOPT] = self.case.export(MODELOPT)
-        asked = {"folders": [str(folder) for folder in folders.values()], "sequences": self.ids.tolist()}
-        found = subprocess.run(
-            [str(VLLM.python), str(WORKER)],
-            input=json.dumps(asked),
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "PYTHONSAFEPATH": "1"},  # beside the worker lies `triton`, which is no package of vLLM's
-        )
-        answers = [json.loads(line) for line in found.stdout.splitlines() if line.startswith("{")]
-        assert len(answers) == len(folders), found.stderr[-2000:]
-        return dict(zip(folders, answers, strict=True))
+        return dict(zip(folders, in_vllm(list(folders.values()), self.ids.tolist()), strict=True))
 
     def scales(self, act: str) -> list[list[str]]:
         """Names of the scales of the first layer, every expert's too; those that a control changes together."""
