@@ -19,7 +19,7 @@ from torch import Tensor
 
 from smoothquant import float16
 from smoothquant.artifacts.manifest import Origin, Promise
-from smoothquant.artifacts.ports import CACHED
+from smoothquant.artifacts.ports import CACHED, KEY
 from smoothquant.artifacts.record import as_json
 from smoothquant.artifacts.safetensors_files import save_tensors
 from smoothquant.artifacts.smoothing_file import ENDS, SMOOTHING, tensors
@@ -253,8 +253,10 @@ def _weights(writer: Writer) -> Precision:
 
 
 def _explain(model: Model, layer: SmoothedLayer) -> dict[str, Tensor]:
+    scales = {model.linear(layer.index, role): scale for role, scale in layer.column.items()}
+    keys = {} if layer.keys is None else {model.family.module(layer.index, KEY): layer.keys}
     return tensors(
-        smoothing_scale={model.linear(layer.index, role): scale for role, scale in layer.column.items()},
+        smoothing_scale=scales | keys,
         input_absmax={model.linear(layer.index, role): absmax for role, absmax in layer.input_absmax.items()},
         cache_scale={
             model.family.module(layer.index, part): scale

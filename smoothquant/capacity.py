@@ -19,13 +19,13 @@ class Capacity:
     name: the name of the format or of its engines in errors.
     groups: the choices of groups that it can hold; "default" stands for the first.
     smoother_dtype: the dtype of run-time scales in its engines.
-    shared_cache_scale: whether its KV cache has one scale for keys and values.
+    cache: its KV cache, as in `SmoothingSettings`.
     """
 
     name: str = "engines that smooth nothing themselves"
     groups: tuple[str, ...] = GROUPS
     smoother_dtype: str = SmoothingSettings.smoother_dtype
-    shared_cache_scale: bool = False
+    cache: str = SmoothingSettings.cache
 
     def settings(self, model: Model, alpha: float | None = None, groups: str | None = None) -> SmoothingSettings:
         """The smoothing settings for a user's options; None stands for the default.
@@ -39,7 +39,7 @@ class Capacity:
             SmoothingSettings.alpha if alpha is None else alpha,
             groups,
             self.smoother_dtype if divides else SmoothingSettings.smoother_dtype,
-            self.shared_cache_scale,
+            self.cache,
         )
         self.check(settings, model)
         return settings
@@ -57,10 +57,9 @@ class Capacity:
                 f"run-time scales in {settings.smoother_dtype} with {self.name}",
                 expected=f"the engine's {self.smoother_dtype}",
             )
-        if settings.shared_cache_scale != self.shared_cache_scale:
+        if "shared" in (settings.cache, self.cache) and settings.cache != self.cache:  # keys may always be smoothed
             raise UserError(
-                f"smoothing with shared_cache_scale={settings.shared_cache_scale} with {self.name}",
-                expected=f"{self.shared_cache_scale}: the scales of its KV cache",
+                f"smoothing for a KV cache {settings.cache!r} with {self.name}", expected=f"one for {self.cache!r}"
             )
         if settings.groups != "none" and not settings.chosen(model.groups, model.quantized_roles):
             raise UserError(

@@ -60,6 +60,10 @@ def held(
     its source. The other arguments are those of `choose_scales`."""
     column: dict[str, Tensor] = {}
     norms: dict[str, Norm] = {}
+    reach_of_keys = kv_cache.key_reach(model.geometry, index, source.norms, output)
+    keys = None
+    if settings.smooths_keys and reach_of_keys is not None:
+        keys = kv_cache.key_divisor(source.norms, reach_of_keys)
     for group, scale in wanted.items():
         reach = act[group.linears[0]]
         if group.through == "norm":
@@ -71,12 +75,13 @@ def held(
             scale = hold(smoothing.skip_dead_channels(scale, reach), getattr(torch, settings.smoother_dtype))
         else:
             scale = smoothing.skip_dead_channels(scale, shared(model, group, reach))
-            if group.through == "attention" and settings.shared_cache_scale:
-                scale = kv_cache.match(scale, output["v"], kv_cache.key_absmax(output["k"], model.geometry, index))
+            if group.through == "attention" and settings.cache == "shared" and reach_of_keys is not None:
+                furthest = (reach_of_keys if keys is None else reach_of_keys / keys).amax()
+                scale = kv_cache.match(scale, output["v"], furthest)
             scale = spread(model, group, scale)
         column |= dict.fromkeys(group.linears, scale)
     smoothed = {role: reach / column[role] if role in column else reach for role, reach in act.items()}
-    return Scales(column, smoothed, norms)
+    return Scales(column, smoothed, norms, keys)
 
 
 def shared(model: Model, group: SmoothingGroup, values: Tensor) -> Tensor:

@@ -5,7 +5,8 @@
     linear      the rows of the linear before (up -> down, fc1 -> fc2)
     run-time    nothing: the engine divides the input
 
-In every case it multiplies the columns of the linears that read the input. An export chooses scales and folds them;
+In every case it multiplies the columns of the linears that read the input. The divisor of keys (`kv_cache`) divides the
+rows of k and multiplies those of q, or the weights of the norms behind them. An export chooses scales and folds them;
 validation reads the recorded scales and folds them by the same function.
 """
 
@@ -36,11 +37,13 @@ class Scales:
     input_absmax: for each role the calibrated maxima of the smoothed input, float32 (in,).
     norms: by role, the smoothed norms that the choice has rounded. The scale is the divisor that the rounded weight
         really has.
+    keys: the divisor of keys in an 8-bit cache, float32 (kv_size,); None where they stay as they are.
     """
 
     column: Mapping[str, Tensor]
     input_absmax: Mapping[str, Tensor]
     norms: Mapping[str, Norm] = field(default_factory=dict)
+    keys: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class SmoothedLayer:
     row: for each role float32 (out,), which divides the weight's rows and the bias (this linear feeds a smoothed one).
     norms: the norms by role, with smoothing folded in; weights in the dtype on disk, biases of smoothed norms in
         float32.
+    keys: the divisor of keys, float32 (kv_size,), if there is one.
     smoother: for each role the scale of `column` that the engine divides the input by at run time.
     input_absmax: for each role the calibrated maxima of the smoothed input, float32 (in,); empty without act scales.
     output_absmax: for each role the calibrated maxima of the smoothed linear's output, float32 (out,), if known.
@@ -77,6 +81,7 @@ class SmoothedLayer:
     column: dict[str, Tensor] = field(default_factory=dict)
     row: dict[str, Tensor] = field(default_factory=dict)
     smoother: dict[str, Tensor] = field(default_factory=dict)
+    keys: Tensor | None = None
     output_absmax: dict[str, Tensor] = field(default_factory=dict)
     cache_scales: kv_cache.Scales | None = None
     edits: tuple[Edit, ...] = ()
@@ -127,6 +132,7 @@ def fold(model: Model, index: int, source: FloatLayer, settings: SmoothingSettin
         norms={**source.norms, **scales.norms},
         input_absmax=dict(scales.input_absmax),
         column=dict(scales.column),
+        keys=scales.keys,
     )
     for group in settings.chosen(model.groups, model.quantized_roles):
         scale = scales.column.get(group.linears[0])
@@ -141,4 +147,10 @@ def fold(model: Model, index: int, source: FloatLayer, settings: SmoothingSettin
             layer.row[group.source] = smoothing.share_over_query_heads(scale, geometry.kv_heads, geometry.head_dim)
         else:
             layer.row[group.source] = scale
+    if scales.keys is not None and "key" in layer.norms:
+        head = scales.keys[: geometry.head_dim]  # one for all heads, as the norm has
+        layer.norms |= {"key": layer.norms["key"].divided(head), "query": layer.norms["query"].divided(1 / head)}
+    elif scales.keys is not None:
+        spread = smoothing.repeat_over_query_heads(scales.keys, geometry.heads, geometry.kv_heads, geometry.head_dim)
+        layer.row |= {"k": scales.keys, "q": 1 / spread}
     return layer

@@ -2,6 +2,7 @@
 
 layers/00000.safetensors        by module name, as matrices lie on disk
     <linear>.smoothing_scale    float32 (in,), if its input is smoothed
+    <layer>.key.smoothing_scale float32 (kv_size,), if the keys of an 8-bit cache are smoothed
     <linear>.input_absmax       float32 (in,), maxima of the smoothed input
     <linear>.weight             int8 (out, in), if it was not rounded to nearest
     <linear>.weight_scale       float32 (out,), beside it
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from smoothquant.artifacts.plan import ACT_SCALES, PLAN, STEP, PlanFacts
+from smoothquant.artifacts.ports import KEY
 from smoothquant.artifacts.record import read
 from smoothquant.artifacts.smoothing_file import ABSMAX, SCALE
 from smoothquant.digests import combined
@@ -47,6 +49,8 @@ class PlannedLayer:
     def tensors(self, model: Model, index: int) -> dict[str, Tensor]:
         """The tensors of the layer's file, by name."""
         found: dict[str, Tensor] = {}
+        if self.scales.keys is not None:
+            found[model.family.module(index, KEY) + SCALE] = self.scales.keys.clone()
         for name, roles in model.stored.items():
             full, first = model.family.module(index, name), roles[0]
             for end, values in ((SCALE, self.scales.column), (ABSMAX, self.scales.input_absmax)):
@@ -136,7 +140,8 @@ class Plan:
                 weights, scales = (model.split(name, found[full + end]) for end in (WEIGHT, WEIGHT_SCALE))
                 biases = model.split(name, found[full + BIAS]) if full + BIAS in found else {}
                 rounded |= {role: Rounded(weights[role], scales[role], biases.get(role)) for role in roles}
-        return PlannedLayer(Scales(column, absmax), rounded)
+        keys = found.get(model.family.module(index, KEY) + SCALE)
+        return PlannedLayer(Scales(column, absmax, keys=keys), rounded)
 
 
 def read_plan(folder: str | Path) -> Plan:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from smoothquant.artifacts.ports import KEY
 from smoothquant.artifacts.smoothing_file import ABSMAX, SCALE
 from smoothquant.errors import UserError
 from smoothquant.int8_checkpoint import BIAS, WEIGHT, WEIGHT_SCALE
@@ -41,7 +42,7 @@ def check_tensors(
 ) -> None:
     """Raise UserError unless the tensors of a layer's file are this model's, with these settings of smoothing. where:
     the file."""
-    rules = dict(_rules(model, index))
+    rules = dict(_rules(model, index, settings))
     for name, tensor in tensors.items():
         if name not in rules:
             raise UserError(f"{where}: tensor {name}", expected=f"tensors of layer {index} of this model", do=DO)
@@ -84,6 +85,7 @@ def _check_together(
                         do=DO,
                     )
     smoothed = {model.linear(index, role) + SCALE for roles in groups for role in roles}
+    smoothed.add(model.family.module(index, KEY) + SCALE)
     for name in tensors:
         if name.endswith(SCALE) and name not in smoothed:
             raise UserError(
@@ -93,9 +95,11 @@ def _check_together(
             )
 
 
-def _rules(model: Model, index: int) -> Iterator[tuple[str, PlanTensor]]:
+def _rules(model: Model, index: int, settings: SmoothingSettings) -> Iterator[tuple[str, PlanTensor]]:
     """Every tensor that a layer's file may hold, by name."""
     family, geometry = model.family, model.geometry
+    if settings.smooths_keys:
+        yield family.module(index, KEY) + SCALE, PlanTensor(torch.float32, (geometry.kv_size,), POSITIVE)
     for name, roles in model.stored.items():
         full, shapes = family.module(index, name), [family.shape(role, geometry) for role in roles]
         rows, columns = sum(out for out, _ in shapes), shapes[0][1]

@@ -15,6 +15,7 @@ GRAPH_FACTS = "smoothquant"  # the key of an ONNX graph's metadata that holds fa
 GROUPS = ("default", "paper", "none")  # any format can hold these, since they leave nothing for run time
 RUN_TIME_GROUPS = ("run-time", "unfolded")  # only for engines that smooth an activation themselves
 SMOOTHER_DTYPES = ("float16", "bfloat16", "float32")
+CACHES = ("float", "own", "shared")
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,15 @@ class SmoothingSettings:
         "run-time" folds into the norms, and lets the engine divide the input of every other linear by a scale of its
         own; "unfolded" leaves the norms as they are and lets the engine divide every input.
     smoother_dtype: the dtype of the run-time scales in the engine.
-    shared_cache_scale: whether the engine's KV cache has one scale for keys and values; v -> o is then folded such
-        that both reach equally far.
+    cache: the KV cache that smoothing is for. "float" leaves keys as they are. For one in 8 bits all channels of keys
+        are made to reach equally far (but for the groups "paper" and "none"): "own" where keys and values have a scale
+        each, "shared" where they have one together, for which v -> o is folded such that both reach equally far.
     """
 
     alpha: float = 0.5
     groups: str = "default"
     smoother_dtype: str = "float32"
-    shared_cache_scale: bool = False
+    cache: str = "float"
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -42,6 +44,7 @@ class SmoothingSettings:
         for what, found, known in (
             ("groups", self.groups, GROUPS + RUN_TIME_GROUPS),
             ("smoother dtype", self.smoother_dtype, SMOOTHER_DTYPES),
+            ("KV cache", self.cache, CACHES),
         ):
             if found not in known:
                 raise UserError(f"{what} {found!r}", expected=f"one of {', '.join(known)}")
@@ -50,6 +53,11 @@ class SmoothingSettings:
     def at_run_time(self) -> bool:
         """Whether the engine divides inputs at run time."""
         return self.groups in RUN_TIME_GROUPS
+
+    @property
+    def smooths_keys(self) -> bool:
+        """Whether the keys of the KV cache are smoothed."""
+        return self.cache != "float" and self.groups not in ("paper", "none")
 
     def alpha_of(self, group: SmoothingGroup) -> float:
         """The migration strength of one group."""

@@ -155,7 +155,7 @@ def planned_layer(
     layer.rounded = planned.rounded
     layer.output_absmax = {role: reach / layer.row.get(role, 1) for role, reach in output.items()}
     layer.cache_scales = kv_cache.cache_scales(
-        model.geometry, source.index, layer.norms, layer.output_absmax, shared=settings.shared_cache_scale
+        model.geometry, source.index, layer.norms, layer.output_absmax, shared=settings.cache == "shared"
     )
     return layer
 

@@ -103,7 +103,7 @@ class Pass:
         layer = runnable(smoothed, target.scheme).to(target.device)
         self._text.take(layer)
         self.apart.take(layer)
-        return PlannedLayer(Scales(scales.column, smoothed.input_absmax), smoothed.rounded)
+        return PlannedLayer(Scales(scales.column, smoothed.input_absmax, keys=scales.keys), smoothed.rounded)
 
     def act_scales(self, metadata: Mapping[str, str]) -> ActScales:
         """The ranges of the inputs and outputs of all linears, as the layers before them are stored."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from torch import Tensor
 
 from smoothquant.artifacts.manifest import Origin
-from smoothquant.artifacts.ports import CACHED
+from smoothquant.artifacts.ports import CACHED, KEY
 from smoothquant.artifacts.record import as_json
 from smoothquant.artifacts.smoothing_file import SmoothingFile, read_smoothing
 from smoothquant.errors import UserError
@@ -94,6 +94,7 @@ class EngineScheme:
         scales = Scales(
             column={role: self.smoothing_scale[name] for role, name in names.items() if name in self.smoothing_scale},
             input_absmax={role: self.input_absmax[name] for role, name in names.items() if name in self.input_absmax},
+            keys=self.smoothing_scale.get(model.family.module(index, KEY)),
         )
         smoothed = replay(self.steps, fold(model, index, source, self.settings, scales))
         return replace(smoothed, rounded=self.plan.layer(model, index).rounded) if self.plan else smoothed

@@ -81,7 +81,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
 def wanted_of(arguments: argparse.Namespace, model: Model) -> Wanted:
     """What these options ask for. Raises UserError for numbers out of range."""
     from act_scales.search import Wanted
-    from smoothquant.capacity import FOLDED
+    from smoothquant.capacity import FOLDED, Capacity
     from smoothquant.sensitivity import sizes
     from smoothquant.static import budget_of, check_budget
 
@@ -99,9 +99,10 @@ def wanted_of(arguments: argparse.Namespace, model: Model) -> Wanted:
         raise UserError(f"--target-kl {arguments.target_kl}", expected="a number above 0, as 0.005")
     if not 0 < arguments.hessian_memory < 1 << 20:
         raise UserError(f"--hessian-memory {arguments.hessian_memory}", expected="GiB, above 0")
+    capacity = Capacity(cache="own") if CACHES[arguments.kv].quantized else FOLDED
     return Wanted(
         scheme_of(arguments.act, kv_cache=arguments.kv),
-        FOLDED.settings(model, alpha, arguments.groups),
+        capacity.settings(model, alpha, arguments.groups),
         budget,
         arguments.target_kl,
         int(arguments.hessian_memory * GIB),

@@ -17,7 +17,7 @@ MODEL = "model.onnx"
 INPUT_IDS, ATTENTION_MASK, POSITION_IDS = "input_ids", "attention_mask", "position_ids"
 LOGITS = "logits"
 PAST, PRESENT = "past_key_values.", "present."
-CACHED = ("key", "value")
+KEY, VALUE = CACHED = ("key", "value")
 
 
 def past(layer: int | str, part: str) -> str:

@@ -1,6 +1,7 @@
 """The file smoothquant/smoothing.safetensors of every export and engine: folded scales, and the ranges behind scales.
 
     <linear>.smoothing_scale    float32 (in,), if the input is smoothed
+    <layer>.key.smoothing_scale float32 (kv_size,), if the keys of an 8-bit cache are smoothed
     <linear>.input_absmax       float32 (in,), calibrated maxima of the smoothed input
     <layer>.key.cache_scale     float32 scalar, for an 8-bit KV cache; the same for value
 
@@ -29,8 +30,11 @@ ENDS = (SCALE, ABSMAX, CACHE_SCALE)
 
 @dataclass(frozen=True)
 class SmoothingFile:
-    """The content of a smoothing file. smoothing_scale, input_absmax: float32 (in,) for each linear. cache_scale: a
-    float32 scalar for each layer and part. digest: a hash of the file's bytes."""
+    """The content of a smoothing file.
+
+    smoothing_scale, input_absmax: float32 (in,) for each linear; the divisor of keys is in smoothing_scale, too, by
+    `<layer>.key`. cache_scale: a float32 scalar for each layer and part. digest: a hash of the file's bytes.
+    """
 
     smoothing_scale: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     input_absmax: Mapping[str, Tensor] = field(default_factory=dict, repr=False)

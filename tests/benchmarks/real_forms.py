@@ -144,6 +144,7 @@ def settings_of(model: Model) -> tuple[Setting, ...]:
     """The settings that the project offers today, for one model. Names and labels are the same for all models."""
     alpha, static = recipe_alpha(model), scheme_of("per-tensor")
     recipe, meant = SmoothingSettings(alpha), "the recipe's alpha"
+    cached = replace(recipe, cache="own")
     others = [each for each in ALPHAS if each != alpha]
     return (
         Setting(RECIPE, f"per token, {meant}", recipe),
@@ -155,7 +156,7 @@ def settings_of(model: Model) -> tuple[Setting, ...]:
             Setting(f"per-tensor-{keep}", f"per tensor, {meant}, `--keep-float {keep}`", recipe, static, keep)
             for keep in ("none", "auto", "10%", "25%")
         ),
-        Setting("kv-int8", f"per token, {meant}, INT8 KV cache", recipe, scheme_of("per-token", kv_cache="int8")),
+        Setting("kv-int8", f"per token, {meant}, INT8 KV cache", cached, scheme_of("per-token", kv_cache="int8")),
         Setting("head-int8", f"per token, {meant}, INT8 head", recipe, scheme_of("per-token", head="int8")),
         *(
             Setting(

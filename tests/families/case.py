@@ -98,7 +98,8 @@ class Case:
         return run(self.model, ids, layers, dtype)
 
     def smoothed(self, settings: SmoothingSettings) -> Iterator[SmoothedLayer]:
-        return smoothed_layers(self.model, self.act_scales.input_absmax, settings)
+        scales = self.act_scales
+        return smoothed_layers(self.model, scales.input_absmax, settings, output_absmax=scales.output_absmax)
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ SCHEMES = {
     "everything": scheme_of("per-token", kv_cache="int8", head="int8"),
     "shared": replace(PER_TOKEN, kv_cache=SHARED_CACHES["int8"]),
 }
-SHARED = SmoothingSettings(0.6, shared_cache_scale=True)
+SHARED = SmoothingSettings(0.6, cache="shared")
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +134,8 @@ REFUSED = {
     "kv": ("onnx", "plan", ("--kv", "int8"), "a KV cache in int8, per-tensor, by a plan for another target", ""),
     "float kv": ("onnx", "everything", ("--kv", "float"), "a KV cache in float", "expected a KV cache in int8"),
     "kv of w8a8": ("w8a8", "everything", (), "a KV cache in float", "expected a KV cache in int8, per-tensor"),
-    "shared kv": ("onnx", "shared", (), "shared_cache_scale=True", "expected False"),
-    "kv of trtllm": ("trtllm", "everything", (), "shared_cache_scale=False", "expected True"),
+    "shared kv": ("onnx", "shared", (), "KV cache 'shared'", "expected one for 'own'"),
+    "kv of trtllm": ("trtllm", "everything", (), "KV cache 'own'", "expected one for 'shared'"),
     "weights": (
         "trtllm",
         "plan",

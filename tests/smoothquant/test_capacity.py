@@ -14,7 +14,7 @@ from recipes.families import open_model
 from smoothquant.capacity import FOLDED, Capacity
 from smoothquant.errors import UserError
 from smoothquant.model import Model
-from smoothquant.settings import GROUPS, RUN_TIME_GROUPS, SMOOTHER_DTYPES, SmoothingSettings
+from smoothquant.settings import CACHES, GROUPS, RUN_TIME_GROUPS, SMOOTHER_DTYPES, SmoothingSettings
 from tests import zoo
 from tests.exporters.trtllm.checkpoints import with_cache
 
@@ -24,7 +24,7 @@ CAPACITIES = st.builds(
     st.just("this one"),
     st.lists(st.sampled_from(ALL), min_size=1, unique=True).map(tuple),
     st.sampled_from(SMOOTHER_DTYPES),
-    st.booleans(),
+    st.sampled_from(CACHES),
 )
 
 
@@ -39,11 +39,15 @@ def test_what_is_made_is_held(llama: Model, capacity: Capacity, alpha: float, gr
     settings = capacity.settings(llama, alpha, groups)
     divided = {wanted, capacity.groups[0]} & set(RUN_TIME_GROUPS)
     assert (settings.alpha, settings.groups) == (alpha, wanted)
-    assert settings.shared_cache_scale == capacity.shared_cache_scale
+    assert settings.cache == capacity.cache
     assert settings.smoother_dtype == (capacity.smoother_dtype if divided else "float32")
     capacity.check(settings, llama)  # and each of these changes is refused
-    with pytest.raises(UserError, match="shared_cache_scale"):
-        capacity.check(replace(settings, shared_cache_scale=not settings.shared_cache_scale), llama)
+    for cache in CACHES:
+        if "shared" in (cache, capacity.cache) and cache != capacity.cache:
+            with pytest.raises(UserError, match=f"a KV cache '{cache}' with this one; expected one for"):
+                capacity.check(replace(settings, cache=cache), llama)
+        else:
+            capacity.check(replace(settings, cache=cache), llama)  # keys may be smoothed for a float cache, too
     if settings.at_run_time:
         other = next(dtype for dtype in SMOOTHER_DTYPES if dtype != capacity.smoother_dtype)
         with pytest.raises(UserError, match=f"run-time scales in {other} with this one; expected the engine's"):
@@ -51,7 +55,7 @@ def test_what_is_made_is_held(llama: Model, capacity: Capacity, alpha: float, gr
 
 
 def test_the_usual_settings(llama: Model) -> None:
-    assert FOLDED.settings(llama) == SmoothingSettings() == SmoothingSettings(0.5, "default", "float32", False)
+    assert FOLDED.settings(llama) == SmoothingSettings() == SmoothingSettings(0.5, "default", "float32", "float")
     assert FOLDED.settings(llama, 0.0).alpha == 0  # not taken for none at all
     with pytest.raises(UserError, match=r"alpha 1\.5; expected a number in"):
         FOLDED.settings(llama, 1.5)
@@ -62,7 +66,7 @@ def test_tensorrt_llm(mode: Mode, llama: Model, tmp_path: Path) -> None:
     """By the form: with plugins, norms are folded into and o and down may be divided; without, every input is."""
     held = TrtllmWriter(tmp_path / "out", with_cache(mode, "int8"), dtype="bfloat16").smoothing
     assert set(held.groups) == ({"default", "paper", "none", "run-time"} if mode.plugin else {"unfolded", "none"})
-    usual = SmoothingSettings(0.7, "default" if mode.plugin else "unfolded", shared_cache_scale=True)
+    usual = SmoothingSettings(0.7, "default" if mode.plugin else "unfolded", cache="shared")
     expected = usual if mode.plugin else replace(usual, smoother_dtype="bfloat16")
     assert held.settings(llama, 0.7) == expected
 

@@ -81,9 +81,8 @@ def test_output_ranges_are_the_measured_ones(groups: str, kv: str, calibrated: t
     model, inputs, outputs = calibrated
     ids = sample_ids()
     hidden, positions = decoder.embed(model, ids, torch.float32), patterns(model, ids.shape[1], torch.float32)
-    for layer in smoothed_layers(
-        model, inputs, SmoothingSettings(0.5, groups, shared_cache_scale=kv == "int8"), output_absmax=outputs
-    ):
+    settings = SmoothingSettings(0.5, groups, cache="shared" if kv == "int8" else "float")
+    for layer in smoothed_layers(model, inputs, settings, output_absmax=outputs):
         seen: dict[str, Tensor] = {}
 
         def listen(role: str, _: Tensor, y: Tensor, seen: dict[str, Tensor] = seen) -> None:
@@ -101,8 +100,9 @@ def test_output_ranges_are_the_measured_ones(groups: str, kv: str, calibrated: t
             if role in seen:  # an expert that no token reached was not run
                 torch.testing.assert_close(seen[role], expected, rtol=2e-4, atol=2e-6 * expected.max().item() + 1e-12)
         if kv == "int8" and "v" in layer.row:
-            keys = kv_cache.key_absmax(layer.output_absmax["k"], model.geometry, layer.index)
-            torch.testing.assert_close(layer.output_absmax["v"].amax(), keys)
+            keys = kv_cache.key_reach(model.geometry, layer.index, layer.norms, layer.output_absmax)
+            assert keys is not None
+            torch.testing.assert_close(layer.output_absmax["v"].amax(), keys.amax())
 
 
 def test_a_dead_channel_is_not_divided(calibrated: tuple[Model, dict, dict]) -> None:
@@ -118,5 +118,5 @@ def test_settings() -> None:
     with pytest.raises(UserError, match="smoother dtype 'int4'; expected one of float16"):
         SmoothingSettings(smoother_dtype="int4")
     for groups in GROUPS + RUN_TIME_GROUPS:
-        settings = SmoothingSettings(0.7, groups, "float16", True)
+        settings = SmoothingSettings(0.7, groups, "float16", "own")
         assert SmoothingSettings(**settings.as_dict()) == settings

@@ -58,9 +58,9 @@ class Onnx(ExportTarget):
         add_keep_float(command)
 
     def smoothing(self, arguments: argparse.Namespace, model: Model) -> Capacity:
-        if not arguments.float:
-            return FOLDED
         kv = arguments.kv if arguments.kv and CACHES[arguments.kv].quantized else None
+        if not arguments.float:
+            return Capacity(cache="own") if kv else FOLDED
         asked = {"--plan": arguments.plan, "--act": arguments.act, "--kv": kv, "--alpha": arguments.alpha}
         for option, value in asked.items():
             if value is not None:

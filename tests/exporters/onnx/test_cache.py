@@ -41,6 +41,7 @@ LAYOUTS = (
     "granite",
 )
 PARTS = ("key", "value")
+FOR_CACHE = replace(SETTINGS, cache="own")  # as the command line has it
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +52,13 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
 
 def exported(case: Case, activations: str = "per-token") -> Path:
     out = case.root / f"int8-cache-{activations}"
-    export(case.source, [onnx_writer(out, activations, kv="int8")])
+    export(replace(case.source, settings=FOR_CACHE), [onnx_writer(out, activations, kv="int8")])
     return out
 
 
 def reference(case: Case, folder: Path) -> Iterator[W8A8Layer]:
     scheme = read_scheme(folder)
-    for layer in case.smoothed(SETTINGS):
+    for layer in case.smoothed(FOR_CACHE):
         yield replace(
             quantize_layer(layer).runnable(scheme.scheme.activations),
             cache_scales=scheme.cache_scales(case.model, layer.index),
@@ -109,7 +110,7 @@ def test_tensorrt(layout: str, body: str, cases: Callable[[str], Case]) -> None:
     """It compiles, and the cache goes in and out as INT8."""
     case = cases(layout)
     out = case.root / f"int8-cache-{body}"
-    export(case.source, [onnx_writer(out, kv="int8", body=body)])
+    export(replace(case.source, settings=FOR_CACHE), [onnx_writer(out, kv="int8", body=body)])
     onnx.checker.check_model(str(out / "model.onnx"), full_check=True)
     graph = load_graph(out).graph
     cached = [value for value in (*graph.input, *graph.output) if value.name.startswith(("past", "present"))]

@@ -43,7 +43,8 @@ def settings(mode: Mode, groups: str = "default", kv: str = "float", dtype: str 
     """What a mode can hold, nearest to `groups`."""
     if not mode.plugin:
         groups = "unfolded"
-    return SmoothingSettings(0.5, groups, dtype if groups in ("run-time", "unfolded") else "float32", kv == "int8")
+    cache = "shared" if kv == "int8" else "float"
+    return SmoothingSettings(0.5, groups, dtype if groups in ("run-time", "unfolded") else "float32", cache)
 
 
 def with_cache(mode: Mode, kv: str) -> Mode:

@@ -212,8 +212,8 @@ def test_smoothing_that_a_form_has_no_place_for(llama: Source, tmp_path: Path) -
     )
     refused(
         plugins,
-        SmoothingSettings(shared_cache_scale=True),
-        "shared_cache_scale=True with .*, float KV cache; expected False",
+        SmoothingSettings(cache="shared"),
+        "KV cache 'shared' with .*, float KV cache; expected one for 'float'",
     )
     with pytest.raises(UserError, match="dtype 'float32'; expected one of float16, bfloat16"):
         TrtllmWriter(tmp_path / "out", dtype="float32")
@@ -248,7 +248,7 @@ def test_command_line(folder: Path, scales: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     manifest = json.loads(done.stdout)["manifest"]
     assert manifest["inputs"]["trtllm"]["quant_algo"] == "W8A8_SQ_PER_TENSOR_PLUGIN"
-    assert manifest["inputs"]["smoothing"]["shared_cache_scale"]
+    assert manifest["inputs"]["smoothing"]["cache"] == "shared"
     assert sorted(path.name for path in out.glob("rank*")) == [f"rank{n}.safetensors" for n in range(4)]
     checked = smoothquant("check", out)
     assert checked.returncode == 0, checked.stdout + checked.stderr

@@ -88,7 +88,9 @@ def test_keys_after_their_rotation(tmp_path: Path) -> None:
     """No rotated key exceeds the bound, and some pairs reach it."""
     geometry = open_llama(save_llama(tmp_path)).geometry
     reach = torch.rand(geometry.kv_size) + 0.5
-    bound = kv_cache.key_absmax(reach, geometry, 0)
+    bounds = kv_cache.key_reach(geometry, 0, {}, {"k": reach})
+    assert bounds is not None
+    bound = bounds.amax()
     first, second = reach.view(geometry.kv_heads, geometry.head_dim).chunk(2, dim=-1)
     angle = torch.linspace(0, 6.3, 1000)[:, None, None]
     seen = torch.maximum((first * angle.cos() - second * angle.sin()).abs(), (second * angle.cos()).abs()).amax()

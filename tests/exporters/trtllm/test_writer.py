@@ -255,7 +255,7 @@ def test_interrupted_export_goes_on_and_is_the_same(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workroom, "KEEP_EVERY", -1.0)
-    source = replace(source, settings=SmoothingSettings(0.5, shared_cache_scale=True))
+    source = replace(source, settings=SmoothingSettings(0.5, cache="shared"))
     options = {"mode": with_cache(STATIC, "int8"), "ranks": Ranks(2, 2)}
     export(source, [TrtllmWriter(tmp_path / "whole", **options)])
     written: list[int] = []

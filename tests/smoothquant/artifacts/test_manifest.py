@@ -10,7 +10,7 @@ from smoothquant.settings import SmoothingSettings
 
 STATIC = scheme_of("per-tensor", kv_cache="int8", float_linears=("a", "b"))
 ORIGIN = Origin("llama", SmoothingSettings(), (scheme_of("per-token"),), model="m", act_scales="a")
-UNUSUAL = SmoothingSettings(0.7, "run-time", "float16", shared_cache_scale=True)
+UNUSUAL = SmoothingSettings(0.7, "run-time", "float16", cache="shared")
 
 
 def test_words() -> None:
