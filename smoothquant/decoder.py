@@ -150,6 +150,6 @@ def _dense(model: Model, layer: Layer, x: Tensor, expert: str = "") -> Tensor:
     activation = ACTIVATIONS[model.geometry.activation]
     if model.family.gated:
         return layer.linear(
-            f"down{expert}", activation(layer.linear(f"gate{expert}", x)).mul_(layer.linear(f"up{expert}", x))
+            f"down{expert}", activation(layer.linear(f"gate{expert}", x)) * layer.linear(f"up{expert}", x)
         )
     return layer.linear(f"down{expert}", activation(layer.linear(f"up{expert}", x)))

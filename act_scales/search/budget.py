@@ -1,12 +1,12 @@
 """Which linears a plan keeps in float, and what each share of the bytes buys.
 
-Linears that read one input stay together. They go by the noise that they put on the residual stream, per byte, as the
-search measured it. The curve is measured: tokens kept apart go through the model with as many of them in float.
+Linears that read one input stay together. They go by what they add to the KL, per byte (`divergence`). The curve
+is measured: tokens kept apart go through the model with as many of them in float.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -34,6 +34,17 @@ def shared_inputs(model: Model, linears: Sequence[LinearChoice]) -> tuple[Shared
             mine = [by_name[name] for name in names]
             found.append(SharedInput(names, sum(one.numbers for one in mine), sum(one.loss for one in mine)))
     return tuple(found)
+
+
+def with_losses(linears: Sequence[LinearChoice], lost: Mapping[tuple[str, ...], float]) -> tuple[LinearChoice, ...]:
+    """The choices with their losses. lost: what linears that read one input lose together, by their names: each of
+    them as much as it has of their numbers."""
+    numbers = {one.name: one.numbers for one in linears}
+    losses: dict[str, float] = {}
+    for names, loss in lost.items():
+        together = sum(numbers[name] for name in names)
+        losses |= {name: loss * numbers[name] / together for name in names}
+    return tuple(replace(one, loss=losses[one.name]) for one in linears)
 
 
 def linears_in(model: Model, linears: Sequence[LinearChoice], budget: float) -> tuple[str, ...]:

@@ -44,9 +44,8 @@ def choose_rounding(
         for name in dict.fromkeys(model.linear(layer.index, role) for role in roles):
             mine = [role for role in roles if model.linear(layer.index, role) == name]
             errors = {form: sum(by_role[role] for role in mine) / len(mine) for form, by_role in forms.errors.items()}
-            loss = sum(forms.errors[chosen][role] * heard.branch(role) for role in mine) if forms.errors else 0.0
             numbers = sum(forms.weights[role].numel() for role in mine)
-            choices.append(LinearChoice(name, numbers, chosen, errors, loss))
+            choices.append(LinearChoice(name, numbers, chosen, errors))
     return found, tuple(choices)
 
 

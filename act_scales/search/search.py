@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from act_scales.collect import Maxima, made_from, told_of
-from act_scales.search.budget import linears_in, measured
+from act_scales.search.budget import linears_in, measured, with_losses
+from act_scales.search.divergence import Trail, divergence
 from act_scales.search.outcome import Distance, distance
 from act_scales.search.passes import Pass, SearchTarget, packed, unpacked, width_for
 from act_scales.search.scales import Policy
@@ -149,12 +150,13 @@ class _Search:
         self.target, self.wanted, self.text, self.work, self.model = target, wanted, text, work, target.model
         self.chosen, self.apart = chosen, apart
         self.layers = self.model.geometry.layers
-        self._report, self._done, self._total = progress, 0, 7 * self.layers
+        self._report, self._done, self._total = progress, 0, 8 * self.layers
+        self.trail = Trail()
 
     def run(self) -> None:
         self._step(0)
         self.reference = sweep(
-            self.model, self.apart, device=self.target.device, progress=lambda done, _: self._step(done)
+            self.model, self.apart, [self.trail], device=self.target.device, progress=lambda done, _: self._step(done)
         )
         self._done += self.layers
         candidates, policy = self._trials()
@@ -242,10 +244,7 @@ class _Search:
         return under_way.groups, under_way.linears, distance(self.model, self.apart, self.reference, under_way.apart)
 
     def _with_curve(self, facts: PlanFacts) -> PlanFacts:
-        """The facts with the curve, and the linears in float that were wanted."""
-        shares = sorted({*POINTS, self.wanted.budget} - {0.0})
-        buyable = (linears_in(self.model, facts.linears, share) for share in shares)
-        points = [names for names in dict.fromkeys(buyable) if names]
+        """The facts with what each linear loses, the curve, and the linears in float that were wanted."""
         plan = Plan(self.work.folder, facts, "")
 
         def smoothed(index: int) -> SmoothedLayer:
@@ -253,6 +252,12 @@ class _Search:
                 self.model, index, self.scales.input_absmax, facts.smoothing, self.scales.output_absmax, plan=plan
             )
 
+        lost = divergence(self.target, smoothed, self.trail, self.reference, self._step)
+        self._done += self.layers
+        facts = replace(facts, linears=with_losses(facts.linears, lost))
+        shares = sorted({*POINTS, self.wanted.budget} - {0.0})
+        buyable = (linears_in(self.model, facts.linears, share) for share in shares)
+        points = [names for names in dict.fromkeys(buyable) if names]
         found = measured(self.target, smoothed, points, self.apart, self.reference, self._step)
         whole = numbers_of(self.model)
         curve = [*facts.curve]

@@ -1,4 +1,4 @@
-"""What a search hears of a layer: of every input its second moments and some tokens, of every branch its share.
+"""What a search hears of a layer: of every input its second moments and some tokens.
 
 The inputs come from the layers before as they will be stored; the layer itself is still in float.
 """
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from smoothquant.layers import FloatLayer, Layer
 from smoothquant.model import Model
-from smoothquant.roles import ROUTER, parsed
+from smoothquant.roles import ROUTER
 from smoothquant.rounding import Hessian
-from smoothquant.sensitivity import BRANCHES, quantized_inputs
+from smoothquant.sensitivity import quantized_inputs
 from smoothquant.sweep import Listener
 
 SAMPLE = 512  # tokens of each input that are kept as they are
@@ -73,8 +73,7 @@ class Statistics(Listener):
     """The inputs of one layer after another.
 
     sample: tokens to keep. tokens: of all sequences. width: channels of a Hessian's blocks; 0 for no Hessians.
-    heard: by the roles that read it, each input of the layer that was heard last. reach: by branch, the mean over
-    tokens of |branch|^2 over |residual stream behind it|^2.
+    heard: by the roles that read it, each input of the layer that was heard last.
     """
 
     def __init__(self, model: Model, tokens: int, width: int, sample: int = SAMPLE) -> None:
@@ -84,9 +83,6 @@ class Statistics(Listener):
 
     def enter(self, source: FloatLayer) -> Mapping[str, Layer]:
         self.heard: dict[tuple[str, ...], Heard] = {}
-        self.reach = dict.fromkeys((branch for branch, _ in BRANCHES), 0.0)
-        self._tokens = 0
-        self._stream: list[Tensor] = []
         self._inputs: dict[tuple[str, ...], Tensor] = {}  # by the roles that read it, the last one
         return {}
 
@@ -108,32 +104,12 @@ class Statistics(Listener):
         heard.sums[role] = heard.sums.get(role, 0.0) + squares.double().sum().item()
         heard.tokens[role] = heard.tokens.get(role, 0) + len(squares)
 
-    def residual(self, x: Tensor) -> None:
-        self._stream.append(x.float().square().sum(dim=-1).flatten())
-        if len(self._stream) < 5:
-            return
-        # the stream, then branch, stream, branch, stream; side by side: branch, branch, both, stream
-        places = ((1, 4), (2, 4)) if self.model.family.parallel else ((1, 2), (3, 4))
-        for (branch, _), (added, behind) in zip(BRANCHES, places, strict=True):
-            share = self._stream[added] / self._stream[behind].clamp_min(1e-30)
-            self.reach[branch] += share.double().sum().item() * self.model.geometry.residual_scale**2
-        self._tokens += len(self._stream[0])
-        self._stream = []
-
     def leave(self) -> None:
         self._inputs = {}
         for heard in self.heard.values():
             if heard.moments:
                 heard.moments.to("cpu")
-        self.reach = {branch: total / max(self._tokens, 1) for branch, total in self.reach.items()}
 
     def input(self, role: str) -> Heard | None:
         """The input of a linear; None if no token came there."""
         return self.heard.get(self._owner[role])
-
-    def branch(self, role: str) -> float:
-        """The share of a linear's branch in the residual stream behind it; an expert's, by its share of the tokens."""
-        kind, expert = parsed(role).kind, parsed(role).expert
-        geometry = self.model.geometry
-        share = geometry.experts_per_token / geometry.experts if expert is not None else 1.0
-        return share * next(self.reach[branch] for branch, kinds in BRANCHES if kind in kinds)

@@ -41,13 +41,13 @@ class GroupChoice:
 class LinearChoice:
     """How one linear is stored. rounding: "nearest" or "error feedback". errors: by rounding, and with
     " and bias" where its bias was corrected, too, the squared error of its output over the square of its output, on
-    tokens that rounding has not seen. loss: the noise that it puts on the residual stream, over the stream."""
+    tokens that rounding has not seen. loss: what it adds to the KL, in nats (`act_scales.search.divergence`)."""
 
     name: str
     numbers: int
     rounding: str
     errors: Mapping[str, float]
-    loss: float
+    loss: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,6 @@ def test_every_token_is_heard_once(name: str, tmp_path: Path) -> None:
         weight = found.token_weight(roles)
         assert weight.sum().item() == pytest.approx(1)
         assert len(weight.unique()) > 1
-    assert all(0 < share < 1.5 for share in heard.reach.values())
 
 
 def test_tokens_weigh_by_what_they_give(llama_folder: Path) -> None:

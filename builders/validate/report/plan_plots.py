@@ -111,7 +111,7 @@ def spikes(view: PlanView) -> str:
 
 def losses(view: PlanView) -> str:
     """The plot of losses for each MB, those of linears in float ringed."""
-    y = log_axis("noise on the stream, by MB", [one.loss_by_mb for one in view.inputs if one.loss], FLOOR)
+    y = log_axis("KL by MB", [one.loss_by_mb for one in view.inputs if one.loss], FLOOR)
     ringed = [one for one in view.inputs if one.in_float and one.loss]
     return _inputs(view, "what INT8 costs", y, lambda one: one.loss_by_mb, ringed)
 

@@ -2,7 +2,7 @@
 
 spike ratio     max_j a_j / median_j a_j, a: maxima of |input| by channel before smoothing, the median of those that
                 are not 0: how far one channel reaches beyond the others, which share its step
-noise by byte   the noise that the linears of an input put on the residual stream, over the stream, by MB in INT8
+KL by byte      what the linears of an input in INT8 add to the KL, by MB
 """
 
 from __future__ import annotations
