@@ -21,9 +21,10 @@ from builders.validate.perplexity import perplexities
 from smoothquant.errors import UserError
 from smoothquant.layers import FloatLayer, float_layer
 from smoothquant.model import Model
-from smoothquant.quantization import quantize_tokens
+from smoothquant.quantization import input_scale, quantize_tensor, quantize_tokens
 from smoothquant.reading import read_json
 from smoothquant.settings import SmoothingSettings
+from smoothquant.stream import smooth_layer
 from smoothquant.workspace import Workspace
 from tests.benchmarks import llm_compressor_folders, real_table, real_weights
 from tests.benchmarks.real_forms import RECIPE, Form, recipe_alpha, settings_of
@@ -185,14 +186,26 @@ def test_floors_round_one_side_alone(alpha: float, llama: Model, scales: ActScal
         forms[name].form(llama, scales).layer(llama, 1, source)
         for name in (f"per-token-{alpha}", f"exact-weights-{alpha}", f"exact-activations-{alpha}")
     )
+    smoothed = smooth_layer(llama, 1, scales.input_absmax, SmoothingSettings(alpha))
     for role in ("q", "gate"):
-        assert isinstance(weights, FloatLayer)
-        assert isinstance(activations, FloatLayer)
         rounded = activations.linear(role, integers * token_scale)
         torch.testing.assert_close(both.linear(role, x), rounded, rtol=1e-4, atol=1e-5)
-        exact = FloatLayer.linear(weights, role, integers * token_scale)
+        exact = smoothed.linear(role, integers * token_scale)
         torch.testing.assert_close(weights.linear(role, x), exact)
         assert (exact - rounded).norm() > 1e-4 * exact.norm()
+
+
+def test_the_floor_of_static_scales(llama: Model, scales: ActScales) -> None:
+    """Inputs of INT8 linears by their one scale, of others as they are; no weight is rounded."""
+    setting = next(setting for setting in settings_of(llama) if setting.name == "exact-weights-static")
+    setting = replace(setting, keep_float="down")
+    found = setting.form(llama, scales).layer(llama, 1, float_layer(llama, 1))
+    smoothed = smooth_layer(llama, 1, scales.input_absmax, setting.smoothing)
+    for role, channels in (("q", 64), ("down", 128)):
+        x = torch.randn(3, channels, generator=torch.Generator().manual_seed(0))
+        integers, scale = quantize_tensor(x, input_scale(smoothed.input_absmax[role]))
+        read = x if role == "down" else integers * scale
+        torch.testing.assert_close(found.linear(role, x), smoothed.linear(role, read))
 
 
 def test_a_form_of_ones_own(llama: Model, heldout: Text) -> None:

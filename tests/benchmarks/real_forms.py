@@ -25,7 +25,7 @@ from smoothquant.int8_layer import int8_layer
 from smoothquant.layers import FloatLayer, Layer, W8A8Layer
 from smoothquant.model import Model
 from smoothquant.plan import read_plan
-from smoothquant.quantization import quantize_tokens
+from smoothquant.quantization import quantize_input
 from smoothquant.roles import ROUTER
 from smoothquant.scheme import PER_TOKEN, Scheme, scheme_of
 from smoothquant.settings import SmoothingSettings
@@ -116,22 +116,26 @@ class Setting:
             smoothed = smooth_layer(
                 model, index, scales.input_absmax, self.smoothing, scales.output_absmax, source=source
             )
-            if self.exact == "weights":
-                return _float(smoothed, RoundedInputs)
             quantized = runnable(smoothed, scheme)
-            return _float(smoothed, FloatLayer, quantized) if self.exact == "activations" else quantized
+            if self.exact == "weights":
+                return RoundedInputs(_float(smoothed), quantized)
+            return _float(smoothed, quantized) if self.exact == "activations" else quantized
 
         return layer
 
 
-class RoundedInputs(FloatLayer):
-    """A float layer whose linears read inputs that have been rounded to INT8, per token."""
+class RoundedInputs:
+    """A float layer whose linears read inputs that have been rounded as those of its quantized form are."""
+
+    def __init__(self, layer: FloatLayer, quantized: W8A8Layer) -> None:
+        self.index, self.norms, self.cached = layer.index, layer.norms, layer.cached
+        self._layer, self._quantized = layer, quantized
 
     def linear(self, role: str, x: Tensor) -> Tensor:
-        if role == ROUTER:
-            return super().linear(role, x)
-        integers, token_scale = quantize_tokens(x)
-        return super().linear(role, integers * token_scale)
+        if role in self._quantized.weights:
+            integers, scale = quantize_input(x, self._quantized.activations, self._quantized.input_scales.get(role))
+            x = integers * scale
+        return self._layer.linear(role, x)
 
 
 def recipe_alpha(model: Model) -> float:
@@ -168,6 +172,14 @@ def settings_of(model: Model) -> tuple[Setting, ...]:
             for side in ("weights", "activations")
             for each in FLOORS
         ),
+        Setting(
+            "exact-weights-static",
+            "per tensor, alpha 0.8, `--keep-float 10%`, weights not rounded",
+            SmoothingSettings(0.8),
+            static,
+            "10%",
+            exact="weights",
+        ),
     )
 
 
@@ -196,7 +208,7 @@ def plan_form(name: str, place: str, model: Model) -> Form:
     return Form(name, name, layer, scheme)
 
 
-def _float(smoothed: SmoothedLayer, kind: type[FloatLayer], quantized: W8A8Layer | None = None) -> FloatLayer:
+def _float(smoothed: SmoothedLayer, quantized: W8A8Layer | None = None) -> FloatLayer:
     """A smoothed layer in float. quantized: where its weights are taken from, times their scales; None for exact
     ones."""
     weights = {role: smoothed.weight(role) for role in smoothed.source.weights}
@@ -204,4 +216,4 @@ def _float(smoothed: SmoothedLayer, kind: type[FloatLayer], quantized: W8A8Layer
         scales = quantized.weight_scales
         weights |= {role: weight * scales[role][:, None] for role, weight in quantized.weights.items()}
     biases = {role: bias for role in weights if (bias := smoothed.bias(role)) is not None}
-    return kind(smoothed.index, weights, biases, smoothed.norms)
+    return FloatLayer(smoothed.index, weights, biases, smoothed.norms)
