@@ -14,7 +14,6 @@ probabilities by the float head, and d what a form adds to the logits,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ from smoothquant import decoder
 from smoothquant.artifacts.plan import BALANCED, FEEDBACK, NEAREST, NONE, HeadChoice, PlanOutcome
 from smoothquant.balance import Group
 from smoothquant.fold import Rounded
-from smoothquant.head import INPUT, UNPLANNED, PlannedHead, is_smoothable
+from smoothquant.head import INPUT, PlannedHead, is_smoothable
 from smoothquant.model import Model
 from smoothquant.quantization import QMAX, absmax, quantize_weight, w8a8_linear, weight_scale
 from smoothquant.rounding import Feedback, Hessian
@@ -99,8 +98,8 @@ class _HeadSearch:
     def head(self, name: str, rounding: str) -> PlannedHead:
         """The head with a scale of those tried, and a rounding."""
         scale = self._scales[name]
-        smoothed = PlannedHead(None if scale is None else scale.cpu())
-        return smoothed if rounding == NEAREST else replace(smoothed, rounded=self._rounded(smoothed))
+        rounded = None if rounding == NEAREST else self._rounded(scale)
+        return PlannedHead(None if scale is None else scale.cpu(), rounded)
 
     def _look(self) -> None:
         """Look at the weight as it is: the maxima and the squares of its columns, float32 (in,), some of its rows, and
@@ -109,7 +108,7 @@ class _HeadSearch:
         self._columns, self._squares = torch.zeros_like(self._reach), torch.zeros_like(self._reach)
         self._normalizer = self._judging.new_full((len(self._judging),), -torch.inf)
         taken = []
-        for rows in self._rows(UNPLANNED):
+        for rows in self._rows(None):
             self._columns = torch.maximum(self._columns, absmax(rows, dim=0))
             self._squares += rows.square().sum(dim=0)
             taken.append(rows[::step].abs())
@@ -139,10 +138,9 @@ class _HeadSearch:
 
     def _costs(self, scale: Tensor | None) -> dict[str, float]:
         """The KL with a scale, by rounding."""
-        smoothed = PlannedHead(scale)
         feedback, x = self._feedback(scale), _divided(self._judging, scale)
         sums = {name: torch.zeros(2, len(x), dtype=torch.float64, device=x.device) for name in (NEAREST, FEEDBACK)}
-        for rows in self._rows(smoothed):
+        for rows in self._rows(scale):
             wanted = decoder.finished(self.model, functional.linear(x, rows))
             share = (wanted - self._normalizer[:, None]).exp()
             forms = {NEAREST: quantize_weight(rows), FEEDBACK: _with_feedback(rows, feedback)}
@@ -152,25 +150,24 @@ class _HeadSearch:
                 sums[rounding] += torch.stack([(share * added.expm1()).sum(-1), (share * added).sum(-1)])
         return {rounding: max((grown.log1p() - mean).mean().item(), 0.0) for rounding, (grown, mean) in sums.items()}
 
-    def _rounded(self, smoothed: PlannedHead) -> Rounded:
+    def _rounded(self, scale: Tensor | None) -> Rounded:
         """The smoothed weight, rounded with error feedback."""
-        feedback, weights, scales = self._feedback(smoothed.smoothing_scale), [], []
-        for rows in self._rows(smoothed):
-            weight, scale = _with_feedback(rows, feedback)
-            weights.append(weight.cpu())
-            scales.append(scale.cpu())
-        return Rounded(torch.cat(weights), torch.cat(scales))
+        feedback, parts = self._feedback(scale), []
+        for rows in self._rows(scale):
+            parts.append([part.cpu() for part in _with_feedback(rows, feedback)])
+        return Rounded(*map(torch.cat, zip(*parts, strict=True)))
 
     def _feedback(self, scale: Tensor | None) -> Feedback:
         """Rounding by the second moments of the smoothed, rounded input."""
-        scale = torch.ones_like(self._reach) if scale is None else scale.to(self._reach.device)
+        scale = torch.ones_like(self._reach) if scale is None else scale
         steps = absmax(self._x / scale, dim=1) / QMAX
         return Feedback(self._moments.scaled(scale, (steps.square().mean() / 12).item()))
 
-    def _rows(self, smoothed: PlannedHead) -> Iterator[Tensor]:
+    def _rows(self, scale: Tensor | None) -> Iterator[Tensor]:
         """The smoothed weight, some rows at a time, float32 (rows, in)."""
-        for rows in smoothed.smoothed_rows(self.model):
-            yield rows.to(self.target.device)
+        for rows in self.model.rows(self.model.lm_head):
+            wide = rows.to(self.target.device, torch.float32)
+            yield wide if scale is None else wide * scale
         self._passes += 1
         self._progress(self._passes)
 

@@ -156,12 +156,12 @@ class _Search:
         self._done += self.layers
         candidates, policy = self._trials()
         winner = self._winner(policy)
-        first, choice = self._outcome(policy, winner), None
+        first, choice = distance(self.model, self.apart, self.reference, winner.apart).outcome(policy.name, 0.0), None
         if self.target.scheme.head.quantized:
             self.head, choice = choose_head(self.target, winner, ALPHAS, first, self._step)
             save_tensors(self.work.path(HEAD), self.head.tensors(self.model))
             self._done += self.passes
-            first = self._outcome(policy, winner)
+            first = distance(self.model, self.apart, self.reference, winner.apart, self.head).outcome(policy.name, 0.0)
         facts = PlanFacts(
             model=self.model.checkpoint.fingerprint,
             family=self.model.family.name,
@@ -225,10 +225,6 @@ class _Search:
         self._done += self.layers
         found = distance(self.model, self.apart[:JUDGES], self.reference, under_way.apart)
         return found.outcome(policy.name, 0.0), under_way.groups
-
-    def _outcome(self, policy: Policy, winner: Pass) -> PlanOutcome:
-        """What the winner computes, with a float head until another one is chosen."""
-        return distance(self.model, self.apart, self.reference, winner.apart, self.head).outcome(policy.name, 0.0)
 
     def _winner(self, policy: Policy) -> Pass:
         """A policy on all of the text, with the files of all layers."""
