@@ -190,8 +190,8 @@ def check_outputs(source: Source, why: str) -> None:
 
 
 def _check_plan(plan: Plan, writer: Writer) -> None:
-    """Raise UserError unless a writer's graphs are what a plan is for. The output head is no part of it; which linears
-    stay in float is a point on its curve."""
+    """Raise UserError unless a writer's graphs are what a plan is for. The output head may be in float or in INT8 by
+    any plan; which linears stay in float is a point on its curve."""
     wanted = plan.facts.scheme
     for scheme in writer.schemes:
         for part, words in PLANNED.items():

@@ -102,29 +102,30 @@ class _HeadSearch:
         return PlannedHead(None if scale is None else scale.cpu(), rounded)
 
     def _look(self) -> None:
-        """Look at the weight as it is: the maxima and the squares of its columns, float32 (in,), some of its rows, and
-        the normalizer of the float head's logits, (tokens,)."""
-        step = max(1, self.model.geometry.vocab_size // ROWS)
-        self._columns, self._squares = torch.zeros_like(self._reach), torch.zeros_like(self._reach)
+        """Look at the weight as it is: maxima and variances of its columns, float32 (in,), some of its rows, and
+        the normalizer of the float head's logits, (tokens,). What moves all logits alike is no noise: so the mean of a
+        column does not count."""
+        vocabulary = self.model.geometry.vocab_size
+        self._columns, squares, sums = (torch.zeros_like(self._reach) for _ in range(3))
         self._normalizer = self._judging.new_full((len(self._judging),), -torch.inf)
         taken = []
         for rows in self._rows(None):
             self._columns = torch.maximum(self._columns, absmax(rows, dim=0))
-            self._squares += rows.square().sum(dim=0)
-            taken.append(rows[::step].abs())
+            squares, sums = squares + rows.square().sum(dim=0), sums + rows.sum(dim=0)
+            taken.append(rows[:: max(1, vocabulary // ROWS)].abs())
             logits = decoder.finished(self.model, functional.linear(self._judging, rows))
             self._normalizer = torch.logaddexp(self._normalizer, logits.logsumexp(dim=-1))
-        self._taken = torch.cat(taken)
+        self._taken, self._variance = torch.cat(taken), (squares - sums.square() / vocabulary).clamp_min(0) / vocabulary
 
     def _group(self) -> Group:
-        """The head as rounding sees it; all tokens count the same, and all rows do."""
+        """The head as rounding sees it: the noise of a mean row, over all tokens alike."""
         tokens, rows = len(self._x), len(self._taken)
         return Group(
             tokens=self._x.abs(),
             token_weight=self._x.new_full((tokens,), 1 / tokens),
             rows=self._taken,
-            row_weight=self._x.new_full((rows,), self.model.geometry.vocab_size / rows),
-            columns=self._squares,
+            row_weight=self._x.new_full((rows,), 1 / rows),
+            columns=self._variance,
             left_over=self._moments.left_over,
             mean_square=self._moments.mean_square,
         )

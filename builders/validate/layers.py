@@ -17,12 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from builders.validate.scheme import EngineScheme
-from smoothquant.head import head_logits
+from smoothquant.head import PlannedHead, head_logits
 from smoothquant.layers import FloatLayer, Layer
 from smoothquant.model import Model
 from smoothquant.stream import SmoothedLayer
@@ -141,8 +142,11 @@ class W8A8Stream(Listener):
 
         hidden: the hidden states after the last layer, (tokens, hidden).
         """
-        model = self.embedding or self.model
-        return head_logits(model, self.scheme.scheme, hidden.to(self.device), self.scheme.head(model))
+        return head_logits(self.embedding or self.model, self.scheme.scheme, hidden.to(self.device), self._head)
+
+    @cached_property
+    def _head(self) -> PlannedHead:
+        return self.scheme.head(self.model)
 
 
 def sqnr(signal: Tensor | float, noise: Tensor | float) -> float:
