@@ -34,6 +34,7 @@ from smoothquant.scheme import Scheme
 from smoothquant.smoothing import skip_dead_channels, smoothing_scale
 from smoothquant.sweep import BATCH_TOKENS, FLOAT, Sweep
 
+MOST, LEAST = 80.0, 1e-6  # added to a logit, and E_p[exp d]: forms beyond that are of no use, and float32 ends
 Tried = dict[str, dict[str, float]]  # by candidate for the scale and by rounding, the KL
 
 
@@ -147,9 +148,10 @@ class _HeadSearch:
             forms = {NEAREST: quantize_weight(rows), FEEDBACK: _with_feedback(rows, feedback)}
             for rounding, form in forms.items():
                 made = decoder.finished(self.model, w8a8_linear(x, *form, INPUT))
-                added = made - wanted
+                added = (made - wanted).clamp_max(MOST)
                 sums[rounding] += torch.stack([(share * added.expm1()).sum(-1), (share * added).sum(-1)])
-        return {rounding: max((grown.log1p() - mean).mean().item(), 0.0) for rounding, (grown, mean) in sums.items()}
+        found = {name: grown.clamp_min(LEAST - 1).log1p() - mean for name, (grown, mean) in sums.items()}
+        return {name: max(each.mean().item(), 0.0) for name, each in found.items()}
 
     def _rounded(self, scale: Tensor | None) -> Rounded:
         """The smoothed weight, rounded with error feedback."""

@@ -114,20 +114,35 @@ def test_what_the_head_reads_reaches_no_further(made: Callable[[str], Searched])
     assert absmax(after, 0).max() < 1.2 * absmax(before, 0).max()
 
 
-def test_channels_that_reach_far_cost_less(tmp_path: Path) -> None:
-    """A final norm with 64-fold gains, and a head that divides by them: the function stays, the plan saves most."""
+def spiked(root: Path, factor: float, logits: float = 1.0) -> Model:
+    """A model whose final norm has some far larger gains, and a head that divides by them. logits: their factor."""
     model = zoo.build("llama")
     with torch.no_grad():
         far = torch.arange(64) % 16 == 3
-        model.model.norm.weight[far] *= 64
-        model.lm_head.weight[:, far] /= 64
-    model.save_pretrained(tmp_path / "model")
-    spiked = open_llama(tmp_path / "model")
-    facts = search(spiked, TEXT, tmp_path / "plan", WANTED).for_model(spiked).facts
+        model.model.norm.weight[far] *= factor
+        model.lm_head.weight *= logits
+        model.lm_head.weight[:, far] /= factor
+    model.save_pretrained(root / "model")
+    return open_llama(root / "model")
+
+
+def test_channels_that_reach_far_cost_less(tmp_path: Path) -> None:
+    """The function stays, and the plan saves most of what they cost."""
+    model = spiked(tmp_path, 64)
+    facts = search(model, TEXT, tmp_path / "plan", WANTED).for_model(model).facts
     assert facts.head is not None
     assert facts.head.scale != NONE
     assert facts.head.tried[NONE][NEAREST] > 20 * facts.head.tried[facts.head.scale][facts.head.rounding]
     assert facts.curve[0].kl < facts.head.in_float.kl + facts.head.tried[NONE][NEAREST] / 10
+
+
+def test_forms_that_are_of_no_use_are_measured_too(tmp_path: Path) -> None:
+    """Logits of hundreds, all of them lost in INT8 without smoothing: finite numbers that are not taken."""
+    model = spiked(tmp_path, 1e5, logits=200)
+    facts = search(model, TEXT, tmp_path / "plan", WANTED).for_model(model).facts
+    assert facts.head is not None
+    assert facts.head.scale != NONE
+    assert 1 < facts.head.tried[NONE][NEAREST] < float("inf")
 
 
 def test_the_head_goes_by_in_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
