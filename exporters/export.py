@@ -22,10 +22,11 @@ from smoothquant.artifacts.manifest import Origin, Promise
 from smoothquant.artifacts.ports import CACHED, KEY
 from smoothquant.artifacts.record import as_json
 from smoothquant.artifacts.safetensors_files import save_tensors
-from smoothquant.artifacts.smoothing_file import ENDS, SMOOTHING, tensors
+from smoothquant.artifacts.smoothing_file import ENDS, SCALE, SMOOTHING, tensors
 from smoothquant.capacity import Capacity
 from smoothquant.contract import TOLERANCE, Contract
 from smoothquant.errors import ActScalesError, UserError
+from smoothquant.head import UNPLANNED, PlannedHead
 from smoothquant.machine import return_freed_tensors
 from smoothquant.model import Model
 from smoothquant.plan import Plan
@@ -79,7 +80,7 @@ class Writer(Protocol):
         """Size of the output, about."""
         ...
 
-    def begin(self, model: Model, work: Workspace) -> None:
+    def begin(self, source: Source, work: Workspace) -> None:
         """Prepare the files; what an interrupted run left in the workspace is still there. Where no layer is done
         yet, write what lies before the layers: files are hashed in the order of their bytes."""
         ...
@@ -122,6 +123,12 @@ class Source:
             choice, self.model, self.input_absmax, self.settings, self.input_mean_square, self.steps, progress
         )
 
+    def head(self, writer: Writer) -> PlannedHead:
+        """What the plan says of the output head that a writer's graphs share; nothing where it is in float."""
+        if self.plan is None or not writer.schemes[0].head.quantized:
+            return UNPLANNED
+        return self.plan.head(self.model)
+
 
 def export(
     source: Source,
@@ -149,7 +156,7 @@ def export(
             work = stack.enter_context(Workspace(writer.out, writer.step, _inputs(source, writer), overwrite=overwrite))
             if not work.finished:
                 work.require(writer.nbytes(source.model))
-                writer.begin(source.model, work)
+                writer.begin(source, work)
                 todo.append((writer, work))
         if todo:
             _run(source, todo, progress)
@@ -183,8 +190,8 @@ def check_outputs(source: Source, why: str) -> None:
 
 
 def _check_plan(plan: Plan, writer: Writer) -> None:
-    """Raise UserError unless a writer's graphs are what a plan is for. The output head is no part of it; which linears
-    stay in float is a point on its curve."""
+    """Raise UserError unless a writer's graphs are what a plan is for. The output head may be in float or in INT8 by
+    any plan; which linears stay in float is a point on its curve."""
     wanted = plan.facts.scheme
     for scheme in writer.schemes:
         for part, words in PLANNED.items():
@@ -240,16 +247,21 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
                 work.mark(layer.index + 1, {**contract.state(), **smoothing})
         progress(layer.index + 1, layers)
         del layer, quantizing, quantized  # before the next one is loaded: one layer in memory, not two
-    error = contract.finish()
-    for writer, work in todo:
+    heads = [source.head(writer) for writer, _ in todo]
+    error = contract.finish(next((head for head in heads if head is not UNPLANNED), UNPLANNED))
+    for (writer, work), head in zip(todo, heads, strict=True):
         writer.end()
-        save_tensors(work.path(SMOOTHING), smoothing)
+        save_tensors(work.path(SMOOTHING), smoothing | _explain_head(model, head))
         work.commit(contract=Promise(error, TOLERANCE), geometry=model.facts())
 
 
 def _weights(writer: Writer) -> Precision:
     """How a writer's graphs hold their weights."""
     return writer.schemes[0].weights
+
+
+def _explain_head(model: Model, head: PlannedHead) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in head.tensors(model).items() if name.endswith(SCALE)}
 
 
 def _explain(model: Model, layer: SmoothedLayer) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from smoothquant import decoder
 from smoothquant.errors import ContractError
+from smoothquant.head import UNPLANNED, PlannedHead, smoothed_logits
 from smoothquant.hidden import PREFIX
 from smoothquant.layers import FloatLayer, Layer
 from smoothquant.model import Model
@@ -54,11 +55,10 @@ class Contract(Listener):
         del self._smoothed
 
     @torch.no_grad()
-    def finish(self) -> float:
-        """Compare the logits. Returns their relative error."""
-        original, smoothed = (
-            decoder.logits(self.model, self._sweep.states(0, form)[None]) for form in (FLOAT, SMOOTHED)
-        )
+    def finish(self, head: PlannedHead = UNPLANNED) -> float:
+        """Compare the logits. Returns their relative error. head: of the smoothed model."""
+        original = decoder.logits(self.model, self._sweep.states(0, FLOAT))
+        smoothed = smoothed_logits(self.model, self._sweep.states(0, SMOOTHED), head)
         return self._compare(original, smoothed, "the logits")
 
     def enter(self, source: FloatLayer) -> dict[str, Layer]:

@@ -18,6 +18,7 @@ from smoothquant.attention import Pattern, Patterns, attend, capped, rotate
 from smoothquant.family import Geometry
 from smoothquant.layers import Layer
 from smoothquant.model import Model
+from smoothquant.norms import Norm
 from smoothquant.roles import ROUTER
 
 
@@ -73,12 +74,13 @@ def forward(
     return _normed(model, layer, "mlp_residual", hidden)
 
 
-def head_input(model: Model, hidden: Tensor) -> Tensor:
+def head_input(model: Model, hidden: Tensor, norm: Norm | None = None) -> Tensor:
     """The input of lm_head, (..., embedded size), in the dtype of `hidden`. hidden: the hidden states after the last
-    layer, (..., hidden)."""
+    layer, (..., hidden). norm: in place of the model's final norm, if one is given."""
     family, device = model.family, str(hidden.device)
     if family.final_norm:
-        hidden = model.norm_at(family.final_norm).to(device)(hidden, model.geometry.norm_epsilon)
+        norm = norm or model.norm_at(family.final_norm)
+        hidden = norm.to(device)(hidden, model.geometry.norm_epsilon)
     if family.project_out:
         weight = model.read(f"{family.project_out}.weight").to(hidden.device, hidden.dtype)
         hidden = functional.linear(hidden, weight)
@@ -92,7 +94,12 @@ def logits(model: Model, hidden: Tensor) -> Tensor:
     """
     x = head_input(model, hidden)
     parts = [functional.linear(x, rows.to(x.device, x.dtype)) for rows in model.rows(model.lm_head)]
-    return capped(_scaled(torch.cat(parts, dim=-1), model.geometry.logits_scale), model.geometry.logits_softcap)
+    return finished(model, torch.cat(parts, dim=-1))
+
+
+def finished(model: Model, products: Tensor) -> Tensor:
+    """The logits, (..., vocab), from the products of the head's rows with its input, (..., vocab)."""
+    return capped(_scaled(products, model.geometry.logits_scale), model.geometry.logits_softcap)
 
 
 def route(geometry: Geometry, scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -122,6 +122,12 @@ class SmoothedLayer:
         return x / self.smoother[role].to(x.dtype) if role in self.smoother else x
 
 
+def fold_final_norm(model: Model, scale: Tensor) -> Norm:
+    """The final norm with the scale of the output head's input folded in. scale: float32 (hidden,)."""
+    assert model.family.final_norm
+    return model.norm_at(model.family.final_norm).divided(scale)
+
+
 def fold(model: Model, index: int, source: FloatLayer, settings: SmoothingSettings, scales: Scales) -> SmoothedLayer:
     """A layer with scales folded in. source: the stored layer. settings: they say where each scale is folded."""
     geometry = model.geometry

@@ -7,6 +7,11 @@ layers/00000.safetensors        by module name, as matrices lie on disk
     <linear>.weight             int8 (out, in), if it was not rounded to nearest
     <linear>.weight_scale       float32 (out,), beside it
     <linear>.bias               float32 (out,), if it was corrected
+
+head.safetensors                of the output head, where it is in INT8
+    <head>.smoothing_scale      float32 (hidden,), if its input is smoothed
+    <head>.weight               int8 (vocab, hidden), if it was not rounded to nearest
+    <head>.weight_scale         float32 (vocab,), beside it
 """
 
 from __future__ import annotations
@@ -20,17 +25,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from smoothquant.artifacts.plan import ACT_SCALES, PLAN, STEP, PlanFacts
+from smoothquant.artifacts.plan import ACT_SCALES, HEAD, PLAN, STEP, PlanFacts
 from smoothquant.artifacts.ports import KEY
 from smoothquant.artifacts.record import read
 from smoothquant.artifacts.smoothing_file import ABSMAX, SCALE
 from smoothquant.digests import combined
 from smoothquant.errors import UserError, raise_refusal
 from smoothquant.fold import Rounded, Scales
+from smoothquant.head import UNPLANNED, PlannedHead
 from smoothquant.int8_checkpoint import BIAS, WEIGHT, WEIGHT_SCALE
 from smoothquant.model import Model
 from smoothquant.outputs import check_content, load_manifest
-from smoothquant.plan_tensors import DO, check_tensors
+from smoothquant.plan_tensors import DO, check_head, check_tensors
 from smoothquant.reading import read_object
 
 
@@ -85,7 +91,8 @@ class Plan:
         return self.folder / ACT_SCALES
 
     def for_model(self, model: Model) -> Plan:
-        """This plan, if it is this model's: every file of a layer is read. Raises UserError for another model's."""
+        """This plan, if it is this model's: the files of all layers and of the head are read. Raises UserError for
+        another model's."""
         searched = "give the --max-length that the search was given, or search again"
         for what, found, ours, do in (
             ("model", self.facts.model, model.checkpoint.fingerprint, DO),
@@ -101,6 +108,7 @@ class Plan:
         self._check_float_linears(model)
         for index in range(model.geometry.layers):
             self.layer(model, index)
+        self.head(model)
         return self
 
     def _check_float_linears(self, model: Model) -> None:
@@ -122,11 +130,7 @@ class Plan:
     def layer(self, model: Model, index: int) -> PlannedLayer:
         """One layer of the plan. Raises UserError for a file that does not hold this model's layer."""
         path = self.folder / layer_file(index)
-        try:
-            found = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise_refusal(error, path)
-            raise UserError(f"{path}: cannot be read ({error})", expected="a layer of a plan", do=DO) from error
+        found = _load(path, "a layer of a plan")
         check_tensors(model, index, self.facts.smoothing, found, str(path))
         column: dict[str, Tensor] = {}
         absmax: dict[str, Tensor] = {}
@@ -142,6 +146,27 @@ class Plan:
                 rounded |= {role: Rounded(weights[role], scales[role], biases.get(role)) for role in roles}
         keys = found.get(model.family.module(index, KEY) + SCALE)
         return PlannedLayer(Scales(column, absmax, keys=keys), rounded)
+
+    def head(self, model: Model) -> PlannedHead:
+        """The output head by the plan, which says nothing of one in float. Raises UserError for a file that does not
+        hold this model's head."""
+        if not self.facts.scheme.head.quantized:
+            return UNPLANNED
+        path, name = self.folder / HEAD, model.family.lm_head
+        found = _load(path, "the output head of a plan")
+        check_head(model, found, str(path))
+        weight = found.get(name + WEIGHT)
+        rounded = None if weight is None else Rounded(weight, found[name + WEIGHT_SCALE])
+        return PlannedHead(found.get(name + SCALE), rounded)
+
+
+def _load(path: Path, what: str) -> dict[str, Tensor]:
+    """The tensors of a file. what: it holds. Raises UserError if it cannot be read."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise_refusal(error, path)
+        raise UserError(f"{path}: cannot be read ({error})", expected=what, do=DO) from error
 
 
 def read_plan(folder: str | Path) -> Plan:

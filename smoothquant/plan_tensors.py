@@ -1,4 +1,4 @@
-"""Check the tensors of a plan's layer before they are used: names, shapes, dtypes and numbers (`smoothquant.plan`)."""
+"""Check the tensors of a plan's files before they are used: names, shapes, dtypes and numbers (`smoothquant.plan`)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from smoothquant.artifacts.ports import KEY
 from smoothquant.artifacts.smoothing_file import ABSMAX, SCALE
 from smoothquant.errors import UserError
+from smoothquant.head import is_smoothable
 from smoothquant.int8_checkpoint import BIAS, WEIGHT, WEIGHT_SCALE
 from smoothquant.model import Model
 from smoothquant.quantization import QMAX
@@ -23,7 +24,7 @@ Numbers = tuple[str, Callable[[Tensor], bool]]  # what the numbers of a tensor a
 FINITE: Numbers = ("finite numbers", lambda tensor: bool(tensor.isfinite().all()))
 POSITIVE: Numbers = ("finite numbers above 0", lambda tensor: FINITE[1](tensor) and bool((tensor > 0).all()))
 RANGE: Numbers = ("finite numbers from 0 on", lambda tensor: FINITE[1](tensor) and bool((tensor >= 0).all()))
-INT8: Numbers = (f"numbers within +-{QMAX}", lambda tensor: not bool((tensor < -QMAX).any()))
+INT8: Numbers = (f"numbers within +-{QMAX}", lambda tensor: int(tensor.amin()) >= -QMAX)
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,32 @@ def check_tensors(
     """Raise UserError unless the tensors of a layer's file are this model's, with these settings of smoothing. where:
     the file."""
     rules = dict(_rules(model, index, settings))
-    for name, tensor in tensors.items():
-        if name not in rules:
-            raise UserError(f"{where}: tensor {name}", expected=f"tensors of layer {index} of this model", do=DO)
-        _check(name, tensor, rules[name], tensors, where)
+    _check_all(tensors, rules, f"layer {index}", where)
     for name, _ in model.linears():
         if name + ABSMAX in rules and name + ABSMAX not in tensors:
             raise UserError(f"{where}: tensor {name}{ABSMAX} is missing", expected="one for every linear", do=DO)
     _check_together(model, index, settings, tensors, where)
+
+
+def check_head(model: Model, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise UserError unless the tensors of a head's file are this model's. where: the file."""
+    name, geometry = model.family.lm_head, model.geometry
+    shape = (geometry.vocab_size, geometry.embedded_size)
+    rules = {
+        name + WEIGHT: PlanTensor(torch.int8, shape, INT8, beside=WEIGHT_SCALE),
+        name + WEIGHT_SCALE: PlanTensor(torch.float32, shape[:1], POSITIVE, beside=WEIGHT),
+    }
+    if is_smoothable(model):
+        rules[name + SCALE] = PlanTensor(torch.float32, shape[1:], POSITIVE)
+    _check_all(tensors, rules, "the output head", where)
+
+
+def _check_all(tensors: Mapping[str, Tensor], rules: Mapping[str, PlanTensor], part: str, where: str) -> None:
+    """Raise UserError unless every tensor is as its rule says. part: of the model, in words."""
+    for name, tensor in tensors.items():
+        if name not in rules:
+            raise UserError(f"{where}: tensor {name}", expected=f"tensors of {part} of this model", do=DO)
+        _check(name, tensor, rules[name], tensors, where)
 
 
 def _check(name: str, tensor: Tensor, rule: PlanTensor, tensors: Mapping[str, Tensor], where: str) -> None:

@@ -63,7 +63,7 @@ class Hessian:
     @property
     def left_over(self) -> Tensor:
         """The mean square of each channel that the channels rounded after it cannot make up for, (in,)."""
-        return left_over(self.scaled(torch.ones(sum(map(len, self.moments))), 0.0))
+        return left_over(self.scaled(torch.ones_like(self.mean_square), 0.0))
 
     @property
     def unforetold(self) -> Tensor:
@@ -94,14 +94,26 @@ def left_over(blocks: list[Tensor]) -> Tensor:
 def round_with_feedback(weight: Tensor, weight_scale: Tensor, blocks: list[Tensor]) -> Tensor:
     """The weight as int8 (out, in) in [-127, 127]. weight: float32 (out, in). weight_scale: float32 (out,). blocks: of
     the Hessian, float32, of in channels together."""
-    parts = weight.split([len(block) for block in blocks], dim=1)
-    return torch.cat(
-        [_round_block(part, weight_scale, block) for part, block in zip(parts, blocks, strict=True)], dim=1
-    )
+    return Feedback(blocks).round(weight, weight_scale)
 
 
-def _round_block(weight: Tensor, scale: Tensor, hessian: Tensor) -> Tensor:
-    order, upper = _factor(hessian)
+class Feedback:
+    """Rounding by one Hessian, which is factored once for all rows. blocks: as for `round_with_feedback`."""
+
+    def __init__(self, blocks: list[Tensor]) -> None:
+        self._factors = [_factor(block) for block in blocks]
+
+    def round(self, weight: Tensor, weight_scale: Tensor) -> Tensor:
+        """Some rows of the weight as int8 (rows, in). weight: float32 (rows, in). weight_scale: float32 (rows,)."""
+        parts = weight.split([len(order) for order, _ in self._factors], dim=1)
+        rounded = [
+            _round_block(part, weight_scale, order, upper)
+            for part, (order, upper) in zip(parts, self._factors, strict=True)
+        ]
+        return torch.cat(rounded, dim=1)
+
+
+def _round_block(weight: Tensor, scale: Tensor, order: Tensor, upper: Tensor) -> Tensor:
     left = (weight / scale[:, None])[:, order].T.contiguous()  # in steps; a column of the weight is a row here
     rounded = torch.empty_like(left)
     for start in range(0, len(left), BLOCK):

@@ -16,12 +16,23 @@ from torch import Tensor
 from act_scales.store import ActScales
 from exporters.export import Source
 from recipes.pipeline import source_by_plan
-from smoothquant.artifacts.plan import ACT_SCALES, PLAN, STEP, GroupChoice, LinearChoice, PlanFacts, PlanOutcome
+from smoothquant.artifacts.plan import (
+    ACT_SCALES,
+    HEAD,
+    PLAN,
+    STEP,
+    GroupChoice,
+    HeadChoice,
+    LinearChoice,
+    PlanFacts,
+    PlanOutcome,
+)
 from smoothquant.artifacts.record import as_json
 from smoothquant.artifacts.safetensors_files import save_tensors
 from smoothquant.choose import choose_scales
 from smoothquant.files import write_json
 from smoothquant.fold import Rounded, Scales, SmoothedLayer, fold
+from smoothquant.head import PlannedHead, is_smoothable
 from smoothquant.layers import float_layer
 from smoothquant.model import Model
 from smoothquant.plan import Plan, PlannedLayer, layer_file, read_plan
@@ -34,6 +45,12 @@ from tests.families.case import Case
 from tests.outputs import agree
 
 SETTINGS = SmoothingSettings(0.6)
+HEAD_CHOICE = HeadChoice(
+    tried={"none": {"nearest": 0.02, "error feedback": 0.015}, "0.5": {"nearest": 0.004, "error feedback": 0.003}},
+    scale="0.5",
+    rounding="error feedback",
+    in_float=PlanOutcome("0.6", share=0.0, kl=0.007, perplexity_ratio=1.01, top1=0.9),
+)
 LAYOUTS = ("llama", "qwen2", "opt", "bloom", "falcon-40b", "phi3", "mixtral", "gemma3", "olmo2")
 
 
@@ -64,16 +81,29 @@ def write_plan(
         chosen=outcome.name,
         curve=(outcome,),
         max_positions=model.choices.get("max_positions"),
+        head=HEAD_CHOICE if scheme.head.quantized else None,
     )
     generator = torch.Generator().manual_seed(seed)
     with Workspace(out, STEP, {"seed": seed}) as work:
         for index in range(model.geometry.layers):
             planned = _layer(model, act_scales, index, scheme, settings, generator)
             save_tensors(work.path(layer_file(index)), planned.tensors(model, index))
+        if scheme.head.quantized:
+            save_tensors(work.path(HEAD), planned_head(model, generator).tensors(model))
         act_scales.save(work.path(ACT_SCALES))
         write_json(work.path(PLAN), as_json(replace(facts, **changes)))
         work.commit()
     return out
+
+
+def planned_head(model: Model, random: torch.Generator) -> PlannedHead:
+    """A head whose scale is random, where its input can be smoothed, and so is its rounding."""
+    scale = None
+    if is_smoothable(model):
+        norm = model.norm_at(str(model.family.final_norm))
+        scale, _ = norm.fold((torch.rand(model.geometry.hidden_size, generator=random) * 2 - 1).exp())
+    weight = torch.cat(list(PlannedHead(scale).smoothed_rows(model)))
+    return PlannedHead(scale, _changed(weight, random))
 
 
 def source_with_plan(case: Case, scheme: Scheme = PER_TOKEN) -> Source:
@@ -128,10 +158,16 @@ def _layer(
 
 
 def _rounded(layer: SmoothedLayer, role: str, random: torch.Generator) -> Rounded:
-    nearest, scale = quantize_weight(layer.weight(role), WEIGHTS["per-channel"])
-    change = torch.randint(-1, 2, nearest.shape, generator=random)
-    weight = (nearest + change).clamp(-QMAX, QMAX).to(torch.int8)
+    found = _changed(layer.weight(role), random)
     bias = layer.bias(role)
     if bias is not None:
         bias = bias + 0.05 * torch.randn(bias.shape, generator=random)
-    return Rounded(weight, scale * (0.9 + 0.2 * torch.rand(scale.shape, generator=random)), bias)
+    return replace(found, bias=bias)
+
+
+def _changed(weight: Tensor, random: torch.Generator) -> Rounded:
+    """A weight rounded to nearest, and a step beside it at random, with scales that are near to its own."""
+    nearest, scale = quantize_weight(weight, WEIGHTS["per-channel"])
+    change = torch.randint(-1, 2, nearest.shape, generator=random)
+    rounded = (nearest + change).clamp(-QMAX, QMAX).to(torch.int8)
+    return Rounded(rounded, scale * (0.9 + 0.2 * torch.rand(scale.shape, generator=random)))

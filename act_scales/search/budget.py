@@ -16,6 +16,7 @@ from act_scales.search.passes import SearchTarget
 from smoothquant.artifacts.plan import LinearChoice
 from smoothquant.errors import UserError
 from smoothquant.fold import SmoothedLayer
+from smoothquant.head import PlannedHead
 from smoothquant.model import Model
 from smoothquant.plan import Plan
 from smoothquant.sensitivity import SharedInput, quantized_inputs
@@ -76,9 +77,11 @@ def measured(
     sequences: tuple[Tensor, ...],
     reference: Sweep,
     progress: Callable[[int], None],
+    head: PlannedHead | None = None,
 ) -> list[Distance]:
     """The distances of models with some linears in float. smoothed: makes a layer by the plan. points: for each model
-    the module names of its linears in float. progress: called with the number of layers done."""
+    the module names of its linears in float. progress: called with the number of layers done.
+    head: of all of them, where it is in INT8."""
     model = target.model
     sweeps = [target.sweep(sequences) for _ in points]
     for index in range(model.geometry.layers):
@@ -87,4 +90,4 @@ def measured(
             scheme = replace(target.scheme, float_linears=names)
             sweep.take(runnable(layer, scheme).to(target.device))
         progress(index + 1)
-    return [distance(model, sequences, reference, sweep) for sweep in sweeps]
+    return [distance(model, sequences, reference, sweep, head) for sweep in sweeps]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from smoothquant import decoder
+from smoothquant.artifacts.plan import PlanOutcome
+from smoothquant.head import PlannedHead, int8_logits
 from smoothquant.model import Model
 from smoothquant.sweep import Sweep
 
@@ -24,16 +27,29 @@ class Distance:
     perplexity_ratio: float
     top1: float
 
+    def outcome(self, name: str, share: float) -> PlanOutcome:
+        """This, for the record. name: of what was chosen. share: of the bytes, in float."""
+        return PlanOutcome(name, share, self.kl, self.perplexity_ratio, self.top1)
+
 
 @torch.no_grad()
-def distance(model: Model, sequences: tuple[Tensor, ...], reference: Sweep, found: Sweep) -> Distance:
-    """The distance of a model from the reference after the last layer of both. sequences: ids of each."""
+def distance(
+    model: Model,
+    sequences: tuple[Tensor, ...],
+    reference: Sweep,
+    found: Sweep,
+    head: PlannedHead | None = None,
+) -> Distance:
+    """The distance of a model from the reference after the last layer of both. sequences: ids of each. head: the
+    model's output head in INT8; None for the float one."""
+    logits = decoder.logits if head is None else partial(int8_logits, planned=head)
     kl, top, losses, tokens, predicted = 0.0, 0, 0.0, 0, 0
     for number, ids in enumerate(sequences):
         wanted, made = reference.states(number), found.states(number)
         for start in range(0, len(ids), ROWS):
             part = slice(start, start + ROWS)
-            true, other = (decoder.logits(model, each[part][None])[0].log_softmax(-1) for each in (wanted, made))
+            true = decoder.logits(model, wanted[part]).log_softmax(-1)
+            other = logits(model, made[part]).log_softmax(-1)
             kl += (true.exp() * (true - other)).sum(-1).double().sum().item()
             top += int((true.argmax(-1) == other.argmax(-1)).sum())
             after = ids[start + 1 : start + 1 + len(true)].to(true.device)[:, None]

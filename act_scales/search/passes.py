@@ -63,7 +63,7 @@ class Pass:
     """A model under way, by one policy. chosen: the sequences that choose. apart: those that judge. reach: for each
     linear the maxima of its input, float32 (in,), on more text than that; empty where `chosen` is all of it.
 
-    groups, linears: the choices so far.
+    text, apart: under way. groups, linears: the choices so far.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Pass:
         self._maxima, self._held, self._squares = Maxima(model, torch.float32), HeldMaxima(model), MeanSquares(model)
         self._heard = Statistics(model, sum(map(len, chosen)), target.width)
         self._judged = Statistics(model, sum(map(len, apart)), 0)
-        self._text = target.sweep(chosen, self._maxima, self._held, self._squares, self._heard)
+        self.text = target.sweep(chosen, self._maxima, self._held, self._squares, self._heard)
         self.apart = target.sweep(apart, self._judged)
         self.groups: tuple[GroupChoice, ...] = ()
         self.linears: tuple[LinearChoice, ...] = ()
@@ -87,7 +87,7 @@ class Pass:
     def take(self, source: FloatLayer) -> PlannedLayer:
         """Choose the next layer, and run all sequences through it."""
         target, index = self.target, source.index
-        self._text.hear(source)
+        self.text.hear(source)
         self.apart.hear(source)
         inputs, outputs = self._maxima.split()
         act, reach = (input_ranges(target.model, index, found) for found in (inputs, self._reach))
@@ -101,18 +101,18 @@ class Pass:
         smoothed.rounded, linears = choose_rounding(smoothed, self._heard, self._judged, target.scheme)
         self.groups, self.linears = self.groups + groups, self.linears + linears
         layer = runnable(smoothed, target.scheme).to(target.device)
-        self._text.take(layer)
+        self.text.take(layer)
         self.apart.take(layer)
         return PlannedLayer(Scales(scales.column, smoothed.input_absmax, keys=scales.keys), smoothed.rounded)
 
     def act_scales(self, metadata: Mapping[str, str]) -> ActScales:
         """The ranges of the inputs and outputs of all linears, as the layers before them are stored."""
         inputs, outputs = self._maxima.split()
-        return ActScales(inputs, outputs, metadata, self._held.with_head(self._text), self._squares.found)
+        return ActScales(inputs, outputs, metadata, self._held.with_head(self.text), self._squares.found)
 
     def state(self) -> dict[str, Tensor]:
         """All that the next layer starts from, by name."""
-        kept = {f"text.{name}": values for name, values in self._text.state().items()}
+        kept = {f"text.{name}": values for name, values in self.text.state().items()}
         kept |= {f"apart.{name}": values for name, values in self.apart.state().items()}
         choices = _Choices(self.groups, self.linears)
         return kept | {CHOICES: packed(as_json(choices))}
@@ -121,7 +121,7 @@ class Pass:
         """Go on before layer `index` from the `state` there."""
         choices = read(_Choices, unpacked(state[CHOICES]), CHOICES)
         self.groups, self.linears = choices.groups, choices.linears
-        for start, sweep in (("text.", self._text), ("apart.", self.apart)):
+        for start, sweep in (("text.", self.text), ("apart.", self.apart)):
             sweep.restore(index, {n.removeprefix(start): v for n, v in state.items() if n.startswith(start)})
 
 

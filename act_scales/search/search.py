@@ -5,6 +5,7 @@
               that it has heard leave no room for what lies beyond them, and on SmolLM2-135M they lose to alpha .8 (KL
               .0165 against .0141, 10 % of the bytes in float)
     winner    the policy whose model is nearest to the float one on tokens kept apart; on all of the text
+    head      the output head's scale and rounding, where it is to be in INT8; trials have it in float
     curve     linears in float, share by share of the bytes, against the distance from the float model
 
 In a pass, layers come in order; the inputs of each are those that the layers before it, as they will be stored, give.
@@ -25,25 +26,19 @@ from torch import Tensor
 from act_scales.collect import Maxima, made_from, told_of
 from act_scales.search.budget import linears_in, measured, with_losses
 from act_scales.search.divergence import Trail, divergence
-from act_scales.search.outcome import Distance, distance
+from act_scales.search.head import choose_head, numbers_of_head, passes_over_head
+from act_scales.search.outcome import distance
 from act_scales.search.passes import Pass, SearchTarget, packed, unpacked, width_for
 from act_scales.search.scales import Policy
 from act_scales.text import Text
-from smoothquant.artifacts.plan import (
-    ACT_SCALES,
-    PLAN,
-    STEP,
-    GroupChoice,
-    LinearChoice,
-    PlanFacts,
-    PlanOutcome,
-)
+from smoothquant.artifacts.plan import ACT_SCALES, HEAD, PLAN, STEP, GroupChoice, PlanFacts, PlanOutcome
 from smoothquant.artifacts.record import as_json, read
 from smoothquant.artifacts.safetensors_files import save_tensors
 from smoothquant.device import choose_device
 from smoothquant.errors import UserError
 from smoothquant.files import write_json
 from smoothquant.fold import SmoothedLayer
+from smoothquant.head import PlannedHead
 from smoothquant.kv_cache import check_keys
 from smoothquant.layers import float_layer
 from smoothquant.model import Model
@@ -108,7 +103,7 @@ def search(
     }
     with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
         if not work.finished:
-            work.require(numbers_of(model))  # an int8 each
+            work.require(numbers_of(model) + numbers_of_head(model, wanted.scheme))  # an int8 each
             _Search(target, wanted, text, chosen, apart, work, progress).run()
     plan = read_plan(out)
     if wanted.target_kl is not None:
@@ -150,8 +145,10 @@ class _Search:
         self.target, self.wanted, self.text, self.work, self.model = target, wanted, text, work, target.model
         self.chosen, self.apart = chosen, apart
         self.layers = self.model.geometry.layers
-        self._report, self._done, self._total = progress, 0, 8 * self.layers
         self.trail = Trail()
+        self.head: PlannedHead | None = None
+        self.passes = passes_over_head(self.model, target.scheme, ALPHAS)
+        self._report, self._done, self._total = progress, 0, 8 * self.layers + self.passes
 
     def run(self) -> None:
         self._step(0)
@@ -160,8 +157,13 @@ class _Search:
         )
         self._done += self.layers
         candidates, policy = self._trials()
-        groups, linears, found = self._winner(policy)
-        first = _outcome(policy.name, 0.0, found)
+        winner = self._winner(policy)
+        first, choice = distance(self.model, self.apart, self.reference, winner.apart).outcome(policy.name, 0.0), None
+        if self.target.scheme.head.quantized:
+            self.head, choice = choose_head(self.target, winner, ALPHAS, first, self._step)
+            save_tensors(self.work.path(HEAD), self.head.tensors(self.model))
+            self._done += self.passes
+            first = distance(self.model, self.apart, self.reference, winner.apart, self.head).outcome(policy.name, 0.0)
         facts = PlanFacts(
             model=self.model.checkpoint.fingerprint,
             family=self.model.family.name,
@@ -171,12 +173,13 @@ class _Search:
             tokens=sum(map(len, self.chosen)),
             apart=sum(map(len, self.apart)),
             trial=sum(map(len, self.chosen[:TRIAL])),
-            groups=groups,
-            linears=linears,
+            groups=winner.groups,
+            linears=winner.linears,
             candidates=candidates,
             chosen=policy.name,
             curve=(first,),
             max_positions=self.model.choices.get("max_positions"),
+            head=choice,
         )
         facts = self._with_curve(facts)
         self._report(self._total, self._total)  # sooner, where the best alpha is the recipe's
@@ -223,10 +226,10 @@ class _Search:
             self._step(index + 1)
         self._done += self.layers
         found = distance(self.model, self.apart[:JUDGES], self.reference, under_way.apart)
-        return _outcome(policy.name, 0.0, found), under_way.groups
+        return found.outcome(policy.name, 0.0), under_way.groups
 
-    def _winner(self, policy: Policy) -> tuple[tuple[GroupChoice, ...], tuple[LinearChoice, ...], Distance]:
-        """The choices of a policy on all of the text, with the files of all layers."""
+    def _winner(self, policy: Policy) -> Pass:
+        """A policy on all of the text, with the files of all layers."""
         under_way, start = Pass(self.target, policy, self.chosen, self.apart), self.work.next_layer
         if start:
             under_way.restore(start, self.work.state())
@@ -241,7 +244,7 @@ class _Search:
         metadata = made_from(self.model, self.text, torch.float32, device) | told_of(self.text)
         self.scales = under_way.act_scales(metadata)
         self.scales.save(self.work.path(ACT_SCALES))
-        return under_way.groups, under_way.linears, distance(self.model, self.apart, self.reference, under_way.apart)
+        return under_way
 
     def _with_curve(self, facts: PlanFacts) -> PlanFacts:
         """The facts with what each linear loses, the curve, and the linears in float that were wanted."""
@@ -258,14 +261,14 @@ class _Search:
         shares = sorted({*POINTS, self.wanted.budget} - {0.0})
         buyable = (linears_in(self.model, facts.linears, share) for share in shares)
         points = [names for names in dict.fromkeys(buyable) if names]
-        found = measured(self.target, smoothed, points, self.apart, self.reference, self._step)
+        found = measured(self.target, smoothed, points, self.apart, self.reference, self._step, self.head)
         whole = numbers_of(self.model)
         curve = [*facts.curve]
         kept: dict[float, tuple[str, ...]] = {0.0: ()}
         for names, one in zip(points, found, strict=True):
             share = numbers_of(self.model, names) / whole
             kept[share] = names
-            curve.append(_outcome(facts.chosen, share, one))
+            curve.append(one.outcome(facts.chosen, share))
         if self.wanted.target_kl is None:
             share = max((share for share in kept if share <= self.wanted.budget), default=0.0)
         else:
@@ -301,7 +304,3 @@ def _promising(groups: Sequence[GroupChoice], recipe: float) -> tuple[float, ...
     """The alpha whose noise over all groups is least, and the recipe's."""
     total = {alpha: sum(group.tried.get(f"{alpha:g}", 0.0) for group in groups) for alpha in ALPHAS}
     return tuple(dict.fromkeys([min(total, key=lambda alpha: total[alpha]), recipe]))
-
-
-def _outcome(name: str, share: float, found: Distance) -> PlanOutcome:
-    return PlanOutcome(name, share, found.kl, found.perplexity_ratio, found.top1)

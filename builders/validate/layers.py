@@ -17,17 +17,15 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from builders.validate.scheme import EngineScheme
-from smoothquant import decoder
-from smoothquant.attention import capped
+from smoothquant.head import PlannedHead, head_logits
 from smoothquant.layers import FloatLayer, Layer
 from smoothquant.model import Model
-from smoothquant.quantization import quantize_weight, w8a8_linear
-from smoothquant.scheme import Scheme
 from smoothquant.stream import SmoothedLayer
 from smoothquant.sweep import FLOAT, Listener
 
@@ -144,21 +142,11 @@ class W8A8Stream(Listener):
 
         hidden: the hidden states after the last layer, (tokens, hidden).
         """
-        return head_logits(self.embedding or self.model, self.scheme.scheme, hidden.to(self.device))
+        return head_logits(self.embedding or self.model, self.scheme.scheme, hidden.to(self.device), self._head)
 
-
-@torch.no_grad()
-def head_logits(model: Model, scheme: Scheme, hidden: Tensor) -> Tensor:
-    """The logits of a scheme's head, (tokens, vocab), in the dtype of its input. hidden: the hidden states after the
-    last layer, (tokens, hidden)."""
-    if not scheme.head.quantized:
-        return decoder.logits(model, hidden[None])[0]
-    x = decoder.head_input(model, hidden[None])
-    parts = []
-    for rows in model.rows(model.lm_head):
-        weight, scale = (part.to(hidden.device) for part in quantize_weight(rows, scheme.head))
-        parts.append(w8a8_linear(x, weight, scale, scheme.head_activations))
-    return capped(torch.cat(parts, dim=-1), model.geometry.logits_softcap)[0]
+    @cached_property
+    def _head(self) -> PlannedHead:
+        return self.scheme.head(self.model)
 
 
 def sqnr(signal: Tensor | float, noise: Tensor | float) -> float:

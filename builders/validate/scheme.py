@@ -28,6 +28,7 @@ from smoothquant.artifacts.record import as_json
 from smoothquant.artifacts.smoothing_file import SmoothingFile, read_smoothing
 from smoothquant.errors import UserError
 from smoothquant.fold import Scales, SmoothedLayer, fold
+from smoothquant.head import UNPLANNED, PlannedHead
 from smoothquant.int8_layer import int8_layer
 from smoothquant.int8_model import Int8Model
 from smoothquant.layers import FloatLayer, W8A8Layer
@@ -86,6 +87,12 @@ class EngineScheme:
             return None
         key, value = (self.smoothing.cache_scale[model.family.module(index, part)] for part in CACHED)
         return key, value
+
+    def head(self, model: Model) -> PlannedHead:
+        """The output head: the recorded scale of its input, and its weight as the plan has rounded it."""
+        if not (self.plan and self.scheme.head.quantized):
+            return UNPLANNED
+        return replace(self.plan.head(model), smoothing_scale=self.smoothing_scale.get(model.family.lm_head))
 
     def layer(self, model: Model, index: int, source: FloatLayer) -> SmoothedLayer:
         """One layer of the checkpoint: the recorded smoothing folded in, the recorded steps applied, and the weights

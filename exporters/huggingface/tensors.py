@@ -73,8 +73,8 @@ class CheckpointWriter(ABC):
     def nbytes(self, model: Model) -> int:
         return sum(tensor.planned.nbytes for tensor in self.plan(model).values())
 
-    def begin(self, model: Model, work: Workspace) -> None:
-        self.model, self.work, self.tensors = model, work, self.plan(model)
+    def begin(self, source: Source, work: Workspace) -> None:
+        self.model, self.work, self.tensors = source.model, work, self.plan(source.model)
         planned = {name: tensor.planned for name, tensor in self.tensors.items()}
         self.files = SafetensorsShards(work, planned, self.max_shard)
         self.names = in_turn({name: tensor.layer for name, tensor in self.tensors.items()})

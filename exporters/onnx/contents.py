@@ -14,11 +14,10 @@ from torch import Tensor
 
 from exporters.onnx.external_data import Content
 from smoothquant.artifacts.ports import CACHED
+from smoothquant.head import UNPLANNED, PlannedHead
 from smoothquant.model import Model
 from smoothquant.norms import Norm
-from smoothquant.quantization import quantize_weight
 from smoothquant.roles import ROUTER
-from smoothquant.scheme import FLOAT, Precision
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 
 Contents = Mapping[str, Content]  # kind of tensor, the end of its name -> content
@@ -77,12 +76,13 @@ def of_norm(layer: int, role: str) -> Contents:
     }
 
 
-def of_outer_norm(model: Model, name: str) -> Contents:
-    """Of a norm outside the layers. name: of its module."""
-    return {
-        "weight": Content(lambda: [model.norm_at(name).gain]),
-        "bias": Content(lambda: [_bias(model.norm_at(name))]),
-    }
+def of_outer_norm(model: Model, name: str, head: PlannedHead = UNPLANNED) -> Contents:
+    """Of a norm outside the layers. name: of its module. head: the one that reads it, if one does."""
+
+    def norm() -> Norm:
+        return head.norm(model) or model.norm_at(name)
+
+    return {"weight": Content(lambda: [norm().gain]), "bias": Content(lambda: [_bias(norm())])}
 
 
 def of_table(model: Model, name: str) -> Content:
@@ -90,20 +90,22 @@ def of_table(model: Model, name: str) -> Content:
     return Content(lambda: model.rows(name))
 
 
-def of_outer_linear(model: Model, name: str, precision: Precision = FLOAT) -> Contents:
-    """Of a linear outside the layers, without a bias. name: of its weight in the checkpoint; precision: how the graph
-    holds it."""
+def of_outer_linear(model: Model, name: str) -> Contents:
+    """Of a linear outside the layers that stays in float, without a bias. name: of its weight in the checkpoint."""
+    return {"weight": Content(lambda: model.rows(name), transposed=True)}
+
+
+def of_int8_head(model: Model, head: PlannedHead) -> Contents:
+    """Of the output head in INT8."""
     scales: list[Tensor] = []
 
     def weight_int8() -> Iterator[Tensor]:
         scales.clear()
-        for rows in model.rows(name):
-            weight, scale = quantize_weight(rows, precision)
+        for weight, scale in head.int8_rows(model):
             scales.append(scale)
             yield weight
 
     return {
-        "weight": Content(lambda: model.rows(name), transposed=True),
         "weight_int8": Content(weight_int8, transposed=True),
         "weight_scale": Content(lambda: scales),  # planned, and so written, behind the weight: read once
     }

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from exporters.onnx.cache import CacheNodes
-from exporters.onnx.contents import of_outer_linear, of_table
+from exporters.onnx.contents import of_int8_head, of_outer_linear, of_outer_norm, of_table
 from exporters.onnx.experts import Experts
 from exporters.onnx.external_data import ExternalData
 from exporters.onnx.form import Form
@@ -27,6 +27,7 @@ from exporters.onnx.norms import Norms
 from exporters.onnx.positions import Positions
 from exporters.onnx.products import QKV, Products, quantized_names
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, POSITION_IDS
+from smoothquant.head import UNPLANNED, PlannedHead
 from smoothquant.model import Model
 
 
@@ -38,10 +39,13 @@ class Table(NamedTuple):
 
 
 class DecoderGraph:
-    """Builds the graph of a model. data: of another graph of the model, to share its weights."""
+    """Builds the graph of a model. data: of another graph of the model, to share its weights. planned: what a plan says
+    of an output head in INT8."""
 
-    def __init__(self, model: Model, form: Form, data: ExternalData | None = None) -> None:
-        self.model, self.geometry, self.form = model, model.geometry, form
+    def __init__(
+        self, model: Model, form: Form, data: ExternalData | None = None, planned: PlannedHead = UNPLANNED
+    ) -> None:
+        self.model, self.geometry, self.form, self.planned = model, model.geometry, form, planned
         self.graph = Graph(form.dtype, form.opset, data)
         scheme = self.scheme = form.scheme
         quantized, plain = FORMS[scheme.activations](self.graph), FloatLinears(self.graph)
@@ -183,7 +187,9 @@ class DecoderGraph:
     def _logits(self, hidden: str, table: Table) -> str:
         graph, geometry, family = self.graph, self.geometry, self.model.family
         if family.final_norm:
-            hidden = self.norms.at(family.final_norm, hidden)
+            hidden = self.norms.at(
+                family.final_norm, hidden, contents=of_outer_norm(self.model, family.final_norm, self.planned)
+            )
         if family.project_out:
             hidden = self._project(family.project_out, hidden, (geometry.embedded_size, geometry.hidden_size))
         name = graph.scope = family.lm_head
@@ -191,7 +197,11 @@ class DecoderGraph:
             logits = graph.op("MatMul", hidden, graph.op("Transpose", table.value, perm=[1, 0]))
         else:
             shape = (geometry.vocab_size, geometry.embedded_size)
-            stored = Stored(name, shape, of_outer_linear(self.model, self.model.lm_head, self.scheme.head))
+            in_int8 = self.scheme.head.quantized
+            contents = (
+                of_int8_head(self.model, self.planned) if in_int8 else of_outer_linear(self.model, self.model.lm_head)
+            )
+            stored = Stored(name, shape, contents)
             logits = self.head.linear(self.head.normalize(hidden), stored)
         return graph.wide(self._capped(graph.scaled(logits, geometry.logits_scale), geometry.logits_softcap))
 

@@ -25,6 +25,7 @@ from smoothquant.artifacts.ports import graph_files
 from smoothquant.capacity import FOLDED
 from smoothquant.errors import ContractError
 from smoothquant.files import write_bytes
+from smoothquant.head import UNPLANNED, PlannedHead
 from smoothquant.kv_cache import check_keys
 from smoothquant.model import Model
 from smoothquant.packages import require
@@ -66,9 +67,9 @@ class OnnxWriter:
     def nbytes(self, model: Model) -> int:
         return next(iter(self._decoders(model).values())).graph.data.nbytes
 
-    def begin(self, model: Model, work: Workspace) -> None:
-        self.model, self.work = model, work
-        self.decoders = self._decoders(model)
+    def begin(self, source: Source, work: Workspace) -> None:
+        self.model, self.work = source.model, work
+        self.decoders = self._decoders(source.model, source.head(self))
         self.data = next(iter(self.decoders.values())).graph.data
         self.data.open(work.data(FILE))
         self.names = in_turn({name: place.content.layer for name, place in self.data.places.items()})
@@ -91,10 +92,10 @@ class OnnxWriter:
             write = self.data.write_transposed if place.content.transposed else self.data.write_rows
             write(name, (_rounded(name, part, place.dtype) for part in place.content.parts(*layer)))
 
-    def _decoders(self, model: Model) -> dict[str, DecoderGraph]:
+    def _decoders(self, model: Model, planned: PlannedHead = UNPLANNED) -> dict[str, DecoderGraph]:
         """file -> its graph; they share one file of weights."""
         data = ExternalData()
-        return {file: DecoderGraph(model, form, data) for file, form in self.forms.items()}
+        return {file: DecoderGraph(model, form, data, planned) for file, form in self.forms.items()}
 
     def _save_graphs(self) -> None:
         for file, decoder in self.decoders.items():

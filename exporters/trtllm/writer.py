@@ -93,7 +93,8 @@ class TrtllmWriter:
         stages = (self._plan_stage(model, stage) for stage in range(self.ranks.pp))
         return self.ranks.tp * sum(planned.nbytes for plan in stages for planned in plan.values())
 
-    def begin(self, model: Model, work: Workspace) -> None:
+    def begin(self, source: Source, work: Workspace) -> None:
+        model = source.model
         self.model, self.work = model, work
         self.tensors = self._layer_tensors(model)
         self.files = [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from recipes.cli import calibrate, options
 from recipes.cli.ui import Ui
 from smoothquant.errors import UserError
-from smoothquant.scheme import ACTIVATIONS, CACHES, PER_TOKEN, quantized_names, scheme_of
+from smoothquant.scheme import ACTIVATIONS, CACHES, HEADS, PER_TOKEN, quantized_names, scheme_of
 from smoothquant.settings import GROUPS
 
 if TYPE_CHECKING:
@@ -42,6 +42,13 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         help="activations: one dynamic scale per token, or one static scale per tensor (default %(default)s)",
     )
     command.add_argument("--kv", choices=tuple(CACHES), default="float", help="KV cache (default %(default)s)")
+    command.add_argument(
+        "--lm-head",
+        choices=tuple(HEADS),
+        default="float",
+        help="output head; int8 is for export onnx: its input is smoothed as well, and its weight rounded by what that "
+        "costs (default %(default)s)",
+    )
     command.add_argument(
         "--groups",
         choices=[name for name in GROUPS if name != "none"],
@@ -101,7 +108,7 @@ def wanted_of(arguments: argparse.Namespace, model: Model) -> Wanted:
         raise UserError(f"--hessian-memory {arguments.hessian_memory}", expected="GiB, above 0")
     capacity = Capacity(cache="own") if CACHES[arguments.kv].quantized else FOLDED
     return Wanted(
-        scheme_of(arguments.act, kv_cache=arguments.kv),
+        scheme_of(arguments.act, kv_cache=arguments.kv, head=arguments.lm_head),
         capacity.settings(model, alpha, arguments.groups),
         budget,
         arguments.target_kl,
@@ -142,7 +149,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             "float_linears": list(plan.float_linears),
         }
     )
-    form = "onnx" if wanted.scheme.kv_cache.quantized else "w8a8"  # which has no cache
+    form = "onnx" if wanted.scheme.kv_cache.quantized or wanted.scheme.head.quantized else "w8a8"  # which has neither
     ui.done(arguments.out, f"{arguments.out}: try  smoothquant export {form} {arguments.model} --plan {arguments.out}")
 
 
@@ -166,11 +173,12 @@ def _check_report(arguments: argparse.Namespace) -> None:
 
 def show(ui: Ui, facts: PlanFacts) -> None:
     """Show the models that were run end to end, and what linears in float buy."""
+    alone = (facts.head.in_float,) if facts.head else ()
     rows = [
         (one.name, f"{one.share:.1%}", f"{one.kl:.4f}", f"{one.perplexity_ratio - 1:+.2%}", f"{one.top1:.1%}")
-        for one in (*facts.candidates, *facts.curve)
+        for one in (*facts.candidates, *alone, *facts.curve)
     ]
-    kinds = ["trial"] * len(facts.candidates) + ["whole text"] * len(facts.curve)
+    kinds = ["trial"] * len(facts.candidates) + ["float head"] * len(alone) + ["whole text"] * len(facts.curve)
     ui.table(
         "Search",
         ("made from", "scales", "in float", "KL", "perplexity", "top-1"),

@@ -3,6 +3,7 @@
     plan.json                  the record below: choices, errors, candidates, the curve of float bytes against KL
     act_scales.safetensors     the ranges that the search measured, as `smoothquant calibrate` writes them
     layers/00000.safetensors   of each layer, what an export stores (`smoothquant.plan`)
+    head.safetensors           of the output head, where it is in INT8
     smoothquant/manifest.json
 
 With the model, it is all that an export and its validation need.
@@ -18,6 +19,7 @@ from smoothquant.settings import SmoothingSettings
 
 PLAN = "plan.json"
 ACT_SCALES = "act_scales.safetensors"
+HEAD = "head.safetensors"
 STEP = "search"
 NONE, BALANCED = "none", "balanced"  # names of candidates; all others are alphas
 NEAREST, FEEDBACK = "nearest", "error feedback"
@@ -62,11 +64,23 @@ class PlanOutcome:
 
 
 @dataclass(frozen=True)
+class HeadChoice:
+    """The output head in INT8. tried: by candidate for the scale of its input, and by rounding of its weight, the mean
+    KL from the float head to this one, both behind the quantized layers, on tokens kept apart. scale, rounding: those
+    that were taken. in_float: what the model with a float head computes; the curve is of the one with this head."""
+
+    tried: Mapping[str, Mapping[str, float]]
+    scale: str
+    rounding: str
+    in_float: PlanOutcome
+
+
+@dataclass(frozen=True)
 class PlanFacts:
     """The record of a plan. text: fingerprint of the text. tokens: those that it was made from. apart: those that only
     judge. trial: those that candidates were made from; some of `apart` judged them. candidates: the models that were
     run end to end, the chosen one by `chosen`. curve: the chosen one with linears in float. max_positions: the length
-    whose rotary frequencies were chosen, where a model has several."""
+    whose rotary frequencies were chosen, where a model has several. head: the output head, where it is in INT8."""
 
     model: str
     family: str
@@ -82,3 +96,4 @@ class PlanFacts:
     chosen: str
     curve: tuple[PlanOutcome, ...]
     max_positions: int | None = None
+    head: HeadChoice | None = None

@@ -2,6 +2,7 @@
 
     <linear>.smoothing_scale    float32 (in,), if the input is smoothed
     <layer>.key.smoothing_scale float32 (kv_size,), if the keys of an 8-bit cache are smoothed
+    <head>.smoothing_scale      float32 (hidden,), if the input of the output head is smoothed
     <linear>.input_absmax       float32 (in,), calibrated maxima of the smoothed input
     <layer>.key.cache_scale     float32 scalar, for an 8-bit KV cache; the same for value
 
@@ -32,8 +33,9 @@ ENDS = (SCALE, ABSMAX, CACHE_SCALE)
 class SmoothingFile:
     """The content of a smoothing file.
 
-    smoothing_scale, input_absmax: float32 (in,) for each linear; the divisor of keys is in smoothing_scale, too, by
-    `<layer>.key`. cache_scale: a float32 scalar for each layer and part. digest: a hash of the file's bytes.
+    smoothing_scale, input_absmax: float32 (in,) for each linear; the divisors of keys are in smoothing_scale, too, by
+    `<layer>.key`, and that of the output head's input. cache_scale: a float32 scalar for each layer and part. digest: a
+    hash of the file's bytes.
     """
 
     smoothing_scale: Mapping[str, Tensor] = field(default_factory=dict, repr=False)

@@ -16,11 +16,11 @@ from torch import Tensor
 from act_scales.search.budget import linears_asked
 from act_scales.store import ActScales, load_act_scales
 from builders.validate.int8_folder import open_int8_folder
-from builders.validate.layers import head_logits
 from builders.validate.metrics import check_logits
 from recipes.models import RECIPES
 from recipes.recipe import of_model
 from smoothquant.fold import SmoothedLayer
+from smoothquant.head import UNPLANNED, PlannedHead, head_logits
 from smoothquant.int8_layer import int8_layer
 from smoothquant.layers import FloatLayer, Layer, W8A8Layer
 from smoothquant.model import Model
@@ -46,7 +46,7 @@ class Form:
 
     name: as in `--rows` and in the results. label: for tables. layer: makes a layer from the measured model, the
     layer's index and the stored layer. scheme: says how the output head computes. model: the model that embeds the
-    tokens and holds the head; None for the measured one.
+    tokens and holds the head; None for the measured one. head: what a plan says of a head in INT8.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Form:
     layer: LayerOf
     scheme: Scheme = PER_TOKEN
     model: Model | None = None
+    head: PlannedHead = UNPLANNED
 
 
 class Beside(Listener):
@@ -78,7 +79,7 @@ class Beside(Listener):
 
         Raises ThresholdError for logits that are not finite.
         """
-        logits = head_logits(self.form.model or self.model, self.form.scheme, hidden)
+        logits = head_logits(self.form.model or self.model, self.form.scheme, hidden, self.form.head)
         check_logits(logits[None], len(hidden), self.model.geometry.vocab_size, len(self._found))
         self._found.append(reference.compare(logits))
 
@@ -205,7 +206,7 @@ def plan_form(name: str, place: str, model: Model) -> Form:
         )
         return runnable(smoothed, scheme)
 
-    return Form(name, name, layer, scheme)
+    return Form(name, name, layer, scheme, head=plan.head(model))
 
 
 def _float(smoothed: SmoothedLayer, quantized: W8A8Layer | None = None) -> FloatLayer:

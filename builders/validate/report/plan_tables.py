@@ -9,7 +9,7 @@ from statistics import fmean
 from builders.validate.report.plan_view import PlannedInput, PlanView, candidate_words
 from builders.validate.report.svg import element
 from builders.validate.report.tables import percent, size
-from smoothquant.artifacts.plan import PlanOutcome
+from smoothquant.artifacts.plan import NEAREST, NONE, PlanOutcome
 
 NEXT = 5  # inputs that the next bytes would leave in float
 LARGEST = 10  # inputs with the largest spikes
@@ -79,6 +79,24 @@ def roundings(view: PlanView, names: Sequence[str]) -> list[tuple[str, str, list
             cells.append(f"{fmean(errors):.3g}, taken by {taken[name]}" if errors else "")
         rows.append((kind, str(len(mine)), cells))
     return rows
+
+
+def head(view: PlanView) -> str:
+    """What was chosen for the output head, and what it costs; empty where it stays in float."""
+    found = view.facts.head
+    if found is None:
+        return ""
+    scale = "not smoothed" if found.scale == NONE else f"smoothed ({candidate_words(found.scale)}), by the final norm"
+    told = (
+        f"Output head in INT8: its input is {scale}, its weight rounded: {found.rounding}. It costs a KL of "
+        f"{found.tried[found.scale][found.rounding]:.3g} to a float head that reads the same input"
+    )
+    plain = found.tried.get(NONE, {}).get(NEAREST)
+    told += "" if plain is None else f"; not smoothed and rounded to nearest, {plain:.3g}"
+    return (
+        f"{told}. The whole model, all linears in INT8: {view.facts.curve[0].kl:.4g} with this head, "
+        f"{found.in_float.kl:.4g} with a float one."
+    )
 
 
 def in_float(view: PlanView) -> list[tuple[str, list[str]]]:

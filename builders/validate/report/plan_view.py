@@ -149,7 +149,15 @@ def _check(plan: Plan, places: Mapping[str, object], model: Model) -> None:
     numbers = [value for group in facts.groups for value in group.tried.values()]
     for linear in facts.linears:
         numbers += [*linear.errors.values(), linear.loss, linear.numbers - 1]
-    for one in (*facts.candidates, *facts.curve):
+    head = facts.head
+    if head and head.rounding not in head.tried.get(head.scale, {}):
+        raise UserError(
+            f"{where}: an output head with scale {head.scale} and rounding {head.rounding}",
+            expected="those of a head that was tried",
+            do=DO,
+        )
+    numbers += [value for tried in head.tried.values() for value in tried.values()] if head else []
+    for one in (*facts.candidates, *facts.curve, *((head.in_float,) if head else ())):
         numbers += [one.share, one.kl, one.perplexity_ratio, one.top1]
     if not all(math.isfinite(number) and number >= 0 for number in numbers):
         raise UserError(f"{where}: errors that are no numbers", expected="finite ones, none below 0", do=DO)

@@ -1,0 +1,57 @@
+"""The line about the output head on the page of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from smoothquant.artifacts.plan import HeadChoice
+from smoothquant.errors import UserError
+from smoothquant.model import Model
+from tests.builders.validate.report.pages import EVIL, Page
+from tests.builders.validate.report.test_plan_page import written
+from tests.plans import HEAD_CHOICE
+
+
+def text_of(model: Model, folder: Path, head: HeadChoice | None) -> str:
+    return Page(written(model, folder / "plan.html", head=head)).text
+
+
+def test_it_tells_what_was_chosen_and_what_it_costs(llama: Model, tmp_path: Path) -> None:
+    said = text_of(llama, tmp_path, HEAD_CHOICE)
+    assert "its input is smoothed (alpha 0.5), by the final norm, its weight rounded: error feedback" in said
+    assert (
+        "costs a KL of 0.003 to a float head that reads the same input; not smoothed and rounded to nearest, 0.02"
+        in said
+    )
+    assert "0.0111 with this head, 0.007 with a float one" in said
+    plain = replace(HEAD_CHOICE, scale="none", rounding="nearest")
+    assert "its input is not smoothed, its weight rounded: nearest. It costs a KL of 0.02" in text_of(
+        llama, tmp_path, plain
+    )
+    assert "Output head" not in text_of(llama, tmp_path, None)
+
+
+def test_names_are_escaped(llama: Model, tmp_path: Path) -> None:
+    evil = replace(HEAD_CHOICE, tried={EVIL: {EVIL: 0.1}}, scale=EVIL, rounding=EVIL)
+    Page(written(llama, tmp_path / "plan.html", head=evil))
+
+
+BAD = {
+    "a scale that was not tried": (replace(HEAD_CHOICE, scale="0.9"), "an output head with scale 0.9"),
+    "a rounding that was not tried": (replace(HEAD_CHOICE, rounding="up"), "and rounding up; expected those"),
+    "no number": (replace(HEAD_CHOICE, tried={"0.5": {"error feedback": float("nan")}}), "errors that are no numbers"),
+    "no outcome": (
+        replace(HEAD_CHOICE, in_float=replace(HEAD_CHOICE.in_float, kl=float("inf"))),
+        "errors that are no numbers",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_a_head_that_cannot_be_is_refused(fault: str, llama: Model, tmp_path: Path) -> None:
+    head, said = BAD[fault]
+    with pytest.raises(UserError, match=said):
+        written(llama, tmp_path / "plan.html", head=head)
