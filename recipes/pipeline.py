@@ -51,7 +51,8 @@ class Output:
     label: its name in tables, and in OUT/engine. scheme: what is INT8. form: the name of its folder where a target has
     several outputs. keep_float: linears to leave in float where activations are static, as in `static.linears_to_keep`.
     thresholds: what validation must reach; None for an output that is not validated. steps: between smoothing and
-    storing. searched: what a search is to find for it, with the same settings and scheme; None without a search.
+    storing. searched: what a search is to find for it, with the same settings and scheme; None without a search. The
+    output head is then the plan's, where the target may have it in INT8.
     """
 
     label: str
@@ -82,11 +83,13 @@ class Output:
 
     def writer(self, out: Path, source: Source) -> Writer:
         """The writer of its export."""
+        scheme = self.scheme
         if source.plan:
             kept = source.plan.float_linears
+            scheme = replace(scheme, head=source.plan.facts.scheme.head) if self.target.head else scheme
         else:
-            kept = source.kept(self.keep_float) if self.scheme.activations.static else ()
-        return self.target.writer(self.export(out), source.model, replace(self.scheme, float_linears=kept))
+            kept = source.kept(self.keep_float) if scheme.activations.static else ()
+        return self.target.writer(self.export(out), source.model, replace(scheme, float_linears=kept))
 
 
 @dataclass(frozen=True)

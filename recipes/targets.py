@@ -37,6 +37,7 @@ class Target:
     finish: called with the folders of export and engine and with whether to overwrite; makes what runs, and returns
         its folder.
     readers: packages that validation needs beyond what `check` asks for. then: what to do with the folder elsewhere.
+    head: whether its engines may have an output head in INT8.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Target:
     finish: Callable[[Path, Path, bool], Path]
     readers: tuple[str, ...] = ()
     then: str = ""
+    head: bool = False
 
 
 def _needs_a_server(model: Model, scheme: Scheme) -> None:
@@ -122,8 +124,8 @@ def _checked(export: Path, engine: Path, overwrite: bool) -> Path:
 TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
-        Target("onnxruntime", "onnx", _needs_onnxruntime, _onnx, _onnxruntime),
-        Target("tensorrt", "onnx", _needs_tensorrt, _onnx, _tensorrt),
+        Target("onnxruntime", "onnx", _needs_onnxruntime, _onnx, _onnxruntime, head=True),
+        Target("tensorrt", "onnx", _needs_tensorrt, _onnx, _tensorrt, head=True),
         Target(
             "tensorrt-llm",
             "trtllm",

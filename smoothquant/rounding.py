@@ -91,20 +91,16 @@ def left_over(blocks: list[Tensor]) -> Tensor:
     return torch.cat(found)
 
 
-def round_with_feedback(weight: Tensor, weight_scale: Tensor, blocks: list[Tensor]) -> Tensor:
-    """The weight as int8 (out, in) in [-127, 127]. weight: float32 (out, in). weight_scale: float32 (out,). blocks: of
-    the Hessian, float32, of in channels together."""
-    return Feedback(blocks).round(weight, weight_scale)
-
-
 class Feedback:
-    """Rounding by one Hessian, which is factored once for all rows. blocks: as for `round_with_feedback`."""
+    """Rounding by one Hessian, which is factored once for all rows. blocks: of the Hessian, float32, of in channels
+    together."""
 
     def __init__(self, blocks: list[Tensor]) -> None:
         self._factors = [_factor(block) for block in blocks]
 
     def round(self, weight: Tensor, weight_scale: Tensor) -> Tensor:
-        """Some rows of the weight as int8 (rows, in). weight: float32 (rows, in). weight_scale: float32 (rows,)."""
+        """Some rows of the weight as int8 (rows, in) in [-127, 127]. weight: float32 (rows, in). weight_scale: float32
+        (rows,)."""
         parts = weight.split([len(order) for order, _ in self._factors], dim=1)
         rounded = [
             _round_block(part, weight_scale, order, upper)

@@ -63,7 +63,7 @@ def measured(
     """
     found: list[SharedInput] = []
     stream = _embedded(model)
-    apart = replace(settings, cache="float")  # what a cache's scale wants is not known here
+    apart = replace(settings, cache="none")  # what a cache's scale wants is not known here
     for layer in smoothed_layers(model, input_absmax, apart, steps=steps):
         noises = {role: _noise(layer, role, input_mean_square) for role in model.quantized_roles}
         reach: dict[str, float] = {}  # kind of linear -> its branch's share of the stream

@@ -15,7 +15,7 @@ GRAPH_FACTS = "smoothquant"  # the key of an ONNX graph's metadata that holds fa
 GROUPS = ("default", "paper", "none")  # any format can hold these, since they leave nothing for run time
 RUN_TIME_GROUPS = ("run-time", "unfolded")  # only for engines that smooth an activation themselves
 SMOOTHER_DTYPES = ("float16", "bfloat16", "float32")
-CACHES = ("float", "own", "shared")
+CACHES = ("none", "own", "shared")
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class SmoothingSettings:
         "run-time" folds into the norms, and lets the engine divide the input of every other linear by a scale of its
         own; "unfolded" leaves the norms as they are and lets the engine divide every input.
     smoother_dtype: the dtype of the run-time scales in the engine.
-    cache: the KV cache that smoothing is for. "float" leaves keys as they are. For one in 8 bits all channels of keys
-        are made to reach equally far (but for the groups "paper" and "none"): "own" where keys and values have a scale
-        each, "shared" where they have one together, for which v -> o is folded such that both reach equally far.
+    cache: the 8-bit KV cache that smoothing is for, "none" for none. For others all channels of keys are made to reach
+        equally far (but for the groups "paper" and "none"): "own" where keys and values have a scale each, "shared"
+        where they have one together, for which v -> o is folded such that both reach equally far.
     """
 
     alpha: float = 0.5
     groups: str = "default"
     smoother_dtype: str = "float32"
-    cache: str = "float"
+    cache: str = "none"
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -57,7 +57,7 @@ class SmoothingSettings:
     @property
     def smooths_keys(self) -> bool:
         """Whether the keys of the KV cache are smoothed."""
-        return self.cache != "float" and self.groups not in ("paper", "none")
+        return "none" not in (self.cache, self.groups) and self.groups != "paper"
 
     def alpha_of(self, group: SmoothingGroup) -> float:
         """The migration strength of one group."""

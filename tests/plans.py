@@ -50,6 +50,7 @@ HEAD_CHOICE = HeadChoice(
     scale="0.5",
     rounding="error feedback",
     in_float=PlanOutcome("0.6", share=0.0, kl=0.007, perplexity_ratio=1.01, top1=0.9),
+    in_int8=PlanOutcome("0.6", share=0.0, kl=0.009, perplexity_ratio=1.02, top1=0.9),
 )
 LAYOUTS = ("llama", "qwen2", "opt", "bloom", "falcon-40b", "phi3", "mixtral", "gemma3", "olmo2")
 

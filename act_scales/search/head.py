@@ -52,16 +52,17 @@ def choose_head(
     target: SearchTarget,
     winner: Pass,
     alphas: Sequence[float],
-    in_float: PlanOutcome,
+    outcome: Callable[[PlannedHead | None], PlanOutcome],
     progress: Callable[[int], None] = lambda passes: None,
 ) -> tuple[PlannedHead, HeadChoice]:
     """The head of a model behind its layers, and why. winner: after the last layer. alphas: candidates beside no
-    smoothing. in_float: what the model with a float head computes. progress: called with the number of passes over the
-    head that are done, of `passes_over_head`."""
+    smoothing. outcome: what the whole model computes with a head in INT8, or with a float one. progress: called with
+    the number of passes over the head that are done, of `passes_over_head`."""
     search = _HeadSearch(target, winner.text, winner.apart, progress)
     tried = search.tried(alphas)
     name, rounding = _least(tried)
-    return search.head(name, rounding), HeadChoice(tried, name, rounding, in_float)
+    head = search.head(name, rounding)
+    return head, HeadChoice(tried, name, rounding, outcome(None), outcome(head))
 
 
 class _HeadSearch:

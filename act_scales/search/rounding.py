@@ -20,7 +20,7 @@ from smoothquant.artifacts.plan import CORRECTED, FEEDBACK, NEAREST, LinearChoic
 from smoothquant.fold import Rounded, SmoothedLayer
 from smoothquant.layers import float_linear
 from smoothquant.quantization import QMAX, absmax, input_scale, quantize_weight, w8a8_linear, weight_scale
-from smoothquant.rounding import round_with_feedback
+from smoothquant.rounding import Feedback
 from smoothquant.scheme import Scheme
 
 Form = dict[str, Rounded]  # by role
@@ -36,8 +36,12 @@ def choose_rounding(
     model = layer.model
     found: dict[str, Rounded] = {}
     choices: list[LinearChoice] = []
+    feedbacks: dict[int, Feedback] = {}  # by what was heard: experts share one
     for roles in model.side_by_side:
-        forms = _Forms(layer, roles, heard.input(roles[0]), apart.input(roles[0]), scheme)
+        read = heard.input(roles[0])
+        if read is not None and read.moments is not None and len(read.x) and id(read) not in feedbacks:
+            feedbacks[id(read)] = _feedback(layer, roles[0], read, scheme)
+        forms = _Forms(layer, roles, read, apart.input(roles[0]), scheme, feedbacks.get(id(read)))
         chosen = forms.best
         if chosen != NEAREST:
             found |= forms.made[chosen]
@@ -47,6 +51,18 @@ def choose_rounding(
             numbers = sum(forms.weights[role].numel() for role in mine)
             choices.append(LinearChoice(name, numbers, chosen, errors))
     return found, tuple(choices)
+
+
+def _feedback(layer: SmoothedLayer, role: str, heard: Heard, scheme: Scheme) -> Feedback:
+    """Rounding by the second moments of the smoothed, rounded input of a linear, and of all that read it."""
+    assert heard.moments is not None
+    column = layer.column.get(role, torch.ones(()))
+    if scheme.activations.static:
+        steps = input_scale(layer.input_absmax[role])
+    else:
+        steps = absmax(heard.x / column, dim=1) / QMAX
+    noise = (steps.square().mean() / 12).item()
+    return Feedback(heard.moments.scaled(column.expand(heard.x.shape[1]), noise))
 
 
 @dataclass(frozen=True)
@@ -59,10 +75,17 @@ class _Seen:
 
 class _Forms:
     """The forms of the linears that read one input. made: by their names. errors: by form and role, the square of the
-    output's error over that of the output; nothing if no token kept apart came here."""
+    output's error over that of the output; nothing if no token kept apart came here. feedback: rounding by what was
+    heard; None where nothing was."""
 
     def __init__(
-        self, layer: SmoothedLayer, roles: Sequence[str], heard: Heard | None, apart: Heard | None, scheme: Scheme
+        self,
+        layer: SmoothedLayer,
+        roles: Sequence[str],
+        heard: Heard | None,
+        apart: Heard | None,
+        scheme: Scheme,
+        feedback: Feedback | None,
     ) -> None:
         self.layer, self.roles, self.scheme = layer, roles, scheme
         self.column = layer.column.get(roles[0], torch.ones(()))
@@ -70,8 +93,8 @@ class _Forms:
         self.weights = {role: layer.weight(role) for role in roles}
         self.errors: dict[str, dict[str, float]] = {}
         self.made: dict[str, Form] = {NEAREST: {r: Rounded(*quantize_weight(w)) for r, w in self.weights.items()}}
-        if heard is not None and heard.moments is not None and len(heard.x):
-            self.made[FEEDBACK] = self._with_feedback(heard)
+        if feedback is not None:
+            self.made[FEEDBACK] = self._with_feedback(feedback)
         if heard is not None and len(heard.x) and any(layer.bias(role) is not None for role in roles):
             seen = self._seen(heard)
             self.made |= {f"{name}{CORRECTED}": self._corrected(form, seen) for name, form in self.made.items()}
@@ -86,14 +109,11 @@ class _Forms:
             return NEAREST
         return min(self.errors, key=lambda form: sum(self.errors[form].values()))
 
-    def _with_feedback(self, heard: Heard) -> Form:
-        assert heard.moments is not None
-        steps = self.static if self.static is not None else absmax(heard.x / self.column, dim=1) / QMAX
-        blocks = heard.moments.scaled(self.column.expand(heard.x.shape[1]), (steps.square().mean() / 12).item())
+    def _with_feedback(self, feedback: Feedback) -> Form:
         together = torch.cat(list(self.weights.values()))
         scale = weight_scale(absmax(together, dim=1))
         rows = [len(weight) for weight in self.weights.values()]
-        parts = round_with_feedback(together, scale, blocks).split(rows)
+        parts = feedback.round(together, scale).split(rows)
         return {
             role: Rounded(part.contiguous(), own.contiguous())
             for role, part, own in zip(self.roles, parts, scale.split(rows), strict=True)

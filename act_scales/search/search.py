@@ -43,7 +43,7 @@ from smoothquant.kv_cache import check_keys
 from smoothquant.layers import float_layer
 from smoothquant.model import Model
 from smoothquant.plan import Plan, layer_file, read_plan
-from smoothquant.scheme import PER_TOKEN, Scheme
+from smoothquant.scheme import HEADS, PER_TOKEN, Scheme
 from smoothquant.settings import SmoothingSettings
 from smoothquant.static import numbers_of
 from smoothquant.stream import smooth_layer
@@ -63,13 +63,15 @@ POINTS = (0.025, 0.05, 0.1, 0.25)  # of the curve: shares of the bytes of all li
 class Wanted:
     """What a search is to find. scheme: what is INT8. settings: the groups; their alpha is the recipe's. budget: the
     share of the INT8 bytes to spend once more on linears in float. target_kl: instead of a budget, the distance from
-    the float model that is wanted. memory: for the Hessians of a layer, in bytes."""
+    the float model that is wanted. memory: for the Hessians of a layer, in bytes. head_limit: the KL that a head in
+    INT8 may cost; one that costs more stays in float."""
 
     scheme: Scheme = PER_TOKEN
     settings: SmoothingSettings = SmoothingSettings()  # noqa: RUF009 (frozen)
     budget: float = 0.0
     target_kl: float | None = None
     memory: int = 8 << 30
+    head_limit: float = math.inf
 
 
 def search(
@@ -100,6 +102,7 @@ def search(
         "budget": wanted.budget,
         "target_kl": wanted.target_kl,
         "width": target.width,
+        "head_limit": wanted.head_limit if math.isfinite(wanted.head_limit) else None,
     }
     with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
         if not work.finished:
@@ -158,17 +161,22 @@ class _Search:
         self._done += self.layers
         candidates, policy = self._trials()
         winner = self._winner(policy)
-        first, choice = distance(self.model, self.apart, self.reference, winner.apart).outcome(policy.name, 0.0), None
+
+        def outcome(head: PlannedHead | None = None) -> PlanOutcome:
+            return distance(self.model, self.apart, self.reference, winner.apart, head).outcome(policy.name, 0.0)
+
+        choice = None
         if self.target.scheme.head.quantized:
-            self.head, choice = choose_head(self.target, winner, ALPHAS, first, self._step)
-            save_tensors(self.work.path(HEAD), self.head.tensors(self.model))
+            head, choice = choose_head(self.target, winner, ALPHAS, outcome, self._step)
             self._done += self.passes
-            first = distance(self.model, self.apart, self.reference, winner.apart, self.head).outcome(policy.name, 0.0)
+            if choice.in_int8.kl - choice.in_float.kl <= self.wanted.head_limit:
+                self.head = head
+                save_tensors(self.work.path(HEAD), head.tensors(self.model))
         facts = PlanFacts(
             model=self.model.checkpoint.fingerprint,
             family=self.model.family.name,
             smoothing=self.wanted.settings,
-            scheme=self.wanted.scheme,
+            scheme=self.wanted.scheme if self.head else replace(self.wanted.scheme, head=HEADS["float"]),
             text=self.text.fingerprint,
             tokens=sum(map(len, self.chosen)),
             apart=sum(map(len, self.apart)),
@@ -177,7 +185,7 @@ class _Search:
             linears=winner.linears,
             candidates=candidates,
             chosen=policy.name,
-            curve=(first,),
+            curve=(outcome(self.head),),
             max_positions=self.model.choices.get("max_positions"),
             head=choice,
         )

@@ -46,7 +46,7 @@ def dtype_of(model: Model) -> str:
 def capacity(mode: Mode, dtype: str) -> Capacity:
     """What the checkpoint of a mode holds of smoothing. dtype: of its engines."""
     groups = (*GROUPS, "run-time") if mode.plugin else ("unfolded", "none")
-    cache = "shared" if mode.cache.quantized else "float"
+    cache = "shared" if mode.cache.quantized else "none"
     return Capacity(f"{mode.algo}, {mode.cache.dtype} KV cache", groups, dtype, cache)
 
 

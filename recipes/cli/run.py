@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from recipes.cli import calibrate, options, search, validate
 from recipes.cli.ui import Ui
 from recipes.targets import TARGETS
-from smoothquant.scheme import ACTIVATIONS, PER_TOKEN, quantized_names, scheme_of
+from smoothquant.scheme import ACTIVATIONS, HEADS, PER_TOKEN, quantized_names, scheme_of
 
 if TYPE_CHECKING:
     from act_scales.search import Wanted
@@ -60,7 +61,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "--no-search",
         action="store_true",
         help="take the recipe's alpha for all groups, and round to nearest. So do --alpha and --groups; else scales, "
-        "rounding and linears in float are searched (smoothquant search), which takes as long as about eight "
+        "rounding and linears in float are searched (smoothquant search), which takes as long as about seven "
         "calibrations",
     )
     options.add_family(command)
@@ -89,11 +90,13 @@ def _searched(
     if len(text.sequences) < LEAST_SEQUENCES:
         ui.note(f"{len(text.sequences)} sequences are too few to search on: the recipe's alpha it is")
         return None
-    return Wanted(scheme, settings, search.USUAL[scheme.activations.form])
+    budget = search.USUAL[scheme.activations.form]
+    if not any(TARGETS[name].head for name in _wanted(arguments.target, recipe.targets)):
+        return Wanted(scheme, settings, budget)
+    return Wanted(replace(scheme, head=HEADS["int8"]), settings, budget, head_limit=search.HEAD_LIMIT)
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
-    from dataclasses import replace
     from pathlib import Path
 
     from act_scales.store import load_act_scales

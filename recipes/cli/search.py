@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from smoothquant.model import Model
 
 USUAL = {"per-token": 0.05, "per-tensor": 0.1}  # the share of the bytes for linears in float
+AUTO = "auto"  # an output head in INT8 where it costs no more than
+HEAD_LIMIT = 1e-3  # in KL
 GIB = 1 << 30
 
 
@@ -44,10 +46,10 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
     command.add_argument("--kv", choices=tuple(CACHES), default="float", help="KV cache (default %(default)s)")
     command.add_argument(
         "--lm-head",
-        choices=tuple(HEADS),
+        choices=(*HEADS, AUTO),
         default="float",
         help="output head; int8 is for export onnx: its input is smoothed as well, and its weight rounded by what that "
-        "costs (default %(default)s)",
+        f"costs. auto: int8 where that costs a KL of at most {HEAD_LIMIT:g} (default %(default)s)",
     )
     command.add_argument(
         "--groups",
@@ -107,12 +109,14 @@ def wanted_of(arguments: argparse.Namespace, model: Model) -> Wanted:
     if not 0 < arguments.hessian_memory < 1 << 20:
         raise UserError(f"--hessian-memory {arguments.hessian_memory}", expected="GiB, above 0")
     capacity = Capacity(cache="own") if CACHES[arguments.kv].quantized else FOLDED
+    head = "int8" if arguments.lm_head == AUTO else arguments.lm_head
     return Wanted(
-        scheme_of(arguments.act, kv_cache=arguments.kv, head=arguments.lm_head),
+        scheme_of(arguments.act, kv_cache=arguments.kv, head=head),
         capacity.settings(model, alpha, arguments.groups),
         budget,
         arguments.target_kl,
         int(arguments.hessian_memory * GIB),
+        HEAD_LIMIT if arguments.lm_head == AUTO else float("inf"),
     )
 
 
@@ -149,7 +153,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             "float_linears": list(plan.float_linears),
         }
     )
-    form = "onnx" if wanted.scheme.kv_cache.quantized or wanted.scheme.head.quantized else "w8a8"  # which has neither
+    scheme = plan.facts.scheme
+    form = "onnx" if scheme.kv_cache.quantized or scheme.head.quantized else "w8a8"  # which has neither
     ui.done(arguments.out, f"{arguments.out}: try  smoothquant export {form} {arguments.model} --plan {arguments.out}")
 
 
@@ -173,15 +178,18 @@ def _check_report(arguments: argparse.Namespace) -> None:
 
 def show(ui: Ui, facts: PlanFacts) -> None:
     """Show the models that were run end to end, and what linears in float buy."""
-    alone = (facts.head.in_float,) if facts.head else ()
+    heads = []  # the model with the head that was not taken
+    if facts.head:
+        int8 = facts.scheme.head.quantized
+        heads = [("float head", facts.head.in_float) if int8 else ("INT8 head", facts.head.in_int8)]
+    made = [*(("trial", one) for one in facts.candidates), *heads, *(("whole text", one) for one in facts.curve)]
     rows = [
-        (one.name, f"{one.share:.1%}", f"{one.kl:.4f}", f"{one.perplexity_ratio - 1:+.2%}", f"{one.top1:.1%}")
-        for one in (*facts.candidates, *alone, *facts.curve)
+        (kind, one.name, f"{one.share:.1%}", f"{one.kl:.4f}", f"{one.perplexity_ratio - 1:+.2%}", f"{one.top1:.1%}")
+        for kind, one in made
     ]
-    kinds = ["trial"] * len(facts.candidates) + ["float head"] * len(alone) + ["whole text"] * len(facts.curve)
     ui.table(
         "Search",
         ("made from", "scales", "in float", "KL", "perplexity", "top-1"),
-        [(kind, *row) for kind, row in zip(kinds, rows, strict=True)],
+        rows,
         caption=f"on {facts.apart:,} tokens that only judge; trials: made from {facts.trial:,}, on some of those",
     )

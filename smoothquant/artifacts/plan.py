@@ -67,12 +67,14 @@ class PlanOutcome:
 class HeadChoice:
     """The output head in INT8. tried: by candidate for the scale of its input, and by rounding of its weight, the mean
     KL from the float head to this one, both behind the quantized layers, on tokens kept apart. scale, rounding: those
-    that were taken. in_float: what the model with a float head computes; the curve is of the one with this head."""
+    that were taken. in_float, in_int8: what the whole model computes with either head, its linears in INT8. The curve
+    is of the scheme's: a head in INT8 that costs more than was wanted stays in float."""
 
     tried: Mapping[str, Mapping[str, float]]
     scale: str
     rounding: str
     in_float: PlanOutcome
+    in_int8: PlanOutcome
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class PlanFacts:
     """The record of a plan. text: fingerprint of the text. tokens: those that it was made from. apart: those that only
     judge. trial: those that candidates were made from; some of `apart` judged them. candidates: the models that were
     run end to end, the chosen one by `chosen`. curve: the chosen one with linears in float. max_positions: the length
-    whose rotary frequencies were chosen, where a model has several. head: the output head, where it is in INT8."""
+    whose rotary frequencies were chosen, where a model has several. head: the output head in INT8, where one was
+    looked for."""
 
     model: str
     family: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -225,3 +226,19 @@ def test_a_float_head_has_no_file(made: Callable[[str], Searched], tmp_path: Pat
     assert plan.head(case.model) is UNPLANNED
     assert PlannedHead() == UNPLANNED
     assert not (plan.folder / HEAD).exists()
+
+
+def test_a_head_that_costs_more_than_is_wanted(made: Callable[[str], Searched], tmp_path: Path) -> None:
+    """It stays in float, and the record says what it would have cost."""
+    found = made("llama")
+    head = found.plan.facts.head
+    assert head is not None
+    cost = head.in_int8.kl - head.in_float.kl
+    assert cost > 0
+    for number, (limit, taken) in enumerate(((cost * 1.01, True), (cost * 0.99, False))):
+        wanted = replace(WANTED, head_limit=limit)
+        plan = search(found.case.model, TEXT, tmp_path / str(number), wanted).for_model(found.case.model)
+        assert plan.facts.scheme.head.quantized == taken == (plan.folder / HEAD).exists()
+        assert plan.facts.head == head
+        assert plan.facts.curve[0] == (head.in_int8 if taken else head.in_float)
+        assert plan.head(found.case.model) is not UNPLANNED if taken else plan.head(found.case.model) is UNPLANNED

@@ -211,7 +211,7 @@ def test_groups_that_a_format_does_not_hold(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="smoothing groups 'default' with W8A8_SQ_PER_CHANNEL"):
         export(source, [TrtllmWriter(tmp_path / "out", MODES[4])])
     cached = replace(MODES[0], scheme=replace(PER_TOKEN, kv_cache=SHARED_CACHES["int8"]))
-    with pytest.raises(UserError, match="a KV cache 'float' with"):
+    with pytest.raises(UserError, match="a KV cache 'none' with"):
         export(source, [TrtllmWriter(tmp_path / "out", cached)])
     folder = write_plan(case.model, case.act_scales, tmp_path / "run-time", settings=SmoothingSettings(0.5, "run-time"))
     plan = read_plan(folder).for_model(case.model)

@@ -135,7 +135,7 @@ REFUSED = {
     "float kv": ("onnx", "everything", ("--kv", "float"), "a KV cache in float", "expected a KV cache in int8"),
     "kv of w8a8": ("w8a8", "everything", (), "a KV cache in float", "expected a KV cache in int8, per-tensor"),
     "shared kv": ("onnx", "shared", (), "KV cache 'shared'", "expected one for 'own'"),
-    "kv of trtllm": ("trtllm", "everything", (), "KV cache 'own'", "expected one for 'shared'"),
+    "kv of trtllm": ("trtllm", "everything", (), "KV cache 'none'", "expected one for 'shared'"),
     "weights": (
         "trtllm",
         "plan",

@@ -55,7 +55,7 @@ def test_what_is_made_is_held(llama: Model, capacity: Capacity, alpha: float, gr
 
 
 def test_the_usual_settings(llama: Model) -> None:
-    assert FOLDED.settings(llama) == SmoothingSettings() == SmoothingSettings(0.5, "default", "float32", "float")
+    assert FOLDED.settings(llama) == SmoothingSettings() == SmoothingSettings(0.5, "default", "float32", "none")
     assert FOLDED.settings(llama, 0.0).alpha == 0  # not taken for none at all
     with pytest.raises(UserError, match=r"alpha 1\.5; expected a number in"):
         FOLDED.settings(llama, 1.5)

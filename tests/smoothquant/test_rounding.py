@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smoothquant.quantization import QMAX, quantize_weight
-from smoothquant.rounding import BLOCK, DAMPING, Hessian, left_over, round_with_feedback
+from smoothquant.rounding import BLOCK, DAMPING, Feedback, Hessian, left_over
 
 
 @st.composite
@@ -57,7 +57,7 @@ def error(weight: Tensor, integers: Tensor, scale: Tensor, hessian: Tensor) -> f
 def test_it_is_the_textbook(x: Tensor) -> None:
     weight, hessian = weights(x.shape[1]), moments(x)
     scale = weight.abs().amax(dim=1) / QMAX
-    assert round_with_feedback(weight, scale, [hessian]).equal(textbook(weight, scale, hessian).to(torch.int8))
+    assert Feedback([hessian]).round(weight, scale).equal(textbook(weight, scale, hessian).to(torch.int8))
 
 
 @pytest.mark.parametrize("channels", [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 17])
@@ -67,9 +67,9 @@ def test_columns_behind_a_block_are_made_up_to_date(channels: int) -> None:
     weight, hessian = weights(channels), moments(x.double())
     scale = weight.abs().amax(dim=1) / QMAX
     expected = textbook(weight, scale, hessian)
-    assert round_with_feedback(weight, scale, [hessian]).equal(expected.to(torch.int8))
+    assert Feedback([hessian]).round(weight, scale).equal(expected.to(torch.int8))
     # float32 takes another way at ties, and arrives at the same error
-    found = round_with_feedback(weight.float(), scale.float(), [hessian.float()])
+    found = Feedback([hessian.float()]).round(weight.float(), scale.float())
     assert error(weight, found, scale, hessian) == pytest.approx(error(weight, expected, scale, hessian), rel=0.05)
 
 
@@ -78,7 +78,7 @@ def test_the_error_is_bounded_by_what_is_left_over(x: Tensor) -> None:
     """No column is off by more than half a step, and each costs the square of that times its part of the input."""
     weight, hessian = weights(x.shape[1]), moments(x)
     scale = 2 * weight.abs().amax(dim=1) / QMAX  # far from the ends: nothing is clamped
-    found = round_with_feedback(weight, scale, [hessian])
+    found = Feedback([hessian]).round(weight, scale)
     assume(found.abs().max() < QMAX)
     order = hessian.diagonal().argsort(descending=True)
     parts = schur(damped(hessian), order)
@@ -97,7 +97,7 @@ def test_on_average_it_is_below_rounding_to_nearest() -> None:
             hessian = moments(x) if common else torch.eye(32).double()
             weight = weights(32, rows=16, seed=seed)
             nearest, scale = quantize_weight(weight)
-            rounded = round_with_feedback(weight, scale.double(), [hessian])
+            rounded = Feedback([hessian]).round(weight, scale.double())
             found.append(error(weight, rounded, scale, hessian) / error(weight, nearest, scale, hessian))
         ratios[common] = sum(found) / len(found)
     assert ratios[0.0] == pytest.approx(1, abs=1e-6)
@@ -110,7 +110,7 @@ def test_integers_are_symmetric(x: Tensor, cut: float) -> None:
     """Even where the scale is too small for the largest weights."""
     weight = weights(x.shape[1]).float()
     scale = cut * weight.abs().amax(dim=1) / QMAX
-    found = round_with_feedback(weight, scale, [moments(x).float()])
+    found = Feedback([moments(x).float()]).round(weight, scale)
     assert found.dtype == torch.int8
     assert found.shape == weight.shape
     assert found.min() >= -QMAX
@@ -130,9 +130,9 @@ def test_blocks_are_rounded_by_themselves(x: Tensor, width: int) -> None:
     assert (far.abs() <= 1e-5 * size * size[:, None]).all()
     weight = weights(x.shape[1]).float()
     _, scale = quantize_weight(weight)
-    whole = round_with_feedback(weight, scale, blocks)
+    whole = Feedback(blocks).round(weight, scale)
     for columns, found, block in zip(weight.split(width, 1), whole.split(width, 1), blocks, strict=True):
-        assert found.equal(round_with_feedback(columns, scale, [block]))
+        assert found.equal(Feedback([block]).round(columns, scale))
 
 
 def test_the_hessian_of_a_smoothed_and_rounded_input() -> None:
@@ -153,7 +153,7 @@ def test_dead_channels(x: Tensor, data: st.DataObject) -> None:
     dead = torch.tensor(data.draw(st.lists(st.booleans(), min_size=x.shape[1], max_size=x.shape[1])))
     weight, hessian = weights(x.shape[1]), moments(x * ~dead)
     nearest, scale = quantize_weight(weight)
-    found = round_with_feedback(weight.float(), scale, [hessian.float()])
+    found = Feedback([hessian.float()]).round(weight.float(), scale)
     assert found[:, dead].equal(nearest[:, dead])
     assert left_over([hessian]).gt(0).equal(~dead)
 
@@ -182,14 +182,14 @@ def test_a_single_token(x: Tensor) -> None:
     """Its Hessian has rank one: what the first columns get wrong the last ones make up for, but for the damping."""
     hessian, weight = moments(x[:1]), weights(x.shape[1])
     scale = 2 * weight.abs().amax(dim=1) / QMAX
-    found = round_with_feedback(weight.float(), scale.float(), [hessian.float()])
+    found = Feedback([hessian.float()]).round(weight.float(), scale.float())
     parts = schur(damped(hessian), hessian.diagonal().argsort(descending=True))
     assert error(weight, found, scale, hessian) <= scale.square().sum() * parts.sum() / 4 * 1.01
 
 
 def test_one_channel() -> None:
     weight = torch.tensor([[2.0], [-3.0], [0.0]])
-    found = round_with_feedback(weight, torch.tensor([0.5, 0.05, 1.0]), [torch.tensor([[4.0]])])
+    found = Feedback([torch.tensor([[4.0]])]).round(weight, torch.tensor([0.5, 0.05, 1.0]))
     assert found.tolist() == [[4], [-60], [0]]
     assert left_over([torch.tensor([[4.0]])]).item() == pytest.approx(4 * (1 + DAMPING))
 

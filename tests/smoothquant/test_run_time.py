@@ -81,7 +81,7 @@ def test_output_ranges_are_the_measured_ones(groups: str, kv: str, calibrated: t
     model, inputs, outputs = calibrated
     ids = sample_ids()
     hidden, positions = decoder.embed(model, ids, torch.float32), patterns(model, ids.shape[1], torch.float32)
-    settings = SmoothingSettings(0.5, groups, cache="shared" if kv == "int8" else "float")
+    settings = SmoothingSettings(0.5, groups, cache="shared" if kv == "int8" else "none")
     for layer in smoothed_layers(model, inputs, settings, output_absmax=outputs):
         seen: dict[str, Tensor] = {}
 

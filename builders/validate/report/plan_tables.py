@@ -82,7 +82,7 @@ def roundings(view: PlanView, names: Sequence[str]) -> list[tuple[str, str, list
 
 
 def head(view: PlanView) -> str:
-    """What was chosen for the output head, and what it costs; empty where it stays in float."""
+    """What was chosen for the output head, and what it costs; empty where none in INT8 was looked for."""
     found = view.facts.head
     if found is None:
         return ""
@@ -93,10 +93,11 @@ def head(view: PlanView) -> str:
     )
     plain = found.tried.get(NONE, {}).get(NEAREST)
     told += "" if plain is None else f"; not smoothed and rounded to nearest, {plain:.3g}"
-    return (
-        f"{told}. The whole model, all linears in INT8: {view.facts.curve[0].kl:.4g} with this head, "
-        f"{found.in_float.kl:.4g} with a float one."
+    told += (
+        f". The whole model, all linears in INT8: {found.in_int8.kl:.4g} with this head, {found.in_float.kl:.4g} with "
+        "a float one."
     )
+    return told if view.facts.scheme.head.quantized else f"{told} That is more than it may cost: it stays in float."
 
 
 def in_float(view: PlanView) -> list[tuple[str, list[str]]]:

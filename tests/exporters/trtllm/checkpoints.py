@@ -43,7 +43,7 @@ def settings(mode: Mode, groups: str = "default", kv: str = "float", dtype: str 
     """What a mode can hold, nearest to `groups`."""
     if not mode.plugin:
         groups = "unfolded"
-    cache = "shared" if kv == "int8" else "float"
+    cache = "shared" if kv == "int8" else "none"
     return SmoothingSettings(0.5, groups, dtype if groups in ("run-time", "unfolded") else "float32", cache)
 
 

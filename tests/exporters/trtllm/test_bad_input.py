@@ -213,7 +213,7 @@ def test_smoothing_that_a_form_has_no_place_for(llama: Source, tmp_path: Path) -
     refused(
         plugins,
         SmoothingSettings(cache="shared"),
-        "KV cache 'shared' with .*, float KV cache; expected one for 'float'",
+        "KV cache 'shared' with .*, float KV cache; expected one for 'none'",
     )
     with pytest.raises(UserError, match="dtype 'float32'; expected one of float16, bfloat16"):
         TrtllmWriter(tmp_path / "out", dtype="float32")

@@ -10,13 +10,15 @@ import pytest
 from smoothquant.artifacts.plan import HeadChoice
 from smoothquant.errors import UserError
 from smoothquant.model import Model
+from smoothquant.scheme import scheme_of
 from tests.builders.validate.report.pages import EVIL, Page
 from tests.builders.validate.report.test_plan_page import written
 from tests.plans import HEAD_CHOICE
 
 
-def text_of(model: Model, folder: Path, head: HeadChoice | None) -> str:
-    return Page(written(model, folder / "plan.html", head=head)).text
+def text_of(model: Model, folder: Path, head: HeadChoice | None, form: str = "int8") -> str:
+    scheme = scheme_of("per-token", head=form)
+    return Page(written(model, folder / "plan.html", head=head, scheme=scheme)).text
 
 
 def test_it_tells_what_was_chosen_and_what_it_costs(llama: Model, tmp_path: Path) -> None:
@@ -26,12 +28,15 @@ def test_it_tells_what_was_chosen_and_what_it_costs(llama: Model, tmp_path: Path
         "costs a KL of 0.003 to a float head that reads the same input; not smoothed and rounded to nearest, 0.02"
         in said
     )
-    assert "0.0111 with this head, 0.007 with a float one" in said
+    assert "0.009 with this head, 0.007 with a float one" in said
+    assert "it stays in float" not in said
     plain = replace(HEAD_CHOICE, scale="none", rounding="nearest")
     assert "its input is not smoothed, its weight rounded: nearest. It costs a KL of 0.02" in text_of(
         llama, tmp_path, plain
     )
     assert "Output head" not in text_of(llama, tmp_path, None)
+    page = text_of(llama, tmp_path, HEAD_CHOICE, "float")
+    assert "with a float one. That is more than it may cost: it stays in float." in page
 
 
 def test_names_are_escaped(llama: Model, tmp_path: Path) -> None:
