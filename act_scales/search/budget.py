@@ -6,6 +6,7 @@ is measured: tokens kept apart go through the model with as many of them in floa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from act_scales.search.outcome import Distance, distance
 from act_scales.search.passes import SearchTarget
-from smoothquant.artifacts.plan import LinearChoice
+from smoothquant.artifacts.plan import LinearChoice, PlanOutcome
 from smoothquant.errors import UserError
 from smoothquant.fold import SmoothedLayer
 from smoothquant.head import PlannedHead
@@ -91,3 +92,23 @@ def measured(
             sweep.take(runnable(layer, scheme).to(target.device))
         progress(index + 1)
     return [distance(model, sequences, reference, sweep, head) for sweep in sweeps]
+
+
+def nearest(curve: Sequence[PlanOutcome], target_kl: float) -> PlanOutcome:
+    """The point of a curve with the least share that reaches a distance; where none does, the nearest to it."""
+    reaching = [one for one in curve if one.kl <= target_kl]
+    if reaching:
+        return min(reaching, key=lambda one: one.share)
+    return min(curve, key=lambda one: one.kl)
+
+
+def check_reached(plan: Plan, target_kl: float) -> None:
+    """Raise UserError for a plan that does not reach a distance."""
+    best = nearest(plan.facts.curve, target_kl)
+    if best.kl > target_kl:
+        raise UserError(
+            f"no share of linears in float reaches a KL of {target_kl:g}",
+            expected=f"at least {math.ceil(best.kl * 1e6) / 1e6:g}, which {best.share:.1%} of the bytes reach: so many "
+            f"does the plan in {plan.folder} keep",
+            do="take that, or give a greater KL, or more text",
+        )

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from act_scales.collect import Maxima, made_from, told_of
-from act_scales.search.budget import linears_in, measured, with_losses
+from act_scales.search.budget import check_reached, linears_in, measured, nearest, with_losses
 from act_scales.search.divergence import Trail, divergence
 from act_scales.search.head import choose_head, numbers_of_head, passes_over_head
 from act_scales.search.outcome import distance
@@ -110,7 +110,7 @@ def search(
             _Search(target, wanted, text, chosen, apart, work, progress).run()
     plan = read_plan(out)
     if wanted.target_kl is not None:
-        _check_reached(plan, wanted.target_kl)
+        check_reached(plan, wanted.target_kl)
     return plan
 
 
@@ -172,6 +172,9 @@ class _Search:
             if choice.in_int8.kl - choice.in_float.kl <= self.wanted.head_limit:
                 self.head = head
                 save_tensors(self.work.path(HEAD), head.tensors(self.model))
+            first = choice.in_int8 if self.head else choice.in_float
+        else:
+            first = outcome()
         facts = PlanFacts(
             model=self.model.checkpoint.fingerprint,
             family=self.model.family.name,
@@ -185,7 +188,7 @@ class _Search:
             linears=winner.linears,
             candidates=candidates,
             chosen=policy.name,
-            curve=(outcome(self.head),),
+            curve=(first,),
             max_positions=self.model.choices.get("max_positions"),
             head=choice,
         )
@@ -280,28 +283,8 @@ class _Search:
         if self.wanted.target_kl is None:
             share = max((share for share in kept if share <= self.wanted.budget), default=0.0)
         else:
-            share = _nearest(curve, self.wanted.target_kl).share
+            share = nearest(curve, self.wanted.target_kl).share
         return replace(facts, curve=tuple(curve), scheme=replace(facts.scheme, float_linears=kept[share]))
-
-
-def _nearest(curve: Sequence[PlanOutcome], target_kl: float) -> PlanOutcome:
-    """The point of a curve with the least share that reaches a distance; where none does, the nearest to it."""
-    reaching = [one for one in curve if one.kl <= target_kl]
-    if reaching:
-        return min(reaching, key=lambda one: one.share)
-    return min(curve, key=lambda one: one.kl)
-
-
-def _check_reached(plan: Plan, target_kl: float) -> None:
-    """Raise UserError for a plan that does not reach a distance."""
-    best = _nearest(plan.facts.curve, target_kl)
-    if best.kl > target_kl:
-        raise UserError(
-            f"no share of linears in float reaches a KL of {target_kl:g}",
-            expected=f"at least {math.ceil(best.kl * 1e6) / 1e6:g}, which {best.share:.1%} of the bytes reach: so many "
-            f"does the plan in {plan.folder} keep",
-            do="take that, or give a greater KL, or more text",
-        )
 
 
 def _fixed(alpha: float) -> Policy:
