@@ -76,6 +76,7 @@ def write_plan(
         tokens=1024,
         apart=256,
         trial=512,
+        width=64,
         groups=(GroupChoice(0, tuple(names[:1]), "norm", {"none": 0.2, "0.6": 0.1}, "0.6"),),
         linears=tuple(LinearChoice(name, 64, "error feedback", {"nearest": 0.2}, 0.1) for name in names),
         candidates=(outcome,),

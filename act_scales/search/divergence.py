@@ -64,6 +64,7 @@ class Trail(Listener):
         self._begins = True
 
 
+@torch.enable_grad()
 def divergence(
     target: SearchTarget,
     smoothed: Callable[[int], SmoothedLayer],

@@ -184,6 +184,7 @@ class _Search:
             tokens=sum(map(len, self.chosen)),
             apart=sum(map(len, self.apart)),
             trial=sum(map(len, self.chosen[:TRIAL])),
+            width=self.target.width,
             groups=winner.groups,
             linears=winner.linears,
             candidates=candidates,

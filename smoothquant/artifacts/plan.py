@@ -80,10 +80,10 @@ class HeadChoice:
 @dataclass(frozen=True)
 class PlanFacts:
     """The record of a plan. text: fingerprint of the text. tokens: those that it was made from. apart: those that only
-    judge. trial: those that candidates were made from; some of `apart` judged them. candidates: the models that were
-    run end to end, the chosen one by `chosen`. curve: the chosen one with linears in float. max_positions: the length
-    whose rotary frequencies were chosen, where a model has several. head: the output head in INT8, where one was
-    looked for."""
+    judge. trial: those that candidates were made from; some of `apart` judged them. width: channels in the blocks of
+    second moments. candidates: the models that were run end to end, the chosen one by `chosen`. curve: the chosen one
+    with linears in float. max_positions: the length whose rotary frequencies were chosen, where a model has several.
+    head: the output head in INT8, where one was looked for."""
 
     model: str
     family: str
@@ -93,6 +93,7 @@ class PlanFacts:
     tokens: int
     apart: int
     trial: int
+    width: int
     groups: tuple[GroupChoice, ...]
     linears: tuple[LinearChoice, ...]
     candidates: tuple[PlanOutcome, ...]

@@ -88,7 +88,7 @@ def test_a_hessian_has_a_budget(llama_folder: Path, tmp_path: Path) -> None:
     assert width_for(model, needed(128) - 1) == LEAST == 64
     assert width_for(model, 1) == LEAST
     plan = search(model, TEXT, tmp_path / "plan", Wanted(PER_TOKEN, SETTINGS, memory=1)).for_model(model)
-    assert load_manifest(plan.folder).inputs["width"] == LEAST
+    assert load_manifest(plan.folder).inputs["width"] == plan.facts.width == LEAST
     assert FEEDBACK in {one.rounding for one in plan.facts.linears}
 
 

@@ -134,6 +134,7 @@ def provenance(view: PlanView) -> list[tuple[str, str]]:
         ),
         ("Text", f"fingerprint {facts.text}"),
         ("Tokens", f"made from {facts.tokens:,}, trials from {facts.trial:,}; {facts.apart:,} others only judge"),
+        ("Second moments", f"in blocks of up to {facts.width:,} channels"),
         ("Target", ", ".join(f"{name.replace('_', ' ')} {told}" for name, told in scheme.items())),
         ("Groups", f"{facts.smoothing.groups}; the recipe's alpha {facts.smoothing.alpha:g}"),
     ]

@@ -57,6 +57,7 @@ def facts_of(model: Model, name: str = "by group", **changes: Any) -> PlanFacts:
         text=f"text {name}",
         tokens=12345,
         apart=2048,
+        width=64,
         trial=4096,
         groups=tuple(groups),
         linears=(replace(first, rounding="nearest", loss=0.0777), *linears[1:]),
