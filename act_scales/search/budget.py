@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from act_scales.search.outcome import Distance, distance
+from act_scales.search.outcome import Distance, distances
 from act_scales.search.passes import SearchTarget
 from smoothquant.artifacts.plan import LinearChoice, PlanOutcome
 from smoothquant.errors import UserError
@@ -91,7 +91,7 @@ def measured(
             scheme = replace(target.scheme, float_linears=names)
             sweep.take(runnable(layer, scheme).to(target.device))
         progress(index + 1)
-    return [distance(model, sequences, reference, sweep, head) for sweep in sweeps]
+    return distances(model, sequences, reference, sweeps, head)
 
 
 def nearest(curve: Sequence[PlanOutcome], target_kl: float) -> PlanOutcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -33,26 +34,40 @@ class Distance:
 
 
 @torch.no_grad()
-def distance(
+def distances(
     model: Model,
     sequences: tuple[Tensor, ...],
     reference: Sweep,
-    found: Sweep,
+    found: Sequence[Sweep],
     head: PlannedHead | None = None,
-) -> Distance:
-    """The distance of a model from the reference after the last layer of both. sequences: ids of each. head: the
-    model's output head in INT8; None for the float one."""
+) -> list[Distance]:
+    """The distances of models from the reference, each after the last layer. sequences: ids of each. head: the output
+    head in INT8 of all models; None for the float one."""
     logits = decoder.logits if head is None else partial(int8_logits, planned=head)
-    kl, top, losses, tokens, predicted = 0.0, 0, 0.0, 0, 0
+    sums, tokens, predicted = [_Sums() for _ in found], 0, 0
     for number, ids in enumerate(sequences):
-        wanted, made = reference.states(number), found.states(number)
+        wanted = reference.states(number)
         for start in range(0, len(ids), ROWS):
             part = slice(start, start + ROWS)
             true = decoder.logits(model, wanted[part]).log_softmax(-1)
-            other = logits(model, made[part]).log_softmax(-1)
-            kl += (true.exp() * (true - other)).sum(-1).double().sum().item()
-            top += int((true.argmax(-1) == other.argmax(-1)).sum())
+            share, best = true.exp(), true.argmax(-1)
             after = ids[start + 1 : start + 1 + len(true)].to(true.device)[:, None]
-            losses += (true[: len(after)] - other[: len(after)]).gather(1, after).double().sum().item()
+            for one, sweep in zip(sums, found, strict=True):
+                other = logits(model, sweep.states(number)[part]).log_softmax(-1)
+                apart = true - other
+                one.kl += (share * apart).sum(-1).double().sum().item()
+                one.top += int((other.argmax(-1) == best).sum())
+                one.losses += apart[: len(after)].gather(1, after).double().sum().item()
             tokens, predicted = tokens + len(true), predicted + len(after)
-    return Distance(max(kl, 0.0) / tokens, math.exp(losses / max(predicted, 1)), top / tokens)
+    return [
+        Distance(max(one.kl, 0.0) / tokens, math.exp(one.losses / max(predicted, 1)), one.top / tokens) for one in sums
+    ]
+
+
+@dataclass
+class _Sums:
+    """Over tokens: of the KL, of those with the same likeliest successor, and of losses less the reference's."""
+
+    kl: float = 0.0
+    top: int = 0
+    losses: float = 0.0

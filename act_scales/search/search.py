@@ -27,7 +27,7 @@ from act_scales.collect import Maxima, made_from, told_of
 from act_scales.search.budget import check_reached, linears_in, measured, nearest, with_losses
 from act_scales.search.divergence import Trail, divergence
 from act_scales.search.head import choose_head, numbers_of_head, passes_over_head
-from act_scales.search.outcome import distance
+from act_scales.search.outcome import distances
 from act_scales.search.passes import Pass, SearchTarget, packed, unpacked, width_for
 from act_scales.search.scales import Policy
 from act_scales.text import Text
@@ -163,7 +163,8 @@ class _Search:
         winner = self._winner(policy)
 
         def outcome(head: PlannedHead | None = None) -> PlanOutcome:
-            return distance(self.model, self.apart, self.reference, winner.apart, head).outcome(policy.name, 0.0)
+            [found] = distances(self.model, self.apart, self.reference, [winner.apart], head)
+            return found.outcome(policy.name, 0.0)
 
         choice = None
         if self.target.scheme.head.quantized:
@@ -237,7 +238,7 @@ class _Search:
             under_way.take(float_layer(self.model, index))
             self._step(index + 1)
         self._done += self.layers
-        found = distance(self.model, self.apart[:JUDGES], self.reference, under_way.apart)
+        [found] = distances(self.model, self.apart[:JUDGES], self.reference, [under_way.apart])
         return found.outcome(policy.name, 0.0), under_way.groups
 
     def _winner(self, policy: Policy) -> Pass:

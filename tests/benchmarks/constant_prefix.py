@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from act_scales.search.outcome import distance
+from act_scales.search.outcome import distances
 from act_scales.text import load_text
 from recipes.families import open_model
 from smoothquant.layers import FloatLayer, Layer
@@ -69,7 +69,7 @@ def main(folder: str, text_file: str) -> None:
         begun = tuple(torch.cat([torch.tensor([token]), ids]) for ids in text.sequences)
         spikes = Spikes()
         end = sweep(model, begun, [spikes])
-        found = distance(model, text.sequences, reference, Behind(end))
+        [found] = distances(model, text.sequences, reference, [Behind(end)])
         details[prefix] = {"kl": found.kl, "first": spikes.first, "others": spikes.others}
         rows.append(Row(repr(prefix), f"KL {found.kl:.4f}, first token {spikes.first:.0f}, others {spikes.others:.0f}"))
     publish("constant_prefix", rows, {"name": Path(folder).name, "tokens": text.tokens, "prefixes": details})
