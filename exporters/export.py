@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -125,9 +126,11 @@ class Source:
 
     def head(self, writer: Writer) -> PlannedHead:
         """What the plan says of the output head that a writer's graphs share; nothing where it is in float."""
-        if self.plan is None or not writer.schemes[0].head.quantized:
-            return UNPLANNED
-        return self.plan.head(self.model)
+        return self._head if writer.schemes[0].head.quantized else UNPLANNED
+
+    @cached_property
+    def _head(self) -> PlannedHead:
+        return self.plan.head(self.model) if self.plan else UNPLANNED
 
 
 def export(
