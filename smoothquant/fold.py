@@ -110,6 +110,12 @@ class SmoothedLayer:
         bias = self.source.biases[role].float()
         return bias / self.row[role] if role in self.row else bias
 
+    def in_float(self) -> FloatLayer:
+        """This layer with the smoothed weights and biases in float32, each computed once."""
+        weights = {role: self.weight(role) for role in self.source.weights}
+        biases = {role: bias for role in weights if (bias := self.bias(role)) is not None}
+        return FloatLayer(self.index, weights, biases, self.norms)
+
     def linear(self, role: str, x: Tensor) -> Tensor:
         """The output of the smoothed linear in float, for the decoder."""
         return float_linear(self.divided(role, x), self.weight(role), self.bias(role))

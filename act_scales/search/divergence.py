@@ -89,8 +89,8 @@ def divergence(
     found: dict[tuple[str, ...], float] = {}
     for index in reversed(range(model.geometry.layers)):
         layer = smoothed(index)
-        errors = _Errors(runnable(layer, replace(target.scheme, float_linears=())).to(device))
-        felt = replace(_in_float(layer).to(device), listen=errors.listen)
+        errors = _Errors(runnable(layer, target.scheme).to(device))
+        felt = replace(layer.in_float().to(device), listen=errors.listen)
         squares = dict.fromkeys(quantized_inputs(model), 0.0)
         for place, batch in enumerate(trail.inputs[index]):
             x = batch.to(device, torch.float32).requires_grad_()
@@ -144,10 +144,3 @@ def _slope(model: Model, hidden: Tensor, drawn: torch.Generator) -> Tensor:
         log_p.gather(1, y).sum().backward()
     assert hidden.grad is not None
     return hidden.grad
-
-
-def _in_float(layer: SmoothedLayer) -> FloatLayer:
-    """A smoothed layer in float32, to which one can listen."""
-    weights = {role: layer.weight(role) for role in layer.source.weights}
-    biases = {role: bias for role in weights if (bias := layer.bias(role)) is not None}
-    return FloatLayer(layer.index, weights, biases, layer.norms)

@@ -19,7 +19,6 @@ from builders.validate.int8_folder import open_int8_folder
 from builders.validate.metrics import check_logits
 from recipes.models import RECIPES
 from recipes.recipe import of_model
-from smoothquant.fold import SmoothedLayer
 from smoothquant.head import UNPLANNED, PlannedHead, head_logits
 from smoothquant.int8_layer import int8_layer
 from smoothquant.layers import FloatLayer, Layer, W8A8Layer
@@ -119,8 +118,8 @@ class Setting:
             )
             quantized = runnable(smoothed, scheme)
             if self.exact == "weights":
-                return RoundedInputs(_float(smoothed), quantized)
-            return _float(smoothed, quantized) if self.exact == "activations" else quantized
+                return RoundedInputs(smoothed.in_float(), quantized)
+            return _rounded(smoothed.in_float(), quantized) if self.exact == "activations" else quantized
 
         return layer
 
@@ -209,12 +208,8 @@ def plan_form(name: str, place: str, model: Model) -> Form:
     return Form(name, name, layer, scheme, head=plan.head(model))
 
 
-def _float(smoothed: SmoothedLayer, quantized: W8A8Layer | None = None) -> FloatLayer:
-    """A smoothed layer in float. quantized: where its weights are taken from, times their scales; None for exact
-    ones."""
-    weights = {role: smoothed.weight(role) for role in smoothed.source.weights}
-    if quantized:
-        scales = quantized.weight_scales
-        weights |= {role: weight * scales[role][:, None] for role, weight in quantized.weights.items()}
-    biases = {role: bias for role in weights if (bias := smoothed.bias(role)) is not None}
-    return FloatLayer(smoothed.index, weights, biases, smoothed.norms)
+def _rounded(layer: FloatLayer, quantized: W8A8Layer) -> FloatLayer:
+    """A float layer with the weights of its quantized form, times their scales."""
+    scales = quantized.weight_scales
+    rounded = {role: weight * scales[role][:, None] for role, weight in quantized.weights.items()}
+    return replace(layer, weights={**layer.weights, **rounded})
