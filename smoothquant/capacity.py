@@ -70,3 +70,4 @@ class Capacity:
 
 
 FOLDED = Capacity()  # any format can hold this much
+FOR_CACHE = Capacity(cache="own")  # and this, for an 8-bit KV cache in which keys and values have a scale each

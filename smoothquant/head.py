@@ -39,10 +39,10 @@ class PlannedHead:
         """The final norm with the scale folded in; None where the model's own is as it is."""
         return None if self.smoothing_scale is None else fold_final_norm(model, self.smoothing_scale)
 
-    def smoothed_rows(self, model: Model) -> Iterator[Tensor]:
-        """The smoothed weight, some rows at a time, float32 (rows, hidden)."""
+    def smoothed_rows(self, model: Model, device: str = "cpu") -> Iterator[Tensor]:
+        """The smoothed weight, some rows at a time, float32 (rows, hidden). device: that of the scale."""
         for rows in model.rows(model.lm_head):
-            wide = rows.to(torch.float32)
+            wide = rows.to(device, torch.float32)
             yield wide if self.smoothing_scale is None else wide * self.smoothing_scale
 
     def int8_rows(self, model: Model) -> Iterator[tuple[Tensor, Tensor]]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from smoothquant.quantization import QMAX
+from smoothquant.quantization import QMAX, absmax, weight_scale
 
 DAMPING = 0.01  # of the mean of the diagonal, added to it: a Hessian of few tokens has no inverse
 BLOCK = 128  # columns after which the others are made up to date
@@ -54,6 +54,11 @@ class Hessian:
             block.diagonal().add_(noise)
             found.append(block)
         return found
+
+    def feedback(self, scale: Tensor, steps: Tensor) -> Feedback:
+        """Rounding by the moments of the input x / scale, rounded. scale: (in,). steps: those of the rounding, of each
+        token or of all."""
+        return Feedback(self.scaled(scale, (steps.square().mean() / 12).item()))
 
     @property
     def mean_square(self) -> Tensor:
@@ -107,6 +112,12 @@ class Feedback:
             for part, (order, upper) in zip(parts, self._factors, strict=True)
         ]
         return torch.cat(rounded, dim=1)
+
+    def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Some rows of the weight, as `quantization.quantize_weight` gives them: int8 (rows, in), and their
+        weight_scale, float32 (rows,). weight: float32 (rows, in)."""
+        scale = weight_scale(absmax(weight, dim=1))
+        return self.round(weight, scale), scale
 
 
 def _round_block(weight: Tensor, scale: Tensor, order: Tensor, upper: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from smoothquant.balance import Group
 from smoothquant.fold import Rounded
 from smoothquant.head import INPUT, PlannedHead, is_smoothable
 from smoothquant.model import Model
-from smoothquant.quantization import QMAX, absmax, quantize_weight, w8a8_linear, weight_scale
+from smoothquant.quantization import QMAX, absmax, quantize_weight, w8a8_linear
 from smoothquant.rounding import Feedback, Hessian
 from smoothquant.scheme import Scheme
 from smoothquant.smoothing import skip_dead_channels, smoothing_scale
@@ -146,7 +146,7 @@ class _HeadSearch:
         for rows in self._rows(scale):
             wanted = decoder.finished(self.model, functional.linear(x, rows))
             share = (wanted - self._normalizer[:, None]).exp()
-            forms = {NEAREST: quantize_weight(rows), FEEDBACK: _with_feedback(rows, feedback)}
+            forms = {NEAREST: quantize_weight(rows), FEEDBACK: feedback.quantize(rows)}
             for rounding, form in forms.items():
                 made = decoder.finished(self.model, w8a8_linear(x, *form, INPUT))
                 added = (made - wanted).clamp_max(MOST)
@@ -158,20 +158,18 @@ class _HeadSearch:
         """The smoothed weight, rounded with error feedback."""
         feedback, parts = self._feedback(scale), []
         for rows in self._rows(scale):
-            parts.append([part.cpu() for part in _with_feedback(rows, feedback)])
+            parts.append([part.cpu() for part in feedback.quantize(rows)])
         return Rounded(*map(torch.cat, zip(*parts, strict=True)))
 
     def _feedback(self, scale: Tensor | None) -> Feedback:
         """Rounding by the second moments of the smoothed, rounded input."""
         scale = torch.ones_like(self._reach) if scale is None else scale
         steps = absmax(self._x / scale, dim=1) / QMAX
-        return Feedback(self._moments.scaled(scale, (steps.square().mean() / 12).item()))
+        return self._moments.feedback(scale, steps)
 
     def _rows(self, scale: Tensor | None) -> Iterator[Tensor]:
         """The smoothed weight, some rows at a time, float32 (rows, in)."""
-        for rows in self.model.rows(self.model.lm_head):
-            wide = rows.to(self.target.device, torch.float32)
-            yield wide if scale is None else wide * scale
+        yield from PlannedHead(scale).smoothed_rows(self.model, self.target.device)
         self._passes += 1
         self._progress(self._passes)
 
@@ -188,12 +186,6 @@ def _stride(end: Sweep) -> int:
 
 def _divided(x: Tensor, scale: Tensor | None) -> Tensor:
     return x if scale is None else x / scale
-
-
-def _with_feedback(rows: Tensor, feedback: Feedback) -> tuple[Tensor, Tensor]:
-    """int8 (rows, in) and their weight_scale, float32 (rows,)."""
-    scale = weight_scale(absmax(rows, dim=1))
-    return feedback.round(rows, scale), scale
 
 
 def _least(tried: Mapping[str, Mapping[str, float]]) -> tuple[str, str]:

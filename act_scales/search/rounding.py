@@ -19,7 +19,7 @@ from act_scales.search.statistics import LEAST, Heard, Statistics
 from smoothquant.artifacts.plan import CORRECTED, FEEDBACK, NEAREST, LinearChoice
 from smoothquant.fold import Rounded, SmoothedLayer
 from smoothquant.layers import float_linear
-from smoothquant.quantization import QMAX, absmax, input_scale, quantize_weight, w8a8_linear, weight_scale
+from smoothquant.quantization import QMAX, absmax, input_scale, quantize_weight, w8a8_linear
 from smoothquant.rounding import Feedback
 from smoothquant.scheme import Scheme
 
@@ -61,8 +61,7 @@ def _feedback(layer: SmoothedLayer, role: str, heard: Heard, scheme: Scheme) -> 
         steps = input_scale(layer.input_absmax[role])
     else:
         steps = absmax(heard.x / column, dim=1) / QMAX
-    noise = (steps.square().mean() / 12).item()
-    return Feedback(heard.moments.scaled(column.expand(heard.x.shape[1]), noise))
+    return heard.moments.feedback(column.expand(heard.x.shape[1]), steps)
 
 
 @dataclass(frozen=True)
@@ -110,13 +109,11 @@ class _Forms:
         return min(self.errors, key=lambda form: sum(self.errors[form].values()))
 
     def _with_feedback(self, feedback: Feedback) -> Form:
-        together = torch.cat(list(self.weights.values()))
-        scale = weight_scale(absmax(together, dim=1))
+        rounded, scale = feedback.quantize(torch.cat(list(self.weights.values())))
         rows = [len(weight) for weight in self.weights.values()]
-        parts = feedback.round(together, scale).split(rows)
         return {
             role: Rounded(part.contiguous(), own.contiguous())
-            for role, part, own in zip(self.roles, parts, scale.split(rows), strict=True)
+            for role, part, own in zip(self.roles, rounded.split(rows), scale.split(rows), strict=True)
         }
 
     def _corrected(self, form: Form, seen: _Seen) -> Form:

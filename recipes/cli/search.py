@@ -90,7 +90,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
 def wanted_of(arguments: argparse.Namespace, model: Model) -> Wanted:
     """What these options ask for. Raises UserError for numbers out of range."""
     from act_scales.search import Wanted
-    from smoothquant.capacity import FOLDED, Capacity
+    from smoothquant.capacity import FOLDED, FOR_CACHE
     from smoothquant.sensitivity import sizes
     from smoothquant.static import budget_of, check_budget
 
@@ -108,7 +108,7 @@ def wanted_of(arguments: argparse.Namespace, model: Model) -> Wanted:
         raise UserError(f"--target-kl {arguments.target_kl}", expected="a number above 0, as 0.005")
     if not 0 < arguments.hessian_memory < 1 << 20:
         raise UserError(f"--hessian-memory {arguments.hessian_memory}", expected="GiB, above 0")
-    capacity = Capacity(cache="own") if CACHES[arguments.kv].quantized else FOLDED
+    capacity = FOR_CACHE if CACHES[arguments.kv].quantized else FOLDED
     head = "int8" if arguments.lm_head == AUTO else arguments.lm_head
     return Wanted(
         scheme_of(arguments.act, kv_cache=arguments.kv, head=head),

@@ -17,7 +17,8 @@ MODEL = "model.onnx"
 INPUT_IDS, ATTENTION_MASK, POSITION_IDS = "input_ids", "attention_mask", "position_ids"
 LOGITS = "logits"
 PAST, PRESENT = "past_key_values.", "present."
-KEY, VALUE = CACHED = ("key", "value")
+KEY = "key"
+CACHED = (KEY, "value")
 
 
 def past(layer: int | str, part: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from recipes.cli.export.target import ExportTarget, add_activations, add_keep_float, with_kept
 from recipes.cli.ui import Ui
-from smoothquant.capacity import FOLDED, Capacity
+from smoothquant.capacity import FOLDED, FOR_CACHE, Capacity
 from smoothquant.errors import UserError
 from smoothquant.scheme import CACHES, HEADS, scheme_of
 
@@ -60,7 +60,7 @@ class Onnx(ExportTarget):
     def smoothing(self, arguments: argparse.Namespace, model: Model) -> Capacity:
         kv = arguments.kv if arguments.kv and CACHES[arguments.kv].quantized else None
         if not arguments.float:
-            return Capacity(cache="own") if kv else FOLDED
+            return FOR_CACHE if kv else FOLDED
         asked = {"--plan": arguments.plan, "--act": arguments.act, "--kv": kv, "--alpha": arguments.alpha}
         for option, value in asked.items():
             if value is not None:
