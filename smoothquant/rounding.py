@@ -7,7 +7,8 @@
 
 The method is GPTQ (Frantar et al., ICLR 2023, algorithm 1), here at 8 bits, with one scale per row. Columns are taken
 by falling H_jj: the last ones have nobody to pass their errors to. What one column's error costs in the end is e^2, so
-that 1 / U_jj^2 is the part of x_j that the columns behind it cannot make up for.
+that 1 / U_jj^2 is the part of x_j that the columns behind it cannot make up for. U is the inverse of the triangular R
+with R R^T = H, so that 1 / U_jj = R_jj.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from torch import Tensor
 from smoothquant.quantization import QMAX, absmax, weight_scale
 
 DAMPING = 0.01  # of the mean of the diagonal, added to it: a Hessian of few tokens has no inverse
-BLOCK = 128  # columns after which the others are made up to date
+BLOCK, STEP = 128, 16  # columns after which all others are made up to date; columns after which those of the block are
+PANEL = 256  # columns of a Hessian that are summed at a time
 
 
 class Hessian:
     """The second moments of a linear's input, E x x^T, in diagonal blocks of at most `width` channels.
 
-    moments: sums of x x^T, float32, a block each, from the first channels on. tokens: how many were summed.
-    device: where they are summed.
+    moments: sums of x x^T, float32, a block each, from the first channels on; of a block, that is symmetric, the lower
+    half counts. tokens: how many were summed. device: where they are summed.
     """
 
     def __init__(self, channels: int, width: int | None = None, device: str = "cpu") -> None:
@@ -40,7 +42,9 @@ class Hessian:
         """Count tokens. x: float32 (tokens, in)."""
         self.tokens += len(x)
         for part, moment in zip(self.parts, self.moments, strict=True):
-            moment.addmm_(x[:, part].T, x[:, part])
+            mine = x[:, part]
+            for start in range(0, len(moment), PANEL):
+                moment[start:, start : start + PANEL].addmm_(mine[:, start:].T, mine[:, start : start + PANEL])
 
     def to(self, device: str) -> None:
         """Move the sums to a device."""
@@ -50,7 +54,7 @@ class Hessian:
         """The blocks for the input x / scale, rounded. scale: (in,). noise: mean square of rounding's error."""
         found = []
         for part, moment in zip(self.parts, self.moments, strict=True):
-            block = moment / max(self.tokens, 1) / scale[part] / scale[part][:, None]
+            block = (moment.tril() + moment.tril(-1).T) / max(self.tokens, 1) / scale[part] / scale[part][:, None]
             block.diagonal().add_(noise)
             found.append(block)
         return found
@@ -89,9 +93,9 @@ def left_over(blocks: list[Tensor]) -> Tensor:
     """
     found = []
     for block in blocks:
-        order, upper = _factor(block)
-        part = torch.empty_like(upper.diagonal())
-        part[order] = upper.diagonal().square().reciprocal()
+        order, root = _root(block)
+        part = torch.empty_like(root.diagonal())
+        part[order] = root.diagonal().square()
         found.append(part * (block.diagonal() > 0))
     return torch.cat(found)
 
@@ -122,16 +126,18 @@ class Feedback:
 
 def _round_block(weight: Tensor, scale: Tensor, order: Tensor, upper: Tensor) -> Tensor:
     left = (weight / scale[:, None])[:, order].T.contiguous()  # in steps; a column of the weight is a row here
-    rounded = torch.empty_like(left)
+    rounded, errors = torch.empty_like(left), left.new_empty(BLOCK, left.shape[1])
+    parts = upper.diagonal().reciprocal().tolist()
     for start in range(0, len(left), BLOCK):
         end = min(start + BLOCK, len(left))
-        here, factor = left[start:end], upper[start:end, start:end]
-        errors = torch.empty_like(here)
-        for j in range(end - start):
-            rounded[start + j] = here[j].round().clamp_(-QMAX, QMAX)
-            errors[j] = (here[j] - rounded[start + j]) / factor[j, j]
-            here[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
-        left[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
+        for first in range(start, end, STEP):
+            last = min(first + STEP, end)
+            for j in range(first, last):
+                torch.round(left[j], out=rounded[j]).clamp_(-QMAX, QMAX)
+                error = torch.sub(left[j], rounded[j], out=errors[j - start]).mul_(parts[j])
+                left[j + 1 : last].addr_(upper[j, j + 1 : last], error, alpha=-1)
+            left[last:end].addmm_(upper[first:last, last:end].T, errors[first - start : last - start], alpha=-1)
+        left[end:].addmm_(upper[start:end, end:].T, errors[: end - start], alpha=-1)
     found = torch.empty_like(weight, dtype=torch.int8)
     found[:, order] = rounded.T.to(torch.int8)
     return found
@@ -139,13 +145,30 @@ def _round_block(weight: Tensor, scale: Tensor, order: Tensor, upper: Tensor) ->
 
 def _factor(hessian: Tensor) -> tuple[Tensor, Tensor]:
     """The order of the columns, int64 (in,), and U for columns in that order, (in, in)."""
+    order, root = _root(hessian)
+    return order, _inverse(root)
+
+
+def _root(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """The order of the columns, int64 (in,), and R for columns in that order, (in, in), of a damped Hessian. A channel
+    of zeros gets 1 instead."""
     diagonal = hessian.diagonal()
     order = diagonal.argsort(descending=True)
-    return order, _upper(hessian[order][:, order], DAMPING * diagonal.mean().clamp_min(1e-30).item())
-
-
-def _upper(hessian: Tensor, damping: float) -> Tensor:
-    """U of a Hessian, (in, in), to whose diagonal `damping` is added in place. A channel of zeros gets 1 instead."""
-    diagonal = hessian.diagonal()
+    damping = DAMPING * diagonal.mean().clamp_min(1e-30)
+    backward = order.flip(0)  # the lower triangle of this order is the upper one of the other
+    ordered = hessian[backward][:, backward]
+    diagonal = ordered.diagonal()
     diagonal.copy_(torch.where(diagonal > 0, diagonal + damping, 1))
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    return order, torch.linalg.cholesky(ordered).flip(0, 1)
+
+
+def _inverse(upper: Tensor) -> Tensor:
+    """The inverse of an upper triangular matrix, by its quarters: products are quicker than a solution by columns."""
+    size = len(upper)
+    if size <= BLOCK:
+        return torch.linalg.solve_triangular(upper, torch.eye(size, device=upper.device), upper=True)
+    first, last = slice(size // 2), slice(size // 2, size)
+    found = torch.zeros_like(upper)
+    found[first, first], found[last, last] = _inverse(upper[first, first]), _inverse(upper[last, last])
+    found[first, last] = -(found[first, first] @ upper[first, last] @ found[last, last])
+    return found
