@@ -68,7 +68,7 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns integer values (..., in) in x's dtype and token_scale (..., 1) = token_amax / 127.
     """
     token_amax = absmax(x, dim=-1)[..., None].clamp_min(EPS)
-    return _round_to_int8(x / token_amax, _step(x)), token_amax * _step(x)
+    return _round_((x / token_amax).div_(_step(x))), token_amax * _step(x)
 
 
 def quantize_tensor(x: Tensor, input_scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,7 +77,7 @@ def quantize_tensor(x: Tensor, input_scale: Tensor) -> tuple[Tensor, Tensor]:
     Returns integer values (..., in) in x's dtype and the scale.
     """
     scale = input_scale.to(x.dtype)
-    return _round_to_int8(x, scale), scale
+    return _round_(x / scale), scale
 
 
 def quantize_input(x: Tensor, precision: Precision, input_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -105,7 +105,7 @@ def w8a8_linear(
     input_scale: a scalar, for static activations. bias: (out,).
     """
     quantized, scale = quantize_input(x, activations, input_scale)
-    y = _product(quantized, weight) * scale * weight_scale.to(x.dtype)
+    y = _product(quantized, weight).mul_(scale).mul_(weight_scale.to(x.dtype))
     return y if bias is None else y + bias.to(x.dtype)
 
 
@@ -138,5 +138,6 @@ def _step(x: Tensor) -> Tensor:
     return torch.tensor(1 / QMAX, dtype=torch.float32, device=x.device).to(x.dtype)
 
 
-def _round_to_int8(x: Tensor, scale: Tensor) -> Tensor:
-    return (x / scale).round_().clamp_(-QMAX - 1, QMAX)
+def _round_(steps: Tensor) -> Tensor:
+    """Round numbers, in steps, to the integers of int8, in place."""
+    return steps.round_().clamp_(-QMAX - 1, QMAX)
