@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from act_scales.search.outcome import MOST
 from act_scales.search.passes import Pass, SearchTarget
 from act_scales.search.scales import ROWS
 from act_scales.search.statistics import SAMPLE
@@ -34,7 +35,7 @@ from smoothquant.scheme import Scheme
 from smoothquant.smoothing import skip_dead_channels, smoothing_scale
 from smoothquant.sweep import BATCH_TOKENS, FLOAT, Sweep
 
-MOST, LEAST = 80.0, 1e-6  # added to a logit, and E_p[exp d]: forms beyond that are of no use, and float32 ends
+LEAST = 1e-6  # E_p[exp d]: forms below that are of no use, and float32 ends
 Tried = dict[str, dict[str, float]]  # by candidate for the scale and by rounding, the KL
 
 

@@ -1,4 +1,9 @@
-"""What a quantized model computes on tokens that it was not made from, against the float model."""
+"""What a quantized model computes on tokens that it was not made from, against the float model.
+
+With p the probabilities by the float model, and d what quantization adds to the logits, less its mean by p,
+
+    KL  =  log E_p[exp d]
+"""
 
 from __future__ import annotations
 
@@ -17,6 +22,7 @@ from smoothquant.model import Model
 from smoothquant.sweep import Sweep
 
 ROWS = 256  # tokens whose logits are compared at a time
+MOST = 80.0  # added to a logit: beyond that, a model is of no use, and float32 ends
 
 
 @dataclass(frozen=True)
@@ -49,15 +55,18 @@ def distances(
         wanted = reference.states(number)
         for start in range(0, len(ids), ROWS):
             part = slice(start, start + ROWS)
-            true = decoder.logits(model, wanted[part]).log_softmax(-1)
-            share, best = true.exp(), true.argmax(-1)
+            true = decoder.logits(model, wanted[part])
+            share, best = true.softmax(-1), true.argmax(-1, keepdim=True)
             after = ids[start + 1 : start + 1 + len(true)].to(true.device)[:, None]
             for one, sweep in zip(sums, found, strict=True):
-                other = logits(model, sweep.states(number)[part]).log_softmax(-1)
-                apart = true - other
-                one.kl += (share * apart).sum(-1).double().sum().item()
-                one.top += int((other.argmax(-1) == best).sum())
-                one.losses += apart[: len(after)].gather(1, after).double().sum().item()
+                other = logits(model, sweep.states(number)[part])
+                one.top += int((other.gather(1, best)[:, 0] == other.amax(-1)).sum())
+                added = other.sub_(true)
+                added -= torch.linalg.vecdot(share, added)[:, None]
+                likelier = added[: len(after)].gather(1, after)[:, 0]
+                kl = torch.linalg.vecdot(share, added.clamp_max_(MOST).expm1_()).log1p()
+                one.kl += kl.double().sum().item()
+                one.losses += (kl[: len(after)] - likelier).double().sum().item()
             tokens, predicted = tokens + len(true), predicted + len(after)
     return [
         Distance(max(one.kl, 0.0) / tokens, math.exp(one.losses / max(predicted, 1)), one.top / tokens) for one in sums
