@@ -160,12 +160,15 @@ class Sweep:
         self.index = source.index + 1
 
     @torch.no_grad()
-    def hear(self, source: FloatLayer) -> None:
-        """Let the listeners hear all sequences in a float layer. The hidden states stay before it."""
+    def hear(self, source: FloatLayer, tokens: int | None = None) -> None:
+        """Let the listeners hear all sequences in a float layer; or the first batches, which hold at least so many
+        tokens. The hidden states stay before it."""
         for listener in self.listeners:
             listener.enter(source)
         layer = replace(source.to(self.device), listen=self._listen)
         for batch in self.batches:
+            if tokens is not None and batch.rows.start >= tokens:
+                break
             self._after(layer, FLOAT, batch)
         for listener in self.listeners:
             listener.leave()

@@ -21,7 +21,6 @@ from torch.nn import functional
 
 from act_scales.search.outcome import MOST
 from act_scales.search.passes import Pass, SearchTarget
-from act_scales.search.scales import ROWS
 from act_scales.search.statistics import SAMPLE
 from smoothquant import decoder
 from smoothquant.artifacts.plan import BALANCED, FEEDBACK, NEAREST, NONE, HeadChoice, PlanOutcome
@@ -35,6 +34,7 @@ from smoothquant.scheme import Scheme
 from smoothquant.smoothing import skip_dead_channels, smoothing_scale
 from smoothquant.sweep import BATCH_TOKENS, FLOAT, Sweep
 
+ROWS = 2048  # rows of the weight that the descent looks at
 LEAST = 1e-6  # E_p[exp d]: forms below that are of no use, and float32 ends
 Tried = dict[str, dict[str, float]]  # by candidate for the scale and by rounding, the KL
 

@@ -32,6 +32,7 @@ from smoothquant.stream import planned_layer, runnable
 from smoothquant.sweep import Sweep
 
 LEAST = 64  # channels of a Hessian's blocks
+JUDGING, JUDGED = 1024, 256  # tokens of the first sequences kept apart; as many of them judge a layer's forms
 CHOICES = "choices"  # in the state of a pass
 Sequences = tuple[Tensor, ...]  # ids, (tokens,) each
 
@@ -78,7 +79,7 @@ class Pass:
         model = target.model
         self._maxima, self._held, self._squares = Maxima(model, torch.float32), HeldMaxima(model), MeanSquares(model)
         self._heard = Statistics(model, sum(map(len, chosen)), target.width)
-        self._judged = Statistics(model, sum(map(len, apart)), 0)
+        self._judged = Statistics(model, min(JUDGING, sum(map(len, apart))), 0, JUDGED)
         self.text = target.sweep(chosen, self._maxima, self._held, self._squares, self._heard)
         self.apart = target.sweep(apart, self._judged)
         self.groups: tuple[GroupChoice, ...] = ()
@@ -88,7 +89,7 @@ class Pass:
         """Choose the next layer, and run all sequences through it."""
         target, index = self.target, source.index
         self.text.hear(source)
-        self.apart.hear(source)
+        self.apart.hear(source, JUDGING)
         inputs, outputs = self._maxima.split()
         act, reach = (input_ranges(target.model, index, found) for found in (inputs, self._reach))
         act |= {role: torch.maximum(act[role], further) for role, further in reach.items()}

@@ -30,7 +30,7 @@ from smoothquant.scheme import Precision, Scheme
 from smoothquant.settings import SmoothingSettings
 from smoothquant.smoothing import smoothing_scale
 
-ROWS = 2048  # rows of a group's weights that the descent looks at
+ROWS = 512  # rows of a group's weights that the descent looks at
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -243,6 +244,16 @@ def test_progress_goes_up_and_ends(llama_folder: Path, tmp_path: Path) -> None:
         )
         assert seen == sorted(seen)
         assert seen[-1] == (16, 16)
+
+
+@pytest.mark.parametrize(("far", "tried"), [(0.0, 3), (float("inf"), 4)])
+def test_a_fixed_alpha_far_behind_makes_others_needless(
+    far: float, tried: int, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[search.__module__], "FAR", far)  # the package has a function of that name
+    wanted = Wanted(PER_TOKEN, replace(SETTINGS, alpha=0.35))
+    candidates = search(open_llama(llama_folder), TEXT, tmp_path / "plan", wanted).facts.candidates
+    assert [one.name for one in candidates[3:]] == ["alpha 0.35"] * (tried - 3)
 
 
 def test_the_record_is_plain_json(made: Callable[..., Searched]) -> None:
