@@ -21,7 +21,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from act_scales.search.outcome import ROWS
 from act_scales.search.passes import SearchTarget
 from smoothquant import decoder
 from smoothquant.attention import patterns
@@ -34,6 +33,7 @@ from smoothquant.stream import runnable
 from smoothquant.sweep import Listener, Sweep
 
 TOKENS = 1024  # of the first sequences; with twice or four times as many, the ranking is the same
+ROWS = 256  # of these, whose logits are there at a time
 SEED = 0
 
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from act_scales.search.outcome import MOST
 from act_scales.search.passes import Pass, SearchTarget
 from act_scales.search.statistics import SAMPLE
 from smoothquant import decoder
@@ -35,7 +34,7 @@ from smoothquant.smoothing import skip_dead_channels, smoothing_scale
 from smoothquant.sweep import BATCH_TOKENS, FLOAT, Sweep
 
 ROWS = 2048  # rows of the weight that the descent looks at
-LEAST = 1e-6  # E_p[exp d]: forms below that are of no use, and float32 ends
+MOST, LEAST = 80.0, 1e-6  # added to a logit, and E_p[exp d]: forms beyond that are of no use, and float32 ends
 Tried = dict[str, dict[str, float]]  # by candidate for the scale and by rounding, the KL
 
 

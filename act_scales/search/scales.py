@@ -10,6 +10,7 @@ A candidate is no smoothing, the paper's equation with an alpha, or a scale that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,7 +31,8 @@ from smoothquant.scheme import Precision, Scheme
 from smoothquant.settings import SmoothingSettings
 from smoothquant.smoothing import smoothing_scale
 
-ROWS = 512  # rows of a group's weights that the descent looks at
+ROWS = 512  # rows of a group's weights that candidates are judged by
+TOKENS = 256  # that the descent looks at
 
 
 @dataclass(frozen=True)
@@ -120,22 +122,27 @@ class ScaleSearch:
         roles, apart = _quantized(group), self.apart.input(_quantized(group)[0])
         weights = {role: self.source.weights[role].float() for role in roles}
         judging = apart if apart is not None and len(apart.x) else heard
+        step = math.ceil(sum(map(len, weights.values())) / ROWS)  # every so many rows, and each for so many
         return _Judge(
-            whole=self._group(group, weights, heard, ordinary),
-            weights=weights,
+            whole=self._group(group, weights, step, heard, ordinary),
+            rows={role: weight[::step] for role, weight in weights.items()},
+            row_weight={role: len(weight) / len(weight[::step]) for role, weight in weights.items()},
             x=judging.x,
             token_weight=judging.token_weight(roles),
             signals=_signals(judging, roles, ordinary),
             activations=self.scheme.activations,
         )
 
-    def _group(self, group: SmoothingGroup, weights: Mapping[str, Tensor], heard: Heard, ordinary: bool) -> Group:
-        """The group as rounding sees it. weights: of its linears by role, float32 (out, in)."""
+    def _group(
+        self, group: SmoothingGroup, weights: Mapping[str, Tensor], step: int, heard: Heard, ordinary: bool
+    ) -> Group:
+        """The group as rounding sees it. weights: of its linears by role, float32 (out, in). step: of the rows that
+        are taken."""
         roles = _quantized(group)
         share = {role: 1 / found for role, found in _signals(heard, roles, ordinary).items() if found}
         weights = {role: weights[role] for role in share}
         token_weight = heard.token_weight(roles)
-        step = max(1, sum(map(len, weights.values())) // ROWS)  # every so many rows, and each for so many
+        some = slice(None, None, math.ceil(len(token_weight) / TOKENS))
         ones = torch.ones_like(self.ranges.act[roles[0]])
         squares = token_weight @ heard.x.square() if ordinary or heard.moments is None else heard.moments.mean_square
         left = squares
@@ -143,8 +150,8 @@ class ScaleSearch:
             left = squares * heard.moments.unforetold if ordinary else heard.moments.left_over
         places = torch.arange(self.model.geometry.kv_size) if group.through == "attention" else None
         return Group(
-            tokens=heard.x.abs(),
-            token_weight=token_weight,
+            tokens=heard.x[some].abs(),
+            token_weight=token_weight[some] / token_weight[some].sum(),
             rows=torch.cat([weight[::step].abs() for weight in weights.values()]),
             row_weight=torch.cat([_row_weight(weight, step, share[role]) for role, weight in weights.items()]),
             columns=sum((share[role] * weight.square().sum(dim=0) for role, weight in weights.items()), 0 * ones),
@@ -157,11 +164,13 @@ class ScaleSearch:
 
 @dataclass(frozen=True)
 class _Judge:
-    """What the scales of one group cost. weights: of its linears by role, float32 (out, in). x: tokens that go through
-    the target's rounding, (tokens, in). token_weight: (tokens,). signals: by role, what noise is held against."""
+    """What the scales of one group cost. rows: of its linears by role, some of the weight, float32 (rows, in), each of
+    which counts for as many as its row_weight says. x: tokens that go through the target's rounding, (tokens, in).
+    token_weight: (tokens,). signals: by role, what noise is held against."""
 
     whole: Group
-    weights: Mapping[str, Tensor]
+    rows: Mapping[str, Tensor]
+    row_weight: Mapping[str, float]
     x: Tensor
     token_weight: Tensor
     signals: Mapping[str, float]
@@ -173,8 +182,8 @@ class _Judge:
         step = None if reach is None else input_scale(reach / scale)
         integers, found = quantize_input(smoothed, self.activations, step)
         errors, total = (integers * found - smoothed) * scale, self.whole.noise(scale)[1]
-        for role, weight in self.weights.items():
-            noise = (errors @ weight.T).square().sum(dim=1)
+        for role, rows in self.rows.items():
+            noise = (errors @ rows.T).square().sum(dim=1) * self.row_weight[role]
             total += (noise @ self.token_weight).item() / max(self.signals[role], 1e-30)
         return total
 
