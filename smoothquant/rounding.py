@@ -127,13 +127,14 @@ class Feedback:
 def _round_block(weight: Tensor, scale: Tensor, order: Tensor, upper: Tensor) -> Tensor:
     left = (weight / scale[:, None])[:, order].T.contiguous()  # in steps; a column of the weight is a row here
     rounded, errors = torch.empty_like(left), left.new_empty(BLOCK, left.shape[1])
+    columns, integers, wrong = left.unbind(), rounded.unbind(), errors.unbind()
     for start in range(0, len(left), BLOCK):
         end = min(start + BLOCK, len(left))
         for first in range(start, end, STEP):
             last = min(first + STEP, end)
             for j in range(first, last):
-                torch.round(left[j], out=rounded[j]).clamp_(-QMAX, QMAX)
-                error = torch.sub(left[j], rounded[j], out=errors[j - start])
+                torch.round(columns[j], out=integers[j]).clamp_(-QMAX, QMAX)
+                error = torch.sub(columns[j], integers[j], out=wrong[j - start])
                 left[j + 1 : last].addr_(upper[j, j + 1 : last], error, alpha=-1)
             left[last:end].addmm_(upper[first:last, last:end].T, errors[first - start : last - start], alpha=-1)
         left[end:].addmm_(upper[start:end, end:].T, errors[: end - start], alpha=-1)

@@ -161,11 +161,11 @@ class Sweep:
 
     @torch.no_grad()
     def hear(self, source: FloatLayer, tokens: int | None = None) -> None:
-        """Let the listeners hear all sequences in a float layer; or the first batches, which hold at least so many
-        tokens. The hidden states stay before it."""
+        """Let the listeners hear all sequences in a float layer, whose weights are widened once; or the first batches,
+        which hold at least so many tokens. The hidden states stay before it."""
         for listener in self.listeners:
             listener.enter(source)
-        layer = replace(source.to(self.device), listen=self._listen)
+        layer = replace(source.to(self.device, self.hidden.forms[FLOAT]), listen=self._listen)
         for batch in self.batches:
             if tokens is not None and batch.rows.start >= tokens:
                 break
