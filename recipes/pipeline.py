@@ -52,7 +52,7 @@ class Output:
     several outputs. keep_float: linears to leave in float where activations are static, as in `static.linears_to_keep`.
     thresholds: what validation must reach; None for an output that is not validated. steps: between smoothing and
     storing. searched: what a search is to find for it, with the same settings and scheme; None without a search. The
-    output head is then the plan's, where the target may have it in INT8.
+    output head and the embedding are then the plan's, where the target may have them in INT8.
     """
 
     label: str
@@ -85,8 +85,9 @@ class Output:
         """The writer of its export."""
         scheme = self.scheme
         if source.plan:
-            kept = source.plan.float_linears
-            scheme = replace(scheme, head=source.plan.facts.scheme.head) if self.target.head else scheme
+            kept, planned = source.plan.float_linears, source.plan.facts.scheme
+            scheme = replace(scheme, head=planned.head) if self.target.head else scheme
+            scheme = replace(scheme, embedding=planned.embedding) if self.target.embedding else scheme
         else:
             kept = source.kept(self.keep_float) if scheme.activations.static else ()
         return self.target.writer(self.export(out), source.model, replace(scheme, float_linears=kept))

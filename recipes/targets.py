@@ -12,7 +12,7 @@ loader takes and whose logits are measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +37,7 @@ class Target:
     finish: called with the folders of export and engine and with whether to overwrite; makes what runs, and returns
         its folder.
     readers: packages that validation needs beyond what `check` asks for. then: what to do with the folder elsewhere.
-    head: whether its engines may have an output head in INT8.
+    head, embedding: whether its engines may have an output head, and an embedding, in INT8.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Target:
     readers: tuple[str, ...] = ()
     then: str = ""
     head: bool = False
+    embedding: bool = False
 
 
 def _needs_a_server(model: Model, scheme: Scheme) -> None:
@@ -121,10 +122,16 @@ def _checked(export: Path, engine: Path, overwrite: bool) -> Path:
     return export
 
 
+def hold_embedding(targets: Collection[Target]) -> bool:
+    """Whether one of these may have an embedding in INT8, and all that are built from the same export."""
+    exports = {target.export for target in targets if target.embedding}
+    return bool(exports) and all(target.embedding for target in targets if target.export in exports)
+
+
 TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
-        Target("onnxruntime", "onnx", _needs_onnxruntime, _onnx, _onnxruntime, head=True),
+        Target("onnxruntime", "onnx", _needs_onnxruntime, _onnx, _onnxruntime, head=True, embedding=True),
         Target("tensorrt", "onnx", _needs_tensorrt, _onnx, _tensorrt, head=True),
         Target(
             "tensorrt-llm",

@@ -22,14 +22,21 @@ from smoothquant.norms import Norm
 from smoothquant.roles import ROUTER
 
 
-def embed(model: Model, ids: Tensor, dtype: torch.dtype, positions: Tensor | None = None) -> Tensor:
+def embed(
+    model: Model,
+    ids: Tensor,
+    dtype: torch.dtype,
+    positions: Tensor | None = None,
+    rows: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """The input of the first layer, (batch, tokens, hidden) in `dtype`.
 
-    ids: int64 (batch, tokens). positions: int64 (batch, tokens); by default 0, 1, ... in every sequence.
+    ids: int64 (batch, tokens). positions: int64 (batch, tokens); by default 0, 1, ... in every sequence. rows: gives
+    the rows of the embedding for ids, (..., embedded size); the stored ones by default.
     """
     family, geometry = model.family, model.geometry
-    hidden = model.lookup(f"{family.embedding}.weight", ids).to(dtype)
-    hidden = _scaled(hidden, geometry.embedding_scale)
+    found = model.lookup(f"{family.embedding}.weight", ids) if rows is None else rows(ids)
+    hidden = _scaled(found.to(dtype), geometry.embedding_scale)
     if family.project_in:
         hidden = functional.linear(hidden, model.read(f"{family.project_in}.weight").to(dtype))
     if family.positions:

@@ -42,8 +42,10 @@ class PlannedHead:
     def smoothed_rows(self, model: Model, device: str = "cpu") -> Iterator[Tensor]:
         """The smoothed weight, some rows at a time, float32 (rows, hidden). device: that of the scale."""
         for rows in model.rows(model.lm_head):
-            wide = rows.to(device, torch.float32)
-            yield wide if self.smoothing_scale is None else wide * self.smoothing_scale
+            yield self._smoothed(rows.to(device, torch.float32))
+
+    def _smoothed(self, rows: Tensor) -> Tensor:
+        return rows if self.smoothing_scale is None else rows * self.smoothing_scale
 
     def int8_rows(self, model: Model) -> Iterator[tuple[Tensor, Tensor]]:
         """The rounded weight, some rows at a time: int8 (rows, hidden), and its weight_scale, float32 (rows,)."""
@@ -52,6 +54,13 @@ class PlannedHead:
             return
         for rows in self.smoothed_rows(model):
             yield quantize_weight(rows, HEADS["int8"])
+
+    def int8_at(self, model: Model, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The rounded rows of tokens: int8 (tokens, hidden), and their weight_scale, float32 (tokens,).
+        ids: int64 (tokens,)."""
+        if self.rounded is not None:
+            return self.rounded.weight[ids], self.rounded.weight_scale[ids]
+        return quantize_weight(self._smoothed(model.lookup(model.lm_head, ids).float()), HEADS["int8"])
 
     def tensors(self, model: Model) -> dict[str, Tensor]:
         """The tensors of its file in a plan, by name."""

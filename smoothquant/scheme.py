@@ -4,6 +4,7 @@
     activations  int8, one dynamic scale per token or one static scale per tensor   (their inputs)
     kv_cache     int8, one static scale for the keys of a layer and one for the values, or one for both
     head         int8 weights per output channel, activations per token             (the output head)
+    embedding    int8, one static scale per row, that is per token of the vocabulary  (the embedding's table)
 
 Each of them may be float. Linears that stay in float beside quantized ones are listed by name. The tables of presets
 are the only list of choices; the options of the command line offer their names.
@@ -51,11 +52,13 @@ ACTIVATIONS = {
 CACHES = {"float": FLOAT, "int8": Precision("int8", "per-tensor", static=True)}  # keys and values have a scale each
 SHARED_CACHES = {"float": FLOAT, "int8": Precision("int8", "per-layer", static=True)}  # they share one scale
 HEADS = {"float": FLOAT, "int8": Precision("int8", "per-channel", static=True)}
+EMBEDDINGS = {"float": FLOAT, "int8": Precision("int8", "per-row", static=True)}
 KNOWN: Mapping[str, Mapping[str, Precision]] = {
     "weights": WEIGHTS,
     "activations": ACTIVATIONS,
     "kv_cache": CACHES | {"int8-shared": SHARED_CACHES["int8"]},
     "head": HEADS,
+    "embedding": EMBEDDINGS,
 }
 
 
@@ -70,6 +73,7 @@ class Scheme:
     activations: Precision
     kv_cache: Precision = FLOAT
     head: Precision = FLOAT
+    embedding: Precision = FLOAT
     float_linears: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -98,6 +102,7 @@ class Scheme:
         """The scheme in words for reports, by part."""
         told: dict[str, str | list[str]] = {"activations": self.activations.form, "weights": self.weights.form}
         told |= {"kv_cache": self.kv_cache.dtype, "head": self.head.dtype}
+        told |= {"embedding": self.embedding.dtype} if self.embedding.quantized else {}
         return told | ({"float_linears": list(self.float_linears)} if self.float_linears else {})
 
 
@@ -106,6 +111,7 @@ def scheme_of(
     weights: str = "per-channel",
     kv_cache: str = "float",
     head: str = "float",
+    embedding: str = "float",
     float_linears: tuple[str, ...] = (),
 ) -> Scheme:
     """The scheme with the presets of these names. Float activations imply float weights.
@@ -117,6 +123,7 @@ def scheme_of(
         "activations": activations,
         "kv_cache": kv_cache,
         "head": head,
+        "embedding": embedding,
     }
     for part, name in names.items():
         if name not in KNOWN[part]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from smoothquant import decoder
 from smoothquant.attention import patterns
+from smoothquant.embedding import Embedding
 from smoothquant.errors import CheckpointError
 from smoothquant.hidden import Forms, Hidden
 from smoothquant.layers import FloatLayer, Layer, W8A8Layer, float_layer
@@ -42,11 +43,11 @@ class Listener:
     `advance`; then `leave`.
 
     forms: the other forms of the layers that run beside the stored form, each with hidden states of its own.
-    embedding: the model that embeds the tokens for them; None for that of the sweep.
+    embedding: what embeds the tokens for them; None for the embedding of the sweep.
     """
 
     forms: Forms = MappingProxyType({})
-    embedding: Model | None = None
+    embedding: Embedding | None = None
 
     def enter(self, source: FloatLayer) -> Mapping[str, Layer]:
         """Begin a layer. Returns its other forms, by name, on the device of the sweep."""
@@ -114,24 +115,23 @@ class Sweep:
         self._patterns = {kind: patterns(model, longest, kind, device) for kind in dict.fromkeys(forms.values())}
         self._sequences = sequences
 
-    def embed(self) -> None:
-        """Compute the input of the first layer."""
+    def embed(self, embedding: Embedding | None = None) -> None:
+        """Compute the input of the first layer. embedding: in place of the model's own."""
         ids = torch.cat(list(self._sequences))
         positions = torch.cat([torch.arange(len(sequence)) for sequence in self._sequences])
-        embedding = dict.fromkeys(self.hidden.forms, self.model)
+        embeddings = dict.fromkeys(self.hidden.forms, embedding or Embedding(self.model))
         for listener in self.listeners:
             if listener.embedding:
-                embedding |= dict.fromkeys(listener.forms, listener.embedding)
+                embeddings |= dict.fromkeys(listener.forms, listener.embedding)
         dtype = self.hidden.forms[FLOAT]
         step = max(1, EMBEDDED // (self.hidden.before(0, FLOAT).shape[1] * dtype.itemsize))
         for start in range(0, len(ids), step):
             part = slice(start, start + step)
             found = {
-                model: decoder.embed(model, ids[part][None], dtype, positions[part][None])[0]
-                for model in set(embedding.values())
+                one: one.embed(ids[part][None], dtype, positions[part][None])[0] for one in set(embeddings.values())
             }
-            for form, model in embedding.items():
-                self.hidden.before(0, form)[part] = found[model]
+            for form, one in embeddings.items():
+                self.hidden.before(0, form)[part] = found[one]
 
     def states(self, sequence: int, form: str = FLOAT) -> Tensor:
         """The hidden states of one sequence before layer `index`, (tokens, hidden)."""

@@ -20,13 +20,14 @@ def onnx_writer(
     *,
     lm_head: str = "float",
     kv: str = "float",
+    embedding: str = "float",
     kept: Sequence[str] = (),
     kind: type[OnnxWriter] = OnnxWriter,
     **options: Any,
 ) -> OnnxWriter:
     """The writer of `export onnx`. kept: linears that static forms leave in float; kind: its class."""
     forms = BOTH if activations == "both" else (activations,)
-    schemes = [scheme_of(form, kv_cache=kv, head=lm_head) for form in forms]
+    schemes = [scheme_of(form, kv_cache=kv, head=lm_head, embedding=embedding) for form in forms]
     held = [replace(one, float_linears=tuple(kept)) if one.activations.static else one for one in schemes]
     return kind(out, *held, body=body, **options)
 

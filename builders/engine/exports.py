@@ -32,6 +32,16 @@ class OnnxExport:
         contents = self.manifest.contents
         return combined({name: contents[name] for name in (self.graph.name, *self.files)})
 
+    def check_for_tensorrt(self) -> None:
+        """Raise UserError for an embedding that TensorRT cannot look up."""
+        embedding = self.origin.scheme.embedding
+        if embedding.quantized:
+            raise UserError(
+                f"{self.folder}: its embedding is in {embedding.dtype}",
+                expected="one in float: TensorRT looks up no integers",
+                do="export it again with --embedding float",
+            )
+
 
 def open_export(folder: str | Path, activations: str | None = None) -> OnnxExport:
     """One graph of a folder made by `export onnx`.

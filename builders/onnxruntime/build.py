@@ -55,10 +55,13 @@ def build(
     provider.
     """
     out = Path(out)
-    check_available(find_provider(provider))
+    chosen = find_provider(provider)
+    check_available(chosen)
     found = open_export(export, activations)
     made = found.manifest
     check_content(found.folder, made)
+    if chosen.tensorrt:
+        found.check_for_tensorrt()
     check_body(found.folder, found.origin)
     threads = physical_cores()
     inputs = OnnxRuntimeInputs(found.origin, found.digest, threads, provider).as_json()

@@ -44,6 +44,11 @@ class Provider:
     effect: str
     device: str = "cpu"
 
+    @property
+    def tensorrt(self) -> bool:
+        """Whether it is a TensorRT."""
+        return self.execution_provider in (TENSORRT, RTX)
+
 
 PROVIDERS: Mapping[str, Provider] = {
     provider.name: provider

@@ -67,6 +67,7 @@ def build(
     out, found = Path(out), open_export(export, activations)
     made = found.manifest
     check_content(found.folder, made)
+    found.check_for_tensorrt()
     held = limits_for(made.facts, **(limits or {}))
     quantized = _products(found.graph, found.origin.scheme)
     version, gpu = hardware.require_tensorrt(), hardware.find_gpu()

@@ -36,6 +36,8 @@ def _options(manifest: Manifest, worst: Sequence[LinearError], weight_share: flo
         yield "an export by the same plan with a larger --keep-float"
         if scheme.head.quantized:
             yield "--lm-head float"
+        if scheme.embedding.quantized:
+            yield "--embedding float"
         return
     if scheme.activations.static:
         if manifest.step != MODELOPT:
@@ -47,6 +49,8 @@ def _options(manifest: Manifest, worst: Sequence[LinearError], weight_share: flo
         yield "--kv float"
     if scheme.head.quantized:
         yield "--lm-head float"
+    if scheme.embedding.quantized:
+        yield "--embedding float"
     if smoothing.groups == "none":
         yield "smoothing, without --groups none"
     elif weight_share is not None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from builders.validate.scheme import EngineScheme
+from smoothquant.embedding import embedding_of
 from smoothquant.head import PlannedHead, head_logits
 from smoothquant.layers import FloatLayer, Layer
 from smoothquant.model import Model
@@ -46,12 +47,15 @@ class W8A8Stream(Listener):
     """A listener that runs the W8A8 layers of one scheme beside the float layers, in float32 and, if `exact`, also in
     float64.
 
-    device: the device of the sweep.
+    device: the device of the sweep. source: the model whose embedding and head the scheme has: the folder's own, where
+    one is run as it is stored.
     """
 
     def __init__(self, model: Model, scheme: EngineScheme, exact: bool = False, device: str = "cpu") -> None:
         self.model, self.scheme, self.exact, self.device = model, scheme, exact, device
-        self.embedding = scheme.folder.model if scheme.folder else None
+        self.source = scheme.folder.model if scheme.folder else model
+        own = scheme.folder is not None or scheme.scheme.embedding.quantized
+        self.embedding = embedding_of(self.source, scheme.scheme, self._head) if own else None
         self.forms = {self.form(dtype): dtype for dtype in (torch.float32, torch.float64)[: 1 + exact]}
         self._sqnr = torch.full((model.geometry.layers, len(model.roles)), math.nan, dtype=torch.float64)
         self._weights = torch.full_like(self._sqnr, math.nan)  # by weights alone: sum |y' - y|^2 / sum |y|^2
@@ -142,7 +146,7 @@ class W8A8Stream(Listener):
 
         hidden: the hidden states after the last layer, (tokens, hidden).
         """
-        return head_logits(self.embedding or self.model, self.scheme.scheme, hidden.to(self.device), self._head)
+        return head_logits(self.source, self.scheme.scheme, hidden.to(self.device), self._head)
 
     @cached_property
     def _head(self) -> PlannedHead:

@@ -69,8 +69,8 @@ class Dialect:
 
     def holds(self, scheme: Scheme) -> bool:
         """Whether a folder of this dialect can hold a scheme."""
-        usual = (WEIGHTS["per-channel"], FLOAT, FLOAT)
-        return (scheme.weights, scheme.kv_cache, scheme.head) == usual and (
+        usual = (WEIGHTS["per-channel"], FLOAT, FLOAT, FLOAT)
+        return (scheme.weights, scheme.kv_cache, scheme.head, scheme.embedding) == usual and (
             scheme.activations.static or not self.static
         )
 

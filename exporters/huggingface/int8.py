@@ -25,7 +25,8 @@ from smoothquant.stream import QuantizedLayer, QuantizedLinear, SmoothedLayer
 
 
 class Int8Writer(CheckpointWriter):
-    """Writes an INT8 checkpoint to the folder `out`. scheme: int8 weights per output channel, float cache and head.
+    """Writes an INT8 checkpoint to the folder `out`. scheme: int8 weights per output channel, float cache, head and
+    embedding.
 
     dtype: of what stays float; None keeps each tensor's own.
     """
@@ -39,8 +40,8 @@ class Int8Writer(CheckpointWriter):
         if not self.dialect.holds(scheme):
             raise UserError(
                 f"{out}: {scheme.weights.form} weights, {scheme.activations.form} activations, a KV cache in "
-                f"{scheme.kv_cache.dtype}, a head in {scheme.head.dtype}",
-                expected="per-channel weights, cache and head in float"
+                f"{scheme.kv_cache.dtype}, a head in {scheme.head.dtype}, an embedding in {scheme.embedding.dtype}",
+                expected="per-channel weights; cache, head and embedding in float"
                 + (", per-tensor activations" if self.dialect.static else ""),
             )
         self.scheme, self.kept, self.dtype = scheme, scheme.float_linears, dtype

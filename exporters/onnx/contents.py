@@ -7,7 +7,7 @@ outside the layers     tables, projections and the output head, read some rows a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -95,18 +95,29 @@ def of_outer_linear(model: Model, name: str) -> Contents:
     return {"weight": Content(lambda: model.rows(name), transposed=True)}
 
 
+def of_divisor(scale: Tensor) -> Content:
+    """Of what the rows of an embedding are divided by, float32 (channels,)."""
+    return Content(lambda: [scale])
+
+
 def of_int8_head(model: Model, head: PlannedHead) -> Contents:
     """Of the output head in INT8."""
+    return of_int8_table(lambda: head.int8_rows(model), transposed=True)
+
+
+def of_int8_table(rows: Callable[[], Iterator[tuple[Tensor, Tensor]]], transposed: bool = False) -> Contents:
+    """Of a matrix in INT8 outside the layers. rows: gives some of its rows at a time, and their scale. transposed: it
+    is stored as (in, out)."""
     scales: list[Tensor] = []
 
     def weight_int8() -> Iterator[Tensor]:
         scales.clear()
-        for weight, scale in head.int8_rows(model):
+        for weight, scale in rows():
             scales.append(scale)
             yield weight
 
     return {
-        "weight_int8": Content(weight_int8, transposed=True),
+        "weight_int8": Content(weight_int8, transposed=transposed),
         "weight_scale": Content(lambda: scales),  # planned, and so written, behind the weight: read once
     }
 

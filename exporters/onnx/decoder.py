@@ -11,31 +11,26 @@ quantization of the input, one integer kernel.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from exporters.onnx.cache import CacheNodes
-from exporters.onnx.contents import of_int8_head, of_outer_linear, of_outer_norm, of_table
+from exporters.onnx.contents import of_int8_head, of_outer_linear, of_outer_norm
 from exporters.onnx.experts import Experts
 from exporters.onnx.external_data import ExternalData
 from exporters.onnx.form import Form
-from exporters.onnx.graph import OPSET, Graph
+from exporters.onnx.graph import Graph
 from exporters.onnx.linears import FORMS, FloatLinears, Input, Linears, Stored
 from exporters.onnx.mlp import Mlp
 from exporters.onnx.norms import Norms
 from exporters.onnx.positions import Positions
 from exporters.onnx.products import QKV, Products, quantized_names
+from exporters.onnx.tables import FloatTable, Table, float_table, int8_table
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, POSITION_IDS
+from smoothquant.embedding import embedding_of
 from smoothquant.head import UNPLANNED, PlannedHead
 from smoothquant.model import Model
-
-
-class Table(NamedTuple):
-    """A stored matrix whose rows are looked up. value: its name."""
-
-    value: str
-    dtype: torch.dtype
 
 
 class DecoderGraph:
@@ -70,18 +65,35 @@ class DecoderGraph:
         layers = [family.layer.format(layer) for layer in range(geometry.layers)]
         self.cache = CacheNodes(graph, geometry, self.form.cache_dtype, layers)
         self.positions = Positions(graph, self.model, ids, mask, position_ids, grouped=graph.opset < 23)
-        multiplied = isinstance(self.head, FloatLinears) and geometry.tied_embeddings
-        table = self._table(family.embedding, (geometry.vocab_size, geometry.embedded_size), multiplied)
-        hidden = self._embed(table, ids, position_ids)
+        head = self._head_matrix()
+        hidden = self._embed(self._table(head), ids, position_ids)
         for layer in range(geometry.layers):
             hidden = self._layer(layer, hidden)
-        graph.output(self._logits(hidden, table), LOGITS, torch.float32, ("batch", "sequence", geometry.vocab_size))
+        graph.output(self._logits(hidden, head), LOGITS, torch.float32, ("batch", "sequence", geometry.vocab_size))
         self.cache.put_out()
+
+    def _head_matrix(self) -> FloatTable | Stored:
+        """The matrix of the output head: the embedding's where they are tied in float."""
+        model, geometry = self.model, self.geometry
+        shape = (geometry.vocab_size, geometry.embedded_size)
+        if self.scheme.head.quantized:
+            return Stored(model.family.lm_head, shape, of_int8_head(model, self.planned))
+        if geometry.tied_embeddings:
+            return float_table(self.graph, model, model.family.embedding, shape, multiplied=True)
+        return Stored(model.family.lm_head, shape, of_outer_linear(model, model.lm_head))
+
+    def _table(self, head: FloatTable | Stored) -> Table:
+        """The table of the embedding: the head's matrix, where they are one."""
+        model, geometry = self.model, self.geometry
+        shape = (geometry.vocab_size, geometry.embedded_size)
+        if self.scheme.embedding.quantized:
+            return int8_table(self.graph, embedding_of(model, self.scheme, self.planned), shape, head)
+        return head if isinstance(head, FloatTable) else float_table(self.graph, model, model.family.embedding, shape)
 
     def _embed(self, table: Table, ids: str, position_ids: str) -> str:
         graph, geometry, family = self.graph, self.geometry, self.model.family
         graph.scope = family.embedding
-        hidden = self._rows(table, ids)
+        hidden = table.rows(graph, ids)
         if geometry.embedding_scale != 1:
             hidden = graph.op("Mul", hidden, graph.number(geometry.embedding_scale))
         if family.project_in:
@@ -90,22 +102,9 @@ class DecoderGraph:
             graph.scope = family.positions
             places = geometry.max_positions + family.position_offset
             index = graph.op("Add", position_ids, graph.constant(family.position_offset))
-            learned = self._rows(self._table(family.positions, (places, geometry.hidden_size)), index)
-            hidden = graph.op("Add", hidden, learned)
+            learned = float_table(graph, self.model, family.positions, (places, geometry.hidden_size))
+            hidden = graph.op("Add", hidden, learned.rows(graph, index))
         return self.norms.at(family.embedding_norm, hidden) if family.embedding_norm else hidden
-
-    def _table(self, name: str, shape: tuple[int, int], multiplied: bool = False) -> Table:
-        """A table of which rows are looked up. In 16 bits if the checkpoint has them, for a float32 body too: half the
-        file, and the very same numbers. multiplied: it is also the output head's matrix, which stays in the body's
-        dtype: ONNX Runtime casts nothing above 1 GB once for all, but again for every token."""
-        graph, name = self.graph, f"{name}.weight"
-        stored = self.model.info(name).dtype
-        half = stored.itemsize == 2 and graph.opset >= OPSET  # TensorRT 8.6 has no bfloat16
-        dtype = stored if half and not multiplied and graph.body == torch.float32 else graph.body
-        return Table(graph.weight(name, shape, dtype, of_table(self.model, name)), dtype)
-
-    def _rows(self, table: Table, index: str) -> str:
-        return self.graph.cast(self.graph.op("Gather", table.value, index), table.dtype, self.graph.body)
 
     def _layer(self, layer: int, hidden: str) -> str:
         """hidden: (batch, sequence, hidden); returns the same shape."""
@@ -184,7 +183,7 @@ class DecoderGraph:
         y = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), values)
         return graph.op("Reshape", y, graph.constant([0, geometry.heads, -1, geometry.head_dim]))
 
-    def _logits(self, hidden: str, table: Table) -> str:
+    def _logits(self, hidden: str, head: FloatTable | Stored) -> str:
         graph, geometry, family = self.graph, self.geometry, self.model.family
         if family.final_norm:
             hidden = self.norms.at(
@@ -192,17 +191,11 @@ class DecoderGraph:
             )
         if family.project_out:
             hidden = self._project(family.project_out, hidden, (geometry.embedded_size, geometry.hidden_size))
-        name = graph.scope = family.lm_head
-        if isinstance(self.head, FloatLinears) and geometry.tied_embeddings:
-            logits = graph.op("MatMul", hidden, graph.op("Transpose", table.value, perm=[1, 0]))
+        graph.scope = family.lm_head
+        if isinstance(head, FloatTable):
+            logits = graph.op("MatMul", hidden, graph.op("Transpose", head.value, perm=[1, 0]))
         else:
-            shape = (geometry.vocab_size, geometry.embedded_size)
-            in_int8 = self.scheme.head.quantized
-            contents = (
-                of_int8_head(self.model, self.planned) if in_int8 else of_outer_linear(self.model, self.model.lm_head)
-            )
-            stored = Stored(name, shape, contents)
-            logits = self.head.linear(self.head.normalize(hidden), stored)
+            logits = self.head.linear(self.head.normalize(hidden), head)
         return graph.wide(self._capped(graph.scaled(logits, geometry.logits_scale), geometry.logits_softcap))
 
     def _project(self, name: str, x: str, shape: tuple[int, int]) -> str:

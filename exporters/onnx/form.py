@@ -32,6 +32,13 @@ class Form:
         for value, choices in ((self.body, BODIES), (self.opset, OPSETS)):
             if value not in choices:
                 raise UserError(f"ONNX export: {value!r}", expected=f"one of {', '.join(map(str, choices))}")
+        for what, chosen in (("a bfloat16 body", self.body == "bf16"), (f"opset {self.opset}", self.opset < OPSET)):
+            if chosen and self.scheme.embedding.quantized:
+                raise UserError(
+                    f"ONNX export: an {self.scheme.embedding.dtype} embedding with {what}, which is for TensorRT alone",
+                    expected="a float embedding: TensorRT looks up no integers",
+                    do="export with --embedding float",
+                )
         if self.body == "bf16" and self.opset < OPSET:
             raise UserError(
                 f"ONNX export: a bfloat16 body in opset {self.opset}",
@@ -59,6 +66,11 @@ class Form:
                 f"ONNX export: a float graph with an {scheme.head.dtype} lm_head",
                 expected="no lm_head but float in a float graph",
             )
+        if scheme.embedding.quantized and not scheme.quantized:
+            raise UserError(
+                f"ONNX export: a float graph with an {scheme.embedding.dtype} embedding",
+                expected="no embedding but float in a float graph",
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,5 +88,6 @@ class Form:
         scheme = self.scheme
         told: dict = {"activations": scheme.activations.form, "body": self.body, "lm_head": scheme.head.dtype}
         told |= {"kv_cache": scheme.kv_cache.dtype} if scheme.kv_cache.quantized else {}
+        told |= {"embedding": scheme.embedding.dtype} if scheme.embedding.quantized else {}
         told |= {"opset": self.opset} if self.opset != OPSET else {}
         return told | ({"float_linears": list(scheme.float_linears)} if scheme.float_linears else {})

@@ -40,7 +40,7 @@ class Graph:
         self.onnx = require("onnx")
         self.body, self.opset = body, opset
         self.data = ExternalData() if data is None else data
-        self._weights: set[str] = set()
+        self._weights: dict[str, Content] = {}
         self.scope = ""
         self._nodes: list[onnx.NodeProto] = []
         self._names: dict[str, int] = {}
@@ -73,10 +73,13 @@ class Graph:
         return self.constant(value, self.body)
 
     def weight(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, content: Content) -> str:
-        """A tensor in external data, whose content is written later."""
+        """A tensor in external data, whose content is written later. With the very same content it is there once, for
+        all that ask for it."""
         if name in self._weights:
-            raise ValueError(f"{name} is there already")
-        self._weights.add(name)
+            if self._weights[name] is not content:
+                raise ValueError(f"{name} is there already")
+            return name
+        self._weights[name] = content
         if name not in self.data.places:
             self.data.plan(name, shape, dtype, content)
         tensor = self.onnx.TensorProto(name=name, dims=shape, data_type=self.element(dtype))

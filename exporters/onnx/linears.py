@@ -51,6 +51,12 @@ class Stored:
         """One of them, in external data."""
         return graph.weight(f"{self.name}.{kind}", shape, dtype, self.contents[kind])
 
+    def int8_weight(self, graph: Graph) -> tuple[str, str]:
+        """Its integers, int8 (in, out), and their scale, float32 (out,)."""
+        out, columns = self.shape
+        integers = self.tensor(graph, "weight_int8", (columns, out), torch.int8)
+        return integers, self.tensor(graph, "weight_scale", (out,), torch.float32)
+
 
 class FloatLinears:
     """Weights and arithmetic in the body's dtype."""
@@ -120,10 +126,7 @@ def _quantize_dequantize(graph: Graph, x: str, scale: str) -> str:
 
 
 def _int8_weight(graph: Graph, stored: Stored) -> str:
-    out, columns = stored.shape
-    weight = stored.tensor(graph, "weight_int8", (columns, out), torch.int8)
-    scale = stored.tensor(graph, "weight_scale", (out,), torch.float32)
-    return graph.op("DequantizeLinear", weight, scale, axis=1)
+    return graph.op("DequantizeLinear", *stored.int8_weight(graph), axis=1)
 
 
 def _add_bias(graph: Graph, y: str, stored: Stored) -> str:

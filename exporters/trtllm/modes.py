@@ -25,7 +25,7 @@ CACHE_ALGOS = {SHARED_CACHES["float"]: None, SHARED_CACHES["int8"]: "INT8"}  # k
 class Mode:
     """One quant_algo. scheme: what is INT8; plugin: whether SmoothQuant's plugins run it, else TensorRT itself does.
 
-    Raises UserError for a scheme whose cache, head or float linears the format does not hold.
+    Raises UserError for a scheme whose cache, head, embedding or float linears the format does not hold.
     """
 
     algo: str
@@ -34,11 +34,13 @@ class Mode:
 
     def __post_init__(self) -> None:
         scheme = self.scheme
-        if scheme.kv_cache not in CACHE_ALGOS or scheme.head.quantized or scheme.float_linears:
+        others = scheme.head, scheme.embedding
+        if scheme.kv_cache not in CACHE_ALGOS or any(one.quantized for one in others) or scheme.float_linears:
             raise UserError(
-                f"{self.algo} with a KV cache in {scheme.kv_cache.dtype}, a head in {scheme.head.dtype} and "
-                f"{len(scheme.float_linears)} linears in float",
-                expected="a cache whose keys and values share their scale, a float head, no linear in float",
+                f"{self.algo} with a KV cache in {scheme.kv_cache.dtype}, a head in {scheme.head.dtype}, an "
+                f"embedding in {scheme.embedding.dtype} and {len(scheme.float_linears)} linears in float",
+                expected="a cache whose keys and values share their scale; a float head, a float "
+                "embedding, no linear in float",
             )
 
     @property

@@ -78,12 +78,21 @@ class HeadChoice:
 
 
 @dataclass(frozen=True)
+class EmbeddingChoice:
+    """The embedding in INT8. in_float, in_int8: what the whole model computes with either, with head and linears as the
+    scheme has them. The curve is of a float embedding."""
+
+    in_float: PlanOutcome
+    in_int8: PlanOutcome
+
+
+@dataclass(frozen=True)
 class PlanFacts:
     """The record of a plan. text: fingerprint of the text. tokens: those that it was made from. apart: those that only
     judge. trial: those that candidates were made from; some of `apart` judged them. width: channels in the blocks of
     second moments. candidates: the models that were run end to end, the chosen one by `chosen`. curve: the chosen one
     with linears in float. max_positions: the length whose rotary frequencies were chosen, where a model has several.
-    head: the output head in INT8, where one was looked for."""
+    head, embedding: the output head and the embedding in INT8, where one was looked for."""
 
     model: str
     family: str
@@ -101,3 +110,4 @@ class PlanFacts:
     curve: tuple[PlanOutcome, ...]
     max_positions: int | None = None
     head: HeadChoice | None = None
+    embedding: EmbeddingChoice | None = None

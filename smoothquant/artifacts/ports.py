@@ -43,10 +43,10 @@ def graph_files(schemes: Sequence[Scheme]) -> dict[str, Scheme]:
     Raises UserError for graphs that differ in anything but their activations.
     """
     forms = [scheme.activations.form for scheme in schemes]
-    shared = {(scheme.weights, scheme.kv_cache, scheme.head) for scheme in schemes}
+    shared = {(scheme.weights, scheme.kv_cache, scheme.head, scheme.embedding) for scheme in schemes}
     if len(shared) > 1 or len(set(forms)) < len(forms):
         raise UserError(
             f"graphs with {' and '.join(forms)} activations in one folder",
-            expected="graphs that share weights, KV cache and head, and differ in their activations",
+            expected="graphs that share weights, KV cache, head and embedding, and differ in their activations",
         )
     return {f"model.{form}.onnx" if n else MODEL: schemes[n] for n, form in enumerate(forms)}

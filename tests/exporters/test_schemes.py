@@ -23,7 +23,7 @@ STATIC = scheme_of("per-tensor")
         (
             W8A8Writer,
             [scheme_of("per-token", "per-tensor")],
-            "per-tensor weights, .* expected per-channel weights, cache and head in float",
+            "per-tensor weights, .* expected per-channel weights; cache, head and embedding in float",
         ),
         (W8A8Writer, [scheme_of("per-token", kv_cache="int8")], "a KV cache in int8"),
         (W8A8Writer, [scheme_of("per-token", head="int8")], "a head in int8"),

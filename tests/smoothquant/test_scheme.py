@@ -8,11 +8,11 @@ import pytest
 
 from smoothquant.artifacts.record import as_json, read
 from smoothquant.errors import UserError
-from smoothquant.scheme import ACTIVATIONS, CACHES, FLOAT, HEADS, WEIGHTS, Precision, Scheme, scheme_of
+from smoothquant.scheme import ACTIVATIONS, CACHES, EMBEDDINGS, FLOAT, HEADS, WEIGHTS, Precision, Scheme, scheme_of
 
 
-@pytest.mark.parametrize("names", list(itertools.product(ACTIVATIONS, WEIGHTS, CACHES, HEADS)))
-def test_every_preset_comes_back(names: tuple[str, str, str, str]) -> None:
+@pytest.mark.parametrize("names", list(itertools.product(ACTIVATIONS, WEIGHTS, CACHES, HEADS, EMBEDDINGS)))
+def test_every_preset_comes_back(names: tuple[str, str, str, str, str]) -> None:
     if (names[1] == "float") != (names[0] == "float"):
         return
     scheme = scheme_of(*names, float_linears=("layers.0.down",))
@@ -23,8 +23,15 @@ def test_every_preset_comes_back(names: tuple[str, str, str, str]) -> None:
 def test_per_token_is_the_only_dynamic_one() -> None:
     assert not ACTIVATIONS["per-token"].static
     assert ACTIVATIONS["per-tensor"].static
-    held = [precision for presets in (WEIGHTS, CACHES, HEADS) for precision in presets.values()]
+    held = [precision for presets in (WEIGHTS, CACHES, HEADS, EMBEDDINGS) for precision in presets.values()]
     assert all(precision.static for precision in held if precision != FLOAT)
+
+
+def test_a_record_from_before_embeddings() -> None:
+    """Has a float one."""
+    content = as_json(scheme_of("per-token", head="int8"))
+    del content["embedding"]
+    assert read(Scheme, content, "here") == scheme_of("per-token", head="int8")
 
 
 def test_what_is_no_scheme() -> None:

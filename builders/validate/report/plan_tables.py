@@ -100,6 +100,20 @@ def head(view: PlanView) -> str:
     return told if view.facts.scheme.head.quantized else f"{told} That is more than it may cost: it stays in float."
 
 
+def embedding(view: PlanView) -> str:
+    """What the embedding in INT8 costs; empty where none was looked for."""
+    found, scheme = view.facts.embedding, view.facts.scheme
+    if found is None:
+        return ""
+    shared = scheme.head.quantized and view.model.geometry.tied_embeddings
+    told = (
+        f"Embedding in INT8{', in one table with the output head' if shared else ''}: the whole model, with "
+        f"{found.in_int8.share:.1%} in float, has a KL of {found.in_int8.kl:.4g} with it, {found.in_float.kl:.4g} with "
+        "a float one."
+    )
+    return told if scheme.embedding.quantized else f"{told} That is more than it may cost: it stays in float."
+
+
 def in_float(view: PlanView) -> list[tuple[str, list[str]]]:
     """Rows of the linears in float, by what each MB wins, then of those that would be next."""
     kept = [one for one in view.by_loss if one.in_float]

@@ -157,7 +157,8 @@ def _check(plan: Plan, places: Mapping[str, object], model: Model) -> None:
             do=DO,
         )
     numbers += [value for tried in head.tried.values() for value in tried.values()] if head else []
-    for one in (*facts.candidates, *facts.curve, *((head.in_float, head.in_int8) if head else ())):
+    beside = [one for choice in (head, facts.embedding) if choice for one in (choice.in_float, choice.in_int8)]
+    for one in (*facts.candidates, *facts.curve, *beside):
         numbers += [one.share, one.kl, one.perplexity_ratio, one.top1]
     if not all(math.isfinite(number) and number >= 0 for number in numbers):
         raise UserError(f"{where}: errors that are no numbers", expected="finite ones, none below 0", do=DO)

@@ -15,6 +15,11 @@ from recipes.cli.export.trtllm import TensorRTLLM
 from recipes.cli.export.w8a8 import W8A8
 from recipes.cli.ui import Ui
 
+INT8_ROWS = (
+    "rows of the embedding: int8 has a static scale for each, and is for ONNX Runtime alone. Where the embedding is "
+    "tied to a head in INT8, both read one table (default float, or the plan's)"
+)
+FLOAT_ROWS = "rows of the embedding, which this format has in float, whatever the plan says"
 TARGETS: tuple[ExportTarget, ...] = (HuggingFace(), W8A8(), ModelOpt(), Onnx(), TensorRTLLM())
 
 
@@ -41,6 +46,11 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         options.add_smoothing(command, "that of the recipe for the model's family and size")
         add_plan(command)
         target.add_options(command)
+        command.add_argument(
+            "--embedding",
+            choices=target.embeddings,
+            help=INT8_ROWS if len(target.embeddings) > 1 else FLOAT_ROWS,
+        )
         options.add_family(command)
         options.add_overwrite(command)
         command.set_defaults(run=partial(run, target))

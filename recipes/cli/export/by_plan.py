@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from smoothquant.errors import UserError
@@ -24,9 +25,10 @@ def add_plan(command: argparse.ArgumentParser) -> None:
     )
 
 
-def plan_of(arguments: argparse.Namespace, model: Model) -> Plan | None:
+def plan_of(arguments: argparse.Namespace, model: Model, embeddings: Collection[str]) -> Plan | None:
     """The plan that --plan names, which is this model's; None without one. Precisions that the options leave open
-    become the plan's. Raises UserError for options that the plan stands in for."""
+    become the plan's. embeddings: the precisions of the embedding that the format has. Raises UserError for options
+    that the plan stands in for, and for an embedding that the format does not have."""
     if arguments.plan is None:
         return None
     from smoothquant.plan import read_plan
@@ -42,7 +44,14 @@ def plan_of(arguments: argparse.Namespace, model: Model) -> Plan | None:
     plan = read_plan(arguments.plan).for_model(model)
     scheme = plan.facts.scheme
     precisions = {"act": scheme.activations.form, "kv": scheme.kv_cache.dtype, "lm_head": scheme.head.dtype}
+    precisions |= {"embedding": scheme.embedding.dtype}
     for name, form in precisions.items():
         if name in arguments and getattr(arguments, name) is None:
             setattr(arguments, name, form)
+    if arguments.embedding not in embeddings:
+        raise UserError(
+            f"{arguments.plan}: a plan with an embedding in {arguments.embedding}, which export onnx alone has",
+            expected=f"an embedding in {', '.join(embeddings)}",
+            do="add --embedding float, which leaves all else as it is, or export onnx",
+        )
     return plan

@@ -10,7 +10,7 @@ from recipes.cli.export.target import ExportTarget, add_activations, add_keep_fl
 from recipes.cli.ui import Ui
 from smoothquant.capacity import FOLDED, FOR_CACHE, Capacity
 from smoothquant.errors import UserError
-from smoothquant.scheme import CACHES, HEADS, scheme_of
+from smoothquant.scheme import CACHES, EMBEDDINGS, HEADS, scheme_of
 
 if TYPE_CHECKING:
     from exporters.export import Source, Writer
@@ -21,6 +21,7 @@ BOTH = ("per-token", "per-tensor")  # forms of --act both
 
 class Onnx(ExportTarget):
     name = "onnx"
+    embeddings = tuple(EMBEDDINGS)
     summary = "the W8A8 ONNX graph (Q/DQ)"
     description = (
         "A decoder with KV cache in standard operators, weights in external data. Build an engine from it: smoothquant "
@@ -82,12 +83,15 @@ class Onnx(ExportTarget):
         from exporters.onnx import OnnxWriter
 
         forms = ("float",) if arguments.float else BOTH if arguments.act == "both" else (arguments.act or BOTH[0],)
-        kv, head = arguments.kv or "float", arguments.lm_head or "float"
-        schemes = [scheme_of(form, kv_cache=kv, head=head) for form in forms]
+        kv, head, embedding = (named or "float" for named in (arguments.kv, arguments.lm_head, arguments.embedding))
+        schemes = [scheme_of(form, kv_cache=kv, head=head, embedding=embedding) for form in forms]
         held = with_kept(schemes, arguments, source, ui)
         return OnnxWriter(arguments.out, *held, body=arguments.dtype, opset=arguments.opset)
 
     def notes(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> None:
+        head, embedding = HEADS[arguments.lm_head or "float"], EMBEDDINGS[arguments.embedding or "float"]
+        if embedding.quantized and source.model.geometry.tied_embeddings and not head.quantized:
+            ui.note("the float head keeps the table that it shares with the embedding: INT8 rows are stored beside it")
         if arguments.opset == 23 and arguments.dtype == "fp32":
             ui.note(
                 "opset 23 with an fp32 body is for ONNX Runtime alone: TensorRT has no attention kernel for float32"

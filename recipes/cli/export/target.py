@@ -21,12 +21,13 @@ if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
 
 class ExportTarget(ABC):
     """One format. name: on the command line; summary, description: for --help; form: what servers call it, where they
-    read it as it is (`builders.readers`)."""
+    read it as it is (`builders.readers`); embeddings: the precisions of the embedding that it has."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
     description: ClassVar[str]
     form: ClassVar[str] = ""
+    embeddings: ClassVar[tuple[str, ...]] = ("float",)
 
     @abstractmethod
     def add_options(self, command: argparse.ArgumentParser) -> None:
@@ -42,7 +43,7 @@ class ExportTarget(ABC):
         given. Raises UserError for settings that the format or the model cannot hold."""
         from recipes.pipeline import source_by_plan, source_of
 
-        plan = plan_of(arguments, model)
+        plan = plan_of(arguments, model, self.embeddings)
         capacity = self.smoothing(arguments, model)
         if plan:
             capacity.check(plan.facts.smoothing, model)

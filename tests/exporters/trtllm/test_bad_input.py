@@ -221,7 +221,7 @@ def test_smoothing_that_a_form_has_no_place_for(llama: Source, tmp_path: Path) -
 
 def test_schemes_that_no_checkpoint_holds() -> None:
     for more in ({"kv_cache": "int8"}, {"head": "int8"}, {"float_linears": ("down",)}):
-        with pytest.raises(UserError, match="expected a cache whose keys and values share their scale, a float head"):
+        with pytest.raises(UserError, match="expected a cache whose keys and values share their scale; a float head"):
             choose(scheme_of("per-token", **more))
     with pytest.raises(UserError, match="with plugins: float weights with float activations; expected per-channel"):
         choose(scheme_of("float"))

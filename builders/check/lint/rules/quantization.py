@@ -127,6 +127,8 @@ def int8_constant(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
             if node.op_type not in (DEQUANTIZE, QUANTIZE) and node.op_type != "Constant":
                 what = f"the int8 constant {name} goes into {node.op_type}; only DequantizeLinear may read it"
                 do = f"store the result of {node.op_type}, or put {node.op_type} behind DequantizeLinear"
+                if node.op_type == "Gather":
+                    do = "look up rows of a float table (smoothquant export onnx --embedding float)"
                 yield name_of(node), what, do
 
 
