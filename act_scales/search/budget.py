@@ -15,6 +15,7 @@ from torch import Tensor
 from act_scales.search.outcome import Distance, distances
 from act_scales.search.passes import SearchTarget
 from smoothquant.artifacts.plan import LinearChoice, PlanOutcome
+from smoothquant.embedding import Embedding
 from smoothquant.errors import UserError
 from smoothquant.fold import SmoothedLayer
 from smoothquant.head import PlannedHead
@@ -79,12 +80,13 @@ def measured(
     reference: Sweep,
     progress: Callable[[int], None],
     head: PlannedHead | None = None,
+    embedding: Embedding | None = None,
 ) -> list[Distance]:
     """The distances of models with some linears in float. smoothed: makes a layer by the plan. points: for each model
     the module names of its linears in float. progress: called with the number of layers done.
-    head: of all of them, where it is in INT8."""
+    head: of all of them, where it is in INT8. embedding: of all of them, in place of the model's own."""
     model = target.model
-    sweeps = [target.sweep(sequences) for _ in points]
+    sweeps = [target.sweep(sequences, embedding=embedding) for _ in points]
     for index in range(model.geometry.layers):
         layer = smoothed(index)
         for names, sweep in zip(points, sweeps, strict=True):

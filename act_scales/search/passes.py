@@ -18,6 +18,7 @@ from act_scales.search.statistics import Statistics
 from act_scales.store import ActScales
 from smoothquant.artifacts.plan import GroupChoice, LinearChoice
 from smoothquant.artifacts.record import as_json, read
+from smoothquant.embedding import Embedding
 from smoothquant.float16 import HeldMaxima
 from smoothquant.fold import Scales
 from smoothquant.layers import FloatLayer
@@ -47,10 +48,15 @@ class SearchTarget:
     width: int
     device: str = "cpu"
 
-    def sweep(self, sequences: Sequences, *listeners: Statistics | Maxima | MeanSquares | HeldMaxima) -> Sweep:
-        """Sequences before the first layer."""
+    def sweep(
+        self,
+        sequences: Sequences,
+        *listeners: Statistics | Maxima | MeanSquares | HeldMaxima,
+        embedding: Embedding | None = None,
+    ) -> Sweep:
+        """Sequences before the first layer. embedding: in place of the model's own."""
         found = Sweep(self.model, sequences, listeners, device=self.device)
-        found.embed()
+        found.embed(embedding)
         return found
 
 

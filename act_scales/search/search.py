@@ -8,6 +8,7 @@
     winner    the policy whose model is nearest to the float one on tokens kept apart; on all of the text
     head      the output head's scale and rounding, where it is to be in INT8; trials have it in float
     curve     linears in float, share by share of the bytes, against the distance from the float model
+    rows      the embedding in INT8, where it is to be, behind all else; all before has it in float
 
 In a pass, layers come in order; the inputs of each are those that the layers before it, as they will be stored, give.
 The output is a folder (`smoothquant.artifacts.plan`); an interrupted search goes on near where it stopped.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor
 from act_scales.collect import Maxima, made_from, told_of
 from act_scales.search.budget import check_reached, linears_in, measured, nearest, with_losses
 from act_scales.search.divergence import Trail, divergence
+from act_scales.search.embedding import with_embedding
 from act_scales.search.head import choose_head, numbers_of_head, passes_over_head
 from act_scales.search.outcome import distances
 from act_scales.search.passes import Pass, SearchTarget, packed, unpacked, width_for
@@ -44,7 +46,7 @@ from smoothquant.kv_cache import check_keys
 from smoothquant.layers import float_layer
 from smoothquant.model import Model
 from smoothquant.plan import Plan, layer_file, read_plan
-from smoothquant.scheme import HEADS, PER_TOKEN, Scheme
+from smoothquant.scheme import FLOAT, PER_TOKEN, Scheme
 from smoothquant.settings import SmoothingSettings
 from smoothquant.static import numbers_of
 from smoothquant.stream import smooth_layer
@@ -65,8 +67,9 @@ POINTS = (0.025, 0.05, 0.1, 0.25)  # of the curve: shares of the bytes of all li
 class Wanted:
     """What a search is to find. scheme: what is INT8. settings: the groups; their alpha is the recipe's. budget: the
     share of the INT8 bytes to spend once more on linears in float. target_kl: instead of a budget, the distance from
-    the float model that is wanted. memory: for the Hessians of a layer, in bytes. head_limit: the KL that a head in
-    INT8 may cost; one that costs more stays in float."""
+    the float model that is wanted. memory: for the Hessians of a layer, in bytes. head_limit, embedding_limit: the KL
+    that a head, or an embedding, in INT8 may cost; one that costs more stays in float. With a limit, an embedding that
+    is tied to a float head stays in float, too: the head keeps the float table."""
 
     scheme: Scheme = PER_TOKEN
     settings: SmoothingSettings = SmoothingSettings()  # noqa: RUF009 (frozen)
@@ -74,6 +77,7 @@ class Wanted:
     target_kl: float | None = None
     memory: int = 8 << 30
     head_limit: float = math.inf
+    embedding_limit: float = math.inf
 
 
 def search(
@@ -105,6 +109,7 @@ def search(
         "target_kl": wanted.target_kl,
         "width": target.width,
         "head_limit": wanted.head_limit if math.isfinite(wanted.head_limit) else None,
+        "embedding_limit": wanted.embedding_limit if math.isfinite(wanted.embedding_limit) else None,
     }
     with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
         if not work.finished:
@@ -160,6 +165,7 @@ class _Search:
         self.head: PlannedHead | None = None
         self.passes = passes_over_head(self.model, target.scheme, ALPHAS)
         self._report, self._done, self._total = progress, 0, 8 * self.layers + self.passes
+        self._total += self.layers if target.scheme.embedding.quantized else 0
 
     def run(self) -> None:
         self._step(0)
@@ -188,7 +194,7 @@ class _Search:
             model=self.model.checkpoint.fingerprint,
             family=self.model.family.name,
             smoothing=self.wanted.settings,
-            scheme=self.wanted.scheme if self.head else replace(self.wanted.scheme, head=HEADS["float"]),
+            scheme=replace(self.wanted.scheme, head=self.wanted.scheme.head if self.head else FLOAT, embedding=FLOAT),
             text=self.text.fingerprint,
             tokens=sum(map(len, self.chosen)),
             apart=sum(map(len, self.apart)),
@@ -203,6 +209,9 @@ class _Search:
             head=choice,
         )
         facts = self._with_curve(facts)
+        self._done += self.layers
+        smoothed, limit = partial(self._smoothed, facts), self.wanted.embedding_limit
+        facts = with_embedding(self.target, facts, smoothed, self.apart, self.reference, self._step, self.head, limit)
         self._report(self._total, self._total)  # sooner, where the best alpha is the recipe's
         write_json(self.work.path(PLAN), as_json(facts))
         self.work.commit({"kl": facts.curve[0].kl})
@@ -271,13 +280,7 @@ class _Search:
 
     def _with_curve(self, facts: PlanFacts) -> PlanFacts:
         """The facts with what each linear loses, the curve, and the linears in float that were wanted."""
-        plan = Plan(self.work.folder, facts, "")
-
-        def smoothed(index: int) -> SmoothedLayer:
-            return smooth_layer(
-                self.model, index, self.scales.input_absmax, facts.smoothing, self.scales.output_absmax, plan=plan
-            )
-
+        smoothed = partial(self._smoothed, facts)
         lost = divergence(self.target, smoothed, self.trail, self.reference, self._step)
         self._done += self.layers
         facts = replace(facts, linears=with_losses(facts.linears, lost))
@@ -297,6 +300,11 @@ class _Search:
         else:
             share = nearest(curve, self.wanted.target_kl).share
         return replace(facts, curve=tuple(curve), scheme=replace(facts.scheme, float_linears=kept[share]))
+
+    def _smoothed(self, facts: PlanFacts, index: int) -> SmoothedLayer:
+        """A layer by the plan."""
+        plan, scales = Plan(self.work.folder, facts, ""), self.scales
+        return smooth_layer(self.model, index, scales.input_absmax, facts.smoothing, scales.output_absmax, plan=plan)
 
 
 def _fixed(alpha: float) -> Policy:

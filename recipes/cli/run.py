@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from recipes.cli import calibrate, options, search, validate
 from recipes.cli.ui import Ui
-from recipes.targets import TARGETS
-from smoothquant.scheme import ACTIVATIONS, HEADS, PER_TOKEN, quantized_names, scheme_of
+from recipes.targets import TARGETS, hold_embedding
+from smoothquant.scheme import ACTIVATIONS, EMBEDDINGS, HEADS, PER_TOKEN, quantized_names, scheme_of
 
 if TYPE_CHECKING:
     from act_scales.search import Wanted
@@ -61,7 +61,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "--no-search",
         action="store_true",
         help="take the recipe's alpha for all groups, and round to nearest. So do --alpha and --groups; else scales, "
-        "rounding, linears in float and, where an engine may have it in INT8, the output head are searched "
+        "rounding, linears in float and, where an engine may have them in INT8, output head and embedding are searched "
         "(smoothquant search), which takes as long as about ten calibrations",
     )
     options.add_family(command)
@@ -91,9 +91,11 @@ def _searched(
         ui.note(f"{len(text.sequences)} sequences are too few to search on: the recipe's alpha it is")
         return None
     budget = search.USUAL[scheme.activations.form]
-    if not any(TARGETS[name].head for name in _wanted(arguments.target, recipe.targets)):
-        return Wanted(scheme, settings, budget)
-    return Wanted(replace(scheme, head=HEADS["int8"]), settings, budget, head_limit=search.HEAD_LIMIT)
+    targets = [TARGETS[name] for name in _wanted(arguments.target, recipe.targets)]
+    scheme = replace(scheme, head=HEADS["int8"]) if any(target.head for target in targets) else scheme
+    scheme = replace(scheme, embedding=EMBEDDINGS["int8"]) if hold_embedding(targets) else scheme
+    limit = search.AUTO_LIMIT
+    return Wanted(scheme, settings, budget, head_limit=limit, embedding_limit=limit)
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:

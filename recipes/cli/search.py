@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from recipes.cli import calibrate, options
 from recipes.cli.ui import Ui
 from smoothquant.errors import UserError
-from smoothquant.scheme import ACTIVATIONS, CACHES, HEADS, PER_TOKEN, quantized_names, scheme_of
+from smoothquant.scheme import ACTIVATIONS, CACHES, EMBEDDINGS, HEADS, PER_TOKEN, quantized_names, scheme_of
 from smoothquant.settings import GROUPS
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from smoothquant.model import Model
 
 USUAL = {"per-token": 0.05, "per-tensor": 0.1}  # the share of the bytes for linears in float
-AUTO = "auto"  # an output head in INT8 where it costs no more than
-HEAD_LIMIT = 1e-3  # in KL
+AUTO = "auto"  # an output head, or an embedding, in INT8 where it costs no more than
+AUTO_LIMIT = 1e-3  # in KL
 GIB = 1 << 30
 
 
@@ -49,7 +49,14 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         choices=(*HEADS, AUTO),
         default="float",
         help="output head; int8 is for export onnx: its input is smoothed as well, and its weight rounded by what that "
-        f"costs. auto: int8 where that costs a KL of at most {HEAD_LIMIT:g} (default %(default)s)",
+        f"costs. auto: int8 where that costs a KL of at most {AUTO_LIMIT:g} (default %(default)s)",
+    )
+    command.add_argument(
+        "--embedding",
+        choices=(*EMBEDDINGS, AUTO),
+        default="float",
+        help="rows of the embedding; int8 is for export onnx. auto: int8 where that costs a KL of at most "
+        f"{AUTO_LIMIT:g}, but float beside a float head that it is tied to (default %(default)s)",
     )
     command.add_argument(
         "--groups",
@@ -109,14 +116,18 @@ def wanted_of(arguments: argparse.Namespace, model: Model) -> Wanted:
     if not 0 < arguments.hessian_memory < 1 << 20:
         raise UserError(f"--hessian-memory {arguments.hessian_memory}", expected="GiB, above 0")
     capacity = FOR_CACHE if CACHES[arguments.kv].quantized else FOLDED
-    head = "int8" if arguments.lm_head == AUTO else arguments.lm_head
+    head, embedding = ("int8" if asked == AUTO else asked for asked in (arguments.lm_head, arguments.embedding))
+    head_limit, embedding_limit = (
+        AUTO_LIMIT if asked == AUTO else float("inf") for asked in (arguments.lm_head, arguments.embedding)
+    )
     return Wanted(
-        scheme_of(arguments.act, kv_cache=arguments.kv, head=head),
+        scheme_of(arguments.act, kv_cache=arguments.kv, head=head, embedding=embedding),
         capacity.settings(model, alpha, arguments.groups),
         budget,
         arguments.target_kl,
         int(arguments.hessian_memory * GIB),
-        HEAD_LIMIT if arguments.lm_head == AUTO else float("inf"),
+        head_limit,
+        embedding_limit,
     )
 
 
@@ -154,7 +165,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         }
     )
     scheme = plan.facts.scheme
-    form = "onnx" if scheme.kv_cache.quantized or scheme.head.quantized else "w8a8"  # which has neither
+    onnx = any(part.quantized for part in (scheme.kv_cache, scheme.head, scheme.embedding))
+    form = "onnx" if onnx else "w8a8"  # which has none of them
     ui.done(arguments.out, f"{arguments.out}: try  smoothquant export {form} {arguments.model} --plan {arguments.out}")
 
 
@@ -183,6 +195,7 @@ def show(ui: Ui, facts: PlanFacts) -> None:
         int8 = facts.scheme.head.quantized
         heads = [("float head", facts.head.in_float) if int8 else ("INT8 head", facts.head.in_int8)]
     made = [*(("trial", one) for one in facts.candidates), *heads, *(("whole text", one) for one in facts.curve)]
+    made += [("INT8 embedding", facts.embedding.in_int8)] if facts.embedding else []
     rows = [
         (kind, one.name, f"{one.share:.1%}", f"{one.kl:.4f}", f"{one.perplexity_ratio - 1:+.2%}", f"{one.top1:.1%}")
         for kind, one in made
