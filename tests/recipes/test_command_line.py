@@ -133,8 +133,7 @@ def test_run_makes_every_target(searches: bool, tmp_path: Path) -> None:
     assert (plan.exists(), scales.exists()) == (searches, not searches)
     for target in ("w8a8", "trtllm", "onnx"):
         alone = tmp_path / target
-        in_float = ("--embedding", "float") if searches and target != "onnx" else ()
-        result("export", target, tiny_llama.PATH, *given, *in_float, "--out", alone)
+        result("export", target, tiny_llama.PATH, *given, "--out", alone)
         cards = [folder / target / CARD for folder in (tmp_path, tmp_path / "out")]
         assert ["Not yet:" in card.read_text() for card in cards] == [True, target == "onnx"]  # else it was validated
         for path in (path for path in alone.iterdir() if path.is_file() and path.name != CARD):

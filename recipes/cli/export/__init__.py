@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 
 from recipes.cli import options
-from recipes.cli.export.by_plan import add_plan
+from recipes.cli.export.by_plan import add_plan, left_in_float
 from recipes.cli.export.hf import HuggingFace
 from recipes.cli.export.modelopt import ModelOpt
 from recipes.cli.export.onnx import Onnx
@@ -15,11 +15,6 @@ from recipes.cli.export.trtllm import TensorRTLLM
 from recipes.cli.export.w8a8 import W8A8
 from recipes.cli.ui import Ui
 
-INT8_ROWS = (
-    "rows of the embedding: int8 has a static scale for each, and is for ONNX Runtime alone. Where the embedding is "
-    "tied to a head in INT8, both read one table (default float, or the plan's)"
-)
-FLOAT_ROWS = "rows of the embedding, which this format has in float, whatever the plan says"
 TARGETS: tuple[ExportTarget, ...] = (HuggingFace(), W8A8(), ModelOpt(), Onnx(), TensorRTLLM())
 
 
@@ -46,11 +41,6 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         options.add_smoothing(command, "that of the recipe for the model's family and size")
         add_plan(command)
         target.add_options(command)
-        command.add_argument(
-            "--embedding",
-            choices=target.embeddings,
-            help=INT8_ROWS if len(target.embeddings) > 1 else FLOAT_ROWS,
-        )
         options.add_family(command)
         options.add_overwrite(command)
         command.set_defaults(run=partial(run, target))
@@ -73,6 +63,8 @@ def run(target: ExportTarget, arguments: argparse.Namespace, ui: Ui) -> None:
     if arguments.alpha is None and source.plan is None and source.settings.groups != "none":
         ui.note(f"alpha {alpha}, {by}; --alpha sets another")
     target.notes(arguments, source, ui)
+    if source.plan and (ends := left_in_float(arguments, source.plan)):
+        ui.note(f"the plan has {ends} in INT8: this format has that in float")
     note_guess(arguments, writer.schemes, source, ui)
     if holds_float16(writer, source) and not source.held_absmax:
         ui.note(

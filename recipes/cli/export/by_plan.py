@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from smoothquant.errors import UserError
@@ -25,10 +24,9 @@ def add_plan(command: argparse.ArgumentParser) -> None:
     )
 
 
-def plan_of(arguments: argparse.Namespace, model: Model, embeddings: Collection[str]) -> Plan | None:
+def plan_of(arguments: argparse.Namespace, model: Model) -> Plan | None:
     """The plan that --plan names, which is this model's; None without one. Precisions that the options leave open
-    become the plan's. embeddings: the precisions of the embedding that the format has. Raises UserError for options
-    that the plan stands in for, and for an embedding that the format does not have."""
+    become the plan's. Raises UserError for options that the plan stands in for."""
     if arguments.plan is None:
         return None
     from smoothquant.plan import read_plan
@@ -44,14 +42,16 @@ def plan_of(arguments: argparse.Namespace, model: Model, embeddings: Collection[
     plan = read_plan(arguments.plan).for_model(model)
     scheme = plan.facts.scheme
     precisions = {"act": scheme.activations.form, "kv": scheme.kv_cache.dtype, "lm_head": scheme.head.dtype}
-    precisions |= {"embedding": scheme.embedding.dtype}
+    precisions |= {"embedding": scheme.embedding.dtype}  # and whatever the format has no option for stays in float
     for name, form in precisions.items():
         if name in arguments and getattr(arguments, name) is None:
             setattr(arguments, name, form)
-    if arguments.embedding not in embeddings:
-        raise UserError(
-            f"{arguments.plan}: a plan with an embedding in {arguments.embedding}, which export onnx alone has",
-            expected=f"an embedding in {', '.join(embeddings)}",
-            do="add --embedding float, which leaves all else as it is, or export onnx",
-        )
     return plan
+
+
+def left_in_float(arguments: argparse.Namespace, plan: Plan) -> str:
+    """What a plan has in INT8 beside the linears and this format has in float, in words; nothing if there is nothing.
+    arguments: those that `plan_of` has read."""
+    scheme = plan.facts.scheme
+    ends = {"lm_head": ("its output head", scheme.head), "embedding": ("its embedding", scheme.embedding)}
+    return " and ".join(words for name, (words, one) in ends.items() if one.quantized and name not in arguments)

@@ -21,7 +21,6 @@ BOTH = ("per-token", "per-tensor")  # forms of --act both
 
 class Onnx(ExportTarget):
     name = "onnx"
-    embeddings = tuple(EMBEDDINGS)
     summary = "the W8A8 ONNX graph (Q/DQ)"
     description = (
         "A decoder with KV cache in standard operators, weights in external data. Build an engine from it: smoothquant "
@@ -41,6 +40,12 @@ class Onnx(ExportTarget):
             "--lm-head",
             choices=tuple(HEADS),
             help="quantize the output head too: quicker decode; measure the accuracy (default float)",
+        )
+        command.add_argument(
+            "--embedding",
+            choices=tuple(EMBEDDINGS),
+            help="rows of the embedding: int8 has a static scale for each, and is for ONNX Runtime alone. Where the "
+            "embedding is tied to a head in INT8, both read one table (default float, or the plan's)",
         )
         command.add_argument(
             "--kv",

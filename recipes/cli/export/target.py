@@ -21,13 +21,12 @@ if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
 
 class ExportTarget(ABC):
     """One format. name: on the command line; summary, description: for --help; form: what servers call it, where they
-    read it as it is (`builders.readers`); embeddings: the precisions of the embedding that it has."""
+    read it as it is (`builders.readers`)."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
     description: ClassVar[str]
     form: ClassVar[str] = ""
-    embeddings: ClassVar[tuple[str, ...]] = ("float",)
 
     @abstractmethod
     def add_options(self, command: argparse.ArgumentParser) -> None:
@@ -43,7 +42,7 @@ class ExportTarget(ABC):
         given. Raises UserError for settings that the format or the model cannot hold."""
         from recipes.pipeline import source_by_plan, source_of
 
-        plan = plan_of(arguments, model, self.embeddings)
+        plan = plan_of(arguments, model)
         capacity = self.smoothing(arguments, model)
         if plan:
             capacity.check(plan.facts.smoothing, model)
