@@ -1,10 +1,6 @@
 """The search for the best W8A8 form of a model that costs nothing at run time.
 
-    trials    each policy on some of the text: scales found for every group, by all tokens or by ordinary ones, and
-              the best fixed alphas: that of the least noise, and the recipe's, unless the first one is far behind.
-              With static scales, fixed alphas alone: scales that fit every group to the tokens
-              that it has heard leave no room for what lies beyond them, and on SmolLM2-135M they lose to alpha .8 (KL
-              .0165 against .0141, 10 % of the bytes in float)
+    trials    each policy on some of the text (`act_scales.search.trials`)
     winner    the policy whose model is nearest to the float one on tokens kept apart; on all of the text
     head      the output head's scale and rounding, where it is to be in INT8; trials have it in float
     curve     linears in float, share by share of the bytes, against the distance from the float model
@@ -17,7 +13,7 @@ The output is a folder (`smoothquant.artifacts.plan`); an interrupted search goe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,6 +29,7 @@ from act_scales.search.head import choose_head, numbers_of_head, passes_over_hea
 from act_scales.search.outcome import distances
 from act_scales.search.passes import Pass, SearchTarget, packed, unpacked, width_for
 from act_scales.search.scales import Policy
+from act_scales.search.trials import ALPHAS, Trials
 from act_scales.text import Text
 from smoothquant.artifacts.plan import ACT_SCALES, HEAD, PLAN, STEP, GroupChoice, PlanFacts, PlanOutcome
 from smoothquant.artifacts.record import as_json, read
@@ -53,13 +50,9 @@ from smoothquant.stream import smooth_layer
 from smoothquant.sweep import Progress, sweep
 from smoothquant.workspace import Workspace
 
-ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-ALL, ORDINARY = "by group", "by group, ordinary tokens"  # names of policies
 TRIALS = "trials"  # in the workspace
-FAR = 1.25  # times the KL of the best scales by group: a fixed alpha beyond that makes others needless
 LEAST_SEQUENCES = 4  # one of which judges
 APART, TRIAL, JUDGES = 8, 4, 4  # sequences that only judge; those that trials are made from, and judged by
-STATIC_ALPHAS = (0.7, 0.8, 0.9)  # candidates where one scale holds for all tokens
 POINTS = (0.025, 0.05, 0.1, 0.25)  # of the curve: shares of the bytes of all linears in INT8
 
 
@@ -133,20 +126,6 @@ def split(text: Text) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     return text.sequences[:-count], text.sequences[-count:]
 
 
-@dataclass(frozen=True)
-class _Trials:
-    """What has been tried: scales by group, in two ways, then alphas for all groups alike."""
-
-    alphas: tuple[float, ...] = ()
-    outcomes: tuple[PlanOutcome, ...] = ()
-
-    def is_settled(self, searched: int) -> bool:
-        """Whether a fixed alpha came out so far behind scales by group that no other need be tried. searched: how many
-        of the outcomes are those of scales by group."""
-        by_group, fixed = self.outcomes[:searched], self.outcomes[searched:]
-        return bool(fixed) and min(one.kl for one in fixed) > FAR * min(one.kl for one in by_group)
-
-
 class _Search:
     def __init__(
         self,
@@ -173,7 +152,8 @@ class _Search:
             self.model, self.apart, [self.trail], device=self.target.device, progress=lambda done, _: self._step(done)
         )
         self._done += self.layers
-        candidates, policy = self._trials()
+        self.trials = self._tried()
+        policy = self.trials.best
         winner = self._winner(policy)
 
         def outcome(head: PlannedHead | None = None) -> PlanOutcome:
@@ -202,7 +182,7 @@ class _Search:
             width=self.target.width,
             groups=winner.groups,
             linears=winner.linears,
-            candidates=candidates,
+            candidates=self.trials.outcomes,
             chosen=policy.name,
             curve=(first,),
             max_positions=self.model.choices.get("max_positions"),
@@ -219,26 +199,16 @@ class _Search:
     def _step(self, done: int) -> None:
         self._report(self._done + done, self._total)
 
-    def _trials(self) -> tuple[tuple[PlanOutcome, ...], Policy]:
-        """The outcomes of all policies, and the best of these. Those that an interrupted search has tried are known."""
-        recipe = self.wanted.settings.alpha
-        alphas = tuple(sorted({*ALPHAS, recipe}))
-        searched: tuple[Policy, ...] = (Policy(ALL, alphas), Policy(ORDINARY, alphas, ordinary=True))
-        if self.target.scheme.activations.static:
-            searched = ()
+    def _tried(self) -> Trials:
+        """All trials. Those that an interrupted search has made are known."""
         known = {**self.work.state(TRIALS), **self.work.state()}.get(TRIALS)
-        start = _Trials(() if searched else tuple(sorted({*STATIC_ALPHAS, recipe})))
-        record = start if known is None else read(_Trials, unpacked(known), TRIALS)
-        self._done += self.layers * len(record.outcomes)
-        while len(record.outcomes) < len(policies := (*searched, *map(_fixed, record.alphas))):
-            if searched and record.is_settled(len(searched)):
-                break
-            found, groups = self._trial(policies[len(record.outcomes)])
-            record = _Trials(record.alphas or _promising(groups, recipe), (*record.outcomes, found))
-            self.work.keep(TRIALS, {TRIALS: packed(as_json(record))})
-        self.trials = record
-        best = min(range(len(record.outcomes)), key=lambda at: record.outcomes[at].kl)
-        return record.outcomes, policies[best]
+        found = Trials(self.wanted.settings.alpha, self.target.scheme.activations.static)
+        found = found if known is None else read(Trials, unpacked(known), TRIALS)
+        self._done += self.layers * len(found.outcomes)
+        while policy := found.next:
+            found = found.after(*self._trial(policy))
+            self.work.keep(TRIALS, {TRIALS: packed(as_json(found))})
+        return found
 
     @cached_property
     def _reach(self) -> Mapping[str, Tensor]:
@@ -305,13 +275,3 @@ class _Search:
         """A layer by the plan."""
         plan, scales = Plan(self.work.folder, facts, ""), self.scales
         return smooth_layer(self.model, index, scales.input_absmax, facts.smoothing, scales.output_absmax, plan=plan)
-
-
-def _fixed(alpha: float) -> Policy:
-    return Policy(f"alpha {alpha:g}", tuple(sorted({*ALPHAS, alpha})), balanced=False, fixed=alpha)
-
-
-def _promising(groups: Sequence[GroupChoice], recipe: float) -> tuple[float, ...]:
-    """The alpha whose noise over all groups is least, and the recipe's."""
-    total = {alpha: sum(group.tried.get(f"{alpha:g}", 0.0) for group in groups) for alpha in ALPHAS}
-    return tuple(dict.fromkeys([min(total, key=lambda alpha: total[alpha]), recipe]))

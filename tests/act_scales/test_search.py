@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -250,7 +249,7 @@ def test_progress_goes_up_and_ends(llama_folder: Path, tmp_path: Path) -> None:
 def test_a_fixed_alpha_far_behind_makes_others_needless(
     far: float, tried: int, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules[search.__module__], "FAR", far)  # the package has a function of that name
+    monkeypatch.setattr("act_scales.search.trials.FAR", far)
     wanted = Wanted(PER_TOKEN, replace(SETTINGS, alpha=0.35))
     candidates = search(open_llama(llama_folder), TEXT, tmp_path / "plan", wanted).facts.candidates
     assert [one.name for one in candidates[3:]] == ["alpha 0.35"] * (tried - 3)
