@@ -19,6 +19,7 @@ from builders.validate.int8_folder import open_int8_folder
 from builders.validate.metrics import check_logits
 from recipes.models import RECIPES
 from recipes.recipe import of_model
+from smoothquant.embedding import embedding_of
 from smoothquant.head import UNPLANNED, PlannedHead, head_logits
 from smoothquant.int8_layer import int8_layer
 from smoothquant.layers import FloatLayer, Layer, W8A8Layer
@@ -60,7 +61,9 @@ class Beside(Listener):
     """A listener that runs one form beside the float layers, and keeps its measures sequence by sequence."""
 
     def __init__(self, model: Model, form: Form) -> None:
-        self.model, self.form, self.embedding = model, form, form.model
+        self.model, self.form = model, form
+        if form.model or form.scheme.embedding.quantized:
+            self.embedding = embedding_of(form.model or model, form.scheme, form.head)
         self.forms = {form.name: torch.float32}
         self._kept: int | None = 0  # numbers of linears in float; None where layers are no W8A8 layers
         self._found: list[tuple[float, float, float]] = []
