@@ -116,10 +116,12 @@ class OnnxGraph:
 
     @property
     def symbols(self) -> dict[str, list[int | str]]:
-        """For each input of the graph its dimensions: numbers, or the names of symbols."""
+        """For each input of the graph that has no default its dimensions: numbers, or the names of symbols."""
+        defaults = {tensor.name for tensor in self.proto.graph.initializer}
         return {
             value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
             for value in self.proto.graph.input
+            if value.name not in defaults
         }
 
     # -- values --------------------------------------------------------------------------------------------------

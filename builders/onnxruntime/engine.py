@@ -13,7 +13,16 @@ from builders.engine.generation import Decoding, GeneratingEngine, tokens_to_kee
 from builders.onnxruntime.providers import find_provider
 from builders.onnxruntime.record import provider_of
 from builders.onnxruntime.session import check_body, first_feed, open_session, subnormals_as_zero
-from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, POSITION_IDS, PRESENT, past_of
+from smoothquant.artifacts.ports import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    LOGITS,
+    LOGITS_TO_KEEP,
+    PAST,
+    POSITION_IDS,
+    PRESENT,
+    past_of,
+)
 from smoothquant.outputs import load_manifest
 from smoothquant.packages import require
 
@@ -58,6 +67,9 @@ class OnnxRuntimeDecoding(Decoding):
         feed = first_feed(engine.session, prompt)
         self._cache = {name: self._value(array) for name, array in feed.items() if name.startswith(PAST)}
         self._window = engine.manifest.facts.cache_window
+        self._optional = {}  # earlier exports have no such input
+        if any(value.name == LOGITS_TO_KEEP for value in self.session.get_overridable_initializers()):
+            self._optional[LOGITS_TO_KEEP] = self._value(numpy.ones(1, dtype=numpy.int64))
         self.tokens, self.cached = prompt.shape[1], 0
         self._run(prompt, feed[POSITION_IDS])
 
@@ -72,7 +84,7 @@ class OnnxRuntimeDecoding(Decoding):
         binding.bind_cpu_input(POSITION_IDS, positions)
         self.cached += ids.shape[1]
         binding.bind_cpu_input(ATTENTION_MASK, numpy.ones((1, self.cached), dtype=numpy.int64))
-        for name, value in self._cache.items():
+        for name, value in {**self._cache, **self._optional}.items():
             binding.bind_ortvalue_input(name, value)
         binding.bind_output(LOGITS)
         for name in self._present:

@@ -27,7 +27,7 @@ from exporters.onnx.norms import Norms
 from exporters.onnx.positions import Positions
 from exporters.onnx.products import QKV, Products, quantized_names
 from exporters.onnx.tables import FloatTable, Table, float_table, int8_table
-from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, POSITION_IDS
+from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_TO_KEEP, POSITION_IDS
 from smoothquant.embedding import embedding_of
 from smoothquant.head import UNPLANNED, PlannedHead
 from smoothquant.model import Model
@@ -69,7 +69,7 @@ class DecoderGraph:
         hidden = self._embed(self._table(head), ids, position_ids)
         for layer in range(geometry.layers):
             hidden = self._layer(layer, hidden)
-        graph.output(self._logits(hidden, head), LOGITS, torch.float32, ("batch", "sequence", geometry.vocab_size))
+        graph.output(self._logits(hidden, head), LOGITS, torch.float32, ("batch", "kept", geometry.vocab_size))
         self.cache.put_out()
 
     def _head_matrix(self) -> FloatTable | Stored:
@@ -185,6 +185,9 @@ class DecoderGraph:
 
     def _logits(self, hidden: str, head: FloatTable | Stored) -> str:
         graph, geometry, family = self.graph, self.geometry, self.model.family
+        with graph.within(LOGITS_TO_KEEP):
+            first = graph.op("Neg", graph.option(LOGITS_TO_KEEP, [0]))  # 0 of the last ones are all
+            hidden = graph.op("Slice", hidden, first, graph.constant([2**63 - 1]), graph.constant([1]))
         if family.final_norm:
             hidden = self.norms.at(
                 family.final_norm, hidden, contents=of_outer_norm(self.model, family.final_norm, self.planned)

@@ -97,6 +97,13 @@ class Graph:
         self._inputs.append(self.onnx.helper.make_tensor_value_info(name, self.element(dtype), shape))
         return name
 
+    def option(self, name: str, default: Sequence[int]) -> str:
+        """Declare an int64 input that may be left away: an initializer of this name, which an input of the name may
+        replace (ONNX IR, "initializers as default values of inputs")."""
+        proto = self.onnx.helper.make_tensor(name, self.element(torch.int64), [len(default)], default)
+        self._initializers.append(proto)
+        return self.input(name, torch.int64, [len(default)])
+
     def output(self, value: str, name: str, dtype: torch.dtype, shape: Sequence[int | str]) -> None:
         """Declare a value as output under a name of its own."""
         for node in reversed(self._nodes):
