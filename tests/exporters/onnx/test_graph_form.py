@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy
 import onnx
 import pytest
 
+from builders.onnxruntime.session import first_feed
 from exporters.export import Source, export
 from smoothquant.errors import ActScalesError, ContractError, MissingPackageError, UserError
 from smoothquant.model import Model
@@ -89,9 +90,24 @@ def test_inputs_and_outputs(make_llama: Callable[..., Path], tmp_path: Path) -> 
         **{f"past_key_values.{n}.{part}": ("tensor(float16)", cache) for n in (0, 1) for part in ("key", "value")},
     }
     assert {value.name: (value.type, value.shape) for value in session.get_outputs()} == {
-        "logits": ("tensor(float)", ["batch", "sequence", 288]),
+        "logits": ("tensor(float)", ["batch", "kept", 288]),
         **{f"present.{n}.{part}": ("tensor(float16)", grown) for n in (0, 1) for part in ("key", "value")},
     }
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_logits_of_the_last_tokens_alone(
+    form: Mapping[str, str], make_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    """An input that clients may leave away, and whose default TensorRT folds."""
+    session = Runner(export_onnx(source_of(make_llama()), tmp_path / "out", **form) / "model.onnx").session
+    [option] = session.get_overridable_initializers()
+    assert (option.name, option.type, option.shape) == ("logits_to_keep", "tensor(int64)", [1])
+    feed = first_feed(session, sample_ids().numpy())
+    [whole] = session.run(["logits"], feed)
+    for kept, first in ((0, 0), (1, -1), (3, -3), (10**6, 0)):
+        [found] = session.run(["logits"], feed | {"logits_to_keep": numpy.array([kept])})
+        numpy.testing.assert_allclose(found, whole[:, first:], rtol=1e-5, atol=1e-6)
 
 
 def test_every_input_is_quantized_once(make_llama: Callable[..., Path], tmp_path: Path) -> None:
