@@ -115,13 +115,18 @@ class OnnxGraph:
         return ()
 
     @property
-    def symbols(self) -> dict[str, list[int | str]]:
-        """For each input of the graph that has no default its dimensions: numbers, or the names of symbols."""
+    def inputs(self) -> list[ValueInfoProto]:
+        """The inputs of the graph that every run needs. An initializer of the same name makes one optional; TensorRT
+        takes that for a constant."""
         defaults = {tensor.name for tensor in self.proto.graph.initializer}
+        return [value for value in self.proto.graph.input if value.name not in defaults]
+
+    @property
+    def symbols(self) -> dict[str, list[int | str]]:
+        """For each of these inputs its dimensions: numbers, or the names of symbols."""
         return {
             value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
-            for value in self.proto.graph.input
-            if value.name not in defaults
+            for value in self.inputs
         }
 
     # -- values --------------------------------------------------------------------------------------------------

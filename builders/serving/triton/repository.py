@@ -110,7 +110,7 @@ def _onnxruntime(engine: Path, manifest: Manifest) -> DecoderModel:
             found.append(ModelTensor(value.name, ELEMENTS[kind.elem_type], shape))
         return found
 
-    inputs, outputs = tensors(graph.proto.graph.input), tensors(graph.proto.graph.output)
+    inputs, outputs = tensors(graph.inputs), tensors(graph.proto.graph.output)
     made = manifest.inputs_as(OnnxRuntimeInputs)
     told = accelerator.parameters(engine, model_name(engine), graph, manifest)
     notes = [*PROTOCOL]

@@ -132,7 +132,7 @@ class Parser:
             return False
         refused = [node for node in graph.node if node.op_type == self.trt.faults.refuse_operator]
         self.errors = [_Error(node.name, node.op_type, "no importer\nregistered for it") for node in refused]
-        self.network.path, self.network.inputs = path, [_Tensor(value) for value in graph.input]
+        self.network.path, self.network.inputs = path, _inputs(graph)
         return not refused
 
     @property
@@ -256,13 +256,19 @@ class Runtime:
         return Engine(self.trt, json.loads(content.removeprefix(MAGIC)))
 
 
+def _inputs(graph: onnx.GraphProto) -> list[_Tensor]:
+    """Those of the network: an input with a default is a constant to TensorRT."""
+    defaults = {tensor.name for tensor in graph.initializer}
+    return [_Tensor(value) for value in graph.input if value.name not in defaults]
+
+
 class Engine:
     weight_streaming_budget_v2 = 0
 
     def __init__(self, trt: Any, built: dict) -> None:
         self.trt, self.built = trt, built
         graph = onnx.load(built["path"], load_external_data=False).graph
-        self.inputs, self.outputs = [_Tensor(value) for value in graph.input], [_Tensor(v) for v in graph.output]
+        self.inputs, self.outputs = _inputs(graph), [_Tensor(value) for value in graph.output]
         self.tensors = {tensor.name: tensor for tensor in (*self.inputs, *self.outputs)}
         self.graph = graph
 

@@ -16,7 +16,8 @@ def test_ports_of_a_graph(make_llama: Callable[..., Path], tmp_path: Path) -> No
     graph = onnx.load(export_onnx(source, tmp_path / "onnx", **FLOAT) / "model.onnx", load_external_data=False).graph
     every = [(layer, part) for layer in range(2) for part in ports.CACHED]
     inputs, outputs = [value.name for value in graph.input], [value.name for value in graph.output]
-    assert inputs == ["input_ids", "attention_mask", "position_ids", *(ports.past(*each) for each in every)]
+    first, last = ["input_ids", "attention_mask", "position_ids"], ["logits_to_keep"]
+    assert inputs == [*first, *(ports.past(*each) for each in every), *last]
     assert outputs == ["logits", *(ports.present(*each) for each in every)]
     assert ports.past(1, "key") == "past_key_values.1.key"
     assert [ports.past_of(ports.present(*each)) for each in every] == [ports.past(*each) for each in every]
