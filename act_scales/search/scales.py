@@ -32,7 +32,6 @@ from smoothquant.settings import SmoothingSettings
 from smoothquant.smoothing import smoothing_scale
 
 ROWS = 512  # rows of a group's weights that candidates are judged by
-TOKENS = 256  # that the descent looks at
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,6 @@ class ScaleSearch:
         share = {role: 1 / found for role, found in _signals(heard, roles, ordinary).items() if found}
         weights = {role: weights[role] for role in share}
         token_weight = heard.token_weight(roles)
-        some = slice(None, None, math.ceil(len(token_weight) / TOKENS))
         ones = torch.ones_like(self.ranges.act[roles[0]])
         squares = token_weight @ heard.x.square() if ordinary or heard.moments is None else heard.moments.mean_square
         left = squares
@@ -150,8 +148,8 @@ class ScaleSearch:
             left = squares * heard.moments.unforetold if ordinary else heard.moments.left_over
         places = torch.arange(self.model.geometry.kv_size) if group.through == "attention" else None
         return Group(
-            tokens=heard.x[some].abs(),
-            token_weight=token_weight[some] / token_weight[some].sum(),
+            tokens=heard.x.abs(),
+            token_weight=token_weight,
             rows=torch.cat([weight[::step].abs() for weight in weights.values()]),
             row_weight=torch.cat([_row_weight(weight, step, share[role]) for role, weight in weights.items()]),
             columns=sum((share[role] * weight.square().sum(dim=0) for role, weight in weights.items()), 0 * ones),
