@@ -93,6 +93,7 @@ class _True:
         self.following, self._rows = following, 0
         self.best = torch.full(following.shape, -torch.inf, device=following.device)  # the largest logit
         self.whole = torch.zeros_like(self.best, dtype=torch.float64)  # sum exp(z - best)
+        self.normalizer = self.best.double()  # log sum exp z, summed as that of others
 
     def add(self, logits: Tensor) -> None:
         """Count some more logits, (tokens, rows). What others are compared by is there until the next ones come:
@@ -106,6 +107,7 @@ class _True:
         self.logits, self.share = logits, (logits - best[:, None]).exp()
         self.kept, self.better = (self.best - best).double().exp(), best > self.best
         self.best, self.whole = best, self.whole * self.kept + self.share.sum(-1)
+        self.normalizer = torch.logaddexp(self.normalizer, logits.logsumexp(-1).double())
         place = self.following[:, None] - self._rows
         self.here = ((place >= 0) & (place < logits.shape[1]))[:, 0]
         self.place = place.clamp(0, logits.shape[1] - 1)
@@ -118,7 +120,7 @@ class _Other:
     def __init__(self, true: _True) -> None:
         self._true = true
         self._likeliest = self._largest = true.best  # its logit where the float one's is largest; its largest
-        self._normalizer = true.best.double()  # log sum exp w
+        self._normalizer = true.normalizer  # log sum exp w
         self._apart = torch.zeros_like(true.whole)  # sum exp(z - best) (w - z)
         self._next = torch.zeros_like(true.best)  # w - z of the next token
 
@@ -135,7 +137,7 @@ class _Other:
     def sums(self) -> _Sums:
         """Those of all tokens."""
         true = self._true
-        grown = self._normalizer - true.best - true.whole.log()
+        grown = self._normalizer - true.normalizer
         return _Sums(
             (grown - self._apart / true.whole).sum().item(),
             (grown - self._next)[true.following >= 0].sum().item(),

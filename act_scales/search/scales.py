@@ -6,6 +6,9 @@ A candidate is no smoothing, the paper's equation with an alpha, or a scale that
     activations   measured: tokens that are kept apart, and may reach beyond the others, go through the target's own
                   rounding
     weights       expected, after rounding with error feedback (`smoothquant.balance`)
+
+The signal is that of ordinary tokens, and each token's noise weighs by its own: a few tokens' spikes are most of the
+mean square of some outputs.
 """
 
 from __future__ import annotations
@@ -40,9 +43,7 @@ class Policy:
 
     name: in the plan. alphas: the candidates beside no smoothing. balanced: whether a balanced scale is one, too.
     fixed: the alpha that all groups take, whatever the others would give. compared: whether it is found out what
-    candidates give; only a fixed alpha can do without. ordinary: whether noise is held against the
-    signal of ordinary tokens, and each token's weighs by its own; else against the mean square over all tokens, most of
-    which may be a few tokens' spikes.
+    candidates give; only a fixed alpha can do without.
     """
 
     name: str
@@ -50,7 +51,6 @@ class Policy:
     balanced: bool = True
     fixed: float | None = None
     compared: bool = True
-    ordinary: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class ScaleSearch:
             recipe = f"{self.settings.alpha:g}"  # no token came here, or nothing goes in or out
             chosen = recipe if recipe in options else next(iter(options))
         elif policy.compared:
-            judge = self._judge(group, heard, policy.ordinary)
+            judge = self._judge(group, heard)
             wide = {name: spread(model, group, scale) for name, scale in options.items()}
             wide[NONE] = torch.ones_like(act[roles[0]])
             tried = {name: judge.noise(scale) for name, scale in wide.items()}
@@ -117,35 +117,33 @@ class ScaleSearch:
         choice = GroupChoice(self.source.index, names, group.through, tried, chosen)
         return choice, None if chosen == NONE else options[chosen]
 
-    def _judge(self, group: SmoothingGroup, heard: Heard, ordinary: bool) -> _Judge:
+    def _judge(self, group: SmoothingGroup, heard: Heard) -> _Judge:
         roles, apart = _quantized(group), self.apart.input(_quantized(group)[0])
         weights = {role: self.source.weights[role].float() for role in roles}
         judging = apart if apart is not None and len(apart.x) else heard
         step = math.ceil(sum(map(len, weights.values())) / ROWS)  # every so many rows, and each for so many
         return _Judge(
-            whole=self._group(group, weights, step, heard, ordinary),
+            whole=self._group(group, weights, step, heard),
             rows={role: weight[::step] for role, weight in weights.items()},
             row_weight={role: len(weight) / len(weight[::step]) for role, weight in weights.items()},
             x=judging.x,
             token_weight=judging.token_weight(roles),
-            signals=_signals(judging, roles, ordinary),
+            signals=_signals(judging, roles),
             activations=self.scheme.activations,
         )
 
-    def _group(
-        self, group: SmoothingGroup, weights: Mapping[str, Tensor], step: int, heard: Heard, ordinary: bool
-    ) -> Group:
+    def _group(self, group: SmoothingGroup, weights: Mapping[str, Tensor], step: int, heard: Heard) -> Group:
         """The group as rounding sees it. weights: of its linears by role, float32 (out, in). step: of the rows that
         are taken."""
         roles = _quantized(group)
-        share = {role: 1 / found for role, found in _signals(heard, roles, ordinary).items() if found}
+        share = {role: 1 / found for role, found in _signals(heard, roles).items() if found}
         weights = {role: weights[role] for role in share}
         token_weight = heard.token_weight(roles)
         ones = torch.ones_like(self.ranges.act[roles[0]])
-        squares = token_weight @ heard.x.square() if ordinary or heard.moments is None else heard.moments.mean_square
+        squares = token_weight @ heard.x.square()
         left = squares
         if heard.moments:
-            left = squares * heard.moments.unforetold if ordinary else heard.moments.left_over
+            left = squares * heard.moments.unforetold
         places = torch.arange(self.model.geometry.kv_size) if group.through == "attention" else None
         return Group(
             tokens=heard.x.abs(),
@@ -186,10 +184,10 @@ class _Judge:
         return total
 
 
-def _signals(heard: Heard, roles: Sequence[str], ordinary: bool) -> dict[str, float]:
-    """The mean squares of outputs by role: of ordinary tokens, or of all."""
+def _signals(heard: Heard, roles: Sequence[str]) -> dict[str, float]:
+    """The mean squares of outputs by role, of ordinary tokens."""
     weight = heard.token_weight(roles)
-    return {role: heard.signal(role, weight) if ordinary else heard.energy(role) for role in roles}
+    return {role: heard.signal(role, weight) for role in roles}
 
 
 def _quantized(group: SmoothingGroup) -> tuple[str, ...]:

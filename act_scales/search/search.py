@@ -143,7 +143,8 @@ class _Search:
         self.trail = Trail()
         self.head: PlannedHead | None = None
         self.passes = passes_over_head(self.model, target.scheme, ALPHAS)
-        self._report, self._done, self._total = progress, 0, 8 * self.layers + self.passes
+        self.trials = Trials(wanted.settings.alpha, target.scheme.activations.static)
+        self._report, self._done, self._total = progress, 0, (4 + self.trials.most) * self.layers + self.passes
         self._total += self.layers if target.scheme.embedding.quantized else 0
 
     def run(self) -> None:
@@ -202,8 +203,7 @@ class _Search:
     def _tried(self) -> Trials:
         """All trials. Those that an interrupted search has made are known."""
         known = {**self.work.state(TRIALS), **self.work.state()}.get(TRIALS)
-        found = Trials(self.wanted.settings.alpha, self.target.scheme.activations.static)
-        found = found if known is None else read(Trials, unpacked(known), TRIALS)
+        found = self.trials if known is None else read(Trials, unpacked(known), TRIALS)
         self._done += self.layers * len(found.outcomes)
         while policy := found.next:
             found = found.after(*self._trial(policy))

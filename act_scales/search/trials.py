@@ -1,6 +1,6 @@
 """Which policies a search tries, in what order, and when it has tried enough.
 
-    by group    scales found for every group, by all tokens or by ordinary ones
+    by group    scales found for every group
     fixed       one alpha for all groups: that of the least noise, then the recipe's, unless the first is far behind
 
 With static scales fixed alphas alone are tried: scales that fit every group to the tokens that it has heard leave no
@@ -18,8 +18,7 @@ from smoothquant.artifacts.plan import GroupChoice, PlanOutcome
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 STATIC_ALPHAS = (0.7, 0.8, 0.9)  # that are tried where one scale holds for all tokens
-ALL, ORDINARY = "by group", "by group, ordinary tokens"  # names of policies
-FAR = 1.25  # times the KL of the best scales by group: a fixed alpha beyond that makes others needless
+FAR = 1.25  # times the KL of scales by group: a fixed alpha beyond that makes others needless
 
 
 @dataclass(frozen=True)
@@ -35,17 +34,21 @@ class Trials:
     @property
     def policies(self) -> tuple[Policy, ...]:
         """All that are known so far, in their order."""
-        alphas = tuple(sorted({*STATIC_ALPHAS, self.recipe})) if self.static else self.alphas
-        return (*self._by_group, *(_fixed(alpha) for alpha in alphas))
+        if self.static:
+            return tuple(map(_fixed, sorted({*STATIC_ALPHAS, self.recipe})))
+        return Policy("by group", tuple(sorted({*ALPHAS, self.recipe}))), *map(_fixed, self.alphas)
+
+    @property
+    def most(self) -> int:
+        """How many can be tried at most."""
+        return len(self.policies) if self.static else 3
 
     @property
     def next(self) -> Policy | None:
         """The policy to try next; None when enough have been tried."""
-        left, by_group = self.policies[len(self.outcomes) :], len(self._by_group)
-        fixed = [one.kl for one in self.outcomes[by_group:]]
-        if by_group and fixed and min(fixed) > FAR * min(one.kl for one in self.outcomes[:by_group]):
-            return None
-        return left[0] if left else None
+        left, kls = self.policies[len(self.outcomes) :], [one.kl for one in self.outcomes]
+        settled = not self.static and len(kls) > 1 and kls[1] > FAR * kls[0]
+        return left[0] if left and not settled else None
 
     @property
     def best(self) -> Policy:
@@ -55,17 +58,10 @@ class Trials:
     def after(self, outcome: PlanOutcome, groups: Sequence[GroupChoice]) -> Trials:
         """The trials with the outcome of the next policy. groups: its choices, which tell what alphas would give."""
         alphas = self.alphas
-        if self._by_group and not alphas:
+        if not self.static and not alphas:
             noise = {alpha: sum(group.tried.get(f"{alpha:g}", 0.0) for group in groups) for alpha in ALPHAS}
             alphas = tuple(dict.fromkeys([min(noise, key=lambda alpha: noise[alpha]), self.recipe]))
         return replace(self, outcomes=(*self.outcomes, outcome), alphas=alphas)
-
-    @property
-    def _by_group(self) -> tuple[Policy, ...]:
-        if self.static:
-            return ()
-        alphas = tuple(sorted({*ALPHAS, self.recipe}))
-        return Policy(ALL, alphas), Policy(ORDINARY, alphas, ordinary=True)
 
 
 def _fixed(alpha: float) -> Policy:

@@ -152,6 +152,7 @@ def test_the_head_goes_by_in_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     first = search(case.model, TEXT, tmp_path / "one", WANTED)
     rows, head = case.model.rows, case.model.lm_head
     monkeypatch.setattr(case.model, "rows", lambda name: rows(name, 50) if name == head else rows(name))
+    monkeypatch.setattr("smoothquant.head.ROWS", 50)
     monkeypatch.setattr(case.model, "read", refusing(case.model, head))
     second = search(case.model, TEXT, tmp_path / "other", WANTED)
     one, other = load_file(first.folder / HEAD), load_file(second.folder / HEAD)

@@ -24,9 +24,7 @@ from tests.act_scales.search_cases import SETTINGS
 from tests.models import open_llama, sample_ids
 
 LAYERS, TRIALS = 2, 4
-WANTED = Wanted(
-    PER_TENSOR, replace(SETTINGS, alpha=0.35), 0.3
-)  # no alpha of the grid: two trials by group, two of one alpha
+WANTED = Wanted(PER_TENSOR, replace(SETTINGS, alpha=0.35), 0.3)  # no alpha of the grid: one trial more
 TEXT = Text(tuple(sample_ids(6, 16)), "sample")
 MOMENTS = range(1, (1 + TRIALS + 1 + 1) * LAYERS + 1)  # layers done: of the reference, trials, the winner, the curve
 WINNER = (1 + TRIALS) * LAYERS
