@@ -62,7 +62,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         action="store_true",
         help="take the recipe's alpha for all groups, and round to nearest. So do --alpha and --groups; else scales, "
         "rounding, linears in float and, where an engine may have them in INT8, output head and embedding are searched "
-        "(smoothquant search), which takes as long as about seven calibrations",
+        "(smoothquant search), which takes as long as about six calibrations",
     )
     options.add_family(command)
     options.add_overwrite(command)
