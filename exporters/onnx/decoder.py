@@ -185,13 +185,13 @@ class DecoderGraph:
 
     def _logits(self, hidden: str, head: FloatTable | Stored) -> str:
         graph, geometry, family = self.graph, self.geometry, self.model.family
-        with graph.within(LOGITS_TO_KEEP):
-            first = graph.op("Neg", graph.option(LOGITS_TO_KEEP, [0]))  # 0 of the last ones are all
-            hidden = graph.op("Slice", hidden, first, graph.constant([2**63 - 1]), graph.constant([1]))
         if family.final_norm:
             hidden = self.norms.at(
                 family.final_norm, hidden, contents=of_outer_norm(self.model, family.final_norm, self.planned)
             )
+        with graph.within(LOGITS_TO_KEEP):  # behind the norm: the residual stream may reach further than float16
+            first = graph.op("Neg", graph.option(LOGITS_TO_KEEP, [0]))  # 0 of the last ones are all
+            hidden = graph.op("Slice", hidden, first, graph.constant([2**63 - 1]), graph.constant([1]))
         if family.project_out:
             hidden = self._project(family.project_out, hidden, (geometry.embedded_size, geometry.hidden_size))
         graph.scope = family.lm_head
