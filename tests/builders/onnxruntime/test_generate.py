@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM
 
 from builders.onnxruntime import OnnxRuntimeEngine, build
 from exporters.export import Source, export
+from smoothquant.artifacts.ports import LOGITS_TO_KEEP
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
@@ -72,6 +73,16 @@ def test_genai_keeps_an_int8_cache(body: str, llama: Model, tmp_path: Path) -> N
     found = list(OnnxRuntimeEngine(tmp_path / "engine").generate(PROMPT, NEW))
     assert len(set(found)) > 4
     assert found == genai_tokens(tmp_path / "engine")
+
+
+def test_an_engine_made_before_logits_to_keep(
+    engine: OnnxRuntimeEngine, engines: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its graph has no such input, and gives the logits of all tokens."""
+    older = OnnxRuntimeEngine(engines["float"])
+    assert [value.name for value in older.session.get_overridable_initializers()] == [LOGITS_TO_KEEP]
+    monkeypatch.setattr(older.session, "get_overridable_initializers", list)
+    assert list(older.generate(PROMPT, NEW)) == list(engine.generate(PROMPT, NEW))
 
 
 def test_cache_gives_the_logits_of_whole_sequences(engine: OnnxRuntimeEngine) -> None:
