@@ -122,36 +122,43 @@ class ScaleSearch:
         weights = {role: self.source.weights[role].float() for role in roles}
         judging = apart if apart is not None and len(apart.x) else heard
         step = math.ceil(sum(map(len, weights.values())) / ROWS)  # every so many rows, and each for so many
+        rows = {role: weight[::step] for role, weight in weights.items()}
+        row_weight = {role: len(weight) / len(rows[role]) for role, weight in weights.items()}
         return _Judge(
-            whole=self._group(group, weights, step, heard),
-            rows={role: weight[::step] for role, weight in weights.items()},
-            row_weight={role: len(weight) / len(weight[::step]) for role, weight in weights.items()},
+            whole=self._group(group, weights, rows, row_weight, heard),
+            rows=rows,
+            row_weight=row_weight,
             x=judging.x,
             token_weight=judging.token_weight(roles),
             signals=_signals(judging, roles),
             activations=self.scheme.activations,
         )
 
-    def _group(self, group: SmoothingGroup, weights: Mapping[str, Tensor], step: int, heard: Heard) -> Group:
-        """The group as rounding sees it. weights: of its linears by role, float32 (out, in). step: of the rows that
-        are taken."""
+    def _group(
+        self,
+        group: SmoothingGroup,
+        weights: Mapping[str, Tensor],
+        rows: Mapping[str, Tensor],
+        row_weight: Mapping[str, float],
+        heard: Heard,
+    ) -> Group:
+        """The group as rounding sees it. weights: of its linears by role, float32 (out, in). rows, row_weight: those of
+        `_Judge`."""
         roles = _quantized(group)
         share = {role: 1 / found for role, found in _signals(heard, roles).items() if found}
-        weights = {role: weights[role] for role in share}
         token_weight = heard.token_weight(roles)
         ones = torch.ones_like(self.ranges.act[roles[0]])
         squares = token_weight @ heard.x.square()
-        left = squares
-        if heard.moments:
-            left = squares * heard.moments.unforetold
         places = torch.arange(self.model.geometry.kv_size) if group.through == "attention" else None
         return Group(
             tokens=heard.x.abs(),
             token_weight=token_weight,
-            rows=torch.cat([weight[::step].abs() for weight in weights.values()]),
-            row_weight=torch.cat([_row_weight(weight, step, share[role]) for role, weight in weights.items()]),
-            columns=sum((share[role] * weight.square().sum(dim=0) for role, weight in weights.items()), 0 * ones),
-            left_over=left,
+            rows=torch.cat([rows[role].abs() for role in share]),
+            row_weight=torch.cat(
+                [torch.full((len(rows[role]),), each * row_weight[role]) for role, each in share.items()]
+            ),
+            columns=sum((each * weights[role].square().sum(dim=0) for role, each in share.items()), 0 * ones),
+            left_over=squares * heard.moments.unforetold if heard.moments else squares,
             mean_square=squares,
             source=None if places is None else spread(self.model, group, places),
             reach=self.ranges.act[roles[0]] if self.scheme.activations.static else None,
@@ -192,9 +199,3 @@ def _signals(heard: Heard, roles: Sequence[str]) -> dict[str, float]:
 
 def _quantized(group: SmoothingGroup) -> tuple[str, ...]:
     return tuple(role for role in group.linears if role != ROUTER)
-
-
-def _row_weight(weight: Tensor, step: int, share: float) -> Tensor:
-    """How much each row counts of which every `step`-th is taken, (rows,)."""
-    taken = len(weight[::step])
-    return torch.full((taken,), share * len(weight) / taken)

@@ -15,6 +15,7 @@ NEXT = 5  # inputs that the next bytes would leave in float
 LARGEST = 10  # inputs with the largest spikes
 MOST = 3  # linears that are named behind the first of an input
 BAR = 160  # px: the longest bar
+TOO_MUCH = " That is more than it may cost: it stays in float."
 
 Outcome = tuple[
     str, str, list[str], bool
@@ -97,7 +98,7 @@ def head(view: PlanView) -> str:
         f". The whole model, all linears in INT8: {found.in_int8.kl:.4g} with this head, {found.in_float.kl:.4g} with "
         "a float one."
     )
-    return told if view.facts.scheme.head.quantized else f"{told} That is more than it may cost: it stays in float."
+    return told if view.facts.scheme.head.quantized else told + TOO_MUCH
 
 
 def embedding(view: PlanView) -> str:
@@ -111,7 +112,7 @@ def embedding(view: PlanView) -> str:
         f"{found.in_int8.share:.1%} in float, has a KL of {found.in_int8.kl:.4g} with it, {found.in_float.kl:.4g} with "
         "a float one."
     )
-    return told if scheme.embedding.quantized else f"{told} That is more than it may cost: it stays in float."
+    return told if scheme.embedding.quantized else told + TOO_MUCH
 
 
 def in_float(view: PlanView) -> list[tuple[str, list[str]]]:
