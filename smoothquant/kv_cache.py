@@ -17,6 +17,11 @@ takes it up. So all pairs are made to reach equally far, as if each had a scale 
 Lin et al., 2024, divides by some power of the reach, for 4 bits.) On real weights, keys in 8 bits alone cost a KL of
 .0436 in Qwen2.5-Coder-0.5B without and .0015 with it, and of .0026 and .0010 in SmolLM2-135M.
 
+Values have few large numbers. The search (`act_scales.search`), which sees values, lets some of them saturate: it takes
+the share of their maximum whose squared error is the least, layer by layer. On SmolLM2-135M that takes what the 8-bit
+cache costs from a KL of +.0023 to +.0012 (on Qwen2.5-Coder-0.5B QWEN_BEFORE to QWEN_AFTER). Keys saturate nowhere: those that
+reach furthest are the ones that attention looks for. At .7 of their maximum the cache costs +.0107.
+
 TensorRT-LLM has one scale for both: the larger.
 
 The fold of v -> o divides values by some power of their own range, so their ranges become far smaller than those of
@@ -37,6 +42,7 @@ from smoothquant.family import Geometry
 from smoothquant.norms import Norm
 from smoothquant.quantization import QMAX, quantize_tensor
 
+SHARES = tuple(share / 20 for share in range(20, 7, -1))  # of the maximum of values
 FURTHEST = 64.0  # that a channel of keys is divided or multiplied by: float16 holds what becomes of q and k
 Scales = tuple[Tensor, Tensor]  # the scale of keys, the scale of values: float32 scalars > 0
 
@@ -107,6 +113,15 @@ def cached(x: Tensor, scale: Tensor) -> Tensor:
     """Keys or values after an 8-bit cache, in the dtype of x."""
     integers, step = quantize_tensor(x, scale)
     return integers * step
+
+
+def clipping_errors(values: Tensor, scale: Tensor) -> dict[float, float]:
+    """By share of the scale, the squared error of values in the cache over their squares; all 0 for no values.
+
+    values: float32 of any shape, some of those that the cache will hold. scale: with which none saturates, a scalar.
+    """
+    signal = max(values.square().sum().item(), 1e-30)
+    return {share: (cached(values, scale * share) - values).square().sum().item() / signal for share in SHARES}
 
 
 def match(smoothing_scale: Tensor, value_absmax: Tensor, key_absmax: Tensor) -> Tensor:

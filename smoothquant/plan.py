@@ -3,6 +3,7 @@
 layers/00000.safetensors        by module name, as matrices lie on disk
     <linear>.smoothing_scale    float32 (in,), if its input is smoothed
     <layer>.key.smoothing_scale float32 (kv_size,), if the keys of an 8-bit cache are smoothed
+    <layer>.key.cache_scale     float32 scalar, of an 8-bit cache; the same for value
     <linear>.input_absmax       float32 (in,), maxima of the smoothed input
     <linear>.weight             int8 (out, in), if it was not rounded to nearest
     <linear>.weight_scale       float32 (out,), beside it
@@ -26,14 +27,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from smoothquant.artifacts.plan import ACT_SCALES, HEAD, PLAN, STEP, PlanFacts
-from smoothquant.artifacts.ports import KEY
+from smoothquant.artifacts.ports import CACHED, KEY
 from smoothquant.artifacts.record import read
-from smoothquant.artifacts.smoothing_file import ABSMAX, SCALE
+from smoothquant.artifacts.smoothing_file import ABSMAX, CACHE_SCALE, SCALE
 from smoothquant.digests import combined
 from smoothquant.errors import UserError, raise_refusal
 from smoothquant.fold import Rounded, Scales
 from smoothquant.head import UNPLANNED, PlannedHead
 from smoothquant.int8_checkpoint import BIAS, WEIGHT, WEIGHT_SCALE
+from smoothquant.kv_cache import Scales as CacheScales
 from smoothquant.model import Model
 from smoothquant.outputs import check_content, load_manifest
 from smoothquant.plan_tensors import DO, check_head, check_tensors
@@ -47,16 +49,20 @@ def layer_file(index: int) -> str:
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """What a plan says of one layer. scales: to fold. rounded: by role, the linears not rounded to nearest."""
+    """What a plan says of one layer. scales: to fold. rounded: by role, the linears not rounded to nearest.
+    cache_scales: of an 8-bit cache, if the plan has chosen them."""
 
     scales: Scales
     rounded: Mapping[str, Rounded]
+    cache_scales: CacheScales | None = None
 
     def tensors(self, model: Model, index: int) -> dict[str, Tensor]:
         """The tensors of the layer's file, by name."""
         found: dict[str, Tensor] = {}
         if self.scales.keys is not None:
             found[model.family.module(index, KEY) + SCALE] = self.scales.keys.clone()
+        for part, scale in zip(CACHED, self.cache_scales or (), strict=False):
+            found[model.family.module(index, part) + CACHE_SCALE] = scale.clone()
         for name, roles in model.stored.items():
             full, first = model.family.module(index, name), roles[0]
             for end, values in ((SCALE, self.scales.column), (ABSMAX, self.scales.input_absmax)):
@@ -145,7 +151,8 @@ class Plan:
                 biases = model.split(name, found[full + BIAS]) if full + BIAS in found else {}
                 rounded |= {role: Rounded(weights[role], scales[role], biases.get(role)) for role in roles}
         keys = found.get(model.family.module(index, KEY) + SCALE)
-        return PlannedLayer(Scales(column, absmax, keys=keys), rounded)
+        cache = [found.get(model.family.module(index, part) + CACHE_SCALE) for part in CACHED]
+        return PlannedLayer(Scales(column, absmax, keys=keys), rounded, _both(*cache))
 
     def head(self, model: Model) -> PlannedHead:
         """The output head by the plan, which says nothing of one in float. Raises UserError for a file that does not
@@ -158,6 +165,10 @@ class Plan:
         weight = found.get(name + WEIGHT)
         rounded = None if weight is None else Rounded(weight, found[name + WEIGHT_SCALE])
         return PlannedHead(found.get(name + SCALE), rounded)
+
+
+def _both(key: Tensor | None, value: Tensor | None) -> CacheScales | None:
+    return None if key is None or value is None else (key, value)
 
 
 def _load(path: Path, what: str) -> dict[str, Tensor]:

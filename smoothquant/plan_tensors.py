@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smoothquant.artifacts.ports import KEY
-from smoothquant.artifacts.smoothing_file import ABSMAX, SCALE
+from smoothquant.artifacts.ports import CACHED, KEY
+from smoothquant.artifacts.smoothing_file import ABSMAX, CACHE_SCALE, SCALE
 from smoothquant.errors import UserError
 from smoothquant.head import is_smoothable
 from smoothquant.int8_checkpoint import BIAS, WEIGHT, WEIGHT_SCALE
@@ -29,8 +29,8 @@ INT8: Numbers = (f"numbers within +-{QMAX}", lambda tensor: int(tensor.amin()) >
 
 @dataclass(frozen=True)
 class PlanTensor:
-    """What a tensor of the file is. beside: the end of the name of the tensor without which it does not occur; empty
-    for one that stands alone."""
+    """What a tensor of the file is. beside: the name of the tensor without which it does not occur; empty for one that
+    stands alone."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -56,8 +56,8 @@ def check_head(model: Model, tensors: Mapping[str, Tensor], where: str) -> None:
     name, geometry = model.family.lm_head, model.geometry
     shape = (geometry.vocab_size, geometry.embedded_size)
     rules = {
-        name + WEIGHT: PlanTensor(torch.int8, shape, INT8, beside=WEIGHT_SCALE),
-        name + WEIGHT_SCALE: PlanTensor(torch.float32, shape[:1], POSITIVE, beside=WEIGHT),
+        name + WEIGHT: PlanTensor(torch.int8, shape, INT8, beside=name + WEIGHT_SCALE),
+        name + WEIGHT_SCALE: PlanTensor(torch.float32, shape[:1], POSITIVE, beside=name + WEIGHT),
     }
     if is_smoothable(model):
         rules[name + SCALE] = PlanTensor(torch.float32, shape[1:], POSITIVE)
@@ -82,9 +82,8 @@ def _check(name: str, tensor: Tensor, rule: PlanTensor, tensors: Mapping[str, Te
     says, holds = rule.numbers
     if not holds(tensor):
         raise UserError(f"{where}: tensor {name} holds others than {says}", expected=says, do=DO)
-    other = name.rpartition(".")[0] + rule.beside
-    if rule.beside and other not in tensors:
-        raise UserError(f"{where}: tensor {name} without {other}", expected="both or none", do=DO)
+    if rule.beside and rule.beside not in tensors:
+        raise UserError(f"{where}: tensor {name} without {rule.beside}", expected="both or none", do=DO)
 
 
 def _check_together(
@@ -119,6 +118,9 @@ def _rules(model: Model, index: int, settings: SmoothingSettings) -> Iterator[tu
     family, geometry = model.family, model.geometry
     if settings.smooths_keys:
         yield family.module(index, KEY) + SCALE, PlanTensor(torch.float32, (geometry.kv_size,), POSITIVE)
+    key, value = (family.module(index, part) + CACHE_SCALE for part in CACHED)
+    yield key, PlanTensor(torch.float32, (), POSITIVE, beside=value)
+    yield value, PlanTensor(torch.float32, (), POSITIVE, beside=key)
     for name, roles in model.stored.items():
         full, shapes = family.module(index, name), [family.shape(role, geometry) for role in roles]
         rows, columns = sum(out for out, _ in shapes), shapes[0][1]
@@ -126,10 +128,10 @@ def _rules(model: Model, index: int, settings: SmoothingSettings) -> Iterator[tu
         yield full + ABSMAX, PlanTensor(torch.float32, (columns,), RANGE)
         if roles == (ROUTER,):
             continue
-        yield full + WEIGHT, PlanTensor(torch.int8, (rows, columns), INT8, beside=WEIGHT_SCALE)
-        yield full + WEIGHT_SCALE, PlanTensor(torch.float32, (rows,), POSITIVE, beside=WEIGHT)
+        yield full + WEIGHT, PlanTensor(torch.int8, (rows, columns), INT8, beside=full + WEIGHT_SCALE)
+        yield full + WEIGHT_SCALE, PlanTensor(torch.float32, (rows,), POSITIVE, beside=full + WEIGHT)
         if any(family.has_bias(role, geometry) for role in roles):
-            yield full + BIAS, PlanTensor(torch.float32, (rows,), FINITE, beside=WEIGHT)
+            yield full + BIAS, PlanTensor(torch.float32, (rows,), FINITE, beside=full + WEIGHT)
 
 
 def _words(dtype: torch.dtype) -> str:

@@ -154,7 +154,7 @@ def planned_layer(
     layer = fold(model, source.index, source, settings, planned.scales)
     layer.rounded = planned.rounded
     layer.output_absmax = {role: reach / layer.row.get(role, 1) for role, reach in output.items()}
-    layer.cache_scales = kv_cache.cache_scales(
+    layer.cache_scales = planned.cache_scales or kv_cache.cache_scales(
         model.geometry, source.index, layer.norms, layer.output_absmax, shared=settings.cache == "shared"
     )
     return layer

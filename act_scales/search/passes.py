@@ -16,11 +16,12 @@ from act_scales.search.rounding import choose_rounding
 from act_scales.search.scales import Policy, Ranges, ScaleSearch
 from act_scales.search.statistics import Statistics
 from act_scales.store import ActScales
-from smoothquant.artifacts.plan import GroupChoice, LinearChoice
+from smoothquant import kv_cache
+from smoothquant.artifacts.plan import CacheChoice, GroupChoice, LinearChoice
 from smoothquant.artifacts.record import as_json, read
 from smoothquant.embedding import Embedding
 from smoothquant.float16 import HeldMaxima
-from smoothquant.fold import Scales
+from smoothquant.fold import Scales, SmoothedLayer
 from smoothquant.layers import FloatLayer
 from smoothquant.model import Model
 from smoothquant.plan import PlannedLayer
@@ -61,16 +62,25 @@ class SearchTarget:
 
 
 @dataclass(frozen=True)
-class _Choices:
-    groups: tuple[GroupChoice, ...]
-    linears: tuple[LinearChoice, ...]
+class Choices:
+    """What a pass has chosen so far."""
+
+    groups: tuple[GroupChoice, ...] = ()
+    linears: tuple[LinearChoice, ...] = ()
+    caches: tuple[CacheChoice, ...] = ()
+
+    def after(
+        self, groups: tuple[GroupChoice, ...], linears: tuple[LinearChoice, ...], caches: tuple[CacheChoice, ...]
+    ) -> Choices:
+        """These, and those of one more layer."""
+        return Choices(self.groups + groups, self.linears + linears, self.caches + caches)
 
 
 class Pass:
     """A model under way, by one policy. chosen: the sequences that choose. apart: those that judge. reach: for each
     linear the maxima of its input, float32 (in,), on more text than that; empty where `chosen` is all of it.
 
-    text, apart: under way. groups, linears: the choices so far.
+    text, apart: under way. choices: those so far.
     """
 
     def __init__(
@@ -88,8 +98,7 @@ class Pass:
         self._judged = Statistics(model, min(JUDGING, sum(map(len, apart))), 0, JUDGED)
         self.text = target.sweep(chosen, self._maxima, self._held, self._squares, self._heard)
         self.apart = target.sweep(apart, self._judged)
-        self.groups: tuple[GroupChoice, ...] = ()
-        self.linears: tuple[LinearChoice, ...] = ()
+        self.choices = Choices()
 
     def take(self, source: FloatLayer) -> PlannedLayer:
         """Choose the next layer, and run all sequences through it."""
@@ -105,12 +114,27 @@ class Pass:
         ).choose(self.policy)
         unrounded = PlannedLayer(scales, rounded={})
         smoothed = run_steps(DEFAULT, planned_layer(target.model, source, unrounded, ranges.output, target.settings))
+        smoothed.cache_scales, caches = self._cache_scales(smoothed)
         smoothed.rounded, linears = choose_rounding(smoothed, self._heard, self._judged, target.scheme)
-        self.groups, self.linears = self.groups + groups, self.linears + linears
+        self.choices = self.choices.after(groups, linears, caches)
         layer = runnable(smoothed, target.scheme).to(target.device)
         self.text.take(layer)
         self.apart.take(layer)
-        return PlannedLayer(Scales(scales.column, smoothed.input_absmax, keys=scales.keys), smoothed.rounded)
+        planned = Scales(scales.column, smoothed.input_absmax, keys=scales.keys)
+        return PlannedLayer(planned, smoothed.rounded, smoothed.cache_scales)
+
+    def _cache_scales(self, smoothed: SmoothedLayer) -> tuple[kv_cache.Scales | None, tuple[CacheChoice, ...]]:
+        """The scales of a layer's 8-bit cache, and why; None for a float cache."""
+        ranges = smoothed.cache_scales  # with which nothing saturates
+        if not self.target.scheme.kv_cache.quantized or ranges is None:
+            return None, ()
+        if self.target.settings.cache == "shared":
+            return ranges, ()
+        keys, values = ranges
+        errors = kv_cache.clipping_errors(torch.cat(self._heard.values) / smoothed.row.get("v", 1), values)
+        share = min(errors, key=lambda share: errors[share])
+        tried = {f"{tried:g}": error for tried, error in errors.items()}
+        return (keys, values * share), (CacheChoice(smoothed.source.index, tried, share),)
 
     def act_scales(self, metadata: Mapping[str, str]) -> ActScales:
         """The ranges of the inputs and outputs of all linears, as the layers before them are stored."""
@@ -121,13 +145,11 @@ class Pass:
         """All that the next layer starts from, by name."""
         kept = {f"text.{name}": values for name, values in self.text.state().items()}
         kept |= {f"apart.{name}": values for name, values in self.apart.state().items()}
-        choices = _Choices(self.groups, self.linears)
-        return kept | {CHOICES: packed(as_json(choices))}
+        return kept | {CHOICES: packed(as_json(self.choices))}
 
     def restore(self, index: int, state: Mapping[str, Tensor]) -> None:
         """Go on before layer `index` from the `state` there."""
-        choices = read(_Choices, unpacked(state[CHOICES]), CHOICES)
-        self.groups, self.linears = choices.groups, choices.linears
+        self.choices = read(Choices, unpacked(state[CHOICES]), CHOICES)
         for start, sweep in (("text.", self.text), ("apart.", self.apart)):
             sweep.restore(index, {n.removeprefix(start): v for n, v in state.items() if n.startswith(start)})
 

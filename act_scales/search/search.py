@@ -181,13 +181,14 @@ class _Search:
             apart=sum(map(len, self.apart)),
             trial=sum(map(len, self.chosen[:TRIAL])),
             width=self.target.width,
-            groups=winner.groups,
-            linears=winner.linears,
+            groups=winner.choices.groups,
+            linears=winner.choices.linears,
             candidates=self.trials.outcomes,
             chosen=policy.name,
             curve=(first,),
             max_positions=self.model.choices.get("max_positions"),
             head=choice,
+            caches=winner.choices.caches,
         )
         facts = self._with_curve(facts)
         self._done += self.layers
@@ -228,7 +229,7 @@ class _Search:
             self._step(index + 1)
         self._done += self.layers
         [found] = distances(self.model, self.apart[:JUDGES], self.reference, [under_way.apart])
-        return found.outcome(policy.name, 0.0), under_way.groups
+        return found.outcome(policy.name, 0.0), under_way.choices.groups
 
     def _winner(self, policy: Policy) -> Pass:
         """A policy on all of the text, with the files of all layers."""

@@ -73,7 +73,8 @@ class Statistics(Listener):
     """The inputs of one layer after another.
 
     sample: tokens to keep. tokens: of all sequences. width: channels of a Hessian's blocks; 0 for no Hessians.
-    heard: by the roles that read it, each input of the layer that was heard last.
+    heard: by the roles that read it, each input of the layer that was heard last. values: of the attention, of its
+    sampled tokens, float32 (tokens, kv_size) each.
     """
 
     def __init__(self, model: Model, tokens: int, width: int, sample: int = SAMPLE) -> None:
@@ -83,6 +84,7 @@ class Statistics(Listener):
 
     def enter(self, source: FloatLayer) -> Mapping[str, Layer]:
         self.heard: dict[tuple[str, ...], Heard] = {}
+        self.values: list[Tensor] = []
         self._inputs: dict[tuple[str, ...], Tensor] = {}  # by the roles that read it, the last one
         return {}
 
@@ -100,6 +102,8 @@ class Statistics(Listener):
             heard.parts.append(flat[:: self._stride].float().cpu())
             heard.squares.append({})
         outputs = y.flatten(0, -2).float()
+        if role == "v":
+            self.values.append(outputs[:: self._stride].cpu())
         squares = torch.linalg.vecdot(outputs, outputs)
         heard.squares[-1][role] = squares[:: self._stride].cpu()
         heard.sums[role] = heard.sums.get(role, 0.0) + squares.double().sum().item()

@@ -23,6 +23,7 @@ HEAD = "head.safetensors"
 STEP = "search"
 NONE, BALANCED = "none", "balanced"  # names of candidates; all others are alphas
 NEAREST, FEEDBACK = "nearest", "error feedback"
+WHOLE = "1"  # name of the share of values that saturate nowhere
 CORRECTED = " and bias"  # behind the name of a rounding
 
 
@@ -50,6 +51,16 @@ class LinearChoice:
     rounding: str
     errors: Mapping[str, float]
     loss: float = 0.0
+
+
+@dataclass(frozen=True)
+class CacheChoice:
+    """The scale of a layer's values in an 8-bit cache. tried: by the share of their maximum from which on they
+    saturate, the squared error of values over their squares. chosen: the share that was taken."""
+
+    layer: int
+    tried: Mapping[str, float]
+    chosen: float
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,8 @@ class PlanFacts:
     judge. trial: those that candidates were made from; some of `apart` judged them. width: channels in the blocks of
     second moments. candidates: the models that were run end to end, the chosen one by `chosen`. curve: the chosen one
     with linears in float. max_positions: the length whose rotary frequencies were chosen, where a model has several.
-    head, embedding: the output head and the embedding in INT8, where one was looked for."""
+    head, embedding: the output head and the embedding in INT8, where one was looked for. caches: of the layers of an
+    8-bit KV cache whose keys and values have a scale each."""
 
     model: str
     family: str
@@ -111,3 +123,4 @@ class PlanFacts:
     max_positions: int | None = None
     head: HeadChoice | None = None
     embedding: EmbeddingChoice | None = None
+    caches: tuple[CacheChoice, ...] = ()

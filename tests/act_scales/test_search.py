@@ -26,6 +26,7 @@ from recipes.pipeline import source_by_plan
 from smoothquant.artifacts.plan import CORRECTED, FEEDBACK, NEAREST, LinearChoice
 from smoothquant.contract import TOLERANCE, Contract
 from smoothquant.errors import OutputError, UserError
+from smoothquant.kv_cache import cache_scales
 from smoothquant.plan import read_plan
 from smoothquant.scheme import PER_TOKEN, scheme_of
 from smoothquant.stream import smoothed_layers
@@ -82,6 +83,26 @@ def test_the_curve_is_what_transformers_measures(words: tuple[str, ...], made: C
         for logits in (whole, wanted)
     ]
     assert (losses[0] - losses[1]).exp().item() == pytest.approx(first.perplexity_ratio, abs=1e-4)
+
+
+def test_values_of_the_cache_saturate_where_their_error_is_least(made: Callable[..., Searched]) -> None:
+    """The plan's record, its files and the layers that an export stores say the same; ranges alone would say more."""
+    found = made("llama", "per-tensor", "int8")
+    scales, settings = load_act_scales(found.plan.act_scales), found.plan.facts.smoothing
+    layers = smoothed_layers(
+        found.case.model, scales.input_absmax, settings, output_absmax=scales.output_absmax, plan=found.plan
+    )
+    clipped = 0
+    for layer, choice in zip(layers, found.plan.facts.caches, strict=True):
+        assert choice.tried[f"{choice.chosen:g}"] == min(choice.tried.values())
+        assert layer.cache_scales is not None
+        ranges = cache_scales(found.case.model.geometry, layer.index, layer.norms, layer.output_absmax, shared=False)
+        assert ranges is not None
+        assert layer.cache_scales[0].equal(ranges[0])
+        assert layer.cache_scales[1].item() == pytest.approx(ranges[1].item() * choice.chosen, rel=1e-6)
+        clipped += choice.chosen < 1
+    assert clipped
+    assert not made("llama", "per-token", "float").plan.facts.caches
 
 
 @pytest.mark.parametrize("words", EXPORTED, ids="-".join)

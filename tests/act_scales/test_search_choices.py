@@ -48,7 +48,7 @@ def groups_of(folder: Path, policy: Policy, act: str) -> Sequence[GroupChoice]:
     model = open_llama(folder)
     under_way = Pass(SearchTarget(model, scheme_of(act), SETTINGS, 128), policy, TEXT.sequences[:9], TEXT.sequences[9:])
     under_way.take(float_layer(model, 0))
-    return under_way.groups
+    return under_way.choices.groups
 
 
 @pytest.mark.parametrize("act", ["per-token", "per-tensor"])

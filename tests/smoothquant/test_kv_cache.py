@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from exporters.export import export
@@ -76,6 +79,23 @@ def test_a_channel_that_never_moved_and_one_far_out(tmp_path: Path) -> None:
     unused = kv_cache.key_divisor({}, torch.zeros(geometry.kv_size))
     assert unused is not None
     assert unused.equal(torch.ones(geometry.kv_size))
+
+
+@given(seed=st.integers(0, 10_000), spike=st.floats(1, 1000))
+def test_errors_of_values_that_saturate(seed: int, spike: float) -> None:
+    """By numpy, in float64; nobody gains by clipping numbers of one size, everybody by clipping one that stands out."""
+    values = torch.randn((40, 8), generator=torch.Generator().manual_seed(seed))
+    values[0, 0] = spike
+    scale = values.abs().amax() / QMAX
+    found = kv_cache.clipping_errors(values, scale)
+    exact = values.double().numpy()
+    for share, error in found.items():
+        step = float(scale * share)
+        stored = numpy.clip(numpy.round(exact / step), -128, 127) * step
+        assert error == pytest.approx(((stored - exact) ** 2).sum() / (exact**2).sum(), rel=0.02, abs=1e-9)
+    alike = kv_cache.clipping_errors(values.sign() * 3, torch.tensor(3 / QMAX))
+    assert min(alike, key=lambda share: alike[share]) == 1
+    assert set(kv_cache.clipping_errors(torch.empty(0, 8), scale).values()) == {0}
 
 
 @pytest.mark.parametrize("groups", ["paper", "none"])

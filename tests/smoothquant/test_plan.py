@@ -144,6 +144,10 @@ BAD: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor | None]], st
         lambda own: {Q + ".weight": None},
         f"tensor {Q}.weight_scale without {Q}.weight; expected both or none",
     ),
+    "one scale of a cache": (
+        lambda own: {"model.layers.0.key.cache_scale": torch.tensor(0.1)},
+        "without model.layers.0.value.cache_scale; expected both or none",
+    ),
     "a bias that the model lacks": (
         lambda own: {Q + ".bias": torch.zeros(64)},
         f"tensor {Q}.bias; expected tensors of layer 0 of this model",

@@ -33,6 +33,7 @@ def plan_page(view: PlanView) -> str:
         rounding_rows=plan_tables.roundings(view, list(roundings)),
         head=plan_tables.head(view),
         embedding=plan_tables.embedding(view),
+        cache=plan_tables.cache(view),
         errors=[plan_plots.roundings(view, kind, roundings) for kind in view.linears],
         kinds=plan_plots.kind_colours(view),
         inputs=[plan_plots.spikes(view), plan_plots.losses(view)],

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smoothquant.artifacts.plan import BALANCED, NONE, GroupChoice, LinearChoice, PlanOutcome
+from smoothquant.artifacts.plan import BALANCED, NONE, WHOLE, GroupChoice, LinearChoice, PlanOutcome
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.plan import Plan
@@ -156,6 +156,14 @@ def _check(plan: Plan, places: Mapping[str, object], model: Model) -> None:
             expected="those of a head that was tried",
             do=DO,
         )
+    for cache in facts.caches:
+        if not {f"{cache.chosen:g}", WHOLE} <= cache.tried.keys():
+            raise UserError(
+                f"{where}: values of layer {cache.layer} that saturate from {cache.chosen} of their maximum on",
+                expected="a share that was tried",
+                do=DO,
+            )
+        numbers += [cache.chosen, *cache.tried.values()]
     numbers += [value for tried in head.tried.values() for value in tried.values()] if head else []
     beside = [one for choice in (head, facts.embedding) if choice for one in (choice.in_float, choice.in_int8)]
     for one in (*facts.candidates, *facts.curve, *beside):

@@ -1,4 +1,4 @@
-"""The line about the output head on the page of a plan."""
+"""The lines about the output head, the KV cache and the embedding on the page of a plan."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from smoothquant.artifacts.plan import EmbeddingChoice, HeadChoice
+from smoothquant.artifacts.plan import CacheChoice, EmbeddingChoice, HeadChoice
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.scheme import scheme_of
@@ -60,6 +60,16 @@ def test_a_head_that_cannot_be_is_refused(fault: str, llama: Model, tmp_path: Pa
     head, said = BAD[fault]
     with pytest.raises(UserError, match=said):
         written(llama, tmp_path / "plan.html", head=head)
+
+
+def test_it_tells_where_values_of_a_cache_saturate(llama: Model, tmp_path: Path) -> None:
+    choices = (CacheChoice(0, {"1": 0.004, "0.7": 0.001}, 0.7), CacheChoice(1, {"1": 0.002, "0.7": 0.003}, 1.0))
+    said = Page(written(llama, tmp_path / "plan.html", caches=choices)).text
+    assert "values saturate from 70% to 100% of their maximum on" in said
+    assert "leaves 62% of the squared error" in said
+    for bad, words in ((0.65, "saturate from 0.65"), (float("nan"), "saturate from nan")):
+        with pytest.raises(UserError, match=words):
+            written(llama, tmp_path / "bad.html", caches=(replace(choices[0], chosen=bad),))
 
 
 def test_it_tells_what_an_embedding_in_int8_costs(llama: Model, tmp_path: Path) -> None:
