@@ -30,12 +30,14 @@ from tests.exporters.onnx.graphs import Runner
 from tests.exporters.onnx.test_linear_exactness import check_products
 from tests.families.case import SETTINGS, Case
 from tests.families.hooks import hooked_absmax, hooked_streams
+from tests.genai import genai_tokens
 from tests.lacking import require_compiler
 from tests.models import sample_ids
 
 FLOAT32 = 5e-6  # float32 rounding, summed over two layers in another order: a few units of 1.2e-7
 GRAPH = 2e-5  # the same with smoothing folded in, itself within 1e-5
 PROMPT, NEW = [256, 5, 6, 7, 40, 41, 77, 12], 24  # more new tokens than two windows
+END = 257  # of a text
 
 
 def decoder_is_transformers(case: Case) -> None:
@@ -157,7 +159,9 @@ def quantized_model_is_exact(case: Case) -> None:
 
 
 def engine_generates_as_transformers(case: Case) -> None:
-    """`build onnxruntime`: the float engine's greedy tokens are those of transformers; W8A8 engines build and run."""
+    """`build onnxruntime`: the float engine's greedy tokens are those of transformers, here and in onnxruntime-genai;
+    there also in a batch, unless layers have windows, among whose tokens genai's padding counts. W8A8 engines build and
+    run."""
     prompt = torch.tensor([PROMPT])
     expected = case.transformers.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW, do_sample=False, pad_token_id=0
@@ -166,9 +170,14 @@ def engine_generates_as_transformers(case: Case) -> None:
         manifest = build(case.export(form), case.root / f"engine-{form}")
         count = products_of(case.model) if form != "float" else 0
         assert manifest.results["kernels"] == {"integer": count, "quantized": count}
-    assert list(OnnxRuntimeEngine(case.root / "engine-float").generate(PROMPT, NEW)) == [
-        token for token in expected if token != 257
-    ]
+    folder = case.root / "engine-float"
+    ours = OnnxRuntimeEngine(folder)
+    alone = [list(ours.generate(prompt, NEW)) for prompt in (PROMPT, PROMPT[3:], PROMPT[:5])]
+    assert alone[0] == [token for token in expected if token != END]
+    windows = any(kind.window for kind in case.model.geometry.attention)
+    together = alone[:1] if windows else alone
+    theirs = genai_tokens(folder, (PROMPT, PROMPT[3:], PROMPT[:5])[: len(together)], NEW)
+    assert [[token for token in found if token != END] for found in theirs] == together
 
 
 def engine_validates(case: Case) -> None:

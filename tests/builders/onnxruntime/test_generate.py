@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import onnxruntime_genai
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -17,6 +16,7 @@ from smoothquant.artifacts.ports import LOGITS_TO_KEEP
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
+from tests.genai import genai_tokens
 from tests.models import open_llama
 from tests.writers import onnx_writer
 
@@ -38,29 +38,18 @@ def transformers_tokens(folder: Path, count: int = NEW) -> list[int]:
     return found[0, len(PROMPT) :].tolist()
 
 
-def genai_tokens(folder: Path) -> list[int]:
-    model = onnxruntime_genai.Model(str(folder))
-    parameters = onnxruntime_genai.GeneratorParams(model)
-    parameters.set_search_options(max_length=len(PROMPT) + NEW, do_sample=False)
-    generator = onnxruntime_genai.Generator(model, parameters)
-    generator.append_tokens(PROMPT)
-    while not generator.is_done():
-        generator.generate_next_token()
-    torch.set_flush_denormal(False)  # its sessions set it for the thread that calls them, and leave it so
-    return [int(token) for token in generator.get_sequence(0)[len(PROMPT) :]]
-
-
 def test_greedy_is_that_of_transformers_and_genai(
     engine: OnnxRuntimeEngine, engines: dict[str, Path], llama_folder: Path
 ) -> None:
     found = list(engine.generate(PROMPT, NEW))
     assert len(set(found)) > 4  # no loop of one token, which proves little
-    assert found == transformers_tokens(llama_folder) == genai_tokens(engines["float"])
+    assert [found] == [transformers_tokens(llama_folder)] == genai_tokens(engines["float"], [PROMPT], NEW)
 
 
 @pytest.mark.parametrize("form", ["per-token", "per-tensor"])
 def test_w8a8_greedy_is_that_of_genai(form: str, engines: dict[str, Path]) -> None:
-    assert list(OnnxRuntimeEngine(engines[form]).generate(PROMPT, NEW)) == genai_tokens(engines[form])
+    found = list(OnnxRuntimeEngine(engines[form]).generate(PROMPT, NEW))
+    assert [found] == genai_tokens(engines[form], [PROMPT], NEW)
 
 
 @pytest.mark.parametrize("body", ["fp32", "fp16"])
@@ -72,7 +61,7 @@ def test_genai_keeps_an_int8_cache(body: str, llama: Model, tmp_path: Path) -> N
     build(tmp_path / "onnx", tmp_path / "engine")
     found = list(OnnxRuntimeEngine(tmp_path / "engine").generate(PROMPT, NEW))
     assert len(set(found)) > 4
-    assert found == genai_tokens(tmp_path / "engine")
+    assert [found] == genai_tokens(tmp_path / "engine", [PROMPT], NEW)
 
 
 def test_an_engine_made_before_logits_to_keep(
