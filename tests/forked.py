@@ -1,7 +1,8 @@
-"""The command line in a process that is forked from this one: a fraction of a second instead of some.
+"""The command line in a process of its own: forked from this one, which takes a fraction of a second instead of some;
+or new, where a test is about the process itself.
 
-It has limits, so that a command that waits for ever or takes all memory is a failure of one test. Its standard input is
-closed. `python -m tests.forked` runs many commands, from a process that starts as its environment says:
+A forked one has limits, so that a command that waits for ever or takes all memory is a failure of one test. `python -m
+tests.forked` runs many commands, from a process that starts as its environment says:
 
     {"name": [word, ...], ...} on standard input    ->    {"name": {"status", "out", "error"}, ...}
 """
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from recipes.cli import main, set_up_libraries
@@ -24,20 +25,43 @@ from recipes.cli import main, set_up_libraries
 SECONDS, MEMORY = 120, 3 << 30  # that a command may take, and bytes that it may allocate
 
 
-def smoothquant(*arguments: object, set_up: Callable[[], object] = lambda: None) -> subprocess.CompletedProcess[str]:
+def smoothquant(
+    *arguments: object,
+    set_up: Callable[[], object] = lambda: None,
+    env: Mapping[str, str] | None = None,
+    text: str | None = None,
+) -> subprocess.CompletedProcess[str]:
     """Run a command; returns what it said and its status, which is negative for a signal: SIGALRM after `SECONDS`.
 
-    set_up: called in the process before its streams are opened.
+    set_up: called in the process before its streams are opened. env: its environment, if not this one's. text: what
+    stands on standard input, which is closed without.
     """
     words = [str(word) for word in arguments]
     with tempfile.TemporaryDirectory() as folder:
-        out, error = Path(folder, "out"), Path(folder, "error")
+        given, out, error = (Path(folder, name) for name in ("given", "out", "error"))
+        if text is not None:
+            given.write_text(text, encoding="utf-8")
         process = os.fork()
         if not process:
-            os._exit(_child(words, out, error, set_up))
+            os._exit(_child(words, given, out, error, set_up, env))
         _, status = os.waitpid(process, 0)
         said = [path.read_bytes().decode("utf-8", "backslashreplace") for path in (out, error)]
     return subprocess.CompletedProcess(words, os.waitstatus_to_exitcode(status), *said)
+
+
+def in_a_new_process(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run a command as a shell does. options: of subprocess.run."""
+    command = [sys.executable, "-m", "recipes.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, **options)  # type: ignore[call-overload]
+
+
+def assert_one_line(found: subprocess.CompletedProcess[str], status: int, *said: str) -> None:
+    """The error is all that stands on stderr."""
+    assert found.returncode == status, found.stderr
+    [error] = found.stderr.splitlines()
+    assert error.startswith("smoothquant: ")
+    for part in said:
+        assert part in error
 
 
 def nobody_reads() -> None:
@@ -47,10 +71,29 @@ def nobody_reads() -> None:
     os.dup2(writer, 1)
 
 
-def _child(words: list[str], out: Path, error: Path, set_up: Callable[[], object]) -> int:
+def small_files(limit: int) -> Callable[[], None]:
+    """Let no file grow beyond `limit` bytes: what a quota or a full disk does in the middle of writing."""
+
+    def apply() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return apply
+
+
+def _child(
+    words: list[str],
+    given: Path,
+    out: Path,
+    error: Path,
+    set_up: Callable[[], object],
+    env: Mapping[str, str] | None,
+) -> int:
     try:
         os.close(0)
-        sys.stdin = None
+        sys.stdin = open(given, encoding="utf-8") if given.exists() else None  # noqa: SIM115 (it is number 0)
+        if env is not None:
+            _change_environment(env)
         encoding = sys.stdout.encoding
         for number, path in ((1, out), (2, error)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
@@ -68,6 +111,14 @@ def _child(words: list[str], out: Path, error: Path, set_up: Callable[[], object
         status = 1
     sys.stderr.flush()
     return status
+
+
+def _change_environment(env: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path[:0] = env.get("PYTHONPATH", "").split(os.pathsep)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+        del sys.modules[name]  # it reads the environment when it is imported
 
 
 def _many() -> None:

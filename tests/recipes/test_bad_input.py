@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -23,21 +22,8 @@ from safetensors.torch import load_file, save_file
 from act_scales.store import ActScales
 from recipes import tiny_llama
 from smoothquant.journal import work_folder
+from tests.forked import assert_one_line, small_files, smoothquant
 from tests.models import OUTLIER, hooked_absmax, sample_ids, save_llama
-
-
-def smoothquant(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "recipes.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)  # type: ignore[call-overload]
-
-
-def assert_one_line(found: subprocess.CompletedProcess[str], status: int, *said: str) -> None:
-    """The error is all that stands on stderr."""
-    assert found.returncode == status, found.stderr
-    [error] = found.stderr.splitlines()
-    assert error.startswith("smoothquant: ")
-    for part in said:
-        assert part in error
 
 
 @pytest.fixture(scope="module")
@@ -291,14 +277,8 @@ def test_disk_too_small(target: str, model: Path, scales: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("target", ["hf", "w8a8", "modelopt", "onnx", "trtllm"])
 def test_disk_that_fills_up(target: str, model: Path, scales: Path, tmp_path: Path) -> None:
-    """No file may grow beyond 100 kB: what a quota or a full disk does in the middle of writing."""
-
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
     out = tmp_path / "out"
-    found = smoothquant("export", target, model, scales, "--out", out, preexec_fn=limit)
+    found = smoothquant("export", target, model, scales, "--out", out, set_up=small_files(100_000))
     assert_one_line(found, 4, "no space left for the output")
     assert not out.exists()
     assert smoothquant("export", target, model, scales, "--out", out).returncode == 0  # with room, it goes on

@@ -18,8 +18,8 @@ from smoothquant.settings import SmoothingSettings
 from smoothquant.steps import BorrowRanges
 from smoothquant.stream import smooth_layer
 from tests import zoo
+from tests.forked import assert_one_line, smoothquant
 from tests.models import TEXT, hooked_absmax, open_llama, sample_ids
-from tests.recipes.test_bad_input import assert_one_line, smoothquant
 
 NOTE = {
     "olmo2": "no norm of this model feeds linears alone: only v -> o and up -> down can be smoothed",

@@ -9,7 +9,7 @@ import pytest
 
 from recipes import tiny_llama
 from tests import int8_folders, zoo
-from tests.recipes.test_bad_input import assert_one_line, smoothquant
+from tests.forked import assert_one_line, smoothquant
 
 LLAMA = {"model_type": "llama"}
 

@@ -1,10 +1,11 @@
-"""The commands as a user types them, on a small model, from text to a validated engine."""
+"""The commands as a user types them, on a small model, from text to a validated engine: each once in a new process."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,14 +17,14 @@ from recipes.models import RECIPES
 from recipes.recipe import find
 from smoothquant.artifacts.card import CARD
 from tests import zoo
-from tests.recipes.test_bad_input import assert_one_line, smoothquant
+from tests.forked import assert_one_line, in_a_new_process, smoothquant
 
 RECIPE = find("tiny-llama", RECIPES)
 SMALL = ("--samples", 8, "--length", 128)
 
 
-def result(*arguments: object) -> dict:
-    found = smoothquant(*arguments, "--json", "--quiet")
+def result(*arguments: object, run: Callable[..., subprocess.CompletedProcess[str]] = smoothquant) -> dict:
+    found = run(*arguments, "--json", "--quiet")
     assert found.returncode == 0, found.stderr
     return json.loads(found.stdout)
 
@@ -33,18 +34,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything that the commands make of the bundled model, one after another."""
     out = tmp_path_factory.mktemp("commands")
     model, scales = tiny_llama.PATH, out / "model.act_scales.safetensors"
-    result("calibrate", model, "--text", tiny_llama.CALIBRATION_TEXT, *SMALL, "--out", scales)
+    result("calibrate", model, "--text", tiny_llama.CALIBRATION_TEXT, *SMALL, "--out", scales, run=in_a_new_process)
     for target, *options in (("hf",), ("w8a8",), ("onnx", "--lm-head", "int8"), ("onnx", "--groups", "none")):
         name = "-".join([target, *options]).replace("--", "")
-        result("export", target, model, scales, "--out", out / name, *options)
+        run = in_a_new_process if target == "w8a8" else smoothquant
+        result("export", target, model, scales, "--out", out / name, *options, run=run)
     for name in ("onnx-lm-head-int8", "onnx-groups-none"):
-        result("build", "onnxruntime", out / name, "--out", out / f"engine-{name}")
+        run = in_a_new_process if "int8" in name else smoothquant
+        result("build", "onnxruntime", out / name, "--out", out / f"engine-{name}", run=run)
     return out
 
 
 def validate(*engines: Path, options: tuple = ()) -> dict:
     text = ("--text", tiny_llama.EVALUATION_TEXT, *SMALL)
-    return result("validate", *engines, "--reference", tiny_llama.PATH, *text, *options)
+    return result("validate", *engines, "--reference", tiny_llama.PATH, *text, *options, run=in_a_new_process)
 
 
 def test_every_engine_is_validated(folder: Path) -> None:
@@ -90,13 +93,13 @@ def test_thresholds_that_nobody_gave(folder: Path) -> None:
 def test_generate(folder: Path) -> None:
     found = result("generate", folder / "engine-onnx-lm-head-int8", "def main(", "--max-new-tokens", 12)
     assert len(found["tokens"]) == 12
-    shown = smoothquant("generate", folder / "engine-onnx-lm-head-int8", "-", "--quiet", input="def main(")
+    shown = in_a_new_process("generate", folder / "engine-onnx-lm-head-int8", "-", "--quiet", input="def main(")
     assert found["text"] in shown.stdout
 
 
 def test_scales(folder: Path, tmp_path: Path) -> None:
     ours = folder / "model.act_scales.safetensors"
-    shown = result("scales", "show", ours)
+    shown = result("scales", "show", ours, run=in_a_new_process)
     assert shown["linears"]["model.layers.1.self_attn.q_proj"]["outliers"] == 4  # as injected
     result("scales", "convert", ours, "--out", tmp_path / "published.pt")
     result("export", "w8a8", tiny_llama.PATH, tmp_path / "published.pt", "--out", tmp_path / "w8a8")
@@ -106,7 +109,7 @@ def test_scales(folder: Path, tmp_path: Path) -> None:
 
 def test_run_resumes(tmp_path: Path) -> None:
     arguments = ("run", "tiny-llama", "--model", tiny_llama.PATH, "--text", tiny_llama.CALIBRATION_TEXT, *SMALL)
-    first = result(*arguments, "--out", tmp_path)
+    first = result(*arguments, "--out", tmp_path, run=in_a_new_process)
     assert [validation["passed"] for validation in first["validations"]] == [True]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert result(*arguments, "--out", tmp_path) == first
@@ -188,7 +191,7 @@ def test_recipes_and_doctor() -> None:
     assert listed["llama-2-70b"]["alpha"] == 0.9
     assert listed["llama-2-7b"]["published_wikitext2_perplexity"] == {"fp16": 5.474, "w8a8": 5.515}
     assert len(listed) == len(RECIPES)
-    report = result("doctor")
+    report = result("doctor", run=in_a_new_process)
     elsewhere = ("build tensorrt", "build onnxruntime --provider", "check --compiler")  # a GPU, or an optional package
     here = [ability for ability in report["abilities"] if not ability["command"].startswith(elsewhere)]
     assert len(here) >= 8
@@ -196,7 +199,7 @@ def test_recipes_and_doctor() -> None:
 
 
 def test_help_teaches() -> None:
-    shown = smoothquant("--help").stdout
+    shown = in_a_new_process("--help").stdout
     assert "smoothquant search MODEL --text" in shown
     for command in ("calibrate", "search", "validate", "generate", "run", "demo", "doctor", "recipes"):
         assert smoothquant(command, "--help").returncode == 0

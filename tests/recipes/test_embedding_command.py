@@ -10,11 +10,10 @@ import pytest
 from recipes.targets import TARGETS, hold_embedding
 from smoothquant.outputs import load_manifest
 from smoothquant.scheme import scheme_of
-from tests import forked
 from tests.families.case import Case
+from tests.forked import assert_one_line, smoothquant
 from tests.models import TEXT
 from tests.plans import write_plan
-from tests.recipes.test_bad_input import assert_one_line
 
 SCHEME = scheme_of("per-token", head="int8", embedding="int8")
 
@@ -35,12 +34,12 @@ def test_a_validated_engine(place: Path, tmp_path: Path) -> None:
         ("export", "onnx", place / "model", *by_plan, "--out", tmp_path / "onnx"),
         ("build", "onnxruntime", tmp_path / "onnx", "--out", tmp_path / "engine"),
     ):
-        found = forked.smoothquant(*words)
+        found = smoothquant(*words)
         assert found.returncode == 0, found.stderr
     assert load_manifest(tmp_path / "engine").origin.scheme == SCHEME
     judged = ("--reference", place / "model")
     text = ("--text", place / "text.txt", "--samples", 4, "--length", 64)
-    found = forked.smoothquant("validate", tmp_path / "engine", *judged, *text, *by_plan, "--exact", "--json")
+    found = smoothquant("validate", tmp_path / "engine", *judged, *text, *by_plan, "--exact", "--json")
     [one] = json.loads(found.stdout)["validations"]
     assert one["subject"]["inputs"]["embedding"] == "int8"
     assert one["exactness"]["ratio"] == pytest.approx(1, abs=0.1)
@@ -49,15 +48,15 @@ def test_a_validated_engine(place: Path, tmp_path: Path) -> None:
 def test_what_others_have_in_float_and_what_is_refused(place: Path, tmp_path: Path) -> None:
     model, by_plan, out = place / "model", ("--plan", place / "plan"), ("--out", tmp_path / "out")
     for target in ("w8a8", "trtllm"):
-        found = forked.smoothquant("export", target, model, *by_plan, "--out", tmp_path / target)
+        found = smoothquant("export", target, model, *by_plan, "--out", tmp_path / target)
         assert found.returncode == 0, found.stderr
         said = "the plan has its output head and its embedding in INT8: this format has that in float"
         assert said in found.stdout + found.stderr
     asked = ("export", "onnx", model, "--embedding", "int8", *out)
-    assert_one_line(forked.smoothquant(*asked, "--float"), 2, "a float graph with an int8 embedding")
-    assert_one_line(forked.smoothquant(*asked, "--dtype", "bf16", *by_plan), 2, "--embedding float")
+    assert_one_line(smoothquant(*asked, "--float"), 2, "a float graph with an int8 embedding")
+    assert_one_line(smoothquant(*asked, "--dtype", "bf16", *by_plan), 2, "--embedding float")
     assert not (tmp_path / "out").exists()
-    found = forked.smoothquant("export", "onnx", model, *by_plan, "--embedding", "float", *out)
+    found = smoothquant("export", "onnx", model, *by_plan, "--embedding", "float", *out)
     assert found.returncode == 0, found.stderr
     assert not load_manifest(tmp_path / "out").origin.scheme.embedding.quantized
 

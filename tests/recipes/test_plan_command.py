@@ -19,11 +19,9 @@ from smoothquant.outputs import load_manifest
 from smoothquant.plan import layer_file, read_plan
 from smoothquant.scheme import CACHES, PER_TENSOR, PER_TOKEN, SHARED_CACHES, scheme_of
 from smoothquant.settings import SmoothingSettings
-from tests.forked import smoothquant
+from tests.forked import assert_one_line, in_a_new_process, smoothquant
 from tests.models import open_llama, save_llama
 from tests.plans import change_layer, tensors_of, write_plan
-from tests.recipes.test_bad_input import assert_one_line
-from tests.recipes.test_bad_input import smoothquant as in_a_new_process
 
 FEW = ("--samples", "64", "--length", "64")
 DOWN = "model.layers.1.mlp.down_proj"
@@ -85,7 +83,7 @@ def test_export_and_validate(place: Path, tmp_path: Path, text_file: Path) -> No
     engine = made[0]["exactness"]
     assert engine["engine"] < 3 * engine["pytorch"]
     fingerprint = read_plan(place / "plan").fingerprint
-    found = in_a_new_process("validate", w8a8, *common)
+    found = smoothquant("validate", w8a8, *common)
     assert_one_line(found, 2, f"{w8a8}: made by the plan with fingerprint {fingerprint}", "give it with --plan")
     found = smoothquant("validate", w8a8, *common, "--plan", place / "static")
     assert_one_line(found, 2, f"made by the plan with fingerprint {fingerprint}, not by {place / 'static'}")
@@ -209,8 +207,8 @@ def test_a_plan_that_is_not_this_models(fault: str, place: Path, tmp_path: Path,
     w8a8 = exported("w8a8", folder, "plan", tmp_path / "w8a8")
     break_it, said = FAULTS[fault]
     break_it(folder)
-    for run, target in ((in_a_new_process, "w8a8"), (smoothquant, "onnx"), (smoothquant, "hf")):
-        found = run("export", target, folder / "model", "--plan", folder / "plan", "--out", tmp_path / "out")
+    for target in ("w8a8", "onnx", "hf"):
+        found = smoothquant("export", target, folder / "model", "--plan", folder / "plan", "--out", tmp_path / "out")
         assert_one_line(found, 2, said)
     common = ("--reference", folder / "model", "--text", text_file, *FEW, "--no-thresholds")
     validated = smoothquant("validate", w8a8, *common, "--plan", folder / "plan")

@@ -1,6 +1,6 @@
 """Streams, signals and limits of the process: one line, an exit status that is not 0, no traceback.
 
-The real command line, in a process of its own.
+The real command line, in a process of its own, and a new one where its start or its end matter.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from exporters.onnx.writer import OnnxWriter
 from recipes import tiny_llama
 from recipes.cli.ui import printable
 from smoothquant.settings import SmoothingSettings
+from tests.forked import assert_one_line, in_a_new_process, smoothquant
 from tests.models import hooked_absmax, open_llama, sample_ids, save_llama
-from tests.recipes.test_bad_input import assert_one_line, smoothquant
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_nowhere_to_write() -> None:
 def test_ascii_terminals(engine: Path) -> None:
     """Characters that a terminal lacks are shown as escapes."""
     ascii_only = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
-    found = smoothquant("recipes", env={**os.environ, **ascii_only})
+    found = in_a_new_process("recipes", env={**os.environ, **ascii_only})
     assert (found.returncode, found.stderr) == (0, "")
     found = shell(f"printf 'n\\303\\251' | $SMOOTHQUANT generate {engine} - --max-new-tokens 8", env=ascii_only)
     assert found.returncode == 0
@@ -89,8 +89,10 @@ def test_text_that_is_not_unicode(engine: Path, tmp_path: Path) -> None:
     odd = tmp_path / os.fsdecode(b"caf\xe9")
     odd.mkdir()
     for words in (("calibrate", odd, "--text", "t.txt", "--out", "s"), ("scales", "show", odd / "s.safetensors")):
-        assert_one_line(smoothquant(*words), 2, "caf\\udce9", "not UTF-8; expected paths and texts in UTF-8; rename")
-    found = smoothquant("recipes", cwd=odd)  # where one is does not matter
+        assert_one_line(
+            in_a_new_process(*words), 2, "caf\\udce9", "not UTF-8; expected paths and texts in UTF-8; rename"
+        )
+    found = in_a_new_process("recipes", cwd=odd)  # where one is does not matter
     assert found.returncode == 0, found.stderr
 
 
@@ -139,7 +141,7 @@ def test_files_that_may_not_be_read(model: Path, text_file: Path, tmp_path: Path
         mode = file.stat().st_mode
         file.chmod(0)
         try:
-            found = smoothquant(*calibrate, preexec_fn=without_privileges)
+            found = in_a_new_process(*calibrate, preexec_fn=without_privileges)
         finally:
             file.chmod(mode)
         assert_one_line(found, 4, f"{file}: no permission; expected a place that you may read")
@@ -155,7 +157,7 @@ def test_few_file_descriptors(limit: int, engine: Path, model: Path, tmp_path: P
     scales = tmp_path / "s.safetensors"
     ActScales(hooked_absmax(model, sample_ids())).save(scales)
     for command in (("generate", engine, "x", "--quiet"), ("export", "hf", model, scales, "--out", tmp_path / "out")):
-        found = smoothquant(*command, preexec_fn=lower)
+        found = in_a_new_process(*command, preexec_fn=lower)
         assert "Traceback" not in found.stderr
         if found.returncode or limit == 5:
             assert found.returncode == 4, found.stderr

@@ -16,7 +16,7 @@ from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.outputs import load_manifest
 from tests import zoo
-from tests.recipes.test_bad_input import assert_one_line, smoothquant
+from tests.forked import assert_one_line, smoothquant
 
 # weights of the published models, in billions, by their model cards
 PUBLISHED = {

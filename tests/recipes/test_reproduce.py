@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from smoothquant.errors import OutputError, UserError
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import quantize_layer
 from tests.families.case import Case, run
+from tests.forked import in_a_new_process, smoothquant
 
 LENGTH = 32
 ROWS = ["", " = Title = \n", "", "Some words that a byte counts.\n", "More words, with a blank row before.\n"] * 12
@@ -53,11 +52,12 @@ def perplexity(logits: torch.Tensor, ids: torch.Tensor) -> float:
 
 def test_both_perplexities(case: Case, rows_file: Path) -> None:
     recipe, ids, out = find("llama-2-7b", RECIPES), blocks(case), case.root / "out"
-    command = [sys.executable, "-m", "recipes.cli", "reproduce", recipe.name, "--model", str(case.folder)]
-    command += ["--scales", str(case.root / "act_scales.safetensors"), "--text", str(rows_file)]
-    command += ["--length", str(LENGTH), "--out", str(out), "--json"]
+    scales = case.root / "act_scales.safetensors"
+    command = ("reproduce", recipe.name, "--model", case.folder, "--scales", scales, "--text", rows_file)
+    command += ("--length", LENGTH, "--out", out)
     assert case.act_scales  # makes the file
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = in_a_new_process(*command, "--json")
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["published"] == {"fp16": 5.474, "w8a8": 5.515}
     assert found["sequences"] == len(ids) > 20
@@ -67,9 +67,7 @@ def test_both_perplexities(case: Case, rows_file: Path) -> None:
     quantized = run(case.model, ids, (quantize_layer(layer).runnable() for layer in layers))
     assert found["measured"]["w8a8"] == pytest.approx(perplexity(quantized, ids), rel=1e-6)
     assert found["measured"]["w8a8"] != pytest.approx(plain, rel=1e-4)
-    shown = subprocess.run(
-        command[:-1], capture_output=True, text=True, check=True
-    ).stdout  # done: read, not done again
+    shown = smoothquant(*command).stdout  # done: read, not done again
     assert "published" in shown
     assert "5.474" in shown
     assert "bfloat16" in shown

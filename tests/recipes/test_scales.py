@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import resource
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -21,9 +19,9 @@ from safetensors.torch import load_file
 from act_scales.catalogue import CATALOGUE, REPOSITORY
 from act_scales.store import INPUT, ActScales, load_act_scales
 from smoothquant.checkpoint import Checkpoint
+from tests.forked import assert_one_line, small_files, smoothquant
 from tests.hub import COMMIT, Hub, serving
 from tests.models import hooked_absmax, sample_ids, save_llama
-from tests.recipes.test_bad_input import assert_one_line, smoothquant
 
 FILE = "llama-2-7b.pt"  # the catalogue's; here it holds the small model's scales
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
@@ -62,16 +60,6 @@ def pickled(content: object) -> bytes:
 def save(path: Path, content: object) -> Path:
     path.write_bytes(pickled(content))
     return path
-
-
-def small_files(limit: int) -> object:
-    """No file may grow beyond `limit` bytes: what a quota or a full disk does in the middle of writing."""
-
-    def apply() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    return apply
 
 
 # -- list ------------------------------------------------------------------------------------------------------------
@@ -193,7 +181,7 @@ def test_a_download_that_is_none(hub: Hub, tmp_path: Path) -> None:
 
 def test_a_cache_without_room(hub: Hub, tmp_path: Path) -> None:
     arguments = ("scales", "pull", "llama-2-7b", "--out", tmp_path / "a.safetensors", "--quiet")
-    found = smoothquant(*arguments, env=hub.environment, preexec_fn=small_files(4096))
+    found = smoothquant(*arguments, env=hub.environment, set_up=small_files(4096))
     assert_one_line(found, 4, f"{hub.home}/hub: no space left for the output")
     assert smoothquant(*arguments, env=hub.environment).returncode == 0  # with room
 
@@ -286,7 +274,7 @@ def test_outputs(hub: Hub, model: Path, published: Scales, tmp_path: Path) -> No
 def test_a_disk_that_fills_up(model: Path, published: Scales, tmp_path: Path) -> None:
     mine, out = save(tmp_path / "mine.pt", published), tmp_path / "a.safetensors"
     arguments = ("scales", "import", mine, "--model", model, "--out", out)
-    found = smoothquant(*arguments, preexec_fn=small_files(4096))
+    found = smoothquant(*arguments, set_up=small_files(4096))
     assert_one_line(found, 4, f"{out}: no space left for the output")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.pt"]
     assert smoothquant(*arguments).returncode == 0

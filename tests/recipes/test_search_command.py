@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from smoothquant.journal import work_folder
 from smoothquant.plan import read_plan
-from tests import forked, zoo
+from tests import zoo
+from tests.forked import assert_one_line, in_a_new_process, smoothquant
 from tests.models import TEXT, save_llama
-from tests.recipes.test_bad_input import assert_one_line, smoothquant
 
 FEW = ("--samples", 12, "--length", 96)
 
@@ -40,7 +40,7 @@ def search(place: Path, out: str, *options: object) -> tuple[object, ...]:
 
 
 def searched(place: Path, out: str, *options: object) -> dict[str, Any]:
-    found = forked.smoothquant(*search(place, out, *options), "--json")
+    found = smoothquant(*search(place, out, *options), "--json")
     assert found.returncode == 0, found.stderr
     return json.loads(found.stdout)
 
@@ -48,7 +48,7 @@ def searched(place: Path, out: str, *options: object) -> dict[str, Any]:
 def test_from_a_model_to_a_validated_engine(place: Path, tmp_path: Path) -> None:
     """Search, export, validate. Neither scales nor the text are needed behind search, which is a process of its own."""
     out = place / "shown"
-    found = smoothquant(*search(place, "shown"))
+    found = in_a_new_process(*search(place, "shown"))
     assert found.returncode == 0, found.stderr
     said = " ".join(found.stdout.split())
     for part in (
@@ -63,7 +63,7 @@ def test_from_a_model_to_a_validated_engine(place: Path, tmp_path: Path) -> None
     command = f"smoothquant export w8a8 {place / 'model'} --plan {out}"
     assert f"{out}: try {command}" in said
     assert "search: 14 of 14" in found.stderr
-    exported = forked.smoothquant(*command.split()[1:], "--out", tmp_path / "w8a8")
+    exported = smoothquant(*command.split()[1:], "--out", tmp_path / "w8a8")
     assert exported.returncode == 0, exported.stderr
     stored, plan = load_file(tmp_path / "w8a8/model.safetensors"), read_plan(out)
     rounded = load_file(out / "layers/00001.safetensors")
@@ -71,11 +71,11 @@ def test_from_a_model_to_a_validated_engine(place: Path, tmp_path: Path) -> None
     assert stored[name].equal(rounded[name])
     judged = ("--text", place / "text.txt", "--samples", 4, "--length", 32, "--no-thresholds", "--json")
     validate = ("validate", tmp_path / "w8a8", "--reference", place / "model", *judged)
-    validated = forked.smoothquant(*validate, "--plan", out)
+    validated = smoothquant(*validate, "--plan", out)
     assert validated.returncode == 0, validated.stderr
     [one] = json.loads(validated.stdout)["validations"]
     assert one["subject"]["inputs"]["plan"] == plan.fingerprint
-    refused = forked.smoothquant(*validate)
+    refused = smoothquant(*validate)
     assert refused.returncode == 2
     assert f"made by the plan with fingerprint {plan.fingerprint}; expected that plan" in refused.stderr
 
@@ -92,28 +92,28 @@ def test_json(place: Path, plan: dict[str, Any]) -> None:
 
 
 def test_it_is_reused(place: Path, plan: dict[str, Any]) -> None:
-    found = forked.smoothquant(*search(place, "plan", "--act", "per-tensor", "--kv", "int8", "--keep-float", "30%"))
+    found = smoothquant(*search(place, "plan", "--act", "per-tensor", "--kv", "int8", "--keep-float", "30%"))
     assert found.returncode == 0
     assert "already there, unchanged" in found.stdout
     assert "alpha 0.8" in found.stdout
-    other = forked.smoothquant(*search(place, "plan"))
+    other = smoothquant(*search(place, "plan"))
     assert_one_line(other, 2, "exists and was not made by this command with these inputs", "or pass --overwrite")
 
 
 def test_the_next_command_can_hold_the_cache(place: Path, plan: dict[str, Any], tmp_path: Path) -> None:
     """A W8A8 folder has none: the hint names a format that has one, and the target is the plan's."""
     options = ("--act", "per-tensor", "--kv", "int8", "--keep-float", "30%")
-    said = " ".join(forked.smoothquant(*search(place, "again", *options)).stdout.split())
+    said = " ".join(smoothquant(*search(place, "again", *options)).stdout.split())
     hint = f"smoothquant export onnx {place / 'model'} --plan {place / 'again'}"
     assert hint in said
-    exported = forked.smoothquant(*hint.split()[1:], "--out", tmp_path / "onnx")
+    exported = smoothquant(*hint.split()[1:], "--out", tmp_path / "onnx")
     assert exported.returncode == 0, exported.stderr
     assert read_plan(place / "again").fingerprint == plan["fingerprint"]
 
 
 def test_a_target_instead_of_a_budget(place: Path) -> None:
     assert searched(place, "near", "--target-kl", "1")["float_linears"] == []
-    refused = forked.smoothquant(*search(place, "nearer", "--target-kl", "1e-9"), "--quiet")
+    refused = smoothquant(*search(place, "nearer", "--target-kl", "1e-9"), "--quiet")
     assert_one_line(refused, 2, "no share of linears in float reaches a KL of 1e-09; expected at least ")
     assert (place / "nearer" / "plan.json").exists()  # the search is not lost, and the next one ends at once
 
@@ -151,7 +151,7 @@ BAD = {
 @pytest.mark.parametrize("what", BAD)
 def test_bad_options(what: str, place: Path) -> None:
     options, said = BAD[what]
-    found = forked.smoothquant(*search(place, "bad", *options), "--quiet")
+    found = smoothquant(*search(place, "bad", *options), "--quiet")
     assert found.returncode == 2, found.stderr
     last = found.stderr.splitlines()[-1]
     assert any(part in last for part in said.split("|")), last
@@ -164,32 +164,32 @@ def test_bad_inputs(place: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("A word. " * 8)
     text = ("--text", place / "text.txt", *FEW, "--out", tmp_path / "out", "--quiet")
-    assert_one_line(forked.smoothquant("search", tmp_path / "gone", *text), 2, "gone")
-    found = forked.smoothquant("search", place / "model", "--text", short, *FEW, *text[-3:])
+    assert_one_line(smoothquant("search", tmp_path / "gone", *text), 2, "gone")
+    found = smoothquant("search", place / "model", "--text", short, *FEW, *text[-3:])
     assert found.returncode == 2
     error = found.stderr.splitlines()[-1]  # behind warnings of so little text
     assert error.startswith("smoothquant: short.txt: 1 sequences are too few to search on some and to judge by others")
     olmo = zoo.save("olmo2", tmp_path / "olmo")
-    found = forked.smoothquant("search", olmo, *text, "--kv", "int8")
+    found = smoothquant("search", olmo, *text, "--kv", "int8")
     assert_one_line(found, 2, "INT8 KV cache of keys that are normed over all heads at once", "take a float cache")
-    found = forked.smoothquant("search", olmo, *text, "--groups", "paper")
+    found = smoothquant("search", olmo, *text, "--groups", "paper")
     assert_one_line(found, 2, "smoothing groups 'paper' with family olmo2, which has no such folds")
     inside = (*text[:-2], place / "model" / "plan", "--quiet")
-    assert_one_line(forked.smoothquant("search", place / "model", *inside), 2, "the model")
+    assert_one_line(smoothquant("search", place / "model", *inside), 2, "the model")
     assert not (tmp_path / "out").exists()
     assert not (place / "model" / "plan").exists()
 
 
 def test_a_plan_of_something_else(place: Path, plan: dict[str, Any], tmp_path: Path) -> None:
     by_plan, out = ("--plan", place / "plan"), ("--out", tmp_path / "out", "--quiet")
-    found = forked.smoothquant("export", "onnx", place / "other", *by_plan, *out)
+    found = smoothquant("export", "onnx", place / "other", *by_plan, *out)
     assert_one_line(found, 2, f"{place / 'plan'}: a plan for model ", f"that of {place / 'other'}")
-    found = forked.smoothquant("export", "w8a8", place / "model", *by_plan, *out)
+    found = smoothquant("export", "w8a8", place / "model", *by_plan, *out)
     assert_one_line(found, 2, "by a plan for another target")
-    found = forked.smoothquant("export", "onnx", place / "model", *by_plan, "--act", "per-token", *out)
+    found = smoothquant("export", "onnx", place / "model", *by_plan, "--act", "per-token", *out)
     assert_one_line(found, 2, "per-token activations, by a plan for another target")
-    found = forked.smoothquant("export", "onnx", place / "model", *by_plan, "--alpha", "0.5", *out)
+    found = smoothquant("export", "onnx", place / "model", *by_plan, "--alpha", "0.5", *out)
     assert_one_line(found, 2, "--plan with --alpha 0.5; expected one of them")
-    found = forked.smoothquant("export", "w8a8", place / "model", "--plan", place / "model", *out)
+    found = smoothquant("export", "w8a8", place / "model", "--plan", place / "model", *out)
     assert_one_line(found, 2, str(place / "model"))
     assert not (tmp_path / "out").exists()

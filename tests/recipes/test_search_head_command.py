@@ -11,10 +11,9 @@ from safetensors.torch import load_file, save_file
 from smoothquant.artifacts.plan import HEAD
 from smoothquant.outputs import load_manifest
 from smoothquant.plan import read_plan
-from tests import forked
+from tests.forked import assert_one_line, smoothquant
 from tests.models import TEXT, open_llama, save_llama
 from tests.outputs import agree
-from tests.recipes.test_bad_input import assert_one_line, smoothquant
 
 FEW = ("--samples", 12, "--length", 96)
 
@@ -57,7 +56,7 @@ def test_formats_without_such_a_head_take_the_plan(place: Path, tmp_path: Path) 
     """And ONNX with a float one, as asked."""
     by_plan = ("--plan", place / "plan")
     for target, *more in (("w8a8",), ("trtllm",), ("hf",), ("onnx", "--lm-head", "float")):
-        found = forked.smoothquant("export", target, place / "model", *by_plan, *more, "--out", tmp_path / target)
+        found = smoothquant("export", target, place / "model", *by_plan, *more, "--out", tmp_path / target)
         assert found.returncode == 0, found.stderr
         assert not load_manifest(tmp_path / target).origin.scheme.head.quantized
     stored = load_file(tmp_path / "w8a8/model.safetensors")
@@ -66,7 +65,7 @@ def test_formats_without_such_a_head_take_the_plan(place: Path, tmp_path: Path) 
 
 def test_bad_heads(place: Path, tmp_path: Path) -> None:
     text = ("--text", place / "text.txt", "--out", tmp_path / "plan")
-    found = forked.smoothquant("search", place / "model", *text, "--lm-head", "int4")
+    found = smoothquant("search", place / "model", *text, "--lm-head", "int4")
     assert found.returncode == 2
     assert "--lm-head: invalid choice: 'int4'" in found.stderr.splitlines()[-1]
     export = ("export", "onnx", place / "model", "--plan", place / "plan", "--out", tmp_path / "out")
@@ -79,5 +78,5 @@ def test_bad_heads(place: Path, tmp_path: Path) -> None:
     agree(place / "plan")
     assert_one_line(smoothquant(*export), 2, f"{path}: tensor lm_head.", "expected")
     path.unlink()
-    assert_one_line(forked.smoothquant(*export), 2, HEAD)
+    assert_one_line(smoothquant(*export), 2, HEAD)
     assert not (tmp_path / "out").exists()

@@ -10,9 +10,8 @@ import pytest
 
 from smoothquant.plan import read_plan
 from tests.builders.validate.report.pages import Page
-from tests.forked import smoothquant as forked
+from tests.forked import assert_one_line, in_a_new_process, smoothquant
 from tests.models import save_llama
-from tests.recipes.test_bad_input import assert_one_line, smoothquant
 
 FEW = ("--samples", "8", "--length", "32", "--quiet")
 
@@ -29,7 +28,7 @@ def names(folder: Path) -> set[str]:
 def test_the_page_is_of_the_plan(model: Path, text_file: Path, tmp_path: Path) -> None:
     """It tells what the plan and the terminal do; again, it is the same, and the plan is as it was."""
     words = ("search", model, "--text", text_file, *FEW, "--out", tmp_path / "plan", "--json")
-    found = smoothquant(*words, "--report", tmp_path / "new/page.html")
+    found = in_a_new_process(*words, "--report", tmp_path / "new/page.html")
     assert found.returncode == 0, found.stderr
     plan, page = read_plan(tmp_path / "plan"), tmp_path / "new/page.html"
     content = page.read_text(encoding="utf-8")
@@ -40,7 +39,7 @@ def test_the_page_is_of_the_plan(model: Path, text_file: Path, tmp_path: Path) -
         assert f"{one.kl:.4g}" in text
     assert json.loads(found.stdout)["fingerprint"] == plan.fingerprint
     page.unlink()
-    again = forked(*words, "--report", page)
+    again = smoothquant(*words, "--report", page)
     assert again.returncode == 0, again.stderr
     assert page.read_text(encoding="utf-8") == content
     assert read_plan(tmp_path / "plan").fingerprint == plan.fingerprint
@@ -50,20 +49,20 @@ def test_the_page_is_of_the_plan(model: Path, text_file: Path, tmp_path: Path) -
 def test_run_leaves_it_beside_the_plan(model: Path, text_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ("run", "llama", "--model", model, "--text", text_file, *FEW, "--target", "w8a8", "--out", out)
-    found = forked(*words, "--json")
+    found = smoothquant(*words, "--json")
     assert found.returncode in (0, 1), found.stderr  # a random model may miss the recipe's thresholds
     assert {"plan", "plan.html", "report.html"} <= names(out)
     assert json.loads(found.stdout)["plans"] == [str(out / "plan")]
     assert read_plan(out / "plan").fingerprint in Page((out / "plan.html").read_text(encoding="utf-8")).text
     (out / "plan.html").unlink()
-    assert f"{out / 'plan'}, shown by {out / 'plan.html'}" in forked(*words).stdout
+    assert f"{out / 'plan'}, shown by {out / 'plan.html'}" in smoothquant(*words).stdout
     assert (out / "plan.html").exists()
 
 
 def test_run_without_a_search_has_none(model: Path, text_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ("run", "llama", "--model", model, "--text", text_file, *FEW, "--target", "w8a8", "--out", out)
-    found = forked(*words, "--no-search", "--json")
+    found = smoothquant(*words, "--no-search", "--json")
     assert found.returncode in (0, 1), found.stderr
     assert json.loads(found.stdout)["plans"] == []
     assert "plan.html" not in names(out)

@@ -24,7 +24,7 @@ from smoothquant.outputs import MANIFEST
 from smoothquant.scheme import scheme_of
 from smoothquant.settings import SmoothingSettings
 from tests.exporters.trtllm.checkpoints import NO_PLUGINS, PER_TOKEN, STATIC, make, write
-from tests.recipes.test_bad_input import assert_one_line, smoothquant
+from tests.forked import assert_one_line, smoothquant
 
 REFUSED = {  # layout -> config changes, mode, what is said
     "mixtral": ({}, PER_TOKEN, "mixtral in TensorRT-LLM: its SmoothQuant layers have no experts"),

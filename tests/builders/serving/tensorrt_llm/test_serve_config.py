@@ -24,8 +24,8 @@ from builders.serving.tensorrt_llm.models import REQUEST, TOKENS
 from builders.serving.tensorrt_llm.repository import MODELS, read_engine, request_example, write_repository
 from smoothquant.errors import OutputError, UserError
 from smoothquant.outputs import TOP_MANIFEST
+from tests.forked import assert_one_line, smoothquant
 from tests.models import save_tokenizer
-from tests.recipes.test_bad_input import assert_one_line, smoothquant
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from builders import onnxruntime
 from builders.serving.triton import client
 from recipes.cli import main
 from tests.builders.serving.triton.bad_server import Answer, Script, content, logits, refusal, serving, tensor
-from tests.recipes.test_bad_input import assert_one_line, smoothquant
+from tests.forked import assert_one_line, in_a_new_process
 
 NAN, LARGE = float("nan"), float("inf")
 SHAPE = "expected float32 or float16 of shape [1, 3, 288]"
@@ -250,5 +250,5 @@ def test_nothing_else_is_said(engine: Path) -> None:
     for name in ("0 bytes", "no protobuf"):
         answer, said = BAD[name]
         with serving(Script(logits(), answer)) as server:
-            assert_one_line(smoothquant("generate", engine, "abc", "--triton", server), 2, server, said)
-    assert_one_line(smoothquant("generate", engine, "abc", "--triton", server), 2, "no Triton server answers")
+            assert_one_line(in_a_new_process("generate", engine, "abc", "--triton", server), 2, server, said)
+    assert_one_line(in_a_new_process("generate", engine, "abc", "--triton", server), 2, "no Triton server answers")

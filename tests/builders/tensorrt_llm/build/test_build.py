@@ -27,9 +27,9 @@ from smoothquant.outputs import MANIFEST, OURS
 from smoothquant.workspace import Workspace
 from tests.builders.tensorrt_llm.checkpoints import PER_TOKEN, write
 from tests.builders.tensorrt_llm.fake_tools import install
+from tests.forked import assert_one_line, smoothquant
 from tests.models import save_tokenizer
 from tests.outputs import made_from, top
-from tests.recipes.test_bad_input import assert_one_line, smoothquant
 from tests.zoo import build
 
 

@@ -18,7 +18,7 @@ from builders.tensorrt_llm import check
 from builders.tensorrt_llm.format.checkpoint import is_checkpoint
 from builders.tensorrt_llm.format.findings import ERROR, WARNING, FormatFinding
 from tests.builders.tensorrt_llm.checkpoints import ALGORITHMS, PER_TOKEN, write
-from tests.recipes.test_bad_input import assert_one_line, smoothquant
+from tests.forked import assert_one_line, smoothquant
 from tests.zoo import build
 
 STATIC = "W8A8_SQ_PER_TENSOR_PLUGIN"

@@ -17,9 +17,9 @@ from smoothquant.artifacts.smoothing_file import SMOOTHING
 from smoothquant.errors import CheckpointError
 from smoothquant.workspace import Workspace
 from tests.builders.tensorrt_llm.checkpoints import PER_TOKEN, write
+from tests.forked import assert_one_line, smoothquant
 from tests.models import TEXT, open_llama, sample_ids, save_tokenizer
 from tests.outputs import made_from
-from tests.recipes.test_bad_input import assert_one_line, smoothquant
 from tests.zoo import build, save
 
 VECTORS = Path(__file__).parents[1] / "vectors"
