@@ -9,6 +9,7 @@ tests.forked` runs many commands, from a process that starts as its environment 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -18,11 +19,35 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 
 from recipes.cli import main, set_up_libraries
 
 SECONDS, MEMORY = 120, 3 << 30  # that a command may take, and bytes that it may allocate
+MODULES = (
+    "torch",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.encoder_decoder",
+    "transformers.models.llama.modeling_llama",
+    "compressed_tensors",
+    "onnx",
+    "onnxruntime",
+    "recipes.cli",
+    "recipes.families",
+    "recipes.models",
+    "recipes.pipeline",
+    "recipes.trust",
+    "exporters.export",
+    "exporters.huggingface",
+    "exporters.onnx",
+    "exporters.trtllm",
+    "builders.onnxruntime",
+    "builders.tensorrt_llm",
+    "builders.transformers",
+    "builders.validate",
+    "builders.validate.report",
+)
 
 
 def smoothquant(
@@ -36,6 +61,7 @@ def smoothquant(
     set_up: called in the process before its streams are opened. env: its environment, if not this one's. text: what
     stands on standard input, which is closed without.
     """
+    preload()
     words = [str(word) for word in arguments]
     with tempfile.TemporaryDirectory() as folder:
         given, out, error = (Path(folder, name) for name in ("given", "out", "error"))
@@ -47,6 +73,12 @@ def smoothquant(
         _, status = os.waitpid(process, 0)
         said = [path.read_bytes().decode("utf-8", "backslashreplace") for path in (out, error)]
     return subprocess.CompletedProcess(words, os.waitstatus_to_exitcode(status), *said)
+
+
+def preload() -> None:
+    """Import what the command line needs, so that forked processes have it at once."""
+    for name in MODULES:
+        import_module(name)
 
 
 def in_a_new_process(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -90,6 +122,7 @@ def _child(
     env: Mapping[str, str] | None,
 ) -> int:
     try:
+        gc.freeze()  # a collection would go through all that the imports have made, and copy it
         os.close(0)
         sys.stdin = open(given, encoding="utf-8") if given.exists() else None  # noqa: SIM115 (it is number 0)
         if env is not None:
@@ -124,8 +157,8 @@ def _change_environment(env: Mapping[str, str]) -> None:
 def _many() -> None:
     commands = json.load(sys.stdin)
     set_up_libraries()
+    preload()
     import torch
-    import transformers  # noqa: F401 (once for all commands)
 
     torch.set_num_threads(1)
     found = {name: smoothquant(*words) for name, words in commands.items()}

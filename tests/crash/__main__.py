@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
-from tests.crash import preload
 from tests.crash.harness import Harness, Point
 from tests.crash.scenarios import SCENARIOS
+from tests.forked import preload
 
 
 def main() -> int:

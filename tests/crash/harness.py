@@ -6,6 +6,7 @@ second. The folder of a scenario holds a file of the user's: that it stays is co
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -175,6 +176,7 @@ class Harness:
         try:
             for stream, number in (("stdout", 1), ("stderr", 2)):
                 os.dup2(os.open(self.root / stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            gc.freeze()  # a collection would go through all that the imports have made, and copy it
             import torch
 
             torch.set_num_threads(1)
