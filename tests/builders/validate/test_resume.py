@@ -38,6 +38,23 @@ def validating(
     return lambda **options: validate_engines(engines, llama, text, limits, device="cpu", **options)
 
 
+@pytest.fixture(scope="module")
+def wholes() -> dict[str, list[Validation]]:
+    """By the parameter of `validating`; `whole` fills it."""
+    return {}
+
+
+@pytest.fixture
+def whole(
+    request: pytest.FixtureRequest, validating: Validate, wholes: dict[str, list[Validation]]
+) -> list[Validation]:
+    """What a validation that is not interrupted finds, computed once for each of the fixture's parameters."""
+    kind = request.node.callspec.params["validating"]
+    if kind not in wholes:
+        wholes[kind] = validating()
+    return wholes[kind]
+
+
 def interrupting(stop: int) -> Callable[[int, int], None]:
     def progress(done: int, total: int) -> None:
         assert total == STEPS
@@ -48,8 +65,10 @@ def interrupting(stop: int) -> Callable[[int, int], None]:
 
 
 @pytest.mark.parametrize("stop", range(STEPS + 1))
-def test_it_goes_on_near_where_it_stopped(stop: int, validating: Validate, tmp_path: Path) -> None:
-    whole, told = validating(), []
+def test_it_goes_on_near_where_it_stopped(
+    stop: int, validating: Validate, whole: list[Validation], tmp_path: Path
+) -> None:
+    told: list[int] = []
     with pytest.raises(Interrupt):
         validating(work=tmp_path / "found.json", progress=interrupting(stop))
     found = validating(work=tmp_path / "found.json", progress=lambda done, total: told.append(done))
@@ -65,8 +84,8 @@ def test_what_was_finished_is_only_read(validating: Validate, tmp_path: Path, mo
     assert validating(work=tmp_path / "found.json") == whole
 
 
-def test_interrupted_again_and_again(validating: Validate, tmp_path: Path) -> None:
-    whole, stops = validating(), []
+def test_interrupted_again_and_again(validating: Validate, whole: list[Validation], tmp_path: Path) -> None:
+    stops = []
     for stop in range(1, STEPS):
         with pytest.raises(Interrupt):
             validating(work=tmp_path / "found.json", progress=interrupting(stop))
@@ -94,9 +113,14 @@ def test_another_engine_begins_again(
     ],
 )
 def test_a_broken_state_is_told_and_not_used(
-    damaged: int, note: str, validating: Validate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    damaged: int,
+    note: str,
+    validating: Validate,
+    whole: list[Validation],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    whole, work = validating(), tmp_path / "found.json"
+    work = tmp_path / "found.json"
     with pytest.raises(Interrupt):
         validating(work=work, progress=interrupting(STEPS - 1))
     kept = list(work_folder(work).glob(f"state.{run.COMPARED}.*"))
