@@ -39,7 +39,7 @@ GRAPH = 2e-5  # the same with smoothing folded in, itself within 1e-5
 COMPILED = ("per-token", "per-tensor fp16")
 ALSO_COMPILED = ("per-tensor", "per-token fp16", "per-token bf16")
 COMPILED_EXPERTS = 32  # at the most: the compiler's time grows faster than the graph, to most of a minute with 128
-KINDS_OF_LAYERS = (  # the other layouts differ from these in numbers: of heads, windows and positions, and a tied head
+KINDS_OF_LAYERS = (  # others differ in numbers of heads, windows, positions; a tied head; whether shares are normed
     "llama",
     "llama-biased",
     "mixtral",
@@ -51,6 +51,7 @@ KINDS_OF_LAYERS = (  # the other layouts differ from these in numbers: of heads,
     "bloom",
     "qwen3",
     "phi3",
+    "phi3-partial",
     "gemma2",
     "gemma3",
     "granite",
