@@ -24,19 +24,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from smoothquant import __version__, files
 from smoothquant.artifacts.record import as_json, read
-from smoothquant.artifacts.safetensors_files import save_tensors
 from smoothquant.artifacts.seal import opened, sealed
 from smoothquant.data_file import DataFile, Written
 from smoothquant.errors import OutputError, UserError
 from smoothquant.reading import parse_json, read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 END = ".smoothquant-work"
 OUTPUT, OLD, LOCK, NAMES = "output", "old", "lock", "names"
@@ -199,6 +197,8 @@ class Journal:
         return self.marks[0].order + 1 if self.marks else 0
 
     def _keep(self, name: str, tensors: Mapping[str, Tensor]) -> Kept:
+        from smoothquant.artifacts.safetensors_files import save_tensors  # torch, which a build does without
+
         path = self.root / f"state.{name}.{self._order}.safetensors"
         save_tensors(path, tensors)
         return Kept(path.name, path.stat().st_size, files.sha256(path))
@@ -227,6 +227,9 @@ class Journal:
             return None
         found = {}
         for name, kept in mark.kept.items():
+            from safetensors import SafetensorError
+            from safetensors.torch import load_file
+
             path = self.root / kept.name
             try:
                 if path.stat().st_size != kept.size or files.sha256(path) != kept.sha256:

@@ -15,14 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from smoothquant import files
 from smoothquant.data_file import DataFile
 from smoothquant.errors import OutputError
 from smoothquant.journal import SCRATCH, STATE, Journal
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from typing_extensions import Self  # torch requires this package
 
 SLACK = 64 << 20  # bytes left free beside a step's own

@@ -12,8 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy
 
 from builders.engine.protocol import Engine
 from smoothquant.errors import UserError
@@ -30,9 +29,9 @@ TOKENS: Mapping[str, Expectation] = {
 
 
 class Decoding(ABC):
-    """One sequence under way. logits: the logits of its last token, float32 (vocab,) on the CPU."""
+    """One sequence under way. logits: the logits of its last token, float32 (vocab,)."""
 
-    logits: Tensor
+    logits: numpy.ndarray
 
     @abstractmethod
     def step(self, token: int) -> None:
@@ -98,7 +97,7 @@ class GeneratingEngine(Engine):
                 expected=f"ids below {vocabulary}, this model's vocabulary",
                 do="use the tokenizer that came with the model",
             )
-        generator = torch.Generator().manual_seed(seed)
+        generator = numpy.random.default_rng(seed % 2**64)
         ends = end_tokens(self.folder)
         with closing(self.start(prompt)) as decoding:
             for count in range(max_new_tokens):
@@ -131,23 +130,28 @@ def named_tokens(folder: Path) -> dict[str, Any]:
     return found
 
 
-def pick(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+def pick(logits: numpy.ndarray, temperature: float, top_p: float, generator: numpy.random.Generator) -> int:
     """A token from logits (vocab,): the likeliest at temperature 0, else one of the nucleus of mass top_p.
 
     Raises UserError if the largest logit is NaN or infinite.
     """
-    if not logits.max().isfinite():  # the maximum of numbers and NaN is NaN
+    likeliest = logits.argmax()
+    if not numpy.isfinite(logits[likeliest]):  # where there is a NaN, argmax finds it
         raise UserError(
             "the engine's logits are NaN or infinite",
             expected="numbers",
             do="export the model again in a wider dtype",
         )
     if temperature == 0:
-        return int(logits.argmax())
-    below = logits.double() - logits.max()  # <= 0: the largest does not overflow, however small the temperature
-    probabilities, order = (below / temperature).softmax(dim=-1).sort(descending=True)
-    before = probabilities.cumsum(dim=-1) - probabilities  # mass of the likelier tokens; the first is always kept
-    return int(order[torch.multinomial(probabilities * (before < top_p), 1, generator=generator)])
+        return int(likeliest)
+    below = logits.astype(numpy.float64) - logits[likeliest]  # <= 0: none overflows upwards, at any temperature
+    with numpy.errstate(over="ignore"):
+        weights = numpy.exp(below / temperature)
+    order = numpy.argsort(-weights, kind="stable")
+    mass = numpy.cumsum(weights[order]) / weights.sum()
+    kept = min(1 + int(numpy.searchsorted(mass, top_p)), len(mass))  # the likeliest tokens, until they have this mass
+    drawn = generator.random() * mass[kept - 1]
+    return int(order[numpy.searchsorted(mass[: kept - 1], drawn, side="right")])
 
 
 def tokens_to_keep(cached: int, window: int | None) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from smoothquant.artifacts.manifest import Manifest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOREIGN = "another TensorRT-LLM converter"  # the step of a checkpoint that carries no manifest
 ANYBODY = "another quantizer"  # the step of an INT8 folder that carries no manifest

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy
-import torch
-from torch import Tensor
 
 from builders.engine.generation import Decoding, GeneratingEngine, tokens_to_keep
 from builders.onnxruntime.providers import find_provider
 from builders.onnxruntime.record import provider_of
-from builders.onnxruntime.session import check_body, first_feed, open_session, subnormals_as_zero
+from builders.onnxruntime.session import check_body, first_feed, open_session
 from smoothquant.artifacts.ports import (
     ATTENTION_MASK,
     INPUT_IDS,
@@ -23,8 +22,12 @@ from smoothquant.artifacts.ports import (
     PRESENT,
     past_of,
 )
+from smoothquant.machine import subnormals_as_zero
 from smoothquant.outputs import load_manifest
 from smoothquant.packages import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class OnnxRuntimeEngine(GeneratingEngine):
@@ -44,6 +47,8 @@ class OnnxRuntimeEngine(GeneratingEngine):
 
     def logits(self, ids: Tensor) -> Tensor:
         """The logits of whole sequences without padding, float32 (batch, tokens, vocab). ids: int64 (batch, tokens)."""
+        import torch
+
         feed = first_feed(self.session, ids.numpy())
         with subnormals_as_zero():
             return torch.from_numpy(self.session.run([LOGITS], feed)[0])
@@ -98,4 +103,4 @@ class OnnxRuntimeDecoding(Decoding):
             self.cached = kept
             present = [self._value(value.numpy()[:, :, -kept:]) for value in present]
         self._cache = dict(zip(names, present, strict=True))
-        self.logits = torch.from_numpy(logits.numpy()[0, -1])
+        self.logits = logits.numpy()[0, -1]

@@ -3,7 +3,8 @@
 A session has one thread per physical core, since matrix products saturate a core's units. Threads do not spin, since
 spinning takes time from the working thread on shared cores. Weights are mapped from the external data file, not read.
 Subnormal numbers count as zero: exp of a masked score is subnormal and makes the softmax of a prompt eight times
-slower. x86 without VNNI multiplies u8 by u8, because its u8-by-s8 instruction saturates at 16 bits; with VNNI that
+slower. The session's own setting reaches the threads that it starts. The calling thread takes part in the work, so it
+is set for the length of every run; by itself, the first session of a process would change that thread for good. x86 without VNNI multiplies u8 by u8, because its u8-by-s8 instruction saturates at 16 bits; with VNNI that
 would be four times slower and is off. On a GPU the settings hold for the operators that stay on the CPU (`providers`).
 """
 
@@ -12,14 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy
-import torch
 
 from builders.onnx_graph import OnnxGraph
 from builders.onnxruntime.providers import (
@@ -37,7 +35,7 @@ from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, MODEL
 from smoothquant.artifacts.record import as_json
 from smoothquant.errors import UserError, raise_refusal
 from smoothquant.files import scratch
-from smoothquant.machine import cpu_flags, physical_cores
+from smoothquant.machine import cpu_flags, physical_cores, subnormals_as_zero
 from smoothquant.outputs import load_manifest
 from smoothquant.packages import require
 
@@ -122,20 +120,6 @@ def _where(provider: Provider, options: Any, folder: Path, manifest: Manifest | 
         return {}
     half = origin.onnx is not None and origin.onnx.body == "fp16"
     return {"providers": provider_options(provider.name, inputs, half=half, longest=longest, cache=cache)}
-
-
-@contextmanager
-def subnormals_as_zero() -> Iterator[None]:
-    """Make subnormal numbers count as zero in this thread, for the length of a block.
-
-    The session's own setting reaches the threads that it starts. The calling thread takes part in the work, too, and
-    without this block the first session of a process would change that thread for good.
-    """
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def first_feed(session: Any, ids: numpy.ndarray, mask: numpy.ndarray | None = None) -> dict[str, numpy.ndarray]:

@@ -69,13 +69,13 @@ class Runs:
 
 
 class CachedDecoding(Decoding):
-    """One sequence under way. logits: the logits of its last token, float32 (vocab,) on the CPU."""
+    """One sequence under way. logits: the logits of its last token, float32 (vocab,)."""
 
     def __init__(self, session: Session, prompt: Sequence[int]) -> None:
         self._runs = Runs(session, 1)
         for logits in self._runs.prefill(torch.tensor([prompt], dtype=torch.int64)):
-            self.logits = logits[0, -1].float().cpu()
+            self.logits = logits[0, -1].float().cpu().numpy()
 
     def step(self, token: int) -> None:
         """Append a token to the sequence and compute its logits."""
-        self.logits = self._runs.run(DECODE, torch.tensor([[token]]))[0, -1].float().cpu()
+        self.logits = self._runs.run(DECODE, torch.tensor([[token]]))[0, -1].float().cpu().numpy()

@@ -25,11 +25,12 @@ import numpy
 
 from builders.engine.speed import measure
 from builders.onnxruntime import OnnxRuntimeEngine
-from builders.onnxruntime.session import PAST, first_feed, open_session, subnormals_as_zero
+from builders.onnxruntime.session import PAST, first_feed, open_session
 from exporters.export import Source, export
 from recipes.families import open_model
 from recipes.synthetic import save_random_llama
 from smoothquant.artifacts.ports import LOGITS_TO_KEEP
+from smoothquant.machine import subnormals_as_zero
 from smoothquant.settings import SmoothingSettings
 from tests.benchmarks.results import Row, publish
 from tests.writers import onnx_writer

@@ -15,11 +15,9 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
-import torch
-from torch import Tensor
 
 from builders.engine.generation import Decoding, GeneratingEngine
 from builders.serving.triton.repository import DECODERS, model_name
@@ -29,6 +27,9 @@ from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, POSIT
 from smoothquant.errors import UserError
 from smoothquant.outputs import load_manifest
 from smoothquant.packages import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK = 512  # the tokens of a request, unless the engine has a limit
 TIMEOUT = 300.0  # seconds: TensorRT in Triton's ONNX Runtime compiles a model at its first request
@@ -71,11 +72,13 @@ class TritonEngine(GeneratingEngine):
 
     def logits(self, ids: Tensor) -> Tensor:
         """The logits of whole sequences without padding, float32 (batch, tokens, vocab). ids: int64 (batch, tokens)."""
+        import torch
+
         rows = []
         for row in ids.tolist():
             with closing(Served(self)) as sequence:
-                rows.append(torch.cat(list(sequence.prefill(row)), dim=0))
-        return torch.stack(rows)
+                rows.append(numpy.concatenate(list(sequence.prefill(row))))
+        return torch.from_numpy(numpy.stack(rows))
 
     def start(self, prompt: Sequence[int]) -> Served:
         """A sequence after its prompt. prompt: token ids."""
@@ -111,7 +114,7 @@ class Served(Decoding):
     def __init__(self, engine: TritonEngine) -> None:
         self._engine, self._id, self._tokens = engine, secrets.randbits(63) | 1, 0
 
-    def prefill(self, prompt: Sequence[int]) -> Iterator[Tensor]:
+    def prefill(self, prompt: Sequence[int]) -> Iterator[numpy.ndarray]:
         """Yield the logits of every request, (tokens, vocab). The short request goes first: see `builders.tensorrt`."""
         chunk, first = self._engine.chunk, len(prompt) % self._engine.chunk
         starts = [0, *range(first, len(prompt), chunk)] if first else range(0, len(prompt), chunk)
@@ -128,8 +131,8 @@ class Served(Decoding):
             with suppress(UserError):
                 self._request([0], end=True)
 
-    def _request(self, ids: Sequence[int], end: bool = False) -> Tensor:
-        """The logits of these tokens, (tokens, vocab). Raises UserError for an answer that is none."""
+    def _request(self, ids: Sequence[int], end: bool = False) -> numpy.ndarray:
+        """The logits of these tokens, float32 (tokens, vocab). Raises UserError for an answer that is none."""
         grpc, before = self._engine.grpc, self._tokens
         self._tokens += len(ids)
         mask = numpy.ones((1, 1 + self._tokens), dtype=numpy.int64)
@@ -162,7 +165,7 @@ class Served(Decoding):
                     do="see its log; if it is only slow, give a larger --timeout",
                 ) from error
             raise UserError(f"{self._engine.url}: the server failed ({reason(error)})", do="see its log") from error
-        return torch.from_numpy(self._read(found, len(ids)).astype(numpy.float32))
+        return self._read(found, len(ids)).astype(numpy.float32)
 
     def _read(self, found: Any, tokens: int) -> numpy.ndarray:
         """The logits in an answer, (tokens, vocab). Raises UserError if there are none."""

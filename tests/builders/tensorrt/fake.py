@@ -19,7 +19,8 @@ import numpy
 import onnx
 import torch
 
-from builders.onnxruntime.session import open_session, subnormals_as_zero
+from builders.onnxruntime.session import open_session
+from smoothquant.machine import subnormals_as_zero
 
 MAGIC = b"fake plan "
 NUMPY = {1: numpy.float32, 7: numpy.int64, 10: numpy.float16, 3: numpy.int8}  # by ONNX's codes

@@ -12,9 +12,10 @@ import onnx
 import onnxruntime
 import torch
 
-from builders.onnxruntime.session import CACHES, subnormals_as_zero
+from builders.onnxruntime.session import CACHES
 from builders.onnxruntime.session import SETTINGS as ENGINE_SETTINGS
 from exporters.export import Source, export
+from smoothquant.machine import subnormals_as_zero
 from smoothquant.settings import SmoothingSettings
 from tests.models import hooked_absmax, open_llama, sample_ids
 from tests.writers import onnx_writer

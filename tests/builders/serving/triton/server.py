@@ -16,7 +16,8 @@ from google.protobuf import text_format
 from tritonclient import grpc
 from tritonclient.grpc import model_config_pb2
 
-from builders.onnxruntime.session import open_session, subnormals_as_zero
+from builders.onnxruntime.session import open_session
+from smoothquant.machine import subnormals_as_zero
 
 NUMPY = {"TYPE_FP32": numpy.float32, "TYPE_FP16": numpy.float16, "TYPE_INT64": numpy.int64, "TYPE_INT8": numpy.int8}
 
