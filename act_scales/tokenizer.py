@@ -6,7 +6,7 @@ sandbox that transformers gives it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -61,16 +61,19 @@ def _saved_class(folder: Path) -> str:
     return str(read_json(folder / "tokenizer_config.json").get("tokenizer_class", ""))
 
 
-class Encoder:
-    """Token ids of texts and conversations, by the tokenizer of a folder.
+class TextEncoder:
+    """Token ids of texts, and texts of token ids.
 
-    before, after: the special tokens that the tokenizer puts around a text. A text that has them already does not get
-    them again. refused: why the chat template refused a conversation, one line for each that it did.
+    folder: where the tokenizer lies. ids: its function from a text, and whether its special tokens are to go around
+    that, to token ids. decode: its function from token ids to their text, without special tokens.
+
+    A text that has the special tokens around it already does not get them again.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder, self.tokenizer = folder, load_tokenizer(folder)
-        self.refused: list[str] = []
+    def __init__(
+        self, folder: str | Path, ids: Callable[[str, bool], list[int]], decode: Callable[[list[int]], str]
+    ) -> None:
+        self.folder, self._ids, self.decode = folder, ids, decode
         if not self.plain("a"):
             raise UserError(f"{folder}: its tokenizer gives no tokens for a text", do=RESTORE)
 
@@ -89,6 +92,52 @@ class Encoder:
             yield ids
         if not after or ids[-len(after) :] != after:
             yield after
+
+    @property
+    def start(self) -> list[int]:
+        """The special tokens that the tokenizer puts before a text; none for many."""
+        return self._special[0]
+
+    def streamed(self, tokens: Iterable[int]) -> Iterator[str]:
+        """Yield the text of tokens as they come, in pieces of whole characters. Together they are the text of all.
+
+        A piece is decoded after the tokens of the piece before it, on which its spaces depend.
+        """
+        before: list[int] = []
+        piece: list[int] = []
+        for token in tokens:
+            piece.append(token)
+            known, text = self.decode(before), self.decode(before + piece)
+            if len(text) > len(known) and not text.endswith("\ufffd"):  # else half of a character: wait for the rest
+                yield text[len(known) :]
+                before, piece = piece, []
+        if rest := self.decode(before + piece)[len(self.decode(before)) :]:
+            yield rest
+
+    @cached_property
+    def _special(self) -> tuple[list[int], list[int]]:
+        """The special tokens that the tokenizer puts before a text and after it."""
+        plain, whole = self._ids("a", False), self._ids("a", True)
+        for start in range(len(whole) - len(plain) + 1):
+            if whole[start : start + len(plain)] == plain:
+                return whole[:start], whole[start + len(plain) :]
+        return [], []
+
+
+class Encoder(TextEncoder):
+    """Token ids of texts and conversations, by the tokenizer of a folder, as transformers loads it.
+
+    refused: why the chat template refused a conversation, one line for each that it did.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.tokenizer = tokenizer = load_tokenizer(folder)
+        self.refused: list[str] = []
+
+        def ids(text: str, special: bool) -> list[int]:
+            return tokenizer(text, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
+
+        super().__init__(folder, ids, lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True))
 
     def chat(self, conversation: Conversation) -> list[int]:
         """Token ids of a conversation by the folder's chat template, which writes the special tokens that it wants.
@@ -110,22 +159,6 @@ class Encoder:
             return []
         return self.plain(text)
 
-    @property
-    def start(self) -> list[int]:
-        """The special tokens that the tokenizer puts before a text; none for many."""
-        return self._special[0]
-
     def spelled(self, ids: list[int]) -> str:
         """The tokens as the tokenizer spells them: "<bos>"."""
         return " ".join(self.tokenizer.convert_ids_to_tokens(ids))
-
-    @cached_property
-    def _special(self) -> tuple[list[int], list[int]]:
-        plain, whole = self._ids("a", False), self._ids("a", True)
-        for start in range(len(whole) - len(plain) + 1):
-            if whole[start : start + len(plain)] == plain:
-                return whole[:start], whole[start + len(plain) :]
-        return [], []
-
-    def _ids(self, text: str, special: bool) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]

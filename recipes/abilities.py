@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from builders.check.tensorrt_rtx.packages import VERSIONS
 from smoothquant.machine import cpu_flags, cpuinfo, physical_cores
+from smoothquant.packages import CONVERT, INSTALL
 
 INT8_KERNELS = (  # /proc/cpuinfo flag, what it means for integer matrix products; best first
     ("amx_int8", "AMX INT8 tiles and AVX512-VNNI: INT8 at full speed"),
@@ -65,11 +66,12 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
-    Command("calibrate, export hf, export w8a8, export modelopt, validate", ("torch", "transformers")),
+    Command("calibrate, export hf, export w8a8, export modelopt, validate", CONVERT, INSTALL),
     Command("calibrate --text hf:DATASET", ("datasets",)),
     Command("calibrate --text FILE.jsonl.zst", ("zstandard",)),
     Command("export onnx", ("onnx",)),
-    Command("build onnxruntime, generate, demo", ("onnx", "onnxruntime|onnxruntime-gpu")),
+    Command("generate (an ONNX Runtime engine)", ("onnxruntime|onnxruntime-gpu",)),
+    Command("build onnxruntime, demo", ("onnx", "onnxruntime|onnxruntime-gpu")),
     Command("build onnxruntime --provider cuda", ("onnx", "onnxruntime-gpu"), ORT_GPU, gpu=True),
     Command(
         "build onnxruntime --provider tensorrt",
@@ -85,7 +87,7 @@ COMMANDS = (
     Command("validate (a W8A8 checkpoint)", ("compressed-tensors",)),
     Command("check (an ONNX graph)", ("onnx",)),
     Command("check --compiler tensorrt-rtx", tuple(VERSIONS.split())),
-    Command("check, validate (TensorRT-LLM), serve-config", ("torch", "safetensors")),
+    Command("check, validate (TensorRT-LLM), serve-config", ("torch", "safetensors"), INSTALL),
     Command("build tensorrt-llm", ("tensorrt_llm",), "in docker/tensorrt-llm; --dry-run works here"),
 )
 

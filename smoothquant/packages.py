@@ -7,6 +7,9 @@ from types import ModuleType
 
 from smoothquant.errors import MissingPackageError
 
+CONVERT = ("torch", "safetensors", "transformers")  # of the extra `convert`, which most commands need
+INSTALL = "pip install 'smoothquant-toolchain[convert]'"
+
 
 def require(module: str, why: str = "", package: str = "") -> ModuleType:
     """The imported module. Raises MissingPackageError, which says what to install, if it is missing.
@@ -14,10 +17,18 @@ def require(module: str, why: str = "", package: str = "") -> ModuleType:
     why: begins the message instead of "the package ... is not installed". package: the module's name to pip, if that
     is another one.
     """
-    package = package or module
     try:
         return import_module(module)
     except ImportError as error:
-        raise MissingPackageError(
-            why or f"the package {package} is not installed", do=f"pip install {package}"
-        ) from error
+        raise _missing(package or module, why) from error
+
+
+def what_is_missing(error: ImportError) -> MissingPackageError | None:
+    """What to tell a user whose command has met this error, because it needs the extra `convert`; None for another."""
+    package = (error.name or "").partition(".")[0]
+    return _missing(package) if isinstance(error, ModuleNotFoundError) and package in CONVERT else None
+
+
+def _missing(package: str, why: str = "") -> MissingPackageError:
+    install = INSTALL if package in CONVERT else f"pip install {package}"
+    return MissingPackageError(why or f"the package {package} is not installed", do=install)

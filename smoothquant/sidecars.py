@@ -21,7 +21,7 @@ LICENSES = (
     "NOTICE.md",
     "USE_POLICY.md",
 )
-SIDECARS = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -29,6 +29,9 @@ SIDECARS = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+)
+SIDECARS = (
+    *TOKENIZER_FILES,
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",

@@ -82,7 +82,7 @@ def engine_manifest(folder: str | Path) -> Manifest:
 
 def _foreign(folder: Path) -> Manifest | None:
     """A manifest made from a folder of another tool; None if no row of the table knows the folder."""
-    for row in ENGINES.values():
+    for row in ENGINES.values() if folder.is_dir() else ():
         found = getattr(import_module(row.module), row.foreign)(folder) if row.foreign else None
         if found is not None:
             return found

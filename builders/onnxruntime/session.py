@@ -4,8 +4,9 @@ A session has one thread per physical core, since matrix products saturate a cor
 spinning takes time from the working thread on shared cores. Weights are mapped from the external data file, not read.
 Subnormal numbers count as zero: exp of a masked score is subnormal and makes the softmax of a prompt eight times
 slower. The session's own setting reaches the threads that it starts. The calling thread takes part in the work, so it
-is set for the length of every run; by itself, the first session of a process would change that thread for good. x86 without VNNI multiplies u8 by u8, because its u8-by-s8 instruction saturates at 16 bits; with VNNI that
-would be four times slower and is off. On a GPU the settings hold for the operators that stay on the CPU (`providers`).
+is set for the length of every run; by itself, the first session of a process would change that thread for good. x86
+without VNNI multiplies u8 by u8, because its u8-by-s8 instruction saturates at 16 bits; with VNNI that would be four
+times slower and is off. On a GPU the settings hold for the operators that stay on the CPU (`providers`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 model.onnx         graph and small constants (and model.per-tensor.onnx, where two graphs were asked for)
 model.onnx.data    weights: linears [in, out], int8 + float32 scales, or float
-config.json, tokenizer files; smoothquant/smoothing.safetensors, smoothquant/manifest.json
+config.json, tokenizer files
+smoothquant/tokenizer.json, smoothquant/smoothing.safetensors, smoothquant/manifest.json
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from act_scales.kept_tokenizer import KEPT, kept_form
 from exporters.card import ONNX, write_card
 from exporters.export import Source, check_outputs, check_static
 from exporters.onnx.decoder import DecoderGraph
@@ -24,7 +26,7 @@ from smoothquant.artifacts.manifest import OnnxOptions
 from smoothquant.artifacts.ports import graph_files
 from smoothquant.capacity import FOLDED
 from smoothquant.errors import ContractError
-from smoothquant.files import write_bytes
+from smoothquant.files import write_bytes, write_text
 from smoothquant.head import UNPLANNED, PlannedHead
 from smoothquant.kv_cache import check_keys
 from smoothquant.model import Model
@@ -84,6 +86,8 @@ class OnnxWriter:
         self._save_graphs()
         write_card(self.model, self.work, ONNX)
         copy_sidecars(self.model.checkpoint.folder, self.work, "config.json")
+        if kept := kept_form(self.model.checkpoint.folder):
+            write_text(self.work.path(KEPT), kept)
 
     def _write(self, turn: Turn, *layer: SmoothedLayer | QuantizedLayer | None) -> None:
         """Write the planned tensors whose turn it is: a layer's, or what lies before or behind all layers."""

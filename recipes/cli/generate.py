@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from recipes.cli.ui import Ui
 from smoothquant.errors import UserError
+
+if TYPE_CHECKING:
+    from builders.engine.protocol import Engine
 
 
 def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
@@ -47,47 +52,55 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
     prompt = _prompt(arguments.prompt)
-    from act_scales.tokenizer import Encoder
+    from act_scales.kept_tokenizer import engine_encoder
     from builders.engine.generation import GeneratingEngine
-    from builders.engine.table import open_engine
-    from builders.serving.triton import TritonEngine
 
-    engine = (
-        TritonEngine(arguments.engine, arguments.triton, arguments.timeout)
-        if arguments.triton is not None
-        else open_engine(arguments.engine)
-    )
+    engine = _open(arguments)
     if not isinstance(engine, GeneratingEngine):
         raise UserError(
             f"{arguments.engine}: {engine.manifest.step!r} made it without a KV cache, so it cannot generate",
             expected="an engine with a KV cache",
             do="smoothquant export onnx MODEL ..., then smoothquant build --help",
         )
-    encoder = Encoder(arguments.engine)
-    tokenizer, prompt_ids = encoder.tokenizer, list(chain.from_iterable(encoder.whole([prompt])))
+    encoder = engine_encoder(engine.folder, engine.manifest)
+    prompt_ids = list(chain.from_iterable(encoder.whole([prompt])))
     tokens: list[int] = []
-    shown = ""
     ui.write(f"[{len(prompt_ids)} tokens] {prompt}\n")
     begin = time.perf_counter()
+    generated = engine.generate(
+        prompt_ids,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
     try:
-        for token in engine.generate(
-            prompt_ids,
-            max_new_tokens=arguments.max_new_tokens,
-            temperature=arguments.temperature,
-            top_p=arguments.top_p,
-            seed=arguments.seed,
-        ):
-            tokens.append(token)
-            text = tokenizer.decode(tokens, skip_special_tokens=True)
-            if not text.endswith("\ufffd"):  # half of a character: wait for the rest
-                ui.write(text[len(shown) :])
-                shown = text
+        for piece in encoder.streamed(_noted(generated, tokens)):
+            ui.write(piece)
     finally:  # an error gets a line of its own
         ui.say("")
     seconds = time.perf_counter() - begin
-    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    text = encoder.decode(tokens)
     ui.note(f"{len(tokens)} tokens, {len(tokens) / max(seconds, 1e-9):.1f} per second")
     ui.result({"prompt": prompt, "text": text, "tokens": tokens, "seconds": seconds})
+
+
+def _open(arguments: argparse.Namespace) -> Engine:
+    """The engine, here or on a server."""
+    if arguments.triton is not None:
+        from builders.serving.triton import TritonEngine
+
+        return TritonEngine(arguments.engine, arguments.triton, arguments.timeout)
+    from builders.engine.table import open_engine
+
+    return open_engine(arguments.engine)
+
+
+def _noted(generated: Iterator[int], tokens: list[int]) -> Iterator[int]:
+    """Yield tokens, and add them to a list."""
+    for token in generated:
+        tokens.append(token)
+        yield token
 
 
 def _prompt(given: str) -> str:

@@ -23,6 +23,7 @@ from types import FrameType
 
 from recipes.cli.ui import printable
 from smoothquant.errors import UserError
+from smoothquant.packages import what_is_missing
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler's end, a terminal that is closed
 INTERRUPTED = "interrupted; nothing half-written is left in place, and the same command goes on from here"
@@ -120,6 +121,8 @@ def check_words(words: Sequence[str]) -> None:
 
 def _verdict(error: BaseException) -> tuple[str, int]:
     """The line and the exit status for what ended a command. Raises what is nobody's fault but ours."""
+    if isinstance(error, ImportError):
+        error = what_is_missing(error) or error
     if isinstance(error, UserError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):

@@ -19,7 +19,11 @@ def asked(monkeypatch: pytest.MonkeyPatch, packages: dict[str, str], gpus: list[
 
 def test_a_laptop(monkeypatch: pytest.MonkeyPatch) -> None:
     found = asked(monkeypatch, PLAIN, [])
-    assert found["build onnxruntime, generate, demo"].ready
+    assert found["build onnxruntime, demo"].ready
+    assert found["generate (an ONNX Runtime engine)"].ready
+    assert found["calibrate, export hf, export w8a8, export modelopt, validate"].how == (
+        "pip install 'smoothquant-toolchain[convert]'"
+    )
     assert not found["build tensorrt"].ready
     assert found["build tensorrt"].how == ("pip install onnx tensorrt, or the image of docker/tensorrt; an NVIDIA GPU")
     assert found["build onnxruntime --provider cuda"].how.startswith("pip uninstall onnxruntime; pip install")
