@@ -94,9 +94,9 @@ def _needs_tensorrt(model: Model, scheme: Scheme) -> None:
 
 
 def _tensorrt(export: Path, engine: Path, overwrite: bool) -> Path:
-    from builders import tensorrt
+    from builders.tensorrt.build import build
 
-    tensorrt.build(export, engine, overwrite=overwrite)
+    build(export, engine, overwrite=overwrite)
     return engine
 
 

@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
 ENGINES: Mapping[str, Row] = {  # by the manifest's step
     "build onnxruntime": Row("builders.onnxruntime", "OnnxRuntimeEngine"),
-    "build tensorrt": Row("builders.tensorrt", "TensorRTEngine"),
+    "build tensorrt": Row("builders.tensorrt.engine", "TensorRTEngine"),
     "export onnx": Row("builders.onnxruntime", "OnnxRuntimeEngine"),
     "export hf": Row("builders.transformers", "TransformersEngine"),
     "export w8a8": Row("builders.transformers", "TransformersEngine"),

@@ -1,4 +1,6 @@
-"""TensorRT engines: `build` makes an engine folder, `TensorRTEngine` runs it. Both need TensorRT 10.1 to 11 and a GPU.
+"""TensorRT engines: `build.build` makes an engine folder, `engine.TensorRTEngine` runs it.
+
+Both need TensorRT 10.1 to 11 and a GPU.
 
     limits.py    the sizes that an engine must take, and its optimization profiles
     hardware.py  the package, the GPU, and whether a plan fits them
@@ -12,12 +14,6 @@
     engine.py    logits and generation
     compare.py   the outputs beside those of ONNX Runtime, by Polygraphy
 
-Only compiler.py and runtime.py import `tensorrt`, and only when they are called.
+Only compiler.py and runtime.py import `tensorrt`, and only when they are called. Nothing is imported here: a client of
+Triton's reads a manifest by record.py, without PyTorch.
 """
-
-from builders.tensorrt.build import build
-from builders.tensorrt.compiler import Options
-from builders.tensorrt.engine import TensorRTEngine
-from builders.tensorrt.limits import Limits
-
-__all__ = ["Limits", "Options", "TensorRTEngine", "build"]

@@ -73,7 +73,8 @@ def add(targets: argparse._SubParsersAction, common: argparse.ArgumentParser) ->
 
 
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
-    from builders import tensorrt
+    from builders.tensorrt.build import build
+    from builders.tensorrt.compiler import Options
 
     limits = {
         "batch": arguments.max_batch,
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         "usual_prompt": arguments.usual_prompt,
         "usual_context": arguments.usual_context,
     }
-    how = tensorrt.Options(
+    how = Options(
         workspace=arguments.workspace,
         optimization_level=arguments.optimization_level,
         hardware_compatible=arguments.hardware_compatibility == "ampere+",
@@ -92,7 +93,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     )
     options.check_triton(arguments)
     with ui.progress("build tensorrt") as progress:
-        manifest = tensorrt.build(
+        manifest = build(
             arguments.export,
             arguments.out,
             limits,

@@ -36,8 +36,8 @@ def check_tensorrt(arguments: argparse.Namespace, ui: Ui) -> None:
 
 
 def _compare(engine: Path, graph: Path, ui: Ui) -> list[dict]:
-    from builders.tensorrt import TensorRTEngine
     from builders.tensorrt.compare import compare
+    from builders.tensorrt.engine import TensorRTEngine
 
     found = compare(graph, TensorRTEngine(engine))
     rows = [

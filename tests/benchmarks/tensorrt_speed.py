@@ -17,8 +17,10 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
-from builders import tensorrt
 from builders.engine.speed import measure
+from builders.tensorrt import hardware
+from builders.tensorrt.build import build
+from builders.tensorrt.engine import TensorRTEngine
 from exporters.export import Source, export
 from recipes.families import open_model
 from recipes.synthetic import save_random_llama
@@ -42,8 +44,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     try:
-        tensorrt.hardware.require_tensorrt()
-        device = tensorrt.hardware.find_gpu()
+        hardware.require_tensorrt()
+        device = hardware.find_gpu()
     except UserError as error:
         sys.exit(f"not measured: {error}")
     with tempfile.TemporaryDirectory() as scratch:
@@ -85,8 +87,8 @@ def build_all(scratch: Path, arguments: argparse.Namespace) -> tuple[dict, dict]
     engines, kernels = {}, {}
     for label, folder in folders.items():
         out = folder.with_name(folder.name.replace("export", "engine"))
-        manifest = tensorrt.build(folder, out, limits, timing_cache=scratch / "timing.cache")
-        engines[label], kernels[label] = tensorrt.TensorRTEngine(out), manifest.results["kernels"]
+        manifest = build(folder, out, limits, timing_cache=scratch / "timing.cache")
+        engines[label], kernels[label] = TensorRTEngine(out), manifest.results["kernels"]
     return engines, kernels
 
 

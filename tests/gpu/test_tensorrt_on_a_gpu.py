@@ -10,11 +10,12 @@ import torch
 
 from act_scales.collect import collect
 from act_scales.text import Text
-from builders import tensorrt
 from builders.nvidia.layers import read_layers
 from builders.onnxruntime import OnnxRuntimeEngine
+from builders.tensorrt.build import build
 from builders.tensorrt.compare import compare
-from builders.tensorrt.compiler import compile_graph
+from builders.tensorrt.compiler import Options, compile_graph
+from builders.tensorrt.engine import TensorRTEngine
 from builders.tensorrt.hardware import find_gpu
 from builders.tensorrt.kernels import built_products
 from builders.tensorrt.runtime import Binding, LoadedPlan
@@ -31,7 +32,7 @@ from tests.writers import onnx_writer
 
 pytestmark = pytest.mark.gpu
 LIMITS = {"batch": 2, "length": 128, "chunk": 64}
-EXACT = tensorrt.Options(tf32=False)
+EXACT = Options(tf32=False)
 REFERENCES = {"per-token bf16": "per-token"}  # where ONNX Runtime does not run the same form
 PROMPT = list(range(40, 60))
 
@@ -54,9 +55,9 @@ def exports(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 @pytest.mark.parametrize("form", FORMS)
 def test_engine(form: str, exports: dict[str, Path], tmp_path: Path, note: Note) -> None:
     """Every quantized product an INT8 kernel, in both profiles; logits and tokens those of ONNX Runtime."""
-    manifest = tensorrt.build(exports[form], tmp_path / "engine", LIMITS, EXACT)
+    manifest = build(exports[form], tmp_path / "engine", LIMITS, EXACT)
     kernels = manifest.results["kernels"]
-    engine = tensorrt.TensorRTEngine(tmp_path / "engine")
+    engine = TensorRTEngine(tmp_path / "engine")
     reference = OnnxRuntimeEngine(exports[REFERENCES.get(form, form)])
     ids = torch.randint(0, 2048, (3, 100), generator=torch.Generator().manual_seed(0))
     found, expected = engine.logits(ids), reference.logits(ids)
@@ -76,8 +77,8 @@ def test_engine(form: str, exports: dict[str, Path], tmp_path: Path, note: Note)
 
 @pytest.mark.parametrize("form", ["float", "per-token"])
 def test_every_output(form: str, exports: dict[str, Path], tmp_path: Path) -> None:
-    tensorrt.build(exports[form], tmp_path / "engine", LIMITS, EXACT)
-    for one in compare(exports[form], tensorrt.TensorRTEngine(tmp_path / "engine")):
+    build(exports[form], tmp_path / "engine", LIMITS, EXACT)
+    for one in compare(exports[form], TensorRTEngine(tmp_path / "engine")):
         print(f"{form}: {one}")
         assert one.absolute <= (1e-3 if form == "float" else 1.0)
 
@@ -89,7 +90,7 @@ def test_scales_and_overflow(inner: int, float16_scales: bool, tmp_path: Path, n
     path = tmp_path / "model.onnx"
     overflow.save(path, inner, float16_scales=float16_scales)
     device = find_gpu()
-    compiled = compile_graph(path, [], tensorrt.Options(), prepare=device.select)
+    compiled = compile_graph(path, [], Options(), prepare=device.select)
     plan = LoadedPlan(compiled.plan, "product", device)
     [product] = built_products(read_layers(plan.layers()), ["linear/MatMul"])
     with device.use():

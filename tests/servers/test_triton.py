@@ -25,11 +25,12 @@ import pytest
 
 pytest.importorskip("tritonclient.grpc")
 
-from builders import onnxruntime, tensorrt
+from builders import onnxruntime
 from builders.onnxruntime import OnnxRuntimeEngine
 from builders.serving.triton import TritonEngine, write_model
 from builders.serving.triton.config import IDLE_MICROSECONDS
 from builders.tensorrt import hardware
+from builders.tensorrt.build import build as build_tensorrt
 from smoothquant.errors import UserError
 from tests.builders.tensorrt import fake
 from tests.families.case import Case
@@ -101,7 +102,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         patched.setattr(hardware, "find_gpu", fake.FakeGpu)
         for name, (form, provider) in list(ENGINES.items())[1:]:
             if provider == "build tensorrt":
-                tensorrt.build(case.export(form), root / name, {"length": 64, "chunk": 4})
+                build_tensorrt(case.export(form), root / name, {"length": 64, "chunk": 4})
             else:
                 onnxruntime.build(case.export(form), root / name, provider=provider)
             write_model(root / name, repository)

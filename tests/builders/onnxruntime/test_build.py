@@ -50,7 +50,11 @@ def refused(export_folder: Path, out: Path) -> str:
 def test_engine_folder(form: str, kernels: int, exports: dict[str, Path], engines: dict[str, Path]) -> None:
     exported = top(exports[form])
     assert top(engines[form]) == exported | {"genai_config.json"}
-    assert {path.name for path in (engines[form] / OURS).iterdir()} == {"manifest.json", "smoothing.safetensors"}
+    assert {path.name for path in (engines[form] / OURS).iterdir()} == {
+        "manifest.json",
+        "smoothing.safetensors",
+        "tokenizer.json",
+    }
     for name in exported | {SMOOTHING}:
         assert (engines[form] / name).read_bytes() == (exports[form] / name).read_bytes()
         assert not (engines[form] / name).samefile(exports[form] / name)  # who changes one does not change the other

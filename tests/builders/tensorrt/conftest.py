@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from builders.tensorrt import build, hardware
+from builders.tensorrt import hardware
+from builders.tensorrt.build import build
 from tests.builders.tensorrt import fake
 
 LIMITS = {"batch": 3, "length": 64, "chunk": 16}

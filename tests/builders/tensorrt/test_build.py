@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from builders.tensorrt import Options, TensorRTEngine, build, compiler
+from builders.tensorrt import compiler
+from builders.tensorrt.build import build
+from builders.tensorrt.compiler import Options
+from builders.tensorrt.engine import TensorRTEngine
 from smoothquant import files
 from smoothquant.artifacts.smoothing_file import SMOOTHING
 from smoothquant.errors import OutputError
@@ -37,6 +40,7 @@ def test_engine_folder(make: Callable[..., Path], exports: dict[str, Path], gpu:
         "layers.json",
         "manifest.json",
         "smoothing.safetensors",
+        "tokenizer.json",
     }
     for name in exported | {SMOOTHING}:
         assert (folder / name).read_bytes() == (made / name).read_bytes()

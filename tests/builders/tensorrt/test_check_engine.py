@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from builders import onnxruntime, tensorrt
+from builders import onnxruntime
+from builders.tensorrt.build import build as build_tensorrt
 from tests.builders.tensorrt.conftest import LIMITS
 from tests.recipes.test_check import run
 
@@ -32,7 +33,7 @@ def test_a_lost_product_fails(
     exports: dict[str, Path], tmp_path: Path, trt: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trt.faults.float_nodes = {f"{DOWN}/MatMul"}
-    tensorrt.build(exports["per-token"], tmp_path / "engine", LIMITS)
+    build_tensorrt(exports["per-token"], tmp_path / "engine", LIMITS)
     status, out, err = checked(capsys, tmp_path / "engine")
     assert status == 1
     assert "7 of 8 quantized products are INT8 kernels" in out

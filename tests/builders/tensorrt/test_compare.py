@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("polygraphy")
 
-from builders.tensorrt import TensorRTEngine
 from builders.tensorrt.compare import compare
+from builders.tensorrt.engine import TensorRTEngine
 from smoothquant.errors import MissingPackageError
 from tests.builders.tensorrt import fake
 

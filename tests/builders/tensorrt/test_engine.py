@@ -14,8 +14,8 @@ import torch
 
 from builders.engine.table import open_engine
 from builders.onnxruntime import OnnxRuntimeEngine
-from builders.tensorrt import TensorRTEngine
 from builders.tensorrt.cache import Cache
+from builders.tensorrt.engine import TensorRTEngine
 from builders.tensorrt.runtime import Port
 from smoothquant.errors import UserError
 from tests.builders.tensorrt.fake import FakeGpu

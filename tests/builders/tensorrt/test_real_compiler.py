@@ -16,8 +16,7 @@ import onnx
 import pytest
 
 from builders.check.tensorrt_rtx.packages import bindings
-from builders.tensorrt import Options
-from builders.tensorrt.compiler import compile_graph
+from builders.tensorrt.compiler import Options, compile_graph
 from builders.tensorrt.limits import limits_for
 from smoothquant.errors import UserError
 from tests.gpu import overflow

@@ -14,7 +14,10 @@ import onnx
 import pytest
 import torch
 
-from builders.tensorrt import Options, TensorRTEngine, build, hardware
+from builders.tensorrt import hardware
+from builders.tensorrt.build import build
+from builders.tensorrt.compiler import Options
+from builders.tensorrt.engine import TensorRTEngine
 from builders.tensorrt.record import TensorRTInputs, TensorRTResults
 from exporters.export import Source, export
 from exporters.huggingface import W8A8Writer

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from act_scales.text import Text
-from builders import tensorrt
 from builders.tensorrt import hardware
+from builders.tensorrt.build import build
 from builders.validate import run, validate_engines
 from exporters.export import Source, export
 from smoothquant.errors import MissingPackageError, UserError
@@ -39,7 +39,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> fake.FakeGpu:
 def plan(llama: Model, input_absmax: dict[str, torch.Tensor], tmp_path: Path, gpu: fake.FakeGpu) -> Path:
     source = Source(llama, SmoothingSettings(0.5), input_absmax, {"model": llama.checkpoint.fingerprint})
     export(source, [onnx_writer(tmp_path / "onnx")])
-    tensorrt.build(tmp_path / "onnx", tmp_path / "plan", {"length": 64, "chunk": 16})
+    build(tmp_path / "onnx", tmp_path / "plan", {"length": 64, "chunk": 16})
     return tmp_path / "plan"
 
 

@@ -14,10 +14,10 @@ import torch
 from onnx.numpy_helper import to_array
 from torch import Tensor
 
-from builders import tensorrt
 from builders.check.lint import quantized_products
 from builders.onnx_graph import OnnxGraph
 from builders.onnxruntime import build as onnxruntime_build
+from builders.tensorrt.build import build as tensorrt_build
 from builders.validate import read_scheme
 from builders.validate.layers import W8A8Stream
 from exporters.export import Source, export
@@ -137,6 +137,6 @@ def test_refused_for_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         onnx_writer(tmp_path / "out", "float", embedding="int8")
     export(case.source, [onnx_writer(tmp_path / "out", embedding="int8")])
     monkeypatch.setattr(import_module("builders.onnxruntime.build"), "check_available", lambda provider: None)
-    for build in (tensorrt.build, partial(onnxruntime_build, provider="tensorrt")):
+    for build in (tensorrt_build, partial(onnxruntime_build, provider="tensorrt")):
         with pytest.raises(UserError, match=r"its embedding is in int8; expected one in float.*--embedding float"):
             build(tmp_path / "out", tmp_path / "engine")

@@ -14,9 +14,10 @@ pytest.importorskip("tritonclient.grpc")
 
 from tritonclient.grpc import model_config_pb2
 
-from builders import onnxruntime, tensorrt
+from builders import onnxruntime
 from builders.serving.triton import TritonEngine, model_name, write_model
 from builders.tensorrt import hardware
+from builders.tensorrt.build import build as build_tensorrt
 from exporters.export import Source, export
 from recipes.cli import main
 from smoothquant.errors import MissingPackageError, OutputError, UserError
@@ -41,7 +42,7 @@ def cpu_engine(exports: dict[str, Path], tmp_path: Path) -> Path:
 def plan(exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(sys.modules, "tensorrt", fake.module())
     monkeypatch.setattr(hardware, "find_gpu", fake.FakeGpu)
-    tensorrt.build(exports["per-token"], tmp_path / "plan-engine", {"length": 64, "chunk": 4})
+    build_tensorrt(exports["per-token"], tmp_path / "plan-engine", {"length": 64, "chunk": 4})
     return tmp_path / "plan-engine"
 
 
