@@ -99,9 +99,10 @@ class TextEncoder:
         return self._special[0]
 
     def streamed(self, tokens: Iterable[int]) -> Iterator[str]:
-        """Yield the text of tokens as they come, in pieces of whole characters. Together they are the text of all.
+        """Yield the text of tokens as they come, in pieces of whole characters, which together are the text of all.
 
-        A piece is decoded after the tokens of the piece before it, on which its spaces depend.
+        A piece is decoded after the tokens of the piece before it, on which its spaces depend. What was yielded stays,
+        where some decoders would take it back: for bytes behind it that are no character.
         """
         before: list[int] = []
         piece: list[int] = []
