@@ -106,13 +106,15 @@ class TextEncoder:
         """
         before: list[int] = []
         piece: list[int] = []
+        known = ""  # the text of `before`
         for token in tokens:
             piece.append(token)
-            known, text = self.decode(before), self.decode(before + piece)
+            text = self.decode(before + piece)
             if len(text) > len(known) and not text.endswith("\ufffd"):  # else half of a character: wait for the rest
                 yield text[len(known) :]
                 before, piece = piece, []
-        if rest := self.decode(before + piece)[len(self.decode(before)) :]:
+                known = self.decode(before)
+        if rest := self.decode(before + piece)[len(known) :]:
             yield rest
 
     @cached_property

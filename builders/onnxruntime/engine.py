@@ -68,13 +68,15 @@ class OnnxRuntimeDecoding(Decoding):
         self.session = engine.session
         self._device = engine.provider.device
         self._value = require("onnxruntime").OrtValue.ortvalue_from_numpy
-        self._present = [value.name for value in self.session.get_outputs() if value.name.startswith(PRESENT)]
+        present = [value.name for value in self.session.get_outputs() if value.name.startswith(PRESENT)]
+        self._ports = [(name, past_of(name)) for name in present]
         feed = first_feed(engine.session, prompt)
-        self._cache = {name: self._value(array) for name, array in feed.items() if name.startswith(PAST)}
+        self._cache = [self._value(feed[past]) for _, past in self._ports]
         self._window = engine.manifest.facts.cache_window
-        self._optional = {}  # earlier exports have no such input
+        self._binding = self.session.io_binding()
         if any(value.name == LOGITS_TO_KEEP for value in self.session.get_overridable_initializers()):
-            self._optional[LOGITS_TO_KEEP] = self._value(numpy.ones(1, dtype=numpy.int64))
+            one = self._value(numpy.ones(1, dtype=numpy.int64))  # earlier exports have no such input
+            self._binding.bind_ortvalue_input(LOGITS_TO_KEEP, one)
         self.tokens, self.cached = prompt.shape[1], 0
         self._run(prompt, feed[POSITION_IDS])
 
@@ -84,23 +86,20 @@ class OnnxRuntimeDecoding(Decoding):
         self._run(numpy.array([[token]], dtype=numpy.int64), numpy.array([[self.tokens - 1]], dtype=numpy.int64))
 
     def _run(self, ids: numpy.ndarray, positions: numpy.ndarray) -> None:
-        binding = self.session.io_binding()
+        binding = self._binding
+        self.cached += ids.shape[1]
         binding.bind_cpu_input(INPUT_IDS, ids)
         binding.bind_cpu_input(POSITION_IDS, positions)
-        self.cached += ids.shape[1]
         binding.bind_cpu_input(ATTENTION_MASK, numpy.ones((1, self.cached), dtype=numpy.int64))
-        for name, value in {**self._cache, **self._optional}.items():
-            binding.bind_ortvalue_input(name, value)
         binding.bind_output(LOGITS)
-        for name in self._present:
-            binding.bind_output(name, self._device)
+        for (present, past), value in zip(self._ports, self._cache, strict=True):
+            binding.bind_ortvalue_input(past, value)
+            binding.bind_output(present, self._device)
         with subnormals_as_zero():
             self.session.run_with_iobinding(binding)
-        logits, *present = binding.get_outputs()
-        names = map(past_of, self._present)
+        logits, *self._cache = binding.get_outputs()
         kept = tokens_to_keep(self.cached, self._window)
         if kept < self.cached:
             self.cached = kept
-            present = [self._value(value.numpy()[:, :, -kept:]) for value in present]
-        self._cache = dict(zip(names, present, strict=True))
+            self._cache = [self._value(value.numpy()[:, :, -kept:]) for value in self._cache]
         self.logits = logits.numpy()[0, -1]

@@ -159,7 +159,7 @@ def test_few_file_descriptors(limit: int, engine: Path, model: Path, tmp_path: P
     for command in (("generate", engine, "x", "--quiet"), ("export", "hf", model, scales, "--out", tmp_path / "out")):
         found = in_a_new_process(*command, preexec_fn=lower)
         assert "Traceback" not in found.stderr
-        if found.returncode or limit == 5:
+        if found.returncode or (limit == 5 and command[0] == "export"):
             assert found.returncode == 4, found.stderr
             assert "too many open files" in found.stderr.splitlines()[-1]
             assert "raise it: ulimit -n 1024" in found.stderr.splitlines()[-1]
