@@ -17,7 +17,6 @@ from smoothquant.artifacts.ports import (
     INPUT_IDS,
     LOGITS,
     LOGITS_TO_KEEP,
-    PAST,
     POSITION_IDS,
     PRESENT,
     past_of,
