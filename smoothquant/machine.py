@@ -16,6 +16,7 @@ FLUSHES = {  # machine -> the word of fenv_t that is the control register, and i
     ("Linux", "x86_64"): (7, 0x8040),  # MXCSR: flush-to-zero, denormals-are-zero
     ("Linux", "aarch64"): (0, 1 << 24),  # FPCR: flush-to-zero
 }
+FLUSH = FLUSHES.get((platform.system(), platform.machine())) if hasattr(C, "fegetenv") else None
 
 
 def cpu_flags() -> set[str]:
@@ -60,13 +61,13 @@ def subnormals_as_zero() -> Iterator[None]:
     The C library reads and sets the thread's control register, which torch and ONNX Runtime set without a way back. On
     a machine that is not of `FLUSHES`, or another system, the thread stays as it is.
     """
-    word, bits = FLUSHES.get((platform.system(), platform.machine()), (0, 0))
-    before, within = ENVIRONMENT(), ENVIRONMENT()
-    if not bits or not hasattr(C, "fegetenv"):
+    if FLUSH is None:
         yield
         return
+    word, bits = FLUSH
+    before = ENVIRONMENT()
     C.fegetenv(before)
-    ctypes.memmove(within, before, ctypes.sizeof(before))
+    within = ENVIRONMENT.from_buffer_copy(before)
     within[word] |= bits
     C.fesetenv(within)
     try:

@@ -136,7 +136,7 @@ def pick(logits: numpy.ndarray, temperature: float, top_p: float, generator: num
     Raises UserError if the largest logit is NaN or infinite.
     """
     likeliest = logits.argmax()
-    if not numpy.isfinite(logits[likeliest]):  # where there is a NaN, argmax finds it
+    if not math.isfinite(logits[likeliest]):  # where there is a NaN, argmax finds it
         raise UserError(
             "the engine's logits are NaN or infinite",
             expected="numbers",
