@@ -180,9 +180,9 @@ def quantized_model_is_exact(case: Case) -> None:
 
 
 def engine_generates_as_transformers(case: Case) -> None:
-    """`build onnxruntime`: the float engine's greedy tokens are those of transformers, here and in onnxruntime-genai;
-    there also in a batch, unless layers have windows, among whose tokens genai's padding counts. W8A8 engines build and
-    run."""
+    """`build onnxruntime`: the float engine's greedy tokens are those of transformers, with the prompt in pieces, and in
+    onnxruntime-genai; there also in a batch, unless layers have windows, among whose tokens genai's padding counts.
+    W8A8 engines build and run."""
     prompt = torch.tensor([PROMPT])
     expected = case.transformers.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW, do_sample=False, pad_token_id=0
@@ -193,7 +193,9 @@ def engine_generates_as_transformers(case: Case) -> None:
         assert manifest.results["kernels"] == {"integer": count, "quantized": count}
     folder = case.root / "engine-float"
     ours = OnnxRuntimeEngine(folder)
-    alone = [list(ours.generate(prompt, NEW)) for prompt in (PROMPT, PROMPT[3:], PROMPT[:5])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builders.onnxruntime.engine.PIECE", 3)
+        alone = [list(ours.generate(prompt, NEW)) for prompt in (PROMPT, PROMPT[3:], PROMPT[:5])]
     assert alone[0] == [token for token in expected if token != END]
     windows = any(kind.window for kind in case.model.geometry.attention)
     together = alone[:1] if windows else alone

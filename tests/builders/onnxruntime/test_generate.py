@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
 from builders.onnxruntime import OnnxRuntimeEngine, build
+from builders.onnxruntime.engine import OnnxRuntimeDecoding
 from exporters.export import Source, export
 from smoothquant.artifacts.ports import LOGITS_TO_KEEP
 from smoothquant.errors import UserError
@@ -50,6 +52,23 @@ def test_greedy_is_that_of_transformers_and_genai(
 def test_w8a8_greedy_is_that_of_genai(form: str, engines: dict[str, Path]) -> None:
     found = list(OnnxRuntimeEngine(engines[form]).generate(PROMPT, NEW))
     assert [found] == genai_tokens(engines[form], [PROMPT], NEW)
+
+
+@pytest.mark.parametrize("form", ["float", "per-token", "per-tensor"])
+def test_a_prompt_in_pieces_has_the_logits_of_all_of_it(
+    form: str, engines: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, ran = OnnxRuntimeEngine(engines[form]), []
+    append = OnnxRuntimeDecoding._append
+    monkeypatch.setattr(OnnxRuntimeDecoding, "_append", lambda self, ids: (ran.append(ids.shape[1]), append(self, ids)))
+    whole = engine.start(PROMPT).logits
+    monkeypatch.setattr("builders.onnxruntime.engine.PIECE", 4)
+    pieces = engine.start(PROMPT)
+    assert ran == [6, 4, 2]
+    for decoding in (pieces, engine.start(PROMPT[:-1])):
+        if decoding is not pieces:
+            decoding.step(PROMPT[-1])
+        assert numpy.abs(decoding.logits - whole).max() <= 1e-5 * numpy.abs(whole).max()
 
 
 @pytest.mark.parametrize("body", ["fp32", "fp16"])
