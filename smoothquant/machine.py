@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+INT8_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx2", "asimddp")  # they multiply integers; best first
 M_MMAP_THRESHOLD = -3  # a constant of <malloc.h>
 C = ctypes.CDLL(None)
 ENVIRONMENT = ctypes.c_uint32 * 8  # room for <fenv.h>'s fenv_t
@@ -22,6 +23,11 @@ FLUSH = FLUSHES.get((platform.system(), platform.machine())) if hasattr(C, "fege
 def cpu_flags() -> set[str]:
     """The features of this processor, by Linux's names."""
     return {flag for line in cpuinfo() if line.startswith(("flags", "Features")) for flag in line.split(":")[1].split()}
+
+
+def int8_flag(flags: Collection[str]) -> str:
+    """The best of `INT8_FLAGS` that a processor with these features has; "" if it has none."""
+    return next((flag for flag in INT8_FLAGS if flag in flags), "")
 
 
 def cpuinfo() -> list[str]:

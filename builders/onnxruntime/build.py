@@ -12,30 +12,26 @@ matrix product must have become an integer kernel.
 
 from __future__ import annotations
 
-import platform
 from dataclasses import replace
 from pathlib import Path
 
 import numpy
 
-from builders.check.lint import missing_products, quantized_products
 from builders.engine.exports import open_export
-from builders.onnx_graph import OnnxGraph
+from builders.engine.kernels import IntegerKernels, check_kernels, check_logits, products_to_run
 from builders.onnxruntime.genai import GENAI, genai_config
 from builders.onnxruntime.providers import check_available, find_provider
-from builders.onnxruntime.record import STEP, IntegerKernels, OnnxRuntimeInputs, OnnxRuntimeResults
+from builders.onnxruntime.record import CPU, STEP, OnnxRuntimeInputs, OnnxRuntimeResults
 from builders.onnxruntime.session import check_body, operators_run
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.artifacts.ports import MODEL
 from smoothquant.artifacts.record import as_json
-from smoothquant.errors import UserError
 from smoothquant.files import write_json
 from smoothquant.machine import physical_cores
 from smoothquant.outputs import check_content, load_manifest
 from smoothquant.workspace import Workspace
 
 INTEGER_KERNEL = "MatMulIntegerToFloat"
-FUSES = ("x86_64", "amd64")  # processors for which ONNX Runtime has the fused kernel
 
 
 def build(
@@ -43,7 +39,7 @@ def build(
     out: str | Path,
     *,
     activations: str | None = None,
-    provider: str = "cpu",
+    provider: str = CPU,
     overwrite: bool = False,
 ) -> Manifest:
     """Make the engine folder `out` from the folder `export`. Returns its manifest.
@@ -85,24 +81,8 @@ def _check(folder: Path, manifest: Manifest, provider: str) -> IntegerKernels:
     """
     ids = numpy.arange(4, dtype=numpy.int64)[None] % manifest.facts.vocab_size
     ran, logits = operators_run(folder, ids, provider, manifest)
-    if not numpy.isfinite(logits).all():
-        raise UserError(
-            f"{folder}: the graph gives logits that are not finite",
-            expected="finite logits",
-            do="export with --dtype fp32, or validate the float model first",
-        )
-    graph = OnnxGraph(folder)
-    if lost := missing_products(graph):
-        raise UserError(
-            f"{graph.path}: {lost[0]} is not quantized",
-            expected="an INT8 product, as the exporter wrote into the file",
-            do="make the export again, and change nothing afterwards",
-        )
-    expected = len(quantized_products(graph))
-    if provider == "cpu" and platform.machine().lower() in FUSES and ran[INTEGER_KERNEL] != expected:
-        raise UserError(
-            f"{folder}: ONNX Runtime made {ran[INTEGER_KERNEL]} integer kernels",
-            expected=f"{expected}, one for each quantized matrix product",
-            do="use onnxruntime >= 1.20, or report this export",
-        )
-    return IntegerKernels(ran[INTEGER_KERNEL], expected)
+    check_logits(folder, logits)
+    kernels = IntegerKernels(ran[INTEGER_KERNEL], len(products_to_run(folder)))
+    if provider == CPU:
+        check_kernels(folder, "ONNX Runtime", kernels, "use onnxruntime >= 1.20, or report this export")
+    return kernels

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from builders.engine.kernels import IntegerKernels
 from smoothquant.artifacts.manifest import Manifest, Origin
 from smoothquant.artifacts.record import as_json
 
@@ -26,14 +27,6 @@ class OnnxRuntimeInputs:
         """The same as JSON values. The CPU's provider goes without saying."""
         content = as_json(self)
         return {key: value for key, value in content.items() if (key, value) != ("provider", CPU)}
-
-
-@dataclass(frozen=True)
-class IntegerKernels:
-    """integer: the number of products that are integer kernels; quantized: the number that should be."""
-
-    integer: int
-    quantized: int
 
 
 @dataclass(frozen=True)

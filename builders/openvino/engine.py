@@ -1,0 +1,129 @@
+"""Run an engine folder in OpenVINO: logits of whole sequences, and generation with a KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor
+
+from builders.engine.generation import Decoding, GeneratingEngine, tokens_to_keep
+from builders.engine.kernels import IntegerKernels, check_kernels
+from builders.openvino.graph import CompiledGraph, compile_graph, refused
+from builders.openvino.package import require_openvino, version_of
+from builders.openvino.record import OpenVinoInputs, OpenVinoResults
+from smoothquant.artifacts.manifest import Manifest
+from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_TO_KEEP, POSITION_IDS
+from smoothquant.errors import UserError
+from smoothquant.machine import cpu_flags, int8_flag
+from smoothquant.outputs import load_manifest
+
+
+class OpenVinoEngine(GeneratingEngine):
+    """An engine folder, opened in OpenVINO.
+
+    manifest: the folder's manifest. threads: the number of threads; the default is the number of physical cores.
+
+    Raises UserError for an engine that was built for instructions which this processor lacks, or whose products do not
+    all run in INT8 in this version of OpenVINO.
+    """
+
+    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
+        self.folder = Path(folder)
+        self.manifest = load_manifest(folder)
+        check_instructions(self.folder, self.manifest)
+        self.graph = compile_graph(self.folder, threads)
+        check_version(self.graph, self.manifest)
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """The logits of whole sequences without padding, float32 (batch, tokens, vocab). ids: int64 (batch, tokens)."""
+        return torch.from_numpy(OpenVinoRequest(self.graph, len(ids)).run(ids.numpy(), keep=0))
+
+    def start(self, prompt: Sequence[int]) -> OpenVinoDecoding:
+        """A sequence after its prompt. prompt: token ids."""
+        return OpenVinoDecoding(self, prompt)
+
+
+class OpenVinoRequest:
+    """Sequences of one length under way, with a cache of their own. tokens: how many they have; cached: how many of
+    these are in the cache."""
+
+    def __init__(self, graph: CompiledGraph, batch: int) -> None:
+        self.graph, self.request, self.tokens, self.cached = graph, graph.model.create_infer_request(), 0, 0
+        self._tensor = require_openvino().Tensor
+        for state in self.request.query_state():
+            _, heads, _, channels = state.state.shape
+            state.state = self._tensor(state.state.element_type, [batch, heads, 0, channels])
+
+    def run(self, ids: numpy.ndarray, keep: int) -> numpy.ndarray:
+        """Append tokens. Returns logits, float32 (batch, kept tokens, vocab).
+
+        ids: int64 (batch, tokens). keep: the number of last tokens whose logits are computed; 0 for all.
+        """
+        batch, tokens = ids.shape
+        positions = numpy.arange(self.tokens, self.tokens + tokens, dtype=numpy.int64)
+        self.tokens, self.cached = self.tokens + tokens, self.cached + tokens
+        feed = {
+            INPUT_IDS: numpy.ascontiguousarray(ids),
+            POSITION_IDS: numpy.tile(positions, (batch, 1)),
+            ATTENTION_MASK: numpy.ones((batch, self.cached), dtype=numpy.int64),
+        }
+        if self.graph.keeps:
+            feed[LOGITS_TO_KEEP] = numpy.array([keep], dtype=numpy.int64)
+        try:
+            self.request.infer(feed, share_inputs=True)
+        except RuntimeError as error:
+            raise refused(self.graph.folder, error) from error
+        return self.request.get_tensor(LOGITS).data.copy()
+
+    def cut(self, kept: int) -> None:
+        """Forget all but the newest tokens of the cache. kept: their number."""
+        if kept < self.cached:
+            self.cached = kept
+            for state in self.request.query_state():
+                state.state = self._tensor(numpy.ascontiguousarray(state.state.data[:, :, -kept:]))
+
+
+class OpenVinoDecoding(Decoding):
+    """One sequence under way. Its cache stays inside the runtime.
+
+    logits: the logits of its last token, float32 (vocab,).
+    """
+
+    def __init__(self, engine: OpenVinoEngine, prompt: Sequence[int]) -> None:
+        self._request = OpenVinoRequest(engine.graph, 1)
+        self._window = engine.manifest.facts.cache_window
+        self._append(prompt)
+
+    def step(self, token: int) -> None:
+        """Append a token to the sequence and compute its logits."""
+        self._append([token])
+
+    def _append(self, tokens: Sequence[int]) -> None:
+        logits = self._request.run(numpy.array([tokens], dtype=numpy.int64), keep=1)
+        self._request.cut(tokens_to_keep(self._request.cached, self._window))
+        self.logits = torch.from_numpy(logits[0, -1])
+
+
+def check_instructions(folder: Path, manifest: Manifest) -> None:
+    """Raise UserError if this processor lacks the integer instructions that an engine was built for.
+
+    Where a processor does not tell its features, nothing is known and nothing is assumed."""
+    built, flags = manifest.inputs_as(OpenVinoInputs).instructions, cpu_flags()
+    if built and flags and built not in flags:
+        raise UserError(
+            f"{folder}: built for a processor with {built}; this one has {int8_flag(flags) or 'no such instructions'}",
+            expected=f"a processor with {built}",
+            do="run smoothquant build openvino again, on this machine",
+        )
+
+
+def check_version(graph: CompiledGraph, manifest: Manifest) -> None:
+    """Raise UserError if another version of OpenVINO than that of the build runs fewer products in INT8."""
+    built, found = manifest.inputs_as(OpenVinoInputs).openvino, version_of(require_openvino())
+    if found != built:
+        quantized = manifest.results_as(OpenVinoResults).kernels.quantized
+        kernels = IntegerKernels(sum(product.integer for product in graph.products()), quantized)
+        check_kernels(graph.folder, f"OpenVINO {found}", kernels, f"pip install openvino=={built}, which built it")
