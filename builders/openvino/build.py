@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy
 
 from builders.check.lint import Product
-from builders.engine.exports import open_export
+from builders.engine.exports import OnnxExport, open_export
 from builders.engine.kernels import IntegerKernels, check_kernels, check_logits, products_to_run
 from builders.openvino.engine import OpenVinoRequest
 from builders.openvino.graph import CompiledGraph, compile_graph
@@ -26,6 +26,7 @@ from builders.openvino.record import STEP, OpenVinoInputs, OpenVinoResults
 from smoothquant.artifacts.manifest import Manifest, ModelFacts
 from smoothquant.artifacts.ports import MODEL
 from smoothquant.artifacts.record import as_json
+from smoothquant.errors import UserError
 from smoothquant.machine import cpu_flags, int8_flag, physical_cores
 from smoothquant.outputs import check_content, load_manifest
 from smoothquant.packages import require
@@ -46,6 +47,7 @@ def build(export: str | Path, out: str | Path, *, activations: str | None = None
     found = open_export(export, activations)
     made = found.manifest
     check_content(found.folder, made)
+    _check_body(found)
     inputs = as_json(OpenVinoInputs(found.origin, found.digest, physical_cores(), version, int8_flag(cpu_flags())))
     with Workspace(Path(out), STEP, inputs, overwrite=overwrite) as work:
         if not work.finished:
@@ -56,6 +58,16 @@ def build(export: str | Path, out: str | Path, *, activations: str | None = None
             kernels = _check(running, made.facts)
             work.commit(as_json(OpenVinoResults(kernels)), contract=made.contract, geometry=made.geometry)
     return load_manifest(out)
+
+
+def _check_body(found: OnnxExport) -> None:
+    """Raise UserError for a body that OpenVINO does not compute as it is written."""
+    if found.origin.onnx is not None and found.origin.onnx.body == "bf16":
+        raise UserError(
+            f"{found.folder}: OpenVINO computes a bfloat16 graph in float32",
+            expected="a body of fp32 or fp16",
+            do="export with --dtype fp32 or fp16; bf16 is for TensorRT",
+        )
 
 
 def _check(folder: Path, facts: ModelFacts) -> IntegerKernels:

@@ -1,9 +1,11 @@
 """Read an ONNX export for OpenVINO, and compile it with settings that suit the machine.
 
-The graph on the disk stays as it was exported. In memory it gets two changes:
+The graph on the disk stays as it was exported. In memory it gets three changes:
 
-    logits_to_keep   becomes an input: OpenVINO's ONNX reader takes an input with a default value for a constant
-    past, present    become variables, which the runtime keeps from one run to the next (a stateful model)
+    logits_to_keep     becomes an input: OpenVINO's ONNX reader takes an input with a default value for a constant
+    past, present      become variables, which the runtime keeps from one run to the next (a stateful model)
+    casts to bfloat16  and back become products and differences that round alike (Veltkamp's splitting): OpenVINO leaves
+                       such casts away, and some families (Falcon RW) round their ALiBi so
 
 Attention stays as written, products and softmax. OpenVINO's own operator for it, which can hold the cache, was slower:
 1.28 times in a prompt of 1024 tokens, for a gain of 6 % in a step behind it.
@@ -35,6 +37,7 @@ SETTINGS = {
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
     "ENABLE_CPU_PINNING": False,  # others use the cores, too
 }
+SPLIT = 2.0**16 + 1  # Veltkamp's constant: of 24 significant bits, 8 stay
 PRODUCTS = ("FullyConnected", "MatMul")  # OpenVINO's names of matrix products
 INTEGERS = ("i8", "u8")
 
@@ -76,6 +79,7 @@ def compile_graph(folder: Path, threads: int | None = None) -> CompiledGraph:
         core = openvino.Core()
         graph = core.read_model(folder / MODEL)
         keeps = _open_logits_to_keep(graph)
+        _round_to_bfloat16(graph)
         _keep_cache(graph)
         settings = {**SETTINGS, "INFERENCE_NUM_THREADS": threads or physical_cores()}
         return CompiledGraph(folder, core.compile_model(graph, DEVICE, settings), keeps)
@@ -105,6 +109,24 @@ def _open_logits_to_keep(graph: Any) -> bool:
             graph.add_parameters([given])
             return True
     return False
+
+
+def _round_to_bfloat16(graph: Any) -> None:
+    """Round float32 values in float32 where the graph casts them to bfloat16 and back."""
+    operators = require("openvino.opset13")
+    for node in graph.get_ops():
+        if (
+            node.get_type_name() == "Convert"
+            and node.input_value(0).get_element_type().get_type_name() == "f32"
+            and node.get_output_element_type(0).get_type_name() == "bf16"
+        ):
+            value = node.input_value(0)
+            large = operators.multiply(value, operators.constant(SPLIT, numpy.float32))
+            rounded = operators.subtract(large, operators.subtract(large, value))
+            for reader in node.output(0).get_target_inputs():
+                back = reader.get_node()
+                if back.get_type_name() == "Convert" and back.get_output_element_type(0).get_type_name() == "f32":
+                    back.output(0).replace(rounded.output(0))
 
 
 def _keep_cache(graph: Any) -> None:
