@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from builders.check.tensorrt_rtx.packages import VERSIONS
+from builders.engine.faster import faster_engine
 from smoothquant.machine import cpu_flags, cpuinfo, physical_cores
 from smoothquant.packages import CONVERT, INSTALL
 
@@ -72,6 +73,7 @@ COMMANDS = (
     Command("export onnx", ("onnx",)),
     Command("generate (an ONNX Runtime engine)", ("onnxruntime|onnxruntime-gpu",)),
     Command("build onnxruntime, demo", ("onnx", "onnxruntime|onnxruntime-gpu")),
+    Command("build openvino", ("onnx", "openvino")),
     Command("build onnxruntime --provider cuda", ("onnx", "onnxruntime-gpu"), ORT_GPU, gpu=True),
     Command(
         "build onnxruntime --provider tensorrt",
@@ -107,7 +109,7 @@ def examine() -> Report:
         Fact("GPU", "; ".join(gpus) or "none found (nvidia-smi)"),
     )
     abilities = tuple(_ability(target, gpus) for target in COMMANDS)
-    advice = []
+    advice = [faster_engine(flags)]
     if "avx2" in flags and not any(flag in flags for flag in ("avx512_vnni", "avx_vnni")):
         advice.append("without VNNI, ONNX Runtime's u8*s8 kernels may saturate: trust `smoothquant validate` here")
     if gpus and not _version("onnxruntime-gpu"):

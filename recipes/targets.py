@@ -3,6 +3,7 @@
     target          export     engine                            validated by
     w8a8            w8a8/      the checkpoint itself             transformers with compressed-tensors
     onnxruntime     onnx/      engine/onnxruntime/               ONNX Runtime
+    openvino        onnx/      engine/openvino/                  OpenVINO
     tensorrt        onnx/      engine/tensorrt/                  TensorRT, on the GPU of this machine
     tensorrt-llm    trtllm/    the checkpoint itself, checked    the interpreter of its format
 
@@ -85,6 +86,20 @@ def _onnxruntime(export: Path, engine: Path, overwrite: bool) -> Path:
     return engine
 
 
+def _needs_openvino(model: Model, scheme: Scheme) -> None:
+    from builders.openvino.package import require_openvino
+
+    require("onnx")
+    require_openvino()
+
+
+def _openvino(export: Path, engine: Path, overwrite: bool) -> Path:
+    from builders import openvino
+
+    openvino.build(export, engine, overwrite=overwrite)
+    return engine
+
+
 def _needs_tensorrt(model: Model, scheme: Scheme) -> None:
     from builders.tensorrt import hardware
 
@@ -132,6 +147,7 @@ TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
         Target("onnxruntime", "onnx", _needs_onnxruntime, _onnx, _onnxruntime, head=True, embedding=True),
+        Target("openvino", "onnx", _needs_openvino, _onnx, _openvino, head=True, embedding=True),
         Target("tensorrt", "onnx", _needs_tensorrt, _onnx, _tensorrt, head=True),
         Target(
             "tensorrt-llm",

@@ -31,6 +31,7 @@ TOP_MANIFEST = "manifest.json"  # where earlier versions had it, and where model
 CACHE = f"{OURS}/cache/"  # what engines keep for themselves while they run
 FORMAT = 4
 FIXED = (".safetensors", ".onnx", ".data", ".plan", ".engine", ".bin")  # files that nobody changes by hand
+PACKAGES = ("torch", "safetensors", "transformers", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_llm")
 
 
 def is_output(folder: Path) -> bool:
@@ -150,7 +151,7 @@ def check_apart(out: str | Path, inputs: Mapping[str, str | Path], option: str =
 def versions() -> dict[str, str]:
     """Versions of what took part: this tool, Python, and the packages that are installed."""
     found = {"smoothquant": __version__, "python": platform.python_version()}
-    for package in ("torch", "safetensors", "transformers", "onnx", "onnxruntime", "tensorrt", "tensorrt_llm"):
+    for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -16,6 +16,7 @@ ONNX, TRTLLM, FLOAT = "ONNX", "TensorRT-LLM checkpoint", "float"  # forms, besid
 FORMS = {  # step that made a folder that is no Hugging Face folder -> its form
     "export onnx": ONNX,
     "build onnxruntime": ONNX,
+    "build openvino": ONNX,
     "export trtllm": TRTLLM,
 }
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # keys of config.json

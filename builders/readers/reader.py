@@ -58,5 +58,5 @@ READERS: Mapping[str, Reader] = {
     ),
     "onnxruntime": Reader("onnxruntime", "ONNX Runtime", "1.32.0", ("ONNX",), "smoothquant export onnx"),
     "genai": Reader("genai", "onnxruntime-genai", "0.18.0", ("ONNX",), "smoothquant build onnxruntime"),
-    "openvino": Reader("openvino", "OpenVINO", "2026.3", ("ONNX",), "smoothquant export onnx"),
+    "openvino": Reader("openvino", "OpenVINO", "2026.4.1", ("ONNX",), "smoothquant build openvino"),
 }

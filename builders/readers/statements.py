@@ -288,6 +288,28 @@ ONNX = (
         "tests/builders/onnxruntime/test_generate.py",
         kernel="MatMulIntegerToFloat",
     ),
+    Statement(
+        "openvino",
+        "ONNX",
+        ANY_CPU,
+        Outcome.AS_WRITTEN,
+        "OpenVINO makes one integer kernel of every quantized product",
+        "tests/builders/openvino",
+        activations=INT8,
+        kernel="FullyConnected, i8",
+        do="smoothquant build openvino",
+    ),
+    Statement(
+        "openvino",
+        "ONNX",
+        ANY_CPU,
+        Outcome.AS_WRITTEN,
+        "it is a float graph",
+        "tests/builders/openvino",
+        activations=("float",),
+        kernel="float",
+        do="smoothquant build openvino",
+    ),
 )
 
 STATEMENTS: tuple[Statement, ...] = VLLM + SGLANG + TENSORRT_LLM + EDGE_LLM + TRANSFORMERS + ONNX

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from recipes.cli import build_onnxruntime, build_tensorrt, build_tensorrt_llm
+from recipes.cli import build_onnxruntime, build_openvino, build_tensorrt, build_tensorrt_llm
 
-TARGETS = (build_onnxruntime, build_tensorrt, build_tensorrt_llm)
+TARGETS = (build_onnxruntime, build_openvino, build_tensorrt, build_tensorrt_llm)
 
 
 def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:

@@ -20,6 +20,7 @@ def add(targets: argparse._SubParsersAction, common: argparse.ArgumentParser) ->
         "loaded and run once, and on a CPU every quantized linear must have become an integer kernel.",
     )
     options.add_engine(command)
+    options.add_triton(command)
     command.add_argument(
         "--provider",
         default="cpu",
@@ -59,4 +60,6 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     else:
         told = f"{kernels.quantized} quantized products; on {provider.name}, {provider.effect}"
     ui.done(arguments.out, f"{arguments.out}: {told}; {manifest.nbytes / 1e6:,.1f} MB on the disk")
+    if provider.name == "cpu":
+        options.say_faster(ui)
     options.say_next(ui, arguments, triton)

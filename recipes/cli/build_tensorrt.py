@@ -26,6 +26,7 @@ def add(targets: argparse._SubParsersAction, common: argparse.ArgumentParser) ->
         "table says which became INT8 kernels. The engine is loaded and run once.",
     )
     options.add_engine(command)
+    options.add_triton(command)
     held = command.add_argument_group("what the engine must hold")
     held.add_argument("--max-batch", type=int, default=1, metavar="N", help="sequences at once (default 1)")
     held.add_argument(

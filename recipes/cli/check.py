@@ -18,6 +18,7 @@ Checker = Callable[[argparse.Namespace, Ui], None]
 CHECKERS: Mapping[str, Checker] = {  # step that made a folder -> what checks it
     "export onnx": check_onnx,
     "build onnxruntime": check_onnx,
+    "build openvino": check_onnx,
     "build tensorrt": check_tensorrt,
     "export trtllm": check_trtllm,
 }

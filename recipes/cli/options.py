@@ -110,12 +110,15 @@ def add_engine(command: argparse.ArgumentParser) -> None:
         choices=quantized_names(ACTIVATIONS),
         help="which graph of an export --act both (default: per-token)",
     )
+    add_overwrite(command)
+
+
+def add_triton(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--triton",
         metavar="DIR",
         help="also put the engine into a model repository of Triton Inference Server, under ENGINE's name",
     )
-    add_overwrite(command)
 
 
 def check_triton(arguments: argparse.Namespace) -> None:
@@ -135,8 +138,16 @@ def write_triton(arguments: argparse.Namespace) -> dict[str, str]:
     return {"triton": str(write_model(arguments.out, arguments.triton, overwrite=arguments.overwrite))}
 
 
-def say_next(ui: Ui, arguments: argparse.Namespace, triton: Mapping[str, str]) -> None:
-    """What to try with an engine that has just been built."""
+def say_faster(ui: Ui) -> None:
+    """Which of the engines for CPUs is the faster on this machine."""
+    from builders.engine.faster import faster_engine
+    from smoothquant.machine import cpu_flags
+
+    ui.say(faster_engine(cpu_flags()))
+
+
+def say_next(ui: Ui, arguments: argparse.Namespace, triton: Mapping[str, str] | None = None) -> None:
+    """What to try with an engine that has just been built. triton: by `write_triton`."""
     ui.say(f'{arguments.out}: try  smoothquant generate {arguments.out} "Once upon a time"')
     if triton:
         ui.say(f"{triton['triton']}: try  tritonserver --model-repository {arguments.triton}")

@@ -45,9 +45,9 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         choices=tuple(TARGETS),
         action="append",
         help="what to make and validate; may be given several times (default: onnxruntime, and a w8a8 checkpoint that "
-        "is not validated). onnxruntime, tensorrt: an engine, tensorrt for the GPU of this machine; tensorrt-llm: a "
-        "checkpoint, checked and validated, of which build tensorrt-llm makes the engine; w8a8: a compressed-tensors "
-        "checkpoint, which transformers validates with the whole model in memory",
+        "is not validated). onnxruntime, openvino, tensorrt: an engine, tensorrt for the GPU of this machine; "
+        "tensorrt-llm: a checkpoint, checked and validated, of which build tensorrt-llm makes the engine; w8a8: a "
+        "compressed-tensors checkpoint, which transformers validates with the whole model in memory",
     )
     command.add_argument("--out", required=True, metavar="DIR", help="folder for everything that is made")
     options.add_smoothing(command, "the recipe's")

@@ -1,4 +1,5 @@
-"""INT8 against FP32 in ONNX Runtime, on a random Llama: prefill of a prompt, and one token behind it.
+"""INT8 against FP32 in ONNX Runtime, on a random Llama: prefill of a prompt, and one token behind it. INT8 in OpenVINO
+beside them.
 
     python -m tests.benchmarks.engine_speed [--hidden 2048 --layers 4 --vocab 32000 --prefill 256 --repeats 7]
 
@@ -23,6 +24,8 @@ from statistics import median
 
 import numpy
 
+from builders import openvino
+from builders.engine.generation import GeneratingEngine
 from builders.engine.speed import measure
 from builders.onnxruntime import OnnxRuntimeEngine
 from builders.onnxruntime.session import PAST, first_feed, open_session
@@ -42,6 +45,7 @@ VARIANTS = {  # how a graph computes does not depend on smoothing: no act scales
     "W8A8, float head": {"activations": "per-token"},
     "W8A8, INT8 head": {"activations": "per-token", "lm_head": "int8"},
 }
+OPENVINO = {label: f"{label}, in OpenVINO" for label in VARIANTS if label != BASE}
 PHASES = ("prefill", "decode")
 PRODUCTS = ("MatMul", "FusedMatMul", "MatMulIntegerToFloat")  # as ONNX Runtime names them after fusion
 
@@ -83,6 +87,12 @@ def main() -> None:
                 f"{share:.0%} of the bound {median(found) / share:.2f}; head {spent.head / spent.all:.0%} of the time"
             )
             rows.append(Row(f"{phase}, {label}", text, f">= {TARGET}"))
+    for label in OPENVINO.values():
+        for phase in PHASES:
+            found, took = ratios[label, phase], median(seconds[label, phase])
+            details[f"{label}, {phase}"] = {"seconds": seconds[label, phase], "ratios": found}
+            text = f"{median(found):.2f} x FP32 ({min(found):.2f} to {max(found):.2f}), {took * 1e3:.1f} ms"
+            rows.append(Row(f"{phase}, {label}", text))
     publish("engine_speed", rows, details)
 
 
@@ -108,7 +118,11 @@ def compare(
     folders: Mapping[str, Path], prompt: int, repeats: int
 ) -> tuple[dict[tuple[str, str], list[float]], dict[tuple[str, str], list[float]]]:
     """(ratios to the FP32 engine, seconds), one of each per repeat, by (label, phase)."""
-    engines = {label: OnnxRuntimeEngine(folder) for label, folder in folders.items()}
+    engines: dict[str, GeneratingEngine] = {label: OnnxRuntimeEngine(folder) for label, folder in folders.items()}
+    for label, name in OPENVINO.items():
+        built = folders[label].with_name(f"{folders[label].name}-openvino")
+        openvino.build(folders[label], built)
+        engines[name] = openvino.OpenVinoEngine(built)
     ratios, seconds = defaultdict(list), defaultdict(list)
     for _ in range(repeats):
         speeds = measure(engines, prompt=prompt, steps=16, rounds=3)

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "convert": ("int8", "--to", "compressed-tensors", *TO),
     "check": ("onnx",),
     "build onnxruntime": ("onnx", *TO),
+    "build openvino": ("onnx", *TO),
     "build tensorrt": ("onnx", *TO),
     "build tensorrt-llm": ("trtllm", *TO),
     "validate": ("onnx", "--reference", "model", "--text", "text.txt", *FEW, "--report", "r.html", "--out", "r.json"),

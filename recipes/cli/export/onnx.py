@@ -24,7 +24,7 @@ class Onnx(ExportTarget):
     summary = "the W8A8 ONNX graph (Q/DQ)"
     description = (
         "A decoder with KV cache in standard operators, weights in external data. Build an engine from it: smoothquant "
-        "build onnxruntime DIR --out ENGINE, or build tensorrt."
+        "build onnxruntime DIR --out ENGINE, build openvino or build tensorrt."
     )
 
     def add_options(self, command: argparse.ArgumentParser) -> None:

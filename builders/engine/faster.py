@@ -1,0 +1,26 @@
+"""Which engine for CPUs is the faster on a processor, ONNX Runtime or OpenVINO: by its integer instructions, measured.
+
+Both run the same ONNX graph and give the same logits, so the choice is free. The numbers are of W8A8 with a float
+output head against the FP32 graph in ONNX Runtime (`tests/benchmarks/engine_speed.py`), with two cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from smoothquant.machine import int8_flag
+
+MEASURED: Mapping[str, str] = {  # best instructions of the processor -> the faster engine, and by which numbers
+    "amx_int8": "OpenVINO is the faster for prompts of 1024 tokens (8.0 times FP32, ONNX Runtime 3.2), ONNX Runtime for "
+    "256 tokens (7.0, OpenVINO 4.8) and for decoding (4.0, OpenVINO 2.4 to 2.9)",
+    "avx512_vnni": "TODO",
+}
+
+
+def faster_engine(flags: Collection[str]) -> str:
+    """A sentence about a processor with these features (`smoothquant.machine.cpu_flags`)."""
+    best = int8_flag(flags)
+    if best in MEASURED:
+        return f"with {best}, {MEASURED[best]}"
+    known = f"with {best}" if best else "on this processor"
+    return f"{known}, nobody has measured whether ONNX Runtime or OpenVINO is the faster: build both, and try"
