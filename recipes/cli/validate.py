@@ -48,8 +48,8 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         metavar="ENGINE",
         nargs="+",
         help="folder made by smoothquant build onnxruntime, openvino or tensorrt, or by export hf, w8a8, onnx or "
-        "trtllm; or by another tool, a TensorRT-LLM checkpoint or an INT8 folder in compressed-tensors' or ModelOpt's form; "
-        "several are compared side by side",
+        "trtllm; or by another tool, a TensorRT-LLM checkpoint or an INT8 folder in compressed-tensors' or ModelOpt's "
+        "form; several are compared side by side",
     )
     command.add_argument("--reference", required=True, metavar="MODEL", help="the float model that it was made from")
     command.add_argument(

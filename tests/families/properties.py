@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from act_scales.text import Text
+from builders import openvino
 from builders.check import check
 from builders.check.tensorrt_rtx import compile_onnx
+from builders.engine.generation import tokens_to_keep
 from builders.nvidia.profiles import single_profile
 from builders.onnxruntime import OnnxRuntimeEngine, build
+from builders.openvino.engine import OpenVinoRequest
+from builders.openvino.graph import compile_graph
 from builders.tensorrt_llm import CheckpointEngine
 from builders.tensorrt_llm import check as check_checkpoint
 from builders.tensorrt_llm.format.findings import errors
@@ -203,6 +207,20 @@ def engine_generates_as_transformers(case: Case) -> None:
     assert [[token for token in found if token != END] for found in theirs] == together
 
 
+def openvino_runs_every_layout(case: Case) -> None:
+    """`build openvino`: the float graph gives the logits of transformers, token by token with a cache; every quantized
+    product of the W8A8 graph is an integer kernel."""
+    ids = sample_ids(sequences=1, tokens=20, seed=2)
+    request = OpenVinoRequest(compile_graph(case.export("float")), batch=1)
+    parts = []
+    for tokens in (ids[:, :7], *ids[:, 7:].split(1, dim=1)):
+        parts.append(torch.from_numpy(request.run(tokens.numpy(), keep=0)))
+        request.cut(tokens_to_keep(request.cached, case.model.facts().cache_window))
+    assert largest_difference(torch.cat(parts, dim=1), case.logits(ids)) <= GRAPH
+    manifest, count = openvino.build(case.export("per-token"), case.root / "openvino"), products_of(case.model)
+    assert manifest.results["kernels"] == {"integer": count, "quantized": count}
+
+
 def engine_validates(case: Case) -> None:
     """`validate`: every quantized linear has its error, and the engine's logits are near the float model's."""
     ids = sample_ids(seed=9)
@@ -266,6 +284,7 @@ PROPERTIES: dict[str, Callable[[Case], None]] = {
     "onnx model": quantized_model_is_exact,
     "tensorrt": tensorrt_compiles_every_product_to_int8,
     "engine": engine_generates_as_transformers,
+    "openvino": openvino_runs_every_layout,
     "validate": engine_validates,
     "tensorrt llm": trtllm_checkpoint_computes_ours,
 }
