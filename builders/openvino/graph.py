@@ -61,12 +61,13 @@ class CompiledGraph:
     keeps: bool
 
     def products(self) -> Iterator[MatrixProduct]:
-        """Yield the matrix products, as they run."""
+        """Yield the matrix products, as they run. The type of the primitive tells: OpenVINO's `runtimePrecision` is i8,
+        too, where a float kernel reads int8 weights."""
         for node in self.model.get_runtime_model().get_ops():
             facts = {key: getattr(value, "value", value) for key, value in node.get_rt_info().items()}
             if facts["layerType"] in PRODUCTS:
                 nodes = tuple(facts["originalLayersNames"].split(","))
-                yield MatrixProduct(facts["runtimePrecision"] in INTEGERS, nodes)
+                yield MatrixProduct(facts["primitiveType"].rpartition("_")[2] in INTEGERS, nodes)
 
 
 def compile_graph(folder: Path, threads: int | None = None) -> CompiledGraph:
