@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy
 
-from builders.check.lint import Product, missing_products, quantized_products
-from builders.onnx_graph import OnnxGraph
 from smoothquant.errors import UserError
 
 FUSES = ("x86_64", "amd64")  # processors for which both runtimes of ONNX graphs have the integer kernels
@@ -32,18 +30,6 @@ def check_logits(folder: Path, logits: numpy.ndarray) -> None:
             expected="finite logits",
             do="export with --dtype fp32, or validate the float model first",
         )
-
-
-def products_to_run(folder: Path) -> list[Product]:
-    """The quantized products of the graph in `folder`. Raises UserError if one that was exported is not there."""
-    graph = OnnxGraph(folder)
-    if lost := missing_products(graph):
-        raise UserError(
-            f"{graph.path}: {lost[0]} is not quantized",
-            expected="an INT8 product, as the exporter wrote into the file",
-            do="make the export again, and change nothing afterwards",
-        )
-    return quantized_products(graph)
 
 
 def check_kernels(folder: Path, runtime: str, kernels: IntegerKernels, do: str, lost: Sequence[str] = ()) -> None:

@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
 ENGINES: Mapping[str, Row] = {  # by the manifest's step
     "build onnxruntime": Row("builders.onnxruntime", "OnnxRuntimeEngine"),
-    "build openvino": Row("builders.openvino", "OpenVinoEngine"),
+    "build openvino": Row("builders.openvino.engine", "OpenVinoEngine"),
     "build tensorrt": Row("builders.tensorrt.engine", "TensorRTEngine"),
     "export onnx": Row("builders.onnxruntime", "OnnxRuntimeEngine"),
     "export hf": Row("builders.transformers", "TransformersEngine"),

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy
 
+from builders.check.lint import products_to_run
 from builders.engine.exports import open_export
-from builders.engine.kernels import IntegerKernels, check_kernels, check_logits, products_to_run
+from builders.engine.kernels import IntegerKernels, check_kernels, check_logits
 from builders.onnxruntime.genai import GENAI, genai_config
 from builders.onnxruntime.providers import check_available, find_provider
 from builders.onnxruntime.record import CPU, STEP, OnnxRuntimeInputs, OnnxRuntimeResults

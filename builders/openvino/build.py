@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy
 
-from builders.check.lint import Product
+from builders.check.lint import Product, products_to_run
 from builders.engine.exports import OnnxExport, open_export
-from builders.engine.kernels import IntegerKernels, check_kernels, check_logits, products_to_run
+from builders.engine.kernels import IntegerKernels, check_kernels, check_logits
 from builders.openvino.engine import OpenVinoRequest
 from builders.openvino.graph import CompiledGraph, compile_graph
 from builders.openvino.package import LEAST, require_openvino, version_of

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy
-import torch
-from torch import Tensor
 
 from builders.engine.generation import Decoding, GeneratingEngine, tokens_to_keep
 from builders.engine.kernels import IntegerKernels, check_kernels
@@ -17,8 +16,11 @@ from builders.openvino.record import OpenVinoInputs, OpenVinoResults
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_TO_KEEP, POSITION_IDS
 from smoothquant.errors import UserError
-from smoothquant.machine import cpu_flags, int8_flag
+from smoothquant.machine import cpu_flags, int8_flag, subnormals_as_zero
 from smoothquant.outputs import load_manifest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class OpenVinoEngine(GeneratingEngine):
@@ -39,6 +41,8 @@ class OpenVinoEngine(GeneratingEngine):
 
     def logits(self, ids: Tensor) -> Tensor:
         """The logits of whole sequences without padding, float32 (batch, tokens, vocab). ids: int64 (batch, tokens)."""
+        import torch
+
         return torch.from_numpy(OpenVinoRequest(self.graph, len(ids)).run(ids.numpy(), keep=0))
 
     def start(self, prompt: Sequence[int]) -> OpenVinoDecoding:
@@ -73,7 +77,8 @@ class OpenVinoRequest:
         if self.graph.keeps:
             feed[LOGITS_TO_KEEP] = numpy.array([keep], dtype=numpy.int64)
         try:
-            self.request.infer(feed, share_inputs=True)
+            with subnormals_as_zero():
+                self.request.infer(feed, share_inputs=True)
         except RuntimeError as error:
             raise refused(self.graph.folder, error) from error
         return self.request.get_tensor(LOGITS).data.copy()
@@ -104,7 +109,7 @@ class OpenVinoDecoding(Decoding):
     def _append(self, tokens: Sequence[int]) -> None:
         logits = self._request.run(numpy.array([tokens], dtype=numpy.int64), keep=1)
         self._request.cut(tokens_to_keep(self._request.cached, self._window))
-        self.logits = torch.from_numpy(logits[0, -1])
+        self.logits = logits[0, -1]
 
 
 def check_instructions(folder: Path, manifest: Manifest) -> None:

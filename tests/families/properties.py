@@ -184,8 +184,8 @@ def quantized_model_is_exact(case: Case) -> None:
 
 
 def engine_generates_as_transformers(case: Case) -> None:
-    """`build onnxruntime`: the float engine's greedy tokens are those of transformers, with the prompt in pieces, and in
-    onnxruntime-genai; there also in a batch, unless layers have windows, among whose tokens genai's padding counts.
+    """`build onnxruntime`: the float engine's greedy tokens are transformers', with the prompt in pieces, and those of
+    onnxruntime-genai, in a batch, too, unless layers have windows, among whose tokens genai's padding counts.
     W8A8 engines build and run."""
     prompt = torch.tensor([PROMPT])
     expected = case.transformers.generate(

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from builders.check.lint.products import Product, float_products, missing_products, quantized_products
+from builders.check.lint.products import (
+    Product,
+    float_products,
+    missing_products,
+    products_to_run,
+    quantized_products,
+)
 from builders.check.lint.rule import Effect, Finding, Rule, Version
 from builders.check.lint.rules import RULES
 from builders.onnx_graph import OnnxGraph
@@ -25,6 +31,7 @@ __all__ = [
     "float_products",
     "lint",
     "missing_products",
+    "products_to_run",
     "quantized_products",
 ]
 

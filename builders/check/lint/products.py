@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builders.onnx_graph import OnnxGraph, attribute, module_of, name_of
+from smoothquant.errors import UserError
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -66,6 +68,18 @@ def missing_products(graph: OnnxGraph) -> list[str]:
     """Modules that our exporter quantized and that this graph has no quantized product of."""
     found = {product.module for product in quantized_products(graph)}
     return [module for module in graph.quantized if module not in found]
+
+
+def products_to_run(folder: Path) -> list[Product]:
+    """The quantized products of the graph in `folder`. Raises UserError if one that was exported is not there."""
+    graph = OnnxGraph(folder)
+    if lost := missing_products(graph):
+        raise UserError(
+            f"{graph.path}: {lost[0]} is not quantized",
+            expected="an INT8 product, as the exporter wrote into the file",
+            do="make the export again, and change nothing afterwards",
+        )
+    return quantized_products(graph)
 
 
 def float_products(graph: OnnxGraph) -> list[str]:
