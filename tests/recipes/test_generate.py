@@ -12,6 +12,7 @@ import numpy
 import pytest
 
 from act_scales.tokenizer import Encoder
+from builders import openvino
 from builders.onnxruntime import OnnxRuntimeEngine
 from exporters.export import Source, export
 from recipes import tiny_llama
@@ -54,8 +55,12 @@ def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_the_tokens_are_the_same_without_torch(engine: Path) -> None:
-    found = python(BARE + COMMAND, "generate", engine, PROMPT, "--max-new-tokens", 24, "--json", "--quiet")
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_the_tokens_are_the_same_without_torch(runtime: str, engine: Path, tmp_path: Path) -> None:
+    folder = engine
+    if runtime == "openvino":
+        openvino.build(engine, folder := tmp_path / "engine")
+    found = python(BARE + COMMAND, "generate", folder, PROMPT, "--max-new-tokens", 24, "--json", "--quiet")
     assert (found.returncode, found.stderr) == (0, "")
     encoder = Encoder(engine)
     ids = list(chain(*encoder.whole([PROMPT])))
