@@ -20,7 +20,7 @@ INT8_KERNELS = (  # /proc/cpuinfo flag, what it means for integer matrix product
     ("amx_int8", "AMX INT8 tiles and AVX512-VNNI: INT8 at full speed"),
     ("avx512_vnni", "AVX512-VNNI: INT8 at full speed, about 4x the FP32 rate"),
     ("avx_vnni", "AVX-VNNI: INT8 at full speed"),
-    ("avx2", "AVX2 without VNNI: INT8 runs, slower, and its 16-bit sums may saturate in ONNX Runtime"),
+    ("avx2", "AVX2 without VNNI: INT8 runs, slower, and its 16-bit sums saturate in OpenVINO"),
     ("asimddp", "Arm dot product: INT8 at full speed"),
 )
 
@@ -110,8 +110,6 @@ def examine() -> Report:
     )
     abilities = tuple(_ability(target, gpus) for target in COMMANDS)
     advice = [faster_engine(flags)]
-    if "avx2" in flags and not any(flag in flags for flag in ("avx512_vnni", "avx_vnni")):
-        advice.append("without VNNI, ONNX Runtime's u8*s8 kernels may saturate: trust `smoothquant validate` here")
     if gpus and not _version("onnxruntime-gpu"):
         advice.append(
             "there is a GPU: INT8 on it comes from smoothquant build tensorrt, or from ONNX Runtime's TensorRT "

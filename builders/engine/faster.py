@@ -1,4 +1,4 @@
-"""Which engine for CPUs is the faster on a processor, ONNX Runtime or OpenVINO: by its integer instructions, measured.
+"""Which engine to take on a processor, ONNX Runtime's or OpenVINO's: by its integer instructions, measured.
 
 Both run the same ONNX graph and give the same logits, so the choice is free. The numbers are of W8A8 with a float
 output head against the FP32 graph in ONNX Runtime (`tests/benchmarks/engine_speed.py`), with two cores.
@@ -10,11 +10,12 @@ from collections.abc import Collection, Mapping
 
 from smoothquant.machine import int8_flag
 
-MEASURED: Mapping[str, str] = {  # best instructions of the processor -> the faster engine, and by which numbers
+MEASURED: Mapping[str, str] = {  # best instructions of the processor -> the engine to take, and why
     "amx_int8": "OpenVINO is the faster for prompts of 1024 tokens (8.0 times FP32, ONNX Runtime 3.2), ONNX Runtime "
     "for 256 tokens (7.0, OpenVINO 4.8) and for decoding (4.0, OpenVINO 2.4 to 2.9)",
     "avx512_vnni": "ONNX Runtime is the faster for prompts of 256 tokens (2.5 times FP32, OpenVINO 2.0) and for "
     "decoding (2.7, OpenVINO 1.8)",
+    "avx2": "take ONNX Runtime: its integer products are exact there, and those of OpenVINO saturate at 16 bits",
 }
 
 

@@ -7,7 +7,7 @@
     smoothquant/manifest.json       the export's inputs, threads, and the number of integer kernels
 
 Before the folder gets its name, the graph is loaded and run once: the logits must be finite and every quantized
-matrix product must have become an integer kernel.
+matrix product must have become an integer kernel. Whether such kernels are exact on this processor is found out first.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import numpy
 from builders.check.lint import products_to_run
 from builders.engine.exports import open_export
 from builders.engine.kernels import IntegerKernels, check_kernels, check_logits
+from builders.engine.saturation import check_exact
 from builders.onnxruntime.genai import GENAI, genai_config
 from builders.onnxruntime.providers import check_available, find_provider
 from builders.onnxruntime.record import CPU, STEP, OnnxRuntimeInputs, OnnxRuntimeResults
-from builders.onnxruntime.session import check_body, operators_run
+from builders.onnxruntime.session import check_body, operators_run, run_product
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.artifacts.ports import MODEL
 from smoothquant.artifacts.record import as_json
@@ -60,6 +61,8 @@ def build(
     if chosen.tensorrt:
         found.check_for_tensorrt()
     check_body(found.folder, found.origin)
+    if provider == CPU and (found.origin.scheme.quantized or found.origin.scheme.head.quantized):
+        check_exact("ONNX Runtime", run_product, "use onnxruntime >= 1.20, or report this processor")
     threads = physical_cores()
     inputs = OnnxRuntimeInputs(found.origin, found.digest, threads, provider).as_json()
     with Workspace(out, STEP, inputs, overwrite=overwrite) as work:

@@ -137,6 +137,13 @@ def first_feed(session: Any, ids: numpy.ndarray, mask: numpy.ndarray | None = No
     return feed
 
 
+def run_product(folder: Path, x: numpy.ndarray) -> numpy.ndarray:
+    """The output of the graph in a folder that has one input, x, as `open_session` opens it on the CPU."""
+    session = open_session(folder)
+    [given] = session.get_inputs()
+    return session.run(None, {given.name: x})[0]
+
+
 def operators_run(
     folder: Path, ids: numpy.ndarray, provider: str = "cpu", manifest: Manifest | None = None
 ) -> tuple[Counter[str], numpy.ndarray]:

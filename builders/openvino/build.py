@@ -7,7 +7,8 @@
                                     threads, and the number of integer kernels
 
 OpenVINO compiles the graph when the engine is opened. Before the folder gets its name, the graph is compiled and run
-once: the logits must be finite, and every quantized matrix product must have become an integer kernel.
+once: the logits must be finite, and every quantized matrix product must have become an integer kernel. Whether such
+kernels are exact on this processor is found out first.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import numpy
 from builders.check.lint import Product, products_to_run
 from builders.engine.exports import OnnxExport, open_export
 from builders.engine.kernels import IntegerKernels, check_kernels, check_logits
+from builders.engine.saturation import check_exact
 from builders.openvino.engine import OpenVinoRequest
-from builders.openvino.graph import CompiledGraph, compile_graph
+from builders.openvino.graph import CompiledGraph, compile_graph, run_product
 from builders.openvino.package import LEAST, require_openvino, version_of
 from builders.openvino.record import STEP, OpenVinoInputs, OpenVinoResults
 from smoothquant.artifacts.manifest import Manifest, ModelFacts
@@ -48,6 +50,8 @@ def build(export: str | Path, out: str | Path, *, activations: str | None = None
     made = found.manifest
     check_content(found.folder, made)
     _check_body(found)
+    if found.origin.scheme.quantized or found.origin.scheme.head.quantized:
+        check_exact(f"OpenVINO {version}", run_product, "build for ONNX Runtime here: smoothquant build onnxruntime")
     inputs = as_json(OpenVinoInputs(found.origin, found.digest, physical_cores(), version, int8_flag(cpu_flags())))
     with Workspace(Path(out), STEP, inputs, overwrite=overwrite) as work:
         if not work.finished:

@@ -89,6 +89,11 @@ def compile_graph(folder: Path, threads: int | None = None) -> CompiledGraph:
         raise refused(folder, error) from error
 
 
+def run_product(folder: Path, x: numpy.ndarray) -> numpy.ndarray:
+    """The output of the graph in a folder that has one input, x, as `compile_graph` compiles it."""
+    return compile_graph(folder).model([x])[0]
+
+
 def refused(folder: Path, error: RuntimeError) -> UserError:
     """The error of a graph that OpenVINO does not take. error: OpenVINO's, whose last line has the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
