@@ -1,10 +1,4 @@
-"""Run an engine folder in ONNX Runtime: logits of whole sequences, and generation with a KV cache.
-
-On a processor, decoding reads a prompt piece by piece. A piece attends to the tokens up to its own end, while a whole
-prompt multiplies all queries by all keys and masks half of the products; and its scores, (heads, piece, tokens) in
-float32, take less memory. 1024 tokens of a model with 32 heads and a hidden size of 2048 take 18 % less processor time.
-The logits stay the same.
-"""
+"""Run an engine folder in ONNX Runtime: logits of whole sequences, and generation with a KV cache."""
 
 from __future__ import annotations
 
@@ -14,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from builders.engine.generation import Decoding, GeneratingEngine, tokens_to_keep
+from builders.engine.generation import Decoding, GeneratingEngine, pieces, tokens_to_keep
 from builders.onnxruntime.providers import find_provider
-from builders.onnxruntime.record import provider_of
+from builders.onnxruntime.record import CPU, provider_of
 from builders.onnxruntime.session import check_body, first_feed, open_session
 from smoothquant.artifacts.ports import (
     ATTENTION_MASK,
@@ -33,8 +27,6 @@ from smoothquant.packages import require
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-PIECE = 256  # tokens
 
 
 class OnnxRuntimeEngine(GeneratingEngine):
@@ -62,7 +54,7 @@ class OnnxRuntimeEngine(GeneratingEngine):
 
     def start(self, prompt: Sequence[int]) -> OnnxRuntimeDecoding:
         """A sequence after its prompt. prompt: token ids."""
-        return OnnxRuntimeDecoding(self, numpy.array([prompt], dtype=numpy.int64))
+        return OnnxRuntimeDecoding(self, prompt)
 
 
 class OnnxRuntimeDecoding(Decoding):
@@ -71,13 +63,13 @@ class OnnxRuntimeDecoding(Decoding):
     logits: the logits of its last token, float32 (vocab,).
     """
 
-    def __init__(self, engine: OnnxRuntimeEngine, prompt: numpy.ndarray) -> None:
+    def __init__(self, engine: OnnxRuntimeEngine, prompt: Sequence[int]) -> None:
         self.session = engine.session
         self._device = engine.provider.device
         self._value = require("onnxruntime").OrtValue.ortvalue_from_numpy
         present = [value.name for value in self.session.get_outputs() if value.name.startswith(PRESENT)]
         self._ports = [(name, past_of(name)) for name in present]
-        feed = first_feed(engine.session, prompt)
+        feed = first_feed(engine.session, numpy.zeros((1, 0), dtype=numpy.int64))
         self._cache = [self._value(feed[past]) for _, past in self._ports]
         self._window = engine.manifest.facts.cache_window
         self._binding = self.session.io_binding()
@@ -85,21 +77,20 @@ class OnnxRuntimeDecoding(Decoding):
             one = self._value(numpy.ones(1, dtype=numpy.int64))  # earlier exports have no such input
             self._binding.bind_ortvalue_input(LOGITS_TO_KEEP, one)
         self._tokens = self._cached = 0
-        piece = PIECE if engine.provider.name == "cpu" else prompt.shape[1]
-        for begin in range(0, prompt.shape[1], piece):
-            self._append(prompt[:, begin : begin + piece])
+        for piece in pieces(prompt) if engine.provider.name == CPU else (prompt,):
+            self._append(piece)
 
     def step(self, token: int) -> None:
         """Append a token to the sequence and compute its logits."""
-        self._append(numpy.array([[token]], dtype=numpy.int64))
+        self._append([token])
 
-    def _append(self, ids: numpy.ndarray) -> None:
-        """Append tokens, (1, tokens), and compute the logits of the last one."""
-        binding = self._binding
+    def _append(self, tokens: Sequence[int]) -> None:
+        """Append tokens and compute the logits of the last one."""
+        binding, ids = self._binding, numpy.array([tokens], dtype=numpy.int64)
         positions = numpy.arange(self._tokens, self._tokens + ids.shape[1], dtype=numpy.int64)[None]
         self._tokens += ids.shape[1]
         self._cached += ids.shape[1]
-        binding.bind_cpu_input(INPUT_IDS, numpy.ascontiguousarray(ids))
+        binding.bind_cpu_input(INPUT_IDS, ids)
         binding.bind_cpu_input(POSITION_IDS, positions)
         binding.bind_cpu_input(ATTENTION_MASK, numpy.ones((1, self._cached), dtype=numpy.int64))
         binding.bind_output(LOGITS)

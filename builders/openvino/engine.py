@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from builders.engine.generation import Decoding, GeneratingEngine, tokens_to_keep
+from builders.engine.generation import Decoding, GeneratingEngine, pieces, tokens_to_keep
 from builders.engine.kernels import IntegerKernels, check_kernels
 from builders.openvino.graph import CompiledGraph, compile_graph, refused
 from builders.openvino.package import require_openvino, version_of
@@ -100,7 +100,8 @@ class OpenVinoDecoding(Decoding):
     def __init__(self, engine: OpenVinoEngine, prompt: Sequence[int]) -> None:
         self._request = OpenVinoRequest(engine.graph, 1)
         self._window = engine.manifest.facts.cache_window
-        self._append(prompt)
+        for piece in pieces(prompt):
+            self._append(piece)
 
     def step(self, token: int) -> None:
         """Append a token to the sequence and compute its logits."""

@@ -22,7 +22,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from builders.onnxruntime.engine import PIECE
+from builders.engine.generation import PIECE
 from builders.onnxruntime.session import SETTINGS
 from smoothquant.machine import physical_cores, subnormals_as_zero
 from tests.benchmarks.results import Row, publish

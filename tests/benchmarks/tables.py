@@ -21,6 +21,7 @@ from tests.families import table as families_table
 ROOT = Path(__file__).parents[2]
 ORDER = (
     "engine_speed",
+    "generate_speed",
     "export_memory",
     "integrity_cost",
     "trtllm_ranks",

@@ -198,7 +198,7 @@ def engine_generates_as_transformers(case: Case) -> None:
     folder = case.root / "engine-float"
     ours = OnnxRuntimeEngine(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("builders.onnxruntime.engine.PIECE", 3)
+        patch.setattr("builders.engine.generation.PIECE", 3)
         alone = [list(ours.generate(prompt, NEW)) for prompt in (PROMPT, PROMPT[3:], PROMPT[:5])]
     assert alone[0] == [token for token in expected if token != END]
     windows = any(kind.window for kind in case.model.geometry.attention)

@@ -60,9 +60,9 @@ def test_a_prompt_in_pieces_has_the_logits_of_all_of_it(
 ) -> None:
     engine, ran = OnnxRuntimeEngine(engines[form]), []
     append = OnnxRuntimeDecoding._append
-    monkeypatch.setattr(OnnxRuntimeDecoding, "_append", lambda self, ids: (ran.append(ids.shape[1]), append(self, ids)))
+    monkeypatch.setattr(OnnxRuntimeDecoding, "_append", lambda self, ids: (ran.append(len(ids)), append(self, ids)))
     whole = engine.start(PROMPT).logits
-    monkeypatch.setattr("builders.onnxruntime.engine.PIECE", 4)
+    monkeypatch.setattr("builders.engine.generation.PIECE", 4)
     pieces = engine.start(PROMPT)
     assert ran == [6, 4, 2]
     for decoding in (pieces, engine.start(PROMPT[:-1])):
