@@ -293,7 +293,7 @@ ONNX = (
         "ONNX",
         ANY_CPU,
         Outcome.AS_WRITTEN,
-        "OpenVINO makes one integer kernel of every quantized product",
+        "OpenVINO makes one integer kernel of every quantized product (exact with VNNI or AMX; the build finds out)",
         "tests/builders/openvino",
         activations=INT8,
         kernel="FullyConnected, i8",
