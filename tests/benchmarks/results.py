@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median, quantiles
 from typing import NamedTuple
 
 from smoothquant.files import make_folder, write_text
@@ -35,6 +36,12 @@ def machine() -> dict:
     name = next((line.split(":")[1].strip() for line in cpuinfo() if line.startswith("model name")), platform.machine())
     features = [flag for flag in SHOWN if flag in cpu_flags()]
     return {"processor": name, "cores": physical_cores(), "features": features}
+
+
+def ratio_text(seconds: Sequence[float], base: Sequence[float]) -> str:
+    """How often seconds go into those of a base, measured in the same rounds: median, quartiles, and the seconds."""
+    low, middle, high = quantiles([theirs / ours for theirs, ours in zip(base, seconds, strict=True)], n=4)
+    return f"{middle:.2f} ({low:.2f} to {high:.2f}), {median(seconds) * 1e3:.1f} ms"
 
 
 def publish(name: str, rows: Sequence[Row], details: Mapping | None = None) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from recipes.models import RECIPES
 from tests.benchmarks import gpu, onnx_forms, readers, real_table, trtllm_forms
 from tests.benchmarks import quantizers as quantizers_table
-from tests.benchmarks.results import FOLDER
+from tests.benchmarks.results import FOLDER, ratio_text
 from tests.families import table as families_table
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +81,19 @@ def forms() -> str:
 def checkpoints() -> str:
     """The forms of a TensorRT-LLM checkpoint, side by side."""
     return trtllm_forms.table(result("trtllm_forms")["details"])
+
+
+def peers() -> str:
+    """Engines for CPUs beside each other."""
+    found = result("peers")
+    cases, machine = found["details"], found["machine"]
+    lines = [f"| times FP32 in ONNX Runtime | {' | '.join(cases)} |", f"|---|{'---|' * len(cases)}"]
+    for engine in next(iter(cases.values())):
+        cells = (ratio_text(engines[engine], next(iter(engines.values()))) for engines in cases.values())
+        lines.append(f"| {engine} | {' | '.join(cells)} |")
+    where = f"{machine['processor']}, {machine['cores']} cores, {', '.join(machine['features'][:3])}"
+    tried = ", ".join(f"{name} {found['versions'][name]}" for name in ("onnxruntime", "openvino", "torch"))
+    return "\n".join([*lines, "", f"* `{found['command']}` ({where}; {tried})"]) + "\n"
 
 
 def float_budget() -> str:
@@ -167,6 +180,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "float budget": float_budget,
         "real weights": real_weights,
         "onnx forms": forms,
+        "peers": peers,
         "trtllm forms": checkpoints,
         "families": families,
         "quantizers": quantizers,
