@@ -13,16 +13,17 @@ from typing import NamedTuple
 
 from builders.check.tensorrt_rtx.packages import VERSIONS
 from builders.engine.faster import faster_engine
-from smoothquant.machine import cpu_flags, cpuinfo, physical_cores
+from smoothquant.machine import cpu_flags, cpuinfo, int8_flag, physical_cores
 from smoothquant.packages import CONVERT, INSTALL
 
-INT8_KERNELS = (  # /proc/cpuinfo flag, what it means for integer matrix products; best first
-    ("amx_int8", "AMX INT8 tiles and AVX512-VNNI: INT8 at full speed"),
-    ("avx512_vnni", "AVX512-VNNI: INT8 at full speed, about 4x the FP32 rate"),
-    ("avx_vnni", "AVX-VNNI: INT8 at full speed"),
-    ("avx2", "AVX2 without VNNI: INT8 runs, slower, and its 16-bit sums saturate in OpenVINO"),
-    ("asimddp", "Arm dot product: INT8 at full speed"),
-)
+INT8_KERNELS = {  # the best of a processor's `smoothquant.machine.INT8_FLAGS`: what it means for integer products
+    "amx_int8": "AMX INT8 tiles and AVX512-VNNI: INT8 at full speed",
+    "avx512_vnni": "AVX512-VNNI: INT8 at full speed, about 4x the FP32 rate",
+    "avx_vnni": "AVX-VNNI: INT8 at full speed",
+    "avx2": "AVX2 without VNNI: INT8 runs, slower, and its 16-bit sums saturate in OpenVINO",
+    "asimddp": "Arm dot product: INT8 at full speed",
+    "": "no integer dot product known",
+}
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,12 @@ COMMANDS = (
 def examine() -> Report:
     """Look at this machine; nothing is imported but this package's own modules."""
     flags = cpu_flags()
-    int8 = next((meaning for flag, meaning in INT8_KERNELS if flag in flags), "no integer dot product known")
     gpus = _gpus()
     disk = shutil.disk_usage(Path.cwd())
     facts = (
         Fact("system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"),
         Fact("processor", f"{_cpu_name()}, {physical_cores()} cores"),
-        Fact("INT8 on this processor", int8),
+        Fact("INT8 on this processor", INT8_KERNELS[int8_flag(flags)]),
         Fact("memory", f"{_memory_gb():.0f} GB"),
         Fact("disk here", f"{disk.free / 1e9:.0f} GB free"),
         Fact("GPU", "; ".join(gpus) or "none found (nvidia-smi)"),

@@ -227,16 +227,10 @@ class Journal:
             return None
         found = {}
         for name, kept in mark.kept.items():
-            from safetensors import SafetensorError
-            from safetensors.torch import load_file
-
-            path = self.root / kept.name
-            try:
-                if path.stat().st_size != kept.size or files.sha256(path) != kept.sha256:
-                    return None
-                found[name] = load_file(path)
-            except (OSError, SafetensorError):
+            tensors = _loaded(self.root / kept.name, kept)
+            if tensors is None:
                 return None
+            found[name] = tensors
         self.data = data
         return found
 
@@ -339,3 +333,15 @@ def _foreign(folder: Path, why: str) -> OutputError:
         expected="no such folder, or what an interrupted run of this tool left",
         do="move what is yours away, or choose another --out",
     )
+
+
+def _loaded(path: Path, kept: Kept) -> dict[str, Tensor] | None:
+    """The tensors of a file; None if it is not what was kept."""
+    from safetensors import SafetensorError  # torch, which a build does without
+    from safetensors.torch import load_file
+
+    try:
+        whole = path.stat().st_size == kept.size and files.sha256(path) == kept.sha256
+        return load_file(path) if whole else None
+    except (OSError, SafetensorError):
+        return None

@@ -36,18 +36,17 @@ from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, MODEL
 from smoothquant.artifacts.record import as_json
 from smoothquant.errors import UserError, raise_refusal
 from smoothquant.files import scratch
-from smoothquant.machine import cpu_flags, physical_cores, subnormals_as_zero
+from smoothquant.machine import cpu_flags, int8_flag, physical_cores, subnormals_as_zero
 from smoothquant.outputs import load_manifest
 from smoothquant.packages import require
 
 
 def settings(flags: set[str]) -> dict[str, str]:
     """The session settings for a processor with these features (`smoothquant.machine.cpu_flags`)."""
-    saturates = "avx2" in flags and not flags & {"avx512_vnni", "avx_vnni"}
     return {
         "session.intra_op.allow_spinning": "0",
         "session.set_denormal_as_zero": "1",
-        **({"session.x64quantprecision": "1"} if saturates else {}),
+        **({"session.x64quantprecision": "1"} if int8_flag(flags) == "avx2" else {}),
     }
 
 

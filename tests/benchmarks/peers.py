@@ -32,23 +32,15 @@ from builders.onnxruntime import OnnxRuntimeEngine
 from builders.onnxruntime.providers import find_provider
 from builders.onnxruntime.session import open_session
 from builders.openvino import OpenVinoEngine
-from exporters.export import Source, export
-from recipes.families import open_model
-from recipes.synthetic import save_random_llama
 from smoothquant.artifacts.ports import MODEL
 from smoothquant.machine import physical_cores
 from smoothquant.outputs import load_manifest
-from smoothquant.settings import SmoothingSettings
+from tests.benchmarks.engine_speed import BASE as FLOAT
+from tests.benchmarks.engine_speed import export_all
 from tests.benchmarks.results import Row, publish, ratio_text
 from tests.servers.quantizers import ENVIRONMENT  # without our path: genai's builder has a package builders, too
-from tests.writers import onnx_writer
 
 BASE = "ONNX Runtime, FP32"
-FORMS: Mapping[str, Mapping[str, str]] = {  # what we export
-    "float": {"activations": "float"},
-    "float-head": {"activations": "per-token"},
-    "int8-head": {"activations": "per-token", "lm_head": "int8"},
-}
 CASES = {"prefill 256": (256, 0), "prefill 1024": (1024, 0), "decode behind 512": (512, 16)}  # prompt, tokens behind it
 LONGEST = 2048
 
@@ -83,31 +75,19 @@ def main() -> None:
 
 
 def open_all(scratch: Path, hidden: int, layers: int, vocabulary: int) -> dict[str, Start]:
-    """Every engine by its name. Heads of 64 channels, four to a kv head; MLP 2.75 times as wide."""
-    model, heads = scratch / "model", hidden // 64
-    save_random_llama(
-        model,
-        hidden=hidden,
-        intermediate=hidden * 11 // 4,
-        layers=layers,
-        heads=heads,
-        kv_heads=heads // 4,
-        vocabulary=vocabulary,
-    )
+    """Every engine by its name."""
+    folders, model = export_all(scratch, hidden, layers, vocabulary), scratch / "model"
     words = {f"<{number}>": number for number in range(vocabulary)}
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "<0>"))).save_pretrained(model)
-    folders = {form: scratch / form for form in FORMS}
-    writers = [onnx_writer(folders[form], **options) for form, options in FORMS.items()]
-    export(Source(open_model(model), SmoothingSettings(groups="none")), writers)
     made: dict[str, Start] = {
-        BASE: OnnxRuntimeEngine(folders["float"]).start,
-        "ours, float head": OnnxRuntimeEngine(folders["float-head"]).start,
-        "ours, INT8 head": OnnxRuntimeEngine(folders["int8-head"]).start,
+        BASE: OnnxRuntimeEngine(folders[FLOAT]).start,
+        "ours, float head": OnnxRuntimeEngine(folders["W8A8, float head"]).start,
+        "ours, INT8 head": OnnxRuntimeEngine(folders["W8A8, INT8 head"]).start,
     }
-    for form, name in (("int8-head", "ours in OpenVINO, INT8 head"), ("float", "OpenVINO, FP32")):
-        openvino.build(folders[form], scratch / f"{form}-openvino")
-        made[name] = OpenVinoEngine(scratch / f"{form}-openvino").start
-    made["ONNX Runtime, quantize_dynamic"] = DynamicEngine(folders["float"], scratch / "dynamic").start
+    for name, form in (("ours in OpenVINO, INT8 head", "W8A8, INT8 head"), ("OpenVINO, FP32", FLOAT)):
+        openvino.build(folders[form], scratch / name)
+        made[name] = OpenVinoEngine(scratch / name).start
+    made["ONNX Runtime, quantize_dynamic"] = DynamicEngine(folders[FLOAT], scratch / "dynamic").start
     made["PyTorch, bfloat16"] = Torch(model).start
     if find_spec("torchao"):
         made["torchao, INT8 dynamic"] = Torch(model, torchao=True).start

@@ -17,8 +17,8 @@ from builders.onnxruntime import OnnxRuntimeEngine
 from exporters.export import Source, export
 from recipes import tiny_llama
 from smoothquant.settings import SmoothingSettings
+from tests.forked import assert_one_line
 from tests.models import hooked_absmax, open_llama, sample_ids, save_llama
-from tests.recipes.test_bad_input import assert_one_line
 from tests.writers import onnx_writer
 
 PROMPT = "def main(): é"

@@ -34,8 +34,8 @@ from builders.tensorrt.build import build as build_tensorrt
 from smoothquant.errors import UserError
 from tests.builders.tensorrt import fake
 from tests.families.case import Case
+from tests.forked import assert_one_line, smoothquant
 from tests.models import sample_ids
-from tests.recipes.test_bad_input import assert_one_line, smoothquant
 from tests.servers.environments import TRITON
 from tests.servers.triton.server import Triton
 

@@ -31,7 +31,7 @@ from builders.tensorrt_llm.interpreter.interpreter import Interpreter
 from tests import zoo
 from tests.builders.serving.tensorrt_llm.test_serve_config import engine
 from tests.builders.tensorrt_llm.checkpoints import PER_TOKEN, write
-from tests.recipes.test_bad_input import smoothquant
+from tests.forked import smoothquant
 from tests.servers.environments import TRITON
 from tests.servers.triton.interpreter_worker import continuation
 from tests.servers.triton.server import Triton

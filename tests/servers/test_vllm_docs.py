@@ -17,7 +17,7 @@ import torch
 from act_scales.tokenizer import load_tokenizer
 from builders.transformers import TransformersEngine
 from recipes import tiny_llama
-from tests.recipes.test_bad_input import smoothquant
+from tests.forked import smoothquant
 from tests.servers.environments import VLLM
 
 pytestmark = [

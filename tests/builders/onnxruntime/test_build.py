@@ -25,21 +25,15 @@ from smoothquant.machine import physical_cores
 from smoothquant.model import Model
 from smoothquant.outputs import MANIFEST, OURS, load_manifest
 from smoothquant.settings import SmoothingSettings
+from tests.builders.engines import refused_line
 from tests.models import sample_ids
 from tests.outputs import agree, top
 
 on_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the fused kernel is x86's")
 
 
-def refused(export_folder: Path, out: Path) -> str:
-    """The one line with which `build` refuses. Nothing is left that a later step would take for an engine."""
-    with pytest.raises(UserError) as caught:
-        build(export_folder, out)
-    assert not out.exists()
-    line = str(caught.value)
-    assert "\n" not in line
-    assert str(export_folder) in line
-    return line
+def refused(folder: Path, out: Path) -> str:
+    return refused_line(build, folder, out)
 
 
 # -- what is in them -----------------------------------------------------------------------------------------------

@@ -7,12 +7,10 @@ from pathlib import Path
 import pytest
 
 from builders.openvino import build
+from tests.builders.engines import all_built
 
 
 @pytest.fixture(scope="session")
 def openvino_engines(exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Engine folders by form. Read only."""
-    folder = tmp_path_factory.mktemp("openvino")
-    for name, made in exports.items():
-        build(made, folder / name)
-    return {name: folder / name for name in exports}
+    return all_built(build, exports, tmp_path_factory.mktemp("openvino"))

@@ -24,6 +24,7 @@ from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.model import Model
 from smoothquant.outputs import OURS, load_manifest
 from smoothquant.settings import SmoothingSettings
+from tests.builders.engines import refused_line
 from tests.families.properties import token_errors
 from tests.models import sample_ids
 from tests.outputs import agree, top
@@ -34,13 +35,7 @@ ENGINE, GRAPH = (import_module(f"builders.openvino.{name}") for name in ("engine
 
 
 def refused(folder: Path, out: Path) -> str:
-    """The one line with which `build` refuses. Nothing is left that a later step would take for an engine."""
-    with pytest.raises(UserError) as caught:
-        build(folder, out)
-    assert not out.exists()
-    line = str(caught.value)
-    assert "\n" not in line
-    return line
+    return refused_line(build, folder, out)
 
 
 @pytest.mark.parametrize(("form", "kernels"), [("float", 0), ("per-token", 8), ("per-tensor", 9)])
