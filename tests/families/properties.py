@@ -236,8 +236,8 @@ def engine_validates(case: Case) -> None:
 
 def tensorrt_compiles_every_product_to_int8(case: Case) -> None:
     """`check --compiler tensorrt-rtx`: TensorRT's real compiler takes the graphs, per token in float32 and per tensor
-    in float16, of every kind of layer per token with every body, per tensor with two; every quantized product is an
-    INT8 kernel. The linter finds no fault."""
+    in float16, of every kind of layer per token with every body, per tensor with two, with 32 experts at the most;
+    every quantized product is an INT8 kernel. The linter finds no fault."""
     require_compiler()
     if case.model.geometry.experts > COMPILED_EXPERTS:
         case = replace(case, root=case.root / "compiled", numbers={"num_experts": COMPILED_EXPERTS})
