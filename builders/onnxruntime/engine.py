@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from builders.engine.generation import Decoding, GeneratingEngine, pieces, tokens_to_keep
+from builders.engine.generation import pieces, tokens_to_keep
+from builders.engine.slots import PieceDecoding, SeparateSlots, ServableEngine, Slots
 from builders.onnxruntime.providers import find_provider
 from builders.onnxruntime.record import CPU, provider_of
 from builders.onnxruntime.session import check_body, first_feed, open_session
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class OnnxRuntimeEngine(GeneratingEngine):
+class OnnxRuntimeEngine(ServableEngine):
     """An engine folder or an ONNX export, opened in ONNX Runtime.
 
     manifest: the folder's manifest. provider: a name of `providers.PROVIDERS`; the default is the provider that the
@@ -54,16 +55,23 @@ class OnnxRuntimeEngine(GeneratingEngine):
 
     def start(self, prompt: Sequence[int]) -> OnnxRuntimeDecoding:
         """A sequence after its prompt. prompt: token ids."""
-        return OnnxRuntimeDecoding(self, prompt)
+        decoding = OnnxRuntimeDecoding(self)
+        for piece in pieces(prompt) if self.provider.name == CPU else (prompt,):
+            decoding.append(piece)
+        return decoding
+
+    def slots(self, count: int, length: int) -> Slots:
+        """Room for sequences. count: their number. length: the largest number of tokens of each."""
+        return SeparateSlots(count, length, lambda: OnnxRuntimeDecoding(self))
 
 
-class OnnxRuntimeDecoding(Decoding):
+class OnnxRuntimeDecoding(PieceDecoding):
     """One sequence under way. Its cache stays inside the runtime.
 
     logits: the logits of its last token, float32 (vocab,).
     """
 
-    def __init__(self, engine: OnnxRuntimeEngine, prompt: Sequence[int]) -> None:
+    def __init__(self, engine: OnnxRuntimeEngine) -> None:
         self.session = engine.session
         self._device = engine.provider.device
         self._value = require("onnxruntime").OrtValue.ortvalue_from_numpy
@@ -73,19 +81,12 @@ class OnnxRuntimeDecoding(Decoding):
         self._cache = [self._value(feed[past]) for _, past in self._ports]
         self._window = engine.manifest.facts.cache_window
         self._binding = self.session.io_binding()
-        if any(value.name == LOGITS_TO_KEEP for value in self.session.get_overridable_initializers()):
-            one = self._value(numpy.ones(1, dtype=numpy.int64))  # earlier exports have no such input
-            self._binding.bind_ortvalue_input(LOGITS_TO_KEEP, one)
+        overridable = self.session.get_overridable_initializers()
+        self._keeps = any(value.name == LOGITS_TO_KEEP for value in overridable)  # earlier exports have no such input
         self._tokens = self._cached = 0
-        for piece in pieces(prompt) if engine.provider.name == CPU else (prompt,):
-            self._append(piece)
 
-    def step(self, token: int) -> None:
-        """Append a token to the sequence and compute its logits."""
-        self._append([token])
-
-    def _append(self, tokens: Sequence[int]) -> None:
-        """Append tokens and compute the logits of the last one."""
+    def append(self, tokens: Sequence[int], keep: int = 1) -> numpy.ndarray:
+        """Append tokens. Returns logits, float32 (kept tokens, vocab), of the last `keep` of them; of all for 0."""
         binding, ids = self._binding, numpy.array([tokens], dtype=numpy.int64)
         positions = numpy.arange(self._tokens, self._tokens + ids.shape[1], dtype=numpy.int64)[None]
         self._tokens += ids.shape[1]
@@ -93,6 +94,8 @@ class OnnxRuntimeDecoding(Decoding):
         binding.bind_cpu_input(INPUT_IDS, ids)
         binding.bind_cpu_input(POSITION_IDS, positions)
         binding.bind_cpu_input(ATTENTION_MASK, numpy.ones((1, self._cached), dtype=numpy.int64))
+        if self._keeps:
+            binding.bind_ortvalue_input(LOGITS_TO_KEEP, self._value(numpy.array([keep], dtype=numpy.int64)))
         binding.bind_output(LOGITS)
         for (present, past), value in zip(self._ports, self._cache, strict=True):
             binding.bind_ortvalue_input(past, value)
@@ -104,4 +107,6 @@ class OnnxRuntimeDecoding(Decoding):
         if kept < self._cached:
             self._cached = kept
             self._cache = [self._value(value.numpy()[:, :, -kept:]) for value in self._cache]
-        self.logits = logits.numpy()[0, -1]
+        kept_logits = logits.numpy()[0][-keep:]
+        self.logits = kept_logits[-1]
+        return kept_logits

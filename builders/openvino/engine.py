@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from builders.engine.generation import Decoding, GeneratingEngine, pieces, tokens_to_keep
+from builders.engine.generation import pieces, tokens_to_keep
 from builders.engine.kernels import IntegerKernels, check_kernels
+from builders.engine.slots import PieceDecoding, SeparateSlots, ServableEngine, Slots
 from builders.openvino.graph import CompiledGraph, compile_graph, refused
 from builders.openvino.package import require_openvino, version_of
 from builders.openvino.record import OpenVinoInputs, OpenVinoResults
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class OpenVinoEngine(GeneratingEngine):
+class OpenVinoEngine(ServableEngine):
     """An engine folder, opened in OpenVINO.
 
     manifest: the folder's manifest. threads: the number of threads; the default is the number of physical cores.
@@ -47,7 +48,14 @@ class OpenVinoEngine(GeneratingEngine):
 
     def start(self, prompt: Sequence[int]) -> OpenVinoDecoding:
         """A sequence after its prompt. prompt: token ids."""
-        return OpenVinoDecoding(self, prompt)
+        decoding = OpenVinoDecoding(self)
+        for piece in pieces(prompt):
+            decoding.append(piece)
+        return decoding
+
+    def slots(self, count: int, length: int) -> Slots:
+        """Room for sequences. count: their number. length: the largest number of tokens of each."""
+        return SeparateSlots(count, length, lambda: OpenVinoDecoding(self))
 
 
 class OpenVinoRequest:
@@ -91,26 +99,22 @@ class OpenVinoRequest:
                 state.state = self._tensor(numpy.ascontiguousarray(state.state.data[:, :, -kept:]))
 
 
-class OpenVinoDecoding(Decoding):
+class OpenVinoDecoding(PieceDecoding):
     """One sequence under way. Its cache stays inside the runtime.
 
     logits: the logits of its last token, float32 (vocab,).
     """
 
-    def __init__(self, engine: OpenVinoEngine, prompt: Sequence[int]) -> None:
+    def __init__(self, engine: OpenVinoEngine) -> None:
         self._request = OpenVinoRequest(engine.graph, 1)
         self._window = engine.manifest.facts.cache_window
-        for piece in pieces(prompt):
-            self._append(piece)
 
-    def step(self, token: int) -> None:
-        """Append a token to the sequence and compute its logits."""
-        self._append([token])
-
-    def _append(self, tokens: Sequence[int]) -> None:
-        logits = self._request.run(numpy.array([tokens], dtype=numpy.int64), keep=1)
+    def append(self, tokens: Sequence[int], keep: int = 1) -> numpy.ndarray:
+        """Append tokens. Returns logits, float32 (kept tokens, vocab), of the last `keep` of them; of all for 0."""
+        [logits] = self._request.run(numpy.array([tokens], dtype=numpy.int64), keep)
         self._request.cut(tokens_to_keep(self._request.cached, self._window))
-        self.logits = logits[0, -1]
+        self.logits = logits[-1]
+        return logits[-keep:]
 
 
 def check_instructions(folder: Path, manifest: Manifest) -> None:

@@ -59,8 +59,8 @@ def test_a_prompt_in_pieces_has_the_logits_of_all_of_it(
     form: str, engines: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, ran = OnnxRuntimeEngine(engines[form]), []
-    append = OnnxRuntimeDecoding._append
-    monkeypatch.setattr(OnnxRuntimeDecoding, "_append", lambda self, ids: (ran.append(len(ids)), append(self, ids)))
+    append = OnnxRuntimeDecoding.append
+    monkeypatch.setattr(OnnxRuntimeDecoding, "append", lambda self, ids: (ran.append(len(ids)), append(self, ids)))
     whole = engine.start(PROMPT).logits
     monkeypatch.setattr("builders.engine.generation.PIECE", 4)
     pieces = engine.start(PROMPT)

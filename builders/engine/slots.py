@@ -1,0 +1,94 @@
+"""Sequences side by side in one engine: each has a slot, joins and leaves between steps, and may begin as a copy.
+
+A server's scheduler drives an engine through `Slots`. Whether the engine computes the steps of all sequences as one
+batch is its own affair; what a sequence gets does not depend on it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy
+
+from builders.engine.generation import Decoding, GeneratingEngine
+
+
+class Slots(ABC):
+    """Room for `count` sequences of up to `length` tokens each. A slot is a number; the engine chooses it."""
+
+    def __init__(self, count: int, length: int) -> None:
+        self.count, self.length = count, length
+
+    @abstractmethod
+    def open(self) -> int:
+        """A free slot, with an empty sequence from now on. Raises IndexError if there is none."""
+
+    @abstractmethod
+    def append(self, slot: int, tokens: Sequence[int], keep: int = 1) -> numpy.ndarray:
+        """Append tokens to one sequence. Returns logits, float32 (kept tokens, vocab).
+
+        tokens: a piece of a prompt, at least one token. keep: the number of last tokens whose logits are computed; 0
+        for all.
+        """
+
+    @abstractmethod
+    def step(self, tokens: Mapping[int, int]) -> Mapping[int, numpy.ndarray]:
+        """Append a token to each of several sequences. Returns logits, float32 (vocab,), by slot."""
+
+    def fork(self, slot: int, tokens: int) -> int | None:
+        """A free slot, with a copy of a sequence's first tokens; None from an engine that cannot copy them.
+
+        tokens: their number, at most those of the sequence. Raises IndexError if no slot is free.
+        """
+        return None
+
+    @abstractmethod
+    def close(self, slot: int) -> None:
+        """Forget a sequence; its slot is free."""
+
+
+class ServableEngine(GeneratingEngine):
+    """An engine whose sequences run side by side."""
+
+    @abstractmethod
+    def slots(self, count: int, length: int) -> Slots:
+        """Room for sequences. count: their number. length: the largest number of tokens of each."""
+
+
+class PieceDecoding(Decoding):
+    """A sequence under way that takes several tokens at a time. It begins empty."""
+
+    @abstractmethod
+    def append(self, tokens: Sequence[int], keep: int = 1) -> numpy.ndarray:
+        """Append tokens. Returns logits, float32 (kept tokens, vocab), of the last `keep` of them; of all for 0."""
+
+    def step(self, token: int) -> None:
+        """Append a token to the sequence and compute its logits."""
+        self.append([token])
+
+
+class SeparateSlots(Slots):
+    """Sequences that are computed one after another, each by a decoding of its own.
+
+    start: makes an empty decoding.
+    """
+
+    def __init__(self, count: int, length: int, start: Callable[[], PieceDecoding]) -> None:
+        super().__init__(count, length)
+        self._start = start
+        self._decodings: dict[int, PieceDecoding] = {}
+
+    def open(self) -> int:
+        free = [slot for slot in range(self.count) if slot not in self._decodings]
+        self._decodings[free[0]] = self._start()
+        return free[0]
+
+    def append(self, slot: int, tokens: Sequence[int], keep: int = 1) -> numpy.ndarray:
+        return self._decodings[slot].append(tokens, keep)
+
+    def step(self, tokens: Mapping[int, int]) -> Mapping[int, numpy.ndarray]:
+        return {slot: self._decodings[slot].append([token])[-1] for slot, token in tokens.items()}
+
+    def close(self, slot: int) -> None:
+        self._decodings.pop(slot).close()
