@@ -173,3 +173,8 @@ def tokens_to_keep(cached: int, window: int | None) -> int:
     because cutting copies.
     """
     return window - 1 if window and cached > 2 * window else cached
+
+
+def reaches(forgotten: int, tokens: int, window: int | None) -> bool:
+    """Whether the token behind the first `tokens` of a sequence looks at one of its first `forgotten` tokens."""
+    return forgotten > 0 and tokens - ((window or 0) - 1) < forgotten

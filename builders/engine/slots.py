@@ -7,7 +7,7 @@ batch is its own affair; what a sequence gets does not depend on it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy
 
@@ -36,12 +36,16 @@ class Slots(ABC):
     def step(self, tokens: Mapping[int, int]) -> Mapping[int, numpy.ndarray]:
         """Append a token to each of several sequences. Returns logits, float32 (vocab,), by slot."""
 
+    @abstractmethod
     def fork(self, slot: int, tokens: int) -> int | None:
-        """A free slot, with a copy of a sequence's first tokens; None from an engine that cannot copy them.
+        """A free slot, with a copy of a sequence's first tokens; None if they are not all there any more.
 
-        tokens: their number, at most those of the sequence. Raises IndexError if no slot is free.
+        tokens: their number, at least one and at most those of the sequence. Raises IndexError if no slot is free.
         """
-        return None
+
+    @abstractmethod
+    def cut(self, slot: int, tokens: int) -> bool:
+        """Forget all but a sequence's first tokens. Returns whether that was possible. tokens: as for `fork`."""
 
     @abstractmethod
     def close(self, slot: int) -> None:
@@ -63,6 +67,13 @@ class PieceDecoding(Decoding):
     def append(self, tokens: Sequence[int], keep: int = 1) -> numpy.ndarray:
         """Append tokens. Returns logits, float32 (kept tokens, vocab), of the last `keep` of them; of all for 0."""
 
+    @abstractmethod
+    def beginning(self, tokens: int) -> PieceDecoding | None:
+        """Another sequence, of the first tokens of this one; None if a window has made it forget some that are needed.
+
+        tokens: their number, at least one.
+        """
+
     def step(self, token: int) -> None:
         """Append a token to the sequence and compute its logits."""
         self.append([token])
@@ -80,9 +91,22 @@ class SeparateSlots(Slots):
         self._decodings: dict[int, PieceDecoding] = {}
 
     def open(self) -> int:
-        free = [slot for slot in range(self.count) if slot not in self._decodings]
-        self._decodings[free[0]] = self._start()
-        return free[0]
+        return self._put(self._start())
+
+    def fork(self, slot: int, tokens: int) -> int | None:
+        copy = self._decodings[slot].beginning(tokens)
+        return None if copy is None else self._put(copy)
+
+    def cut(self, slot: int, tokens: int) -> bool:
+        shorter = self._decodings[slot].beginning(tokens)
+        if shorter is not None:
+            self._decodings[slot] = shorter
+        return shorter is not None
+
+    def _put(self, decoding: PieceDecoding) -> int:
+        slot = free_slot(self._decodings, self.count)
+        self._decodings[slot] = decoding
+        return slot
 
     def append(self, slot: int, tokens: Sequence[int], keep: int = 1) -> numpy.ndarray:
         return self._decodings[slot].append(tokens, keep)
@@ -92,3 +116,11 @@ class SeparateSlots(Slots):
 
     def close(self, slot: int) -> None:
         self._decodings.pop(slot).close()
+
+
+def free_slot(taken: Collection[int], count: int) -> int:
+    """The first of `count` slots that is not taken. Raises IndexError if all are."""
+    for slot in range(count):
+        if slot not in taken:
+            return slot
+    raise IndexError(f"all {count} slots are taken")

@@ -1,6 +1,7 @@
 """Build an ONNX Runtime engine folder from an ONNX export.
 
-    model.onnx, model.onnx.data     linked from the export if the disk allows, or else copied
+    model.onnx, model.onnx.data     linked from the export if the disk allows, or else copied; or model.onnx with
+                                    grouped attention (`grouped`)
     config.json, tokenizer files    for `smoothquant generate`, onnxruntime-genai, optimum
     genai_config.json               for onnxruntime-genai
     smoothquant/smoothing.safetensors   for validation
@@ -22,13 +23,22 @@ from builders.engine.exports import open_export
 from builders.engine.kernels import IntegerKernels, check_kernels, check_logits
 from builders.engine.saturation import check_exact
 from builders.onnxruntime.genai import GENAI, genai_config
+from builders.onnxruntime.grouped import grouped_graph
 from builders.onnxruntime.providers import check_available, find_provider
-from builders.onnxruntime.record import CPU, STEP, OnnxRuntimeInputs, OnnxRuntimeResults
+from builders.onnxruntime.record import (
+    CPU,
+    GROUPED,
+    STANDARD,
+    STEP,
+    OnnxRuntimeInputs,
+    OnnxRuntimeResults,
+)
 from builders.onnxruntime.session import check_body, operators_run, run_product
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.artifacts.ports import MODEL
 from smoothquant.artifacts.record import as_json
-from smoothquant.files import write_json
+from smoothquant.errors import UserError
+from smoothquant.files import write_bytes, write_json
 from smoothquant.machine import physical_cores
 from smoothquant.outputs import check_content, load_manifest
 from smoothquant.workspace import Workspace
@@ -42,11 +52,13 @@ def build(
     *,
     activations: str | None = None,
     provider: str = CPU,
+    attention: str = STANDARD,
     overwrite: bool = False,
 ) -> Manifest:
     """Make the engine folder `out` from the folder `export`. Returns its manifest.
 
     activations: the form of the graph, if the export holds both. provider: the provider that will run the engine.
+    attention: a form of `record.ATTENTION`.
 
     Raises UserError if `export` is not a whole ONNX export, if ONNX Runtime refuses the graph, if a logit is not
     finite, or if a quantized linear did not become an integer kernel; MissingPackageError without onnxruntime or the
@@ -63,15 +75,24 @@ def build(
     check_body(found.folder, found.origin)
     if provider == CPU and (found.origin.scheme.quantized or found.origin.scheme.head.quantized):
         check_exact("ONNX Runtime", run_product, "use onnxruntime >= 1.20, or report this processor")
+    if attention == GROUPED and provider != CPU:
+        raise UserError(
+            f"grouped attention on {provider}", expected="the provider cpu", do="build it with --attention standard"
+        )
     threads = physical_cores()
-    inputs = OnnxRuntimeInputs(found.origin, found.digest, threads, provider).as_json()
+    inputs = OnnxRuntimeInputs(found.origin, found.digest, threads, provider, attention).as_json()
     with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
         if not work.finished:
             for name in found.files:
                 work.adopt(found.folder / name, name)
-            work.adopt(found.graph, MODEL)
-            write_json(work.path(GENAI), genai_config(work.folder, made.facts, threads, provider))
-            running = found.folder if found.graph.name == MODEL else work.folder  # errors name the user's own folder
+            grouped = attention == GROUPED
+            if grouped:
+                write_bytes(work.path(MODEL), grouped_graph(found.graph).SerializeToString())
+            else:
+                work.adopt(found.graph, MODEL)
+            write_json(work.path(GENAI), genai_config(work.folder, made.facts, threads, provider, shared=grouped))
+            whole = found.graph.name == MODEL and not grouped
+            running = found.folder if whole else work.folder  # errors name the user's own folder
             kernels = _check(running, replace(made, inputs=inputs), provider)
             work.commit(as_json(OnnxRuntimeResults(kernels)), contract=made.contract, geometry=made.geometry)
     return load_manifest(out)

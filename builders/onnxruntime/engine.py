@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from builders.engine.generation import pieces, tokens_to_keep
+from builders.engine.generation import pieces, reaches, tokens_to_keep
 from builders.engine.slots import PieceDecoding, SeparateSlots, ServableEngine, Slots
+from builders.onnxruntime.grouped_slots import GroupedDecoding, GroupedSlots
 from builders.onnxruntime.providers import find_provider
-from builders.onnxruntime.record import CPU, provider_of
+from builders.onnxruntime.record import CPU, GROUPED, attention_of, provider_of
 from builders.onnxruntime.session import check_body, first_feed, open_session
 from smoothquant.artifacts.ports import (
     ATTENTION_MASK,
@@ -43,6 +44,7 @@ class OnnxRuntimeEngine(ServableEngine):
         self.manifest = load_manifest(folder)
         check_body(self.folder, self.manifest.origin)
         self.provider = find_provider(provider or provider_of(self.manifest))
+        self.grouped = attention_of(self.manifest) == GROUPED
         self.session = open_session(self.folder, provider=self.provider.name, threads=threads)
 
     def logits(self, ids: Tensor) -> Tensor:
@@ -53,16 +55,21 @@ class OnnxRuntimeEngine(ServableEngine):
         with subnormals_as_zero():
             return torch.from_numpy(self.session.run([LOGITS], feed)[0])
 
-    def start(self, prompt: Sequence[int]) -> OnnxRuntimeDecoding:
+    def start(self, prompt: Sequence[int]) -> PieceDecoding:
         """A sequence after its prompt. prompt: token ids."""
-        decoding = OnnxRuntimeDecoding(self)
+        decoding = self._empty()
         for piece in pieces(prompt) if self.provider.name == CPU else (prompt,):
             decoding.append(piece)
         return decoding
 
     def slots(self, count: int, length: int) -> Slots:
         """Room for sequences. count: their number. length: the largest number of tokens of each."""
-        return SeparateSlots(count, length, lambda: OnnxRuntimeDecoding(self))
+        if self.grouped:
+            return GroupedSlots(self.session, count, length)
+        return SeparateSlots(count, length, self._empty)
+
+    def _empty(self) -> PieceDecoding:
+        return GroupedDecoding(self.session, self.longest) if self.grouped else OnnxRuntimeDecoding(self)
 
 
 class OnnxRuntimeDecoding(PieceDecoding):
@@ -72,6 +79,7 @@ class OnnxRuntimeDecoding(PieceDecoding):
     """
 
     def __init__(self, engine: OnnxRuntimeEngine) -> None:
+        self._engine = engine
         self.session = engine.session
         self._device = engine.provider.device
         self._value = require("onnxruntime").OrtValue.ortvalue_from_numpy
@@ -110,3 +118,16 @@ class OnnxRuntimeDecoding(PieceDecoding):
         kept_logits = logits.numpy()[0][-keep:]
         self.logits = kept_logits[-1]
         return kept_logits
+
+    def beginning(self, tokens: int) -> PieceDecoding | None:
+        """Another sequence, of the first tokens of this one; None if a window has made it forget some that are needed.
+
+        tokens: their number, at least one.
+        """
+        forgotten = self._tokens - self._cached
+        if reaches(forgotten, tokens, self._window):
+            return None
+        other = OnnxRuntimeDecoding(self._engine)
+        other._tokens, other._cached = tokens, tokens - forgotten
+        other._cache = [self._value(value.numpy()[:, :, : tokens - forgotten]) for value in self._cache]
+        return other

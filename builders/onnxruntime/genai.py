@@ -1,6 +1,7 @@
 """Write genai_config.json, with which onnxruntime-genai runs the folder.
 
-The keys are those of onnxruntime-genai 0.18. Concat grows the cache, so past and present never share a buffer.
+The keys are those of onnxruntime-genai 0.18. Past and present share a buffer where the attention is grouped, and
+Concat grows the cache where it is not.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ GENAI = "genai_config.json"
 TYPE = "decoder"  # its name for a decoder of any family
 
 
-def genai_config(folder: Path, geometry: ModelFacts, threads: int, provider: str = "cpu") -> dict:
+def genai_config(
+    folder: Path, geometry: ModelFacts, threads: int, provider: str = "cpu", *, shared: bool = False
+) -> dict:
     """The content of genai_config.json. folder: holds config.json and generation_config.json, which name the tokens.
 
-    geometry: the model's sizes, from the export's manifest. provider: a name of `providers.PROVIDERS`.
+    geometry: the model's sizes, from the export's manifest. provider: a name of `providers.PROVIDERS`. shared: whether
+    past and present are one buffer.
     """
     tokens = named_tokens(folder)
     end = None if tokens["eos_token_id"] == [] else tokens["eos_token_id"]
@@ -61,5 +65,5 @@ def genai_config(folder: Path, geometry: ModelFacts, threads: int, provider: str
         "decoder": decoder,
     }
     model = {key: value for key, value in model.items() if value is not None}
-    search = {"max_length": length, "past_present_share_buffer": False}
+    search = {"max_length": length, "past_present_share_buffer": shared}
     return {"model": model, "search": search}

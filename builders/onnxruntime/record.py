@@ -11,22 +11,28 @@ from smoothquant.artifacts.record import as_json
 
 STEP = "build onnxruntime"
 CPU = "cpu"
+STANDARD, GROUPED = ATTENTION = ("standard", "grouped")  # operators of ONNX, or ONNX Runtime's own
 
 
 @dataclass(frozen=True)
 class OnnxRuntimeInputs:
     """What an engine was built from. content: digest of the graph and the files beside it. provider: where the
-    engine is to run."""
+    engine is to run. attention: a form of `ATTENTION`."""
 
     export: Origin
     content: str
     threads: int
     provider: str = CPU
+    attention: str = STANDARD
 
     def as_json(self) -> dict[str, Any]:
-        """The same as JSON values. The CPU's provider goes without saying."""
-        content = as_json(self)
-        return {key: value for key, value in content.items() if (key, value) != ("provider", CPU)}
+        """The same as JSON values. The CPU's provider and standard operators go without saying."""
+        plain = {("provider", CPU), ("attention", STANDARD)}
+        return {
+            key: value
+            for key, value in as_json(self).items()
+            if not isinstance(value, str) or (key, value) not in plain
+        }
 
 
 @dataclass(frozen=True)
@@ -39,3 +45,8 @@ class OnnxRuntimeResults:
 def provider_of(manifest: Manifest) -> str:
     """The provider that a folder is for: an engine's own, the CPU's for an export."""
     return manifest.inputs_as(OnnxRuntimeInputs).provider if manifest.step == STEP else CPU
+
+
+def attention_of(manifest: Manifest) -> str:
+    """The form of a folder's attention, of `ATTENTION`."""
+    return manifest.inputs_as(OnnxRuntimeInputs).attention if manifest.step == STEP else STANDARD

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from builders.engine.generation import pieces, tokens_to_keep
+from builders.engine.generation import pieces, reaches, tokens_to_keep
 from builders.engine.kernels import IntegerKernels, check_kernels
 from builders.engine.slots import PieceDecoding, SeparateSlots, ServableEngine, Slots
 from builders.openvino.graph import CompiledGraph, compile_graph, refused
@@ -98,6 +98,15 @@ class OpenVinoRequest:
             for state in self.request.query_state():
                 state.state = self._tensor(numpy.ascontiguousarray(state.state.data[:, :, -kept:]))
 
+    def take(self, other: OpenVinoRequest, tokens: int) -> None:
+        """Begin with the first tokens of another request. tokens: their number."""
+        forgotten = other.tokens - other.cached
+        theirs = {state.name: state.state for state in other.request.query_state()}
+        for state in self.request.query_state():
+            first = theirs[state.name].data[:, :, : tokens - forgotten]
+            state.state = self._tensor(numpy.ascontiguousarray(first))
+        self.tokens, self.cached = tokens, tokens - forgotten
+
 
 class OpenVinoDecoding(PieceDecoding):
     """One sequence under way. Its cache stays inside the runtime.
@@ -106,6 +115,7 @@ class OpenVinoDecoding(PieceDecoding):
     """
 
     def __init__(self, engine: OpenVinoEngine) -> None:
+        self._engine = engine
         self._request = OpenVinoRequest(engine.graph, 1)
         self._window = engine.manifest.facts.cache_window
 
@@ -115,6 +125,18 @@ class OpenVinoDecoding(PieceDecoding):
         self._request.cut(tokens_to_keep(self._request.cached, self._window))
         self.logits = logits[-1]
         return logits[-keep:]
+
+    def beginning(self, tokens: int) -> PieceDecoding | None:
+        """Another sequence, of the first tokens of this one; None if a window has made it forget some that are needed.
+
+        tokens: their number, at least one.
+        """
+        forgotten = self._request.tokens - self._request.cached
+        if reaches(forgotten, tokens, self._window):
+            return None
+        other = OpenVinoDecoding(self._engine)
+        other._request.take(self._request, tokens)
+        return other
 
 
 def check_instructions(folder: Path, manifest: Manifest) -> None:

@@ -1,6 +1,6 @@
 """Continuous batching: jobs join and leave between steps of one engine.
 
-One thread drives the engine. A turn of it admits jobs that wait, reads one piece of one prompt, and gives every sequence
+One thread drives the engine. A turn of it admits jobs that wait, reads one piece of one prompt, and gives each sequence
 under way its next token; so a long prompt delays the others by one piece at a time. Prompts are read one after another:
 of jobs that come together with the same beginning, the first one computes it, and the others copy it. A sequence that
 has ended stays in its slot, to be copied from, until another job needs the slot.
@@ -193,19 +193,20 @@ class Scheduler:
         prompt = ticket.job.prompt
         shared = {slot: _common(tokens, prompt[:-1]) for slot, tokens in held.items()}  # the last gives the logits
         source = max(shared, key=shared.__getitem__, default=-1)
-        worth = not ticket.job.echo and shared.get(source, 0) >= WORTH_COPYING
+        if not ticket.job.echo and shared.get(source, 0) >= WORTH_COPYING:
+            ticket.read = ticket.cached = shared[source]
+        if ticket.cached and source in self._left and self._slots.cut(source, ticket.cached):
+            del self._left[source]  # it goes on from there, and is copied from as before
+            ticket.slot = source
+            return
         if len(self._left) + len(self._writing) + sum(other.slot >= 0 for other in self._reading) >= self.batch:
-            oldest = next(slot for slot in self._left if slot != source or len(self._left) == 1)
-            if oldest == source and worth:  # nothing else is free: the copy would be of itself
-                worth = False
+            oldest = next(iter(self._left))
             self._slots.close(oldest)
-            del self._left[oldest]
-        if worth:
-            forked = self._slots.fork(source, shared[source])
-            if forked is not None:
-                ticket.slot, ticket.read, ticket.cached = forked, shared[source], shared[source]
-                return
-        ticket.slot = self._slots.open()
+            del self._left[oldest], held[oldest]
+        copied = self._slots.fork(source, ticket.cached) if ticket.cached and source in held else None
+        if copied is None:
+            ticket.read = ticket.cached = 0
+        ticket.slot = self._slots.open() if copied is None else copied
 
     def _step(self) -> None:
         """Append the newest token of every sequence, and choose the next ones."""

@@ -46,8 +46,9 @@ class Experts:
         with graph.within(self.model.linear(layer, ROUTER)):
             y = graph.op("Gather", graph.op("Concat", *parts, axis=0), place)  # slots in their order again
             y = graph.op("Reshape", y, graph.constant([-1, self.chosen, hidden]))
-            y = graph.op("Mul", y, graph.op("Unsqueeze", shares, graph.constant([2])))
-            return graph.op("Reshape", graph.op("ReduceSum", y, graph.constant([1]), keepdims=0), shape)
+            # a product, since ONNX Runtime's sum over experts takes another order for one token than for several
+            y = graph.op("MatMul", graph.op("Unsqueeze", shares, graph.constant([1])), y)
+            return graph.op("Reshape", y, shape)
 
     def _route(self, layer: int, rows: str) -> tuple[str, str]:
         """Shares in the body's dtype, and the chosen experts, int64."""

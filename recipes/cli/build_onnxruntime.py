@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from builders.onnxruntime.record import ATTENTION, STANDARD
 from recipes.cli import options
 from recipes.cli.ui import Ui
 
@@ -28,6 +29,13 @@ def add(targets: argparse._SubParsersAction, common: argparse.ArgumentParser) ->
         help="where it runs (default cpu). cuda: an NVIDIA GPU, Q/DQ as float, without INT8 speed; tensorrt: INT8 by "
         "TensorRT 10; nv-tensorrt-rtx: INT8 by TensorRT for RTX, on RTX GPUs only",
     )
+    command.add_argument(
+        "--attention",
+        choices=ATTENTION,
+        default=STANDARD,
+        help="standard: operators of ONNX, which every server and batches with padding on the left can take (default); "
+        "grouped: ONNX Runtime's own operator, on a CPU, with which smoothquant serve computes many sequences at once",
+    )
     command.set_defaults(run=run)
 
 
@@ -49,6 +57,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             arguments.out,
             activations=arguments.act,
             provider=provider.name,
+            attention=arguments.attention,
             overwrite=arguments.overwrite,
         )
         progress(1, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -14,8 +15,10 @@ from builders import openvino
 from builders.check import check
 from builders.check.tensorrt_rtx import compile_onnx
 from builders.engine.generation import tokens_to_keep
+from builders.engine.slots import Slots
 from builders.nvidia.profiles import single_profile
 from builders.onnxruntime import OnnxRuntimeEngine, build
+from builders.onnxruntime.record import GROUPED
 from builders.openvino.engine import OpenVinoRequest
 from builders.openvino.graph import compile_graph
 from builders.tensorrt_llm import CheckpointEngine
@@ -207,6 +210,56 @@ def engine_generates_as_transformers(case: Case) -> None:
     assert [[token for token in found if token != END] for found in theirs] == together
 
 
+def grouped_sequences_do_not_see_each_other(case: Case) -> None:
+    """`build onnxruntime --attention grouped`: the float engine's logits are transformers', in pieces and token by
+    token; W8A8 sequences of different lengths, which join and leave, get the same logits, bit by bit, as alone.
+    onnxruntime-genai generates the same tokens from one buffer, in a batch, too. A dash: the operator takes heads whose
+    channels are a multiple of 8; the build is refused."""
+    ids = sample_ids(sequences=1, tokens=20, seed=2)
+    folders = {form: case.root / f"grouped-{form}" for form in ("float", "per-token")}
+    if case.model.geometry.head_dim % 8:
+        with pytest.raises(UserError, match="a multiple of 8") as refused:
+            build(case.export("float"), folders["float"], attention=GROUPED)
+        pytest.skip(str(refused.value))
+    for form, folder in folders.items():
+        build(case.export(form), folder, attention=GROUPED)
+    engine = OnnxRuntimeEngine(folders["float"])
+    decoding = engine.slots(1, 20)
+    slot, tokens = decoding.open(), ids[0].tolist()
+    parts = [decoding.append(slot, tokens[:7], keep=0), decoding.append(slot, tokens[7:9], keep=0)]
+    parts += [decoding.step({slot: token})[slot][None] for token in tokens[9:]]
+    assert largest_difference(torch.from_numpy(numpy.concatenate(parts))[None], case.logits(ids)) <= GRAPH
+    together = [list(engine.generate(prompt, NEW)) for prompt in (PROMPT, PROMPT[3:], PROMPT[:5])]
+    theirs = genai_tokens(folders["float"], (PROMPT, PROMPT[3:], PROMPT[:5]), NEW)
+    assert [[token for token in found if token != END] for found in theirs] == together
+
+    engine = OnnxRuntimeEngine(folders["per-token"])
+    sequences = [tokens, tokens[5:], tokens[2:14]]
+    alone = [one_by_one(engine.slots(1, 20), [sequence])[0] for sequence in sequences]
+    for expected, found in zip(alone, one_by_one(engine.slots(3, 20), sequences), strict=True):
+        assert numpy.array_equal(expected, found)
+
+
+def one_by_one(slots: Slots, sequences: list[list[int]]) -> list[numpy.ndarray]:
+    """The logits of sequences from their fifth token on: each begins with a piece of four, and one after another joins
+    the others' steps."""
+    found: dict[int, list[numpy.ndarray]] = {}
+    waiting = dict(enumerate(sequences))
+    number, left = {}, {}
+    while waiting or left:
+        if waiting:
+            index = min(waiting)
+            slot = slots.open()
+            number[slot], left[slot], found[index] = index, waiting[index][4:], []
+            slots.append(slot, waiting.pop(index)[:4])
+        for slot, logits in slots.step({slot: rest.pop(0) for slot, rest in left.items()}).items():
+            found[number[slot]].append(logits)
+        for slot in [slot for slot, rest in left.items() if not rest]:
+            slots.close(slot)
+            del left[slot]
+    return [numpy.stack(found[index]) for index in range(len(sequences))]
+
+
 def openvino_runs_every_layout(case: Case) -> None:
     """`build openvino`: the float graph gives the logits of transformers, token by token with a cache; every quantized
     product of the W8A8 graph is an integer kernel."""
@@ -284,6 +337,7 @@ PROPERTIES: dict[str, Callable[[Case], None]] = {
     "onnx model": quantized_model_is_exact,
     "tensorrt": tensorrt_compiles_every_product_to_int8,
     "engine": engine_generates_as_transformers,
+    "grouped": grouped_sequences_do_not_see_each_other,
     "openvino": openvino_runs_every_layout,
     "validate": engine_validates,
     "tensorrt llm": trtllm_checkpoint_computes_ours,
