@@ -73,7 +73,9 @@ def demonstrate(out: Path, stage: pipeline.Stage, *, overwrite: bool = False) ->
     recipe, model = find(RECIPE, RECIPES), open_model(tiny_llama.PATH)
     text = load_text(tiny_llama.CALIBRATION_TEXT, tiny_llama.PATH, recipe.samples, recipe.length)
     heldout = load_text(tiny_llama.EVALUATION_TEXT, tiny_llama.PATH, HELDOUT, recipe.length)
-    made = pipeline.run(pipeline.Job(model, text, heldout, out, _outputs(recipe, model)), stage, overwrite=overwrite)
+    made = pipeline.run(
+        pipeline.RecipeRun(model, text, heldout, out, _outputs(recipe, model)), stage, overwrite=overwrite
+    )
     with stage("measure speed") as progress:
         engines = {label: made.folders[label] for label in (FLOAT, *FORMS)}
         speeds = speed.measure({label: onnxruntime.OnnxRuntimeEngine(folder) for label, folder in engines.items()})

@@ -94,7 +94,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Job:
+class RecipeRun:
     """What `run` does. text: to calibrate on; heldout: to validate on; out: the folder for everything."""
 
     model: Model
@@ -166,7 +166,7 @@ def split_text(text: Text, heldout: int) -> tuple[Text, Text]:
     )
 
 
-def run(job: Job, stage: Stage, *, overwrite: bool = False) -> Made:
+def run(job: RecipeRun, stage: Stage, *, overwrite: bool = False) -> Made:
     """Search or calibrate, export, build, validate. Raises UserError before any work for what cannot be made here, else
     at the first stage that fails."""
     out = job.out
@@ -206,13 +206,13 @@ def run(job: Job, stage: Stage, *, overwrite: bool = False) -> Made:
     return Made(folders, found, tuple(plans.values()), tuple(scales))
 
 
-def _searches(job: Job) -> dict[Wanted, Path]:
+def _searches(job: RecipeRun) -> dict[Wanted, Path]:
     """The folders of plans for all outputs by a search; those with the same wishes share one."""
     wanted = dict.fromkeys(output.searched for output in job.outputs if output.searched)
     return {one: job.out / (f"{PLAN}-{number}" if number > 1 else PLAN) for number, one in enumerate(wanted, start=1)}
 
 
-def _plans(job: Job, searches: Mapping[Wanted, Path], stage: Stage, overwrite: bool) -> dict[Wanted, Plan]:
+def _plans(job: RecipeRun, searches: Mapping[Wanted, Path], stage: Stage, overwrite: bool) -> dict[Wanted, Plan]:
     """The plans of all outputs by a search, each with its page beside it."""
     found: dict[Wanted, Plan] = {}
     for wanted, folder in searches.items():
@@ -222,7 +222,7 @@ def _plans(job: Job, searches: Mapping[Wanted, Path], stage: Stage, overwrite: b
     return found
 
 
-def _passes(job: Job, plans: Mapping[Wanted, Plan]) -> Iterator[tuple[Source, list[Output]]]:
+def _passes(job: RecipeRun, plans: Mapping[Wanted, Plan]) -> Iterator[tuple[Source, list[Output]]]:
     """Outputs with the same smoothing and steps share a pass over the layers; float ones start from no act scales."""
     together: dict[tuple[SmoothingSettings, tuple[Step, ...], bool, Wanted | None], list[Output]] = {}
     for output in job.outputs:

@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         )
         for name, validated in _wanted(arguments.target, recipe.targets).items()
     )
-    job = pipeline.Job(model, text, heldout, Path(arguments.out), outputs)
+    job = pipeline.RecipeRun(model, text, heldout, Path(arguments.out), outputs)
     scales = "scales by search" if searched else f"alpha {settings.alpha}"
     ui.note(f"recipe {recipe.name}: {scales}, {len(text.sequences)} x {recipe.length} tokens")
     made = pipeline.run(job, ui.progress, overwrite=arguments.overwrite)

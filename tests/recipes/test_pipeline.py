@@ -13,7 +13,7 @@ from act_scales.text import Text
 from builders.validate import read_scheme
 from recipes.cli import main
 from recipes.models import RECIPES
-from recipes.pipeline import Job, Output, run
+from recipes.pipeline import RecipeRun, Output, run
 from recipes.recipe import find
 from recipes.targets import TARGETS
 from smoothquant.capacity import FOLDED
@@ -37,9 +37,9 @@ def silent(name: str) -> Iterator[Callable[[int, int], None]]:
     yield lambda done, total: None
 
 
-def job(model: Model, out: Path, *outputs: Output) -> Job:
+def job(model: Model, out: Path, *outputs: Output) -> RecipeRun:
     text = Text(tuple(sample_ids(sequences=4)), "sample")
-    return Job(model, text, replace(text, sequences=tuple(sample_ids(sequences=2, seed=5))), out, outputs)
+    return RecipeRun(model, text, replace(text, sequences=tuple(sample_ids(sequences=2, seed=5))), out, outputs)
 
 
 def test_outputs_with_other_steps_are_other_engines(llama: Model, tmp_path: Path) -> None:
