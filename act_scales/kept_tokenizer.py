@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from act_scales.tokenizer import RESTORE, Encoder, TextEncoder, has_tokenizer, load_tokenizer
 from smoothquant.artifacts.manifest import Manifest
@@ -20,6 +20,8 @@ from smoothquant.outputs import OURS
 from smoothquant.packages import require
 from smoothquant.reading import check_small
 from smoothquant.sidecars import TOKENIZER_FILES
+
+Functions: TypeAlias = tuple[Callable[[str, bool], list[int]], Callable[[list[int]], str], Callable[[int], str | None]]
 
 KEPT = f"{OURS}/tokenizer.json"
 PROBES = (
@@ -47,7 +49,7 @@ def kept_form(folder: Path) -> str | None:
 
 def _agrees(text: str, theirs: Any) -> bool:
     """Whether what is kept is transformers' tokenizer, by `PROBES` and by special tokens within a text."""
-    ids, decode = _functions(text)
+    ids, decode, _ = _functions(text)
     for probe in (*PROBES, "a".join(map(str, theirs.all_special_tokens))):
         for special in (False, True):
             expected = theirs(probe, add_special_tokens=special)["input_ids"]
@@ -70,7 +72,7 @@ def engine_encoder(folder: Path, manifest: Manifest) -> TextEncoder:
     return Encoder(folder)
 
 
-def _read(path: Path) -> tuple[Callable[[str, bool], list[int]], Callable[[list[int]], str]]:
+def _read(path: Path) -> Functions:
     check_small(path)
     try:
         return _functions(path.read_text(encoding="utf-8"))
@@ -79,7 +81,7 @@ def _read(path: Path) -> tuple[Callable[[str, bool], list[int]], Callable[[list[
         raise UserError(f"{path}: no usable tokenizer ({error})", do=RESTORE) from error
 
 
-def _functions(text: str) -> tuple[Callable[[str, bool], list[int]], Callable[[list[int]], str]]:
+def _functions(text: str) -> Functions:
     """The functions of a `TextEncoder`. text: a tokenizer in the format of the package."""
     tokenizer: Any = require("tokenizers").Tokenizer.from_str(text)
     tokenizer.no_truncation()
@@ -88,4 +90,4 @@ def _functions(text: str) -> tuple[Callable[[str, bool], list[int]], Callable[[l
     def ids(text: str, special: bool) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=special).ids
 
-    return ids, tokenizer.decode
+    return ids, tokenizer.decode, tokenizer.id_to_token

@@ -61,19 +61,54 @@ def _saved_class(folder: Path) -> str:
     return str(read_json(folder / "tokenizer_config.json").get("tokenizer_class", ""))
 
 
+class TextStream:
+    """The text of tokens that come one by one, in pieces of whole characters, which together are the text of all.
+
+    decode: the function of a `TextEncoder`. A piece is decoded after the tokens of the piece before it, on which its
+    spaces depend. What was given out stays, where some decoders would take it back: for bytes behind it that are no
+    character.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+        self._before: list[int] = []
+        self._piece: list[int] = []
+        self._known = ""  # the text of `before`
+
+    def push(self, token: int) -> str:
+        """The text that is whole with this token and was not before; empty for half of a character."""
+        self._piece.append(token)
+        text = self._decode(self._before + self._piece)
+        if len(text) <= len(self._known) or text.endswith("\ufffd"):  # half of a character: wait for the rest
+            return ""
+        new = text[len(self._known) :]
+        self._before, self._piece = self._piece, []
+        self._known = self._decode(self._before)
+        return new
+
+    def end(self) -> str:
+        """The text that is left behind the last token."""
+        return self._decode(self._before + self._piece)[len(self._known) :]
+
+
 class TextEncoder:
     """Token ids of texts, and texts of token ids.
 
     folder: where the tokenizer lies. ids: its function from a text, and whether its special tokens are to go around
-    that, to token ids. decode: its function from token ids to their text, without special tokens.
+    that, to token ids. decode: its function from token ids to their text, without special tokens. spell: its function
+    from a token id to the token as the tokenizer writes it ("\u0120of"); None for an id that is none of its own.
 
     A text that has the special tokens around it already does not get them again.
     """
 
     def __init__(
-        self, folder: str | Path, ids: Callable[[str, bool], list[int]], decode: Callable[[list[int]], str]
+        self,
+        folder: str | Path,
+        ids: Callable[[str, bool], list[int]],
+        decode: Callable[[list[int]], str],
+        spell: Callable[[int], str | None],
     ) -> None:
-        self.folder, self._ids, self.decode = folder, ids, decode
+        self.folder, self._ids, self.decode, self.spell = folder, ids, decode, spell
         if not self.plain("a"):
             raise UserError(f"{folder}: its tokenizer gives no tokens for a text", do=RESTORE)
 
@@ -99,22 +134,12 @@ class TextEncoder:
         return self._special[0]
 
     def streamed(self, tokens: Iterable[int]) -> Iterator[str]:
-        """Yield the text of tokens as they come, in pieces of whole characters, which together are the text of all.
-
-        A piece is decoded after the tokens of the piece before it, on which its spaces depend. What was yielded stays,
-        where some decoders would take it back: for bytes behind it that are no character.
-        """
-        before: list[int] = []
-        piece: list[int] = []
-        known = ""  # the text of `before`
+        """Yield the text of tokens as they come: the pieces of a `TextStream`."""
+        stream = TextStream(self.decode)
         for token in tokens:
-            piece.append(token)
-            text = self.decode(before + piece)
-            if len(text) > len(known) and not text.endswith("\ufffd"):  # else half of a character: wait for the rest
-                yield text[len(known) :]
-                before, piece = piece, []
-                known = self.decode(before)
-        if rest := self.decode(before + piece)[len(known) :]:
+            if piece := stream.push(token):
+                yield piece
+        if rest := stream.end():
             yield rest
 
     @cached_property
@@ -140,7 +165,12 @@ class Encoder(TextEncoder):
         def ids(text: str, special: bool) -> list[int]:
             return tokenizer(text, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
 
-        super().__init__(folder, ids, lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True))
+        super().__init__(
+            folder,
+            ids,
+            lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True),
+            tokenizer.convert_ids_to_tokens,
+        )
 
     def chat(self, conversation: Conversation) -> list[int]:
         """Token ids of a conversation by the folder's chat template, which writes the special tokens that it wants.
