@@ -138,11 +138,11 @@ class Scheduler:
         """Admit jobs, read one piece of a prompt, and take a step."""
         self._drop()
         self._admit()
-        self.observer.depth(len(self._waiting), len(self._reading) + len(self._writing))
         if self._reading:
             self._guarded([self._reading[0]], self._read_piece)
         if self._writing:
             self._guarded(list(self._writing), self._step)
+        self.observer.depth(len(self._waiting), len(self._reading) + len(self._writing))
 
     def _guarded(self, tickets: list[Ticket], work: object) -> None:
         """Do a piece of work for some jobs, which end where it fails; the others and the scheduler live on."""

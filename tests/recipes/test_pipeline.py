@@ -13,7 +13,7 @@ from act_scales.text import Text
 from builders.validate import read_scheme
 from recipes.cli import main
 from recipes.models import RECIPES
-from recipes.pipeline import RecipeRun, Output, run
+from recipes.pipeline import Output, RecipeRun, run
 from recipes.recipe import find
 from recipes.targets import TARGETS
 from smoothquant.capacity import FOLDED
