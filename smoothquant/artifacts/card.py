@@ -11,10 +11,18 @@ not vouch for its content.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 CARD = "README.md"
 BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
 MEASURED = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.DOTALL)
+NUMBERS: Mapping[str, str] = {  # what a validation has measured -> where `builders.validate.card` writes it
+    "perplexity": r"\| perplexity \| ([\d.]+),",
+    "reference_perplexity": r"\| perplexity \| [\d.]+, ([\d.]+) for the model",
+    "kl_mean": r"\| KL to the model[^|]*\| mean ([-+\d.e]+),",
+    "kl_p99": r"\| KL to the model[^|]*\| mean [^|]*percentile ([-+\d.e]+) \|",
+    "top1_percent": r"\| top-1 agreement \| ([\d.]+)% \|",
+}
 
 
 def measured(content: str) -> str:
@@ -25,3 +33,14 @@ def measured(content: str) -> str:
 def with_measured(card: str, content: str) -> str | None:
     """A card that says that something else was measured; None if it has no such part any more. content: Markdown."""
     return MEASURED.sub(lambda _: measured(content), card, count=1) if MEASURED.search(card) else None
+
+
+def read_measured(card: str) -> dict[str, float] | None:
+    """What the last validation has measured, by the names of `NUMBERS`; None for a card that does not tell all of it.
+
+    What a person has changed in the card is told as it stands there.
+    """
+    place = MEASURED.search(card)
+    found = {name: re.search(pattern, place[0]) for name, pattern in NUMBERS.items()} if place else {}
+    numbers = {name: float(each[1].replace(",", "")) for name, each in found.items() if each}
+    return numbers if found and len(numbers) == len(found) else None
