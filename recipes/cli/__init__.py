@@ -26,6 +26,7 @@ from recipes.cli import (
     run,
     scales,
     search,
+    serve,
     serve_config,
     validate,
 )
@@ -43,6 +44,7 @@ COMMANDS = (
     validate,
     compare,
     generate,
+    serve,
     serve_config,
     run,
     recipes,
