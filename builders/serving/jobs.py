@@ -18,7 +18,8 @@ class Job:
     prompt: token ids of the model's vocabulary, at least one. max_new_tokens: 0 or more. temperature, top_p, seed: as
     `builders.engine.generation.pick` takes them; a seed below 0 is one of the scheduler's own. top: the number of
     likeliest tokens to tell with the log-probability of each token; None for no log-probabilities. echo: whether the
-    prompt's own tokens get them too. timeout: seconds from now on after which the job ends.
+    prompt's own tokens get them too. endless: whether a token that ends a sequence is one like any other, which load
+    generators want. timeout: seconds from now on after which the job ends.
     """
 
     prompt: tuple[int, ...]
@@ -28,6 +29,7 @@ class Job:
     seed: int = -1
     top: int | None = None
     echo: bool = False
+    endless: bool = False
     timeout: float = 600.0
 
 

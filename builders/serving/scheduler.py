@@ -225,7 +225,7 @@ class Scheduler:
         token = pick(logits, job.temperature, job.top_p, ticket.random)
         if not ticket.tokens:
             self.observer.first_token(time.monotonic() - ticket.submitted)
-        if token in self._ends:
+        if token in self._ends and not job.endless:
             return self._end(ticket, End.STOP)
         ticket.tokens.append(token)
         ticket.deliver(scored(logits, token, job.top))

@@ -158,6 +158,7 @@ class Asked(_Strict):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    ignore_eos: bool | None = None  # of other servers; load generators send it
 
     @model_validator(mode="after")
     def _streams(self) -> Asked:

@@ -108,6 +108,7 @@ class Service:
             top_p=1.0 if asked.top_p is None else asked.top_p,
             top=top,
             echo=echo,
+            endless=bool(asked.ignore_eos),
             timeout=self.limits.timeout,
         )
 
