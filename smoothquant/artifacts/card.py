@@ -16,12 +16,13 @@ from collections.abc import Mapping
 CARD = "README.md"
 BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
 MEASURED = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.DOTALL)
+NUMBER = r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)"
 NUMBERS: Mapping[str, str] = {  # what a validation has measured -> where `builders.validate.card` writes it
-    "perplexity": r"\| perplexity \| ([\d.]+),",
-    "reference_perplexity": r"\| perplexity \| [\d.]+, ([\d.]+) for the model",
-    "kl_mean": r"\| KL to the model[^|]*\| mean ([-+\d.e]+),",
-    "kl_p99": r"\| KL to the model[^|]*\| mean [^|]*percentile ([-+\d.e]+) \|",
-    "top1_percent": r"\| top-1 agreement \| ([\d.]+)% \|",
+    "perplexity": rf"\| perplexity \| {NUMBER},",
+    "reference_perplexity": rf"\| perplexity \| [^|]*, {NUMBER} for the model",
+    "kl_mean": rf"\| KL to the model[^|]*\| mean {NUMBER},",
+    "kl_p99": rf"\| KL to the model[^|]*\|[^|]*percentile {NUMBER} \|",
+    "top1_percent": rf"\| top-1 agreement \| {NUMBER}% \|",
 }
 
 
@@ -42,5 +43,5 @@ def read_measured(card: str) -> dict[str, float] | None:
     """
     place = MEASURED.search(card)
     found = {name: re.search(pattern, place[0]) for name, pattern in NUMBERS.items()} if place else {}
-    numbers = {name: float(each[1].replace(",", "")) for name, each in found.items() if each}
+    numbers = {name: float(each[1]) for name, each in found.items() if each}
     return numbers if found and len(numbers) == len(found) else None

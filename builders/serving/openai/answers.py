@@ -53,7 +53,7 @@ class Spelling:
 
 
 class Form(ABC):
-    """The form of one answer. model: the name that the client gave. scored: whether log-probabilities were asked for."""
+    """The form of one answer. model: its name to the client. scored: whether log-probabilities were asked for."""
 
     kind: str  # of a whole answer
     chunk_kind: str

@@ -55,7 +55,7 @@ class Server:
         routes.add_api_route("/metrics", self._metrics, response_model=None)
         for kind, handler in ((ApiError, self._told), (HTTPException, self._no_route), (Exception, self._defect)):
             routes.add_exception_handler(kind, handler)  # type: ignore[arg-type]
-        self.app: ASGIApp = _Guarded(routes, [key.encode() for key in keys], service)
+        self.app: ASGIApp = _Guarded(routes, [key.encode("utf-8", "surrogateescape") for key in keys], service)
 
     async def _completions(self, request: Request) -> Response:
         asked = await self._asked(request, CompletionRequest)

@@ -135,6 +135,18 @@ def _stops(value: object) -> tuple[str, ...]:
     raise ValueError(f"expected a text or up to four, of 1 to {LONGEST_STOP} characters each")
 
 
+def _content(value: object) -> str:
+    """The text of a message, which may come in parts; they are joined by line ends."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value:
+        texts = [part["text"] for part in value if isinstance(part, dict) and part.keys() == {"type", "text"}]
+        kinds = {part["type"] for part in value if isinstance(part, dict) and isinstance(part.get("type"), str)}
+        if len(texts) == len(value) and kinds == {"text"} and all(isinstance(text, str) for text in texts):
+            return "\n".join(texts)
+    raise ValueError('expected a text, or parts of the form {"type": "text", "text": TEXT}')
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -188,18 +200,11 @@ class CompletionRequest(Asked):
         return self
 
 
-class TextPart(_Strict):
-    """A part of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
 class Message(_Strict):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: Annotated[str, BeforeValidator(_content)]
     name: str | None = None
 
     @model_validator(mode="before")
@@ -212,10 +217,8 @@ class Message(_Strict):
 
     @property
     def turn(self) -> dict[str, str]:
-        """The message as chat templates take it. Parts of a text are joined by line ends; a developer is the system,
-        which is the word that templates know."""
-        content = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
-        found = {"role": "system" if self.role == "developer" else self.role, "content": content}
+        """The message as chat templates take it. A developer is the system, which is the word that they know."""
+        found = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
         return found if self.name is None else found | {"name": self.name}
 
 
