@@ -41,9 +41,7 @@ class Process:
 
 
 @contextmanager
-def served(
-    engine: Path, *options: str, before: str = "", env: Mapping[str, str] | None = None
-) -> Iterator[Process]:
+def served(engine: Path, *options: str, before: str = "", env: Mapping[str, str] | None = None) -> Iterator[Process]:
     """A server of an engine. before: what its process does first. env: more of its environment."""
     command = [sys.executable, "-c", BARE + before + COMMAND, "serve", str(engine), "--port", "0", "--quiet", *options]
     with subprocess.Popen(

@@ -14,7 +14,7 @@ from smoothquant.errors import UserError
 from tests.models import save_tokenizer
 
 TURNS = [
-    {"role": "system", "content": "  Be <brief> & \"exact\".\n"},
+    {"role": "system", "content": '  Be <brief> & "exact".\n'},
     {"role": "user", "content": "né 🦙 {{ 7 * 7 }} {% raw %}"},
     {"role": "assistant", "content": "<b>yes</b>"},
     {"role": "user", "content": "more\n", "name": "me"},

@@ -26,7 +26,18 @@ VALUES: tuple[Any, ...] = (
     *([1.5], ["a", 1], [[1], "a"], {"a": {"b": []}}, [-1], [10**50], ["a"] * 300, {"role": "user"}, [{"role": 5}]),
 )
 FIELDS = (
-    *("model", "prompt", "messages", "n", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop"),
+    *(
+        "model",
+        "prompt",
+        "messages",
+        "n",
+        "max_tokens",
+        "max_completion_tokens",
+        "temperature",
+        "top_p",
+        "seed",
+        "stop",
+    ),
     *("stream", "stream_options", "echo", "logprobs", "top_logprobs", "best_of", "suffix", "tools", "tool_choice"),
     *("response_format", "logit_bias", "user", "functions", "x", "", "__class__", "é", "model_config"),
 )
@@ -143,7 +154,9 @@ def test_over_a_socket(root: str) -> None:
         assert client.post("/v1/completions", content=b" " * (LARGEST_BODY + 1), headers=JSON).status_code == 413
         chunked = client.post("/v1/completions", content=(b" " * (1 << 20) for _ in range(9)), headers=JSON)
         assert chunked.status_code == 413
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer first\r\nContent-Type: application/json\r\n"
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer first\r\nContent-Type: application/json\r\n"
+    )
     for request in (b"\x16\x03\x01\0", b"GET\r\n\r\n", head + b"Content-Length: x\r\n\r\n", head + b"\0: 1\r\n\r\n"):
         assert sent(root, request).startswith(b"HTTP/1.1 400")
     length = b"Content-Length: 99\r\n\r\n{"

@@ -159,8 +159,9 @@ def test_an_engine_that_was_changed(engine: Path, tmp_path: Path) -> None:
 
 
 def test_an_engine_without_a_tokenizer(engine: Path, tmp_path: Path) -> None:
-    from smoothquant.outputs import MANIFEST, load_manifest, save_manifest  # noqa: PLC0415
     from dataclasses import replace
+
+    from smoothquant.outputs import MANIFEST, load_manifest, save_manifest
 
     copy = shutil.copytree(engine, tmp_path / "engine")
     manifest = load_manifest(copy)
