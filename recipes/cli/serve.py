@@ -75,11 +75,11 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         require(module, package=package)
     from builders.serving.openai.app import Server
     from builders.serving.openai.run import bound_socket, is_loopback, run
-    from builders.serving.openai.service import Limits, open_service
+    from builders.serving.openai.service import ServingLimits, open_service
 
     keys = _keys(arguments.api_key_env)
     place = bound_socket(arguments.host, arguments.port)
-    limits = Limits(arguments.max_batch, arguments.max_queue, arguments.max_context, arguments.timeout)
+    limits = ServingLimits(arguments.max_batch, arguments.max_queue, arguments.max_context, arguments.timeout)
     service = open_service(arguments.engine, arguments.name, limits, fast=arguments.fast_start)
     if not keys and not is_loopback(arguments.host):
         ui.warn(f"--host {arguments.host} without --api-key-env: whoever reaches this machine may use the engine")

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from builders.serving.jobs import End, Event, Finished, Job, QueueFullError, StoppingError
 from builders.serving.openai.choice import Choice, Piece
 from builders.serving.openai.errors import ApiError, invalid
-from builders.serving.openai.metrics import Metrics
+from builders.serving.openai.metrics import Counters
 from builders.serving.scheduler import Scheduler, Ticket
 from smoothquant.errors import UserError
 
@@ -57,7 +57,12 @@ class Answering:
     """
 
     def __init__(
-        self, scheduler: Scheduler, mailroom: Mailroom, metrics: Metrics, jobs: Sequence[Job], choices: Sequence[Choice]
+        self,
+        scheduler: Scheduler,
+        mailroom: Mailroom,
+        metrics: Counters,
+        jobs: Sequence[Job],
+        choices: Sequence[Choice],
     ) -> None:
         self.choices, self._metrics = choices, metrics
         self._inbox: Inbox = asyncio.Queue()

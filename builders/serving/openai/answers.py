@@ -18,6 +18,8 @@ BYTE_LEVEL = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that
 OTHERS = [byte for byte in range(256) if byte not in BYTE_LEVEL]
 ALPHABET = {chr(byte): byte for byte in BYTE_LEVEL} | {chr(256 + i): byte for i, byte in enumerate(OTHERS)}
 
+LEAST = -9999.0  # of log-probabilities
+
 
 class Spelling:
     """What tokens are called in lists of log-probabilities: by their text, with its spaces; a special token by its
@@ -52,7 +54,7 @@ class Spelling:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found), found
 
 
-class Form(ABC):
+class AnswerForm(ABC):
     """The form of one answer. model: its name to the client. scored: whether log-probabilities were asked for."""
 
     kind: str  # of a whole answer
@@ -68,7 +70,7 @@ class Form(ABC):
         made = []
         for index, (choice, parts) in enumerate(zip(choices, pieces, strict=True)):
             text = choice.echoed + "".join(part.text for part in parts)
-            tokens = [token for part in parts for token in part.tokens]
+            tokens = [token for part in parts for token in self._tokens(part)]
             made.append({"index": index, **self._content(text, tokens), "finish_reason": parts[-1].reason})
         return {**self._head, "object": self.kind, "choices": made, "usage": usage}
 
@@ -89,12 +91,16 @@ class Form(ABC):
     def part(self, index: int, piece: Piece) -> dict[str, Any]:
         """A part of a choice."""
 
+    def _tokens(self, piece: Piece) -> tuple[Placed, ...]:
+        """The tokens of a piece that are told with log-probabilities."""
+        return piece.tokens
+
     @abstractmethod
     def _content(self, text: str, tokens: Sequence[Placed]) -> dict[str, Any]:
         """A text and its tokens, as a whole choice has them."""
 
 
-class CompletionForm(Form):
+class CompletionForm(AnswerForm):
     """The form of /v1/completions. Offsets are those in the text of the choice."""
 
     kind = chunk_kind = "text_completion"
@@ -104,7 +110,11 @@ class CompletionForm(Form):
         return {"index": index, **self._content(choice.echoed, ()), "finish_reason": None} if choice.echoed else None
 
     def part(self, index: int, piece: Piece) -> dict[str, Any]:
-        return {"index": index, **self._content(piece.text, piece.tokens), "finish_reason": piece.reason or None}
+        return {"index": index, **self._content(piece.text, self._tokens(piece)), "finish_reason": piece.reason or None}
+
+    def _tokens(self, piece: Piece) -> tuple[Placed, ...]:
+        """The token that ended the text, too: clients that score texts count on it as on any other."""
+        return (*piece.tokens, *piece.end)
 
     def _content(self, text: str, tokens: Sequence[Placed]) -> dict[str, Any]:
         return {"text": text, "logprobs": self._logprobs(tokens) if self._scored else None}
@@ -112,22 +122,22 @@ class CompletionForm(Form):
     def _logprobs(self, tokens: Sequence[Placed]) -> dict[str, Any]:
         return {
             "tokens": [self._spelling(token.scored.token)[0] for token in tokens],
-            "token_logprobs": [token.scored.logprob for token in tokens],
+            "token_logprobs": [told(token.scored.logprob) for token in tokens],
             "top_logprobs": [self._top(token) for token in tokens],
             "text_offset": [token.offset for token in tokens],
         }
 
-    def _top(self, token: Placed) -> dict[str, float] | None:
+    def _top(self, token: Placed) -> dict[str, float | None] | None:
         """The likeliest tokens, and the one that stands there, by name; None for the first token of a prompt."""
         if token.scored.logprob is None:
             return None
-        found: dict[str, float] = {}
+        found: dict[str, float | None] = {}
         for other, logprob in (*token.scored.top, (token.scored.token, token.scored.logprob)):
-            found.setdefault(self._spelling(other)[0], logprob)
+            found.setdefault(self._spelling(other)[0], told(logprob))
         return found
 
 
-class ChatForm(Form):
+class ChatForm(AnswerForm):
     """The form of /v1/chat/completions."""
 
     kind, chunk_kind = "chat.completion", "chat.completion.chunk"
@@ -155,7 +165,12 @@ class ChatForm(Form):
 
     def _named(self, token: int, logprob: float | None) -> dict[str, Any]:
         name, content = self._spelling(token)
-        return {"token": name, "logprob": logprob, "bytes": list(content)}
+        return {"token": name, "logprob": told(logprob), "bytes": list(content)}
+
+
+def told(logprob: float | None) -> float | None:
+    """A log-probability as OpenAI tells it: at least `LEAST`, since JSON has no infinity."""
+    return logprob if logprob is None or logprob > LEAST else LEAST
 
 
 def usage_of(prompts: Sequence[int], choices: Sequence[Choice]) -> dict[str, Any]:

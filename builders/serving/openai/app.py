@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from builders.serving.openai.answering import Answering, ClientGoneError, Mailroom
-from builders.serving.openai.answers import ChatForm, CompletionForm, Form, usage_of
+from builders.serving.openai.answers import AnswerForm, ChatForm, CompletionForm, usage_of
 from builders.serving.openai.choice import Piece
 from builders.serving.openai.errors import ApiError, invalid
 from builders.serving.openai.requests import Asked, ChatRequest, CompletionRequest, parse
@@ -83,7 +83,7 @@ class Server:
             raise _unknown(asked.model)
         return asked
 
-    async def _answer(self, request: Request, asked: Asked, work: Work, form: Form) -> Response:
+    async def _answer(self, request: Request, asked: Asked, work: Work, form: AnswerForm) -> Response:
         if self._mailroom is None or self._mailroom.loop is not asyncio.get_running_loop():
             self._mailroom = Mailroom()
         service = self.service
@@ -189,7 +189,7 @@ async def _chunks(
     pieces: AsyncIterator[tuple[int, Piece]],
     answering: Answering,
     work: Work,
-    form: Form,
+    form: AnswerForm,
     include_usage: bool,
 ) -> AsyncIterator[str]:
     """Yield the events of a streamed answer, those together that are there together."""
@@ -217,7 +217,7 @@ async def _chunks(
     yield "".join((*lines, "data: [DONE]\n\n"))
 
 
-def _parts(form: Form, usage: dict | None, index: int, piece: Piece) -> list[str]:
+def _parts(form: AnswerForm, usage: dict | None, index: int, piece: Piece) -> list[str]:
     """The events of a piece: none for one that adds nothing."""
     if not (piece.text or piece.tokens or piece.reason):
         return []

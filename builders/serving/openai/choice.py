@@ -27,11 +27,12 @@ class Placed:
 @dataclass(frozen=True)
 class Piece:
     """A part of a choice. tokens: those whose text begins in it, or before it without an end. reason: OpenAI's
-    finish_reason in the last piece; empty before."""
+    finish_reason in the last piece; empty before. end: the token that ended the sequence, if one did."""
 
     text: str
     tokens: tuple[Placed, ...] = ()
     reason: str = ""
+    end: tuple[Placed, ...] = ()
 
 
 class StopStrings:
@@ -129,7 +130,10 @@ class Choice:
         found = self._piece(rest + self._stops.end())
         if not self.stopped:  # all is certain, tokens without a text too
             found = Piece(found.text, (*found.tokens, *self._waiting))
-        return Piece(found.text, found.tokens, "stop" if self.stopped else event.end.value)
+        if self.stopped:
+            return Piece(found.text, found.tokens, "stop")
+        end = () if event.last is None else (Placed(event.last, self._certain),)
+        return Piece(found.text, found.tokens, event.end.value, end)
 
     def _piece(self, text: str) -> Piece:
         """Give out a text that is certain, and the tokens that begin before its end."""

@@ -13,7 +13,7 @@ BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
 SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1, 2, 3, 5, 10, 20, 30, 60)
 
 
-class Metrics(Observer):
+class Counters(Observer):
     """The counters of one server. Safe in several threads."""
 
     content_type = CONTENT_TYPE_PLAIN_0_0_4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from builders.serving.openai.answers import Spelling
 from builders.serving.openai.chat_template import ChatTemplate, ChatTemplateError, read_chat_template
 from builders.serving.openai.choice import Choice
 from builders.serving.openai.errors import invalid
-from builders.serving.openai.metrics import Metrics
+from builders.serving.openai.metrics import Counters
 from builders.serving.openai.requests import Asked, ChatRequest, CompletionRequest, Prompt
 from builders.serving.scheduler import Scheduler
 from smoothquant.artifacts.card import CARD, read_measured
@@ -28,7 +29,7 @@ USUAL_TOKENS = 16  # of a completion whose max_tokens is not given
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServingLimits:
     """batch: the largest number of sequences under way. queue: of jobs that wait. context: of tokens of a sequence;
     None for as many as the engine takes. timeout: seconds that a request may take."""
 
@@ -61,9 +62,14 @@ class Service:
     counted."""
 
     def __init__(
-        self, engine: ServableEngine, encoder: TextEncoder, template: ChatTemplate | None, name: str, limits: Limits
+        self,
+        engine: ServableEngine,
+        encoder: TextEncoder,
+        template: ChatTemplate | None,
+        name: str,
+        limits: ServingLimits,
     ) -> None:
-        self.name, self.limits, self.metrics = name, limits, Metrics()
+        self.name, self.limits, self.metrics = name, limits, Counters()
         self.length = min(limits.context or engine.longest, engine.longest)
         self.scheduler = Scheduler(
             engine, batch=limits.batch, queue=limits.queue, length=self.length, observer=self.metrics
@@ -149,7 +155,7 @@ class Service:
         return self.encoder.decode(prompt)
 
 
-def open_service(folder: str | Path, name: str | None, limits: Limits, *, fast: bool) -> Service:
+def open_service(folder: str | Path, name: str | None, limits: ServingLimits, *, fast: bool) -> Service:
     """The service of an engine's folder. name: of the model; None for that of the folder. fast: whether files that have
     not changed since they were read are believed; else all are read, and compared with the manifest.
 
@@ -174,10 +180,12 @@ def open_service(folder: str | Path, name: str | None, limits: Limits, *, fast: 
             expected="a folder made by smoothquant build onnxruntime or build openvino",
             do="build one, or see builders/serving/README.md for the servers of this one",
         )
-    if limits.context is not None:
-        engine.check_length(limits.context)
+    if limits.context is not None and limits.context > engine.longest:
+        raise UserError(
+            f"--max-context {limits.context}", expected=f"at most {engine.longest}, for which the engine was built"
+        )
     encoder = engine_encoder(engine.folder, engine.manifest)
-    return Service(engine, encoder, template, name or folder.resolve().name, limits)
+    return Service(engine, encoder, template, name or Path(os.path.abspath(folder)).name, limits)
 
 
 def _described(engine: ServableEngine, name: str, length: int) -> Mapping[str, Any]:

@@ -35,8 +35,8 @@ TEMPLATES = {
 }
 REFUSES = {
     "raises": ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-    "unsafe": ("{{ messages.__class__.__mro__ }}", ""),
-    "changes": ("{{ messages.append(1) }}", ""),
+    "unsafe": ("{{ messages.__class__.__mro__ }}", "unsafe"),
+    "changes": ("{{ messages.append(1) }}", "unsafe"),
     "fails": ("{{ messages[0]['content'] + 1 }}", "concatenate"),
 }
 

@@ -116,6 +116,27 @@ def test_logprobs_of_a_prompt_and_its_answer(client: OpenAI, engine: Path, encod
     assert scored.logprobs.token_logprobs == found.logprobs.token_logprobs[: len(PROMPT) + 1]
 
 
+def test_the_token_that_ends_a_text_has_a_logprob(client: OpenAI, engine: Path, encoder: Encoder) -> None:
+    """So a client that scores a text with max_tokens 1 may drop the last token (lm-evaluation-harness does)."""
+    ended = [choice for choice in sampled(client) if choice.finish_reason == "stop"]
+    assert ended
+    for choice in ended:
+        assert choice.logprobs.tokens[-1] == "</s>"
+        assert choice.logprobs.token_logprobs[-1] < 0
+        assert choice.logprobs.text_offset[-1] == len(choice.text)
+    forced = sampled(client, extra_body={"ignore_eos": True})
+    assert {choice.finish_reason for choice in forced} == {"length"}
+    assert {len(choice.logprobs.tokens) for choice in forced} == {60}
+
+
+def sampled(client: OpenAI, **options: Any) -> list[Any]:
+    """Forty answers, of which some end by themselves."""
+    found = client.completions.create(
+        model="engine", prompt=PROMPT, n=40, seed=1, temperature=2, max_tokens=60, logprobs=0, **options
+    )
+    return list(found.choices)
+
+
 def test_logprobs_of_a_chat(client: OpenAI, engine: Path, encoder: Encoder) -> None:
     asked: dict[str, Any] = {"messages": TURNS, "max_tokens": 6, "logprobs": True, "top_logprobs": 20, **GREEDY}
     found = client.chat.completions.create(**asked).choices[0]

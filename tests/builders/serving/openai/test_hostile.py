@@ -1,4 +1,4 @@
-"""A thousand requests that are not what they should be: each gets an error in OpenAI's form, and the server lives on."""
+"""A thousand malformed requests: each gets an error in OpenAI's form, and the server lives on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from builders.serving.openai.app import LARGEST_BODY, Server
-from builders.serving.openai.service import Limits, open_service
+from builders.serving.openai.service import ServingLimits, open_service
 from tests.builders.serving.openai.served import served
 
 JSON = {"Content-Type": "application/json"}
@@ -93,7 +93,7 @@ def check(answer: httpx.Response) -> None:
 
 
 def test_a_thousand_requests(engine: Path) -> None:
-    server = Server(open_service(engine, None, Limits(batch=4, queue=64), fast=True))
+    server = Server(open_service(engine, None, ServingLimits(batch=4, queue=64), fast=True))
     server.service.scheduler.start()
     chance = random.Random(16)
     statuses: list[int] = []

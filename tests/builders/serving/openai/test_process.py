@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +20,29 @@ import httpx
 import openai
 import pytest
 
-from act_scales.kept_tokenizer import KEPT
-from smoothquant.outputs import load_manifest
+from builders.serving.openai.app import Server
+from builders.serving.openai.service import ServingLimits, open_service
+from smoothquant.artifacts.card import CARD, measured
+from smoothquant.outputs import MANIFEST, load_manifest, save_manifest
 from tests.builders.serving.openai.served import SLOW, Process, served
 from tests.forked import assert_one_line, in_a_new_process, smoothquant
 
-LONG: dict[str, Any] = {"model": "engine", "prompt": "def main(", "temperature": 0, "max_tokens": 100}
+README = Path(__file__).parents[4] / "README.md"
+LONG: dict[str, Any] = {"model": "engine", "prompt": "def main(", "temperature": 0, "max_tokens": 60}
+MEASURED = """On 16,384 tokens of a text with the fingerprint 0406634d7ec770af, against the original checkpoint:
+
+| | |
+|---|---|
+| perplexity | 25.062, 24.938 for the model (+0.50%) |
+| KL to the model, nats per token | mean 0.00466, 99th percentile 0.0341 |
+| top-1 agreement | 96.08% |
+"""
 
 
 @pytest.fixture(scope="module")
 def slow(engine: Path) -> Iterator[Process]:
     """A server with room for one answer under way and one that waits."""
-    with served(engine, "--max-batch", "1", "--max-queue", "1", "--timeout", "2.5", before=SLOW) as found:
+    with served(engine, "--max-batch", "1", "--max-queue", "1", "--timeout", "1.5", before=SLOW) as found:
         yield found
 
 
@@ -47,6 +62,22 @@ def wait_until(server: Process, expected: tuple[float, float]) -> float:
     return time.monotonic() - begin
 
 
+def test_what_the_readme_says(engine: Path, tmp_path: Path) -> None:
+    found = re.search(r"<!-- serve -->\n```bash\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    install, serve, ask = found[1].splitlines()
+    assert install == 'pip install ".[serve]"'
+    assert serve == "smoothquant serve model-engine &"
+    (tmp_path / "model-engine").symlink_to(engine)
+    with served(tmp_path / "model-engine", "--max-context", "90") as server:
+        typed = ask.replace("http://127.0.0.1:8000", server.root)
+        said = subprocess.run(["bash", "-c", typed], capture_output=True, text=True, timeout=60, check=True).stdout
+    *chunks, last = [line.removeprefix("data: ") for line in said.splitlines() if line]
+    assert last == "[DONE]"
+    assert len(chunks) > 3
+    assert json.loads(chunks[0])["choices"][0]["delta"]["role"] == "assistant"
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_frees_its_place(stream: bool, slow: Process) -> None:
     wait_until(slow, (0, 0))
@@ -56,7 +87,7 @@ def test_a_client_that_goes_frees_its_place(stream: bool, slow: Process) -> None
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + b"\r\n\r\n" + body)
         wait_until(slow, (1, 0))
-    assert wait_until(slow, (0, 0)) < 0.5  # of the 2 s that the answer would take
+    assert wait_until(slow, (0, 0)) < 0.5  # of the 1.2 s that the answer would take
     assert 'finished_total{reason="cancelled"}' in httpx.get(f"{slow.root}/metrics").text
 
 
@@ -89,14 +120,13 @@ def test_an_answer_that_takes_too_long(slow: Process) -> None:
         assert len(list(stream)) < 400
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_what_runs(number: int, engine: Path) -> None:
+def test_a_signal_finishes_what_runs(engine: Path) -> None:
     with served(engine, before=SLOW) as server:
         client = server.client()
         whole = client.completions.create(**{**LONG, "max_tokens": 40}).choices[0].text
         stream = iter(client.completions.create(stream=True, **{**LONG, "max_tokens": 40}))
         text = next(stream).choices[0].text
-        server.process.send_signal(number)
+        server.process.send_signal(signal.SIGTERM)
         while httpx.get(f"{server.root}/ready").status_code == 200:
             time.sleep(0.01)
         with pytest.raises(openai.InternalServerError) as caught:
@@ -110,16 +140,19 @@ def test_a_signal_finishes_what_runs(number: int, engine: Path) -> None:
 
 
 def test_a_second_signal_ends_what_runs(engine: Path) -> None:
-    with served(engine, before=SLOW) as server:
+    with served(engine, "--host", "0.0.0.0", before=SLOW) as server:
         stream = iter(server.client().completions.create(stream=True, **{**LONG, "max_tokens": 400}))
         next(stream)
-        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signal.SIGINT)
         while httpx.get(f"{server.root}/ready").status_code == 200:
             time.sleep(0.01)
         server.process.send_signal(signal.SIGTERM)
         with pytest.raises(openai.APIError, match="this server stops"):
             list(stream)
         assert server.process.wait(5) == 0
+        assert server.process.stderr is not None
+        [warning] = server.process.stderr.read().splitlines()
+        assert warning.startswith("warning: --host 0.0.0.0 without --api-key-env")
 
 
 def test_a_port_in_use(engine: Path) -> None:
@@ -158,23 +191,47 @@ def test_an_engine_that_was_changed(engine: Path, tmp_path: Path) -> None:
         assert_one_line(smoothquant("serve", copy, "--port", "0", *words), 2, f"{name}: its content is not what")
 
 
-def test_an_engine_without_a_tokenizer(engine: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from smoothquant.outputs import MANIFEST, load_manifest, save_manifest
-
-    copy = shutil.copytree(engine, tmp_path / "engine")
+def without(engine: Path, copy: Path, word: str) -> Path:
+    """A copy of an engine that never had the files with a word in their names."""
+    shutil.copytree(engine, copy)
     manifest = load_manifest(copy)
-    kept = {name: facts for name, facts in manifest.files.items() if name != KEPT and "token" not in name}
+    kept = {name: facts for name, facts in manifest.files.items() if word not in name}
     for name in manifest.files.keys() - kept.keys():
         (copy / name).unlink()
     save_manifest(copy / MANIFEST, replace(manifest, files=kept))
+    return copy
+
+
+def test_an_engine_without_a_tokenizer(engine: Path, tmp_path: Path) -> None:
+    copy = without(engine, tmp_path / "engine", "token")
     assert_one_line(smoothquant("serve", copy, "--port", "0"), 2, "it has no tokenizer, so it cannot be served")
 
 
 def test_an_engine_without_a_chat_template(engine: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(engine, tmp_path / "plain")
-    manifest = load_manifest(copy)
-    (copy / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
-    assert_one_line(smoothquant("serve", copy, "--port", "0"), 2, "chat_template.jinja")
-    assert manifest
+    """It continues texts. Its card tells of a validation."""
+    copy = without(engine, tmp_path / "engine", "chat_template")
+    (copy / CARD).write_text(measured(MEASURED), encoding="utf-8")
+    server = Server(open_service(copy, "plain", ServingLimits(), fast=True))
+    server.service.scheduler.start()
+
+    async def ask() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(server.app), base_url="http://server") as client:
+            turns = [{"role": "user", "content": "a"}]
+            return [
+                await client.post("/v1/chat/completions", json={"model": "plain", "messages": turns}),
+                await client.post("/v1/completions", json={"model": "plain", "prompt": "a"}),
+                await client.get("/v1/models"),
+            ]
+
+    chat, text, models = asyncio.run(ask())
+    server.service.scheduler.stop()
+    assert chat.status_code == 400
+    assert chat.json()["error"]["message"].startswith("plain has no chat template")
+    assert text.status_code == 200
+    assert models.json()["data"][0]["validation"] == {
+        "perplexity": 25.062,
+        "reference_perplexity": 24.938,
+        "kl_mean": 0.00466,
+        "kl_p99": 0.0341,
+        "top1_percent": 96.08,
+    }
