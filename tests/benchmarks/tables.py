@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 ORDER = (
     "engine_speed",
     "generate_speed",
+    "serve_speed",
     "export_memory",
     "integrity_cost",
     "trtllm_ranks",

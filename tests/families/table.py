@@ -91,6 +91,7 @@ TARGETS = {  # what a user exports to -> the properties that prove it
     "smoothed checkpoint": ("hf",),
     "W8A8: transformers, vLLM": ("w8a8", "w8a8 static"),
     "ONNX Runtime": ("onnx float", "onnx linears", "onnx model", "engine"),
+    "ONNX Runtime, side by side": ("grouped",),
     "OpenVINO": ("openvino",),
     "TensorRT (compiles)": ("tensorrt",),
     "TensorRT-LLM (checkpoint)": ("tensorrt llm",),
