@@ -73,6 +73,7 @@ COMMANDS = (
     Command("calibrate --text FILE.jsonl.zst", ("zstandard",)),
     Command("export onnx", ("onnx",)),
     Command("generate (an ONNX Runtime engine)", ("onnxruntime|onnxruntime-gpu",)),
+    Command("serve", ("onnxruntime|onnxruntime-gpu|openvino", "fastapi", "uvicorn", "prometheus-client")),
     Command("build onnxruntime, demo", ("onnx", "onnxruntime|onnxruntime-gpu")),
     Command("build openvino", ("onnx", "openvino")),
     Command("build onnxruntime --provider cuda", ("onnx", "onnxruntime-gpu"), ORT_GPU, gpu=True),

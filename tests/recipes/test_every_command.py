@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "validate": ("onnx", "--reference", "model", "--text", "text.txt", *FEW, "--report", "r.html", "--out", "r.json"),
     "compare": ("model", "onnx", "--text", "text.txt", *FEW),
     "generate": ("onnx", "Once", "--max-new-tokens", "16", "--temperature", "9"),
+    "serve": ("--help",),  # itself ends when it is told to: tests/builders/serving/openai
     "serve-config": ("trtllm-engine", *TO),
     "run": ("llama", "--model", "model", "--text", "text.txt", *FEW, "--target", "w8a8", *TO),
     "recipes": (),
