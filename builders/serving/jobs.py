@@ -64,11 +64,12 @@ class PromptScored:
 @dataclass(frozen=True)
 class Finished:
     """The last event of a job. cached: the number of its prompt's tokens that were not computed again. message: what
-    went wrong, for `End.ERROR`."""
+    went wrong, for `End.ERROR`. last: the token that ended the sequence, for `End.STOP`."""
 
     end: End
     cached: int = 0
     message: str = ""
+    last: Scored | None = None
 
 
 Event: TypeAlias = PromptScored | Scored | Finished

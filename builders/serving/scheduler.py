@@ -226,14 +226,14 @@ class Scheduler:
         if not ticket.tokens:
             self.observer.first_token(time.monotonic() - ticket.submitted)
         if token in self._ends and not job.endless:
-            return self._end(ticket, End.STOP)
+            return self._end(ticket, End.STOP, last=scored(logits, token, job.top))
         ticket.tokens.append(token)
         ticket.deliver(scored(logits, token, job.top))
         if len(ticket.tokens) >= job.max_new_tokens:
             self._end(ticket, End.LENGTH)
         return None
 
-    def _end(self, ticket: Ticket, end: End, message: str = "") -> None:
+    def _end(self, ticket: Ticket, end: End, message: str = "", last: Scored | None = None) -> None:
         with self._news:
             for place in (self._waiting, self._reading, self._writing):
                 if ticket in place:
@@ -245,7 +245,7 @@ class Scheduler:
                 self._left[ticket.slot] = ticket.held
         self._seconds += 0.1 * (time.monotonic() - ticket.submitted - self._seconds)
         self.observer.finished(end, len(ticket.tokens))
-        ticket.deliver(Finished(end, ticket.cached, message))
+        ticket.deliver(Finished(end, ticket.cached, message, last))
 
 
 def scored(logits: numpy.ndarray, token: int, top: int | None) -> Scored:
