@@ -73,5 +73,6 @@ MODELOPT = Environment(
 OPTIMUM = Environment(  # it wants transformers before 4.58
     "optimum", ("optimum-onnx==0.1.0", "onnxruntime==1.32.0", "torch==2.13.0", "transformers==4.57.6")
 )
-ALL = (VLLM, SGLANG, EDGE_LLM, MODELOPT, LLM_COMPRESSOR, AUTO_ROUND, *COMPRESSED_TENSORS, TRITON, OPTIMUM)
+LM_EVAL = Environment("lm-eval", ("lm_eval[api]==0.4.13", "transformers==5.23.0"))
+ALL = (VLLM, SGLANG, EDGE_LLM, MODELOPT, LLM_COMPRESSOR, AUTO_ROUND, *COMPRESSED_TENSORS, TRITON, OPTIMUM, LM_EVAL)
 ENVIRONMENTS = {name: [each for each in ALL if each.name == name] for name in dict.fromkeys(each.name for each in ALL)}
