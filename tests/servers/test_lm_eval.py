@@ -25,7 +25,7 @@ pytestmark = [
 ]
 TASK = Path(__file__).parent / "lm_eval_rows"
 SAMPLES, LENGTH = 8, 128
-TOLERANCE = 1e-3
+TOLERANCE = 1e-6  # the same products in another order; a token more or less would be seen
 
 
 def save_numbers(folder: Path, vocabulary: int) -> None:

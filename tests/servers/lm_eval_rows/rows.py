@@ -12,9 +12,9 @@ FILE = "SMOOTHQUANT_ROWS"  # environment variable: a file with a JSON list of ro
 
 
 def rows(**_: object) -> dict[str, Dataset]:
-    """Each row: its first token, and the others."""
+    """Each row: its first token, and behind a space the others, for the client puts the two texts together."""
     found = json.loads(Path(os.environ[FILE]).read_text(encoding="utf-8"))
-    documents = [{"first": str(row[0]), "rest": " ".join(map(str, row[1:]))} for row in found]
+    documents = [{"first": str(row[0]), "rest": "".join(f" {token}" for token in row[1:])} for row in found]
     return {"test": Dataset.from_list(documents)}
 
 
