@@ -89,6 +89,11 @@ class Scheduler:
     def start(self) -> None:
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
     def submit(self, job: Job, deliver: Deliver) -> Ticket:
         """Queue a job. Its events go to `deliver`; the last one is a `Finished`.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 
 from builders.serving.jobs import End, Event, Finished, Job, QueueFullError, StoppingError
 from builders.serving.openai.choice import Choice, Piece
@@ -39,7 +40,8 @@ class Mailroom:
             self._lying.append((inbox, index, event))
             if not self._called:
                 self._called = True
-                self.loop.call_soon_threadsafe(self._hand_out)
+                with suppress(RuntimeError):  # the loop has ended, and all who waited with it
+                    self.loop.call_soon_threadsafe(self._hand_out)
 
         return deliver
 

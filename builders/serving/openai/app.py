@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -32,7 +31,6 @@ LARGEST_BODY = 8 << 20  # bytes
 PATIENCE = 30.0  # seconds in which a body has to arrive
 FREE = ("/health", "/ready")  # of keys
 WORDS = {400: "bad request", 404: "there is nothing at this path", 405: "this path does not take this method"}
-LOGGER = logging.getLogger("smoothquant")
 
 
 class Server:
@@ -112,6 +110,8 @@ class Server:
         return JSONResponse(self.service.model)
 
     async def _health(self) -> Response:
+        if not self.service.scheduler.alive:
+            raise ApiError(503, "the engine's thread has ended; start this server again", code="engine_failed")
         return JSONResponse({"status": "ok"})
 
     async def _ready(self) -> Response:
@@ -128,11 +128,11 @@ class Server:
     async def _no_route(self, request: Request, error: HTTPException) -> Response:
         said = WORDS.get(error.status_code, str(error.detail))
         code = "not_found" if error.status_code == 404 else None
-        return ApiError(error.status_code, f"{request.method} {request.url.path}: {said}", code=code).response
+        message = f"{request.method} {request.url.path}: {said}"
+        return ApiError(error.status_code, message, code=code, headers=error.headers).response
 
     async def _defect(self, request: Request, error: Exception) -> Response:
-        LOGGER.warning("%s %s: %s: %s", request.method, request.url.path, type(error).__name__, error)
-        return ApiError(500, "this server failed; its log says more", code="internal_error").response
+        return ApiError(500, "this server failed; its log says more", code="internal_error").response  # uvicorn logs it
 
 
 class _Guarded:

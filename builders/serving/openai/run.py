@@ -85,7 +85,8 @@ async def _serve(server: Server, place: socket.socket, started: Callable[[], Non
         stops.append(asyncio.ensure_future(_stop(server, http, grace)))
 
     for number in STOPS:
-        loop.add_signal_handler(number, stop)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # a script's background job is not meant by Ctrl-C
+            loop.add_signal_handler(number, stop)
     await http.serve([place])
     await asyncio.gather(*stops)
 

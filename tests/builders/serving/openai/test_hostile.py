@@ -149,6 +149,7 @@ def test_over_a_socket(root: str) -> None:
         ):
             answer = client.request(method, path)
             assert answer.status_code == status
+            assert ("allow" in answer.headers) == (status == 405)
             check(answer)
         assert client.post("/v1/completions", content=json.dumps(COMPLETION)).status_code == 415
         assert client.post("/v1/completions", content=b" " * (LARGEST_BODY + 1), headers=JSON).status_code == 413

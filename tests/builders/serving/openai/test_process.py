@@ -221,10 +221,13 @@ def test_an_engine_without_a_chat_template(engine: Path, tmp_path: Path) -> None
                 await client.post("/v1/chat/completions", json={"model": "plain", "messages": turns}),
                 await client.post("/v1/completions", json={"model": "plain", "prompt": "a"}),
                 await client.get("/v1/models"),
+                await client.get("/health"),
             ]
 
-    chat, text, models = asyncio.run(ask())
+    chat, text, models, health = asyncio.run(ask())
+    assert health.status_code == 200
     server.service.scheduler.stop()
+    assert asyncio.run(ask())[-1].status_code == 503  # nothing would answer any more
     assert chat.status_code == 400
     assert chat.json()["error"]["message"].startswith("plain has no chat template")
     assert text.status_code == 200
