@@ -6,7 +6,7 @@ sandbox that transformers gives it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from smoothquant.sidecars import SIDECARS
 
 RESTORE = "copy tokenizer.json and tokenizer_config.json from where the model came from"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+BEFORE = 8  # tokens, behind which every decoder writes a token as in the middle of a text
 SAVED_BY_5 = "TokenizersBackend"  # the class that transformers 5 names for what any reads from tokenizer.json
 
 
@@ -64,16 +65,17 @@ def _saved_class(folder: Path) -> str:
 class TextStream:
     """The text of tokens that come one by one, in pieces of whole characters, which together are the text of all.
 
-    decode: the function of a `TextEncoder`. A piece is decoded after the tokens of the piece before it, on which its
+    decode: the function of a `TextEncoder`. after: the tokens that the text continues; none for a text of its own, of
+    which some decoders drop the first space. A piece is decoded after the tokens of the piece before it, on which its
     spaces depend. What was given out stays, where some decoders would take it back: for bytes behind it that are no
     character.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+    def __init__(self, decode: Callable[[list[int]], str], after: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._before: list[int] = []
+        self._before = list(after[-BEFORE:])
         self._piece: list[int] = []
-        self._known = ""  # the text of `before`
+        self._known = decode(self._before)
 
     def push(self, token: int) -> str:
         """The text that is whole with this token and was not before; empty for half of a character."""
@@ -133,9 +135,9 @@ class TextEncoder:
         """The special tokens that the tokenizer puts before a text; none for many."""
         return self._special[0]
 
-    def streamed(self, tokens: Iterable[int]) -> Iterator[str]:
+    def streamed(self, tokens: Iterable[int], after: Sequence[int] = ()) -> Iterator[str]:
         """Yield the text of tokens as they come: the pieces of a `TextStream`."""
-        stream = TextStream(self.decode)
+        stream = TextStream(self.decode, after)
         for token in tokens:
             if piece := stream.push(token):
                 yield piece

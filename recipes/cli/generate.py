@@ -74,15 +74,16 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         top_p=arguments.top_p,
         seed=arguments.seed,
     )
+    pieces: list[str] = []
     try:
-        for piece in encoder.streamed(_noted(generated, tokens)):
+        for piece in encoder.streamed(_noted(generated, tokens), prompt_ids):
+            pieces.append(piece)
             ui.write(piece)
     finally:  # an error gets a line of its own
         ui.say("")
     seconds = time.perf_counter() - begin
-    text = encoder.decode(tokens)
     ui.note(f"{len(tokens)} tokens, {len(tokens) / max(seconds, 1e-9):.1f} per second")
-    ui.result({"prompt": prompt, "text": text, "tokens": tokens, "seconds": seconds})
+    ui.result({"prompt": prompt, "text": "".join(pieces), "tokens": tokens, "seconds": seconds})
 
 
 def _open(arguments: argparse.Namespace) -> Engine:

@@ -139,6 +139,17 @@ def test_a_stream_is_the_text_of_all(data: st.DataObject, encoders: tuple[TextEn
     assert all(piece and not piece.endswith("\ufffd") for piece in pieces[:-1])
 
 
+@pytest.mark.parametrize("text", ["hello he world, he", "a </s> b 日本 c"])
+def test_a_text_goes_on_with_its_spaces(text: str, encoders: tuple[TextEncoder, Encoder]) -> None:
+    """Behind a prompt, as in the middle of a text: Llama 2's decoder drops the first space of a text."""
+    ours, _ = encoders
+    ids = ours.plain(text)
+    cuts = [cut for cut in range(1, len(ids)) if not ours.decode(ids[:cut]).endswith("\ufffd")]
+    assert len(cuts) > 3
+    for cut in cuts:
+        assert ours.decode(ids[:cut]) + "".join(ours.streamed(ids[cut:], ids[:cut])) == ours.decode(ids)
+
+
 def test_a_file_does_not_say_how_it_is_read(tmp_path: Path) -> None:
     """The control: the package tokenizers reads another tokenizer from the same file."""
     rebuilt(tmp_path)

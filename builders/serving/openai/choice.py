@@ -68,13 +68,14 @@ class StopStrings:
 class Choice:
     """One of the answers to a request, as its job's events come.
 
-    echoed: the text that comes first, the prompt; empty without echo. tokens: the number of new ones. cached: of the
+    after: the tokens that the text continues, as a `TextStream` takes them. echoed: the text that comes first, the
+    prompt; empty without echo. tokens: the number of new ones. cached: of the
     prompt's tokens, those that were not computed again. finished: whether all has come.
     """
 
-    def __init__(self, encoder: TextEncoder, stops: Sequence[str], echoed: str = "") -> None:
+    def __init__(self, encoder: TextEncoder, stops: Sequence[str], after: Sequence[int] = (), echoed: str = "") -> None:
         self._encoder, self.echoed = encoder, echoed
-        self._stream = TextStream(encoder.decode)
+        self._stream = TextStream(encoder.decode, after)
         self._stops = StopStrings(stops)
         self._waiting: deque[Placed] = deque()  # tokens whose text is not certain yet
         self._length = self._certain = len(echoed)  # characters that were decoded, and that were given out

@@ -136,23 +136,28 @@ class Service:
             for prompt in prompts
             for number in range(each)
         ]
-        choices = [Choice(self.encoder, asked.stop, text) for text in echoed for _ in range(each)]
+        choices = [
+            Choice(self.encoder, asked.stop, () if isinstance(asked, ChatRequest) else prompt, text)  # a turn is a text
+            for prompt, text in zip(prompts, echoed, strict=True)
+            for _ in range(each)
+        ]
         return Work(jobs, choices, [len(prompt) for prompt in prompts])
 
     def _ids(self, prompt: Prompt) -> tuple[int, ...]:
-        """The tokens of a prompt. A text begins as the tokenizer begins a text, as in `generate`."""
+        """The tokens of a prompt. A text begins as the tokenizer begins a text, as in `generate`.
+
+        Raises ApiError for token ids that are none.
+        """
         if isinstance(prompt, str):
             return tuple(token for piece in self.encoder.whole([prompt]) for token in piece)
-        return tuple(prompt)
-
-    def _text(self, prompt: Prompt) -> str:
-        """What is echoed of a prompt. Raises ApiError for token ids that are none."""
-        if isinstance(prompt, str):
-            return prompt
         vocabulary = self.scheduler.engine.manifest.facts.vocab_size
         if not all(0 <= token < vocabulary for token in prompt):
             raise invalid(f"prompt: expected token ids from 0 to {vocabulary - 1}", "prompt")
-        return self.encoder.decode(prompt)
+        return tuple(prompt)
+
+    def _text(self, prompt: Prompt) -> str:
+        """What is echoed of a prompt."""
+        return prompt if isinstance(prompt, str) else self.encoder.decode(prompt)
 
 
 def open_service(folder: str | Path, name: str | None, limits: ServingLimits, *, fast: bool) -> Service:

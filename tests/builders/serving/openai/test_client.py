@@ -44,7 +44,7 @@ def ids_of(encoder: Encoder, text: str) -> list[int]:
 
 
 def generated(engine: Path, encoder: Encoder, prompt: list[int], tokens: int) -> str:
-    return "".join(encoder.streamed(OnnxRuntimeEngine(engine).generate(prompt, tokens)))
+    return "".join(encoder.streamed(OnnxRuntimeEngine(engine).generate(prompt, tokens), prompt))
 
 
 def logprobs_of(engine: Path, ids: list[int]) -> torch.Tensor:
