@@ -5,27 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy
 import pytest
 import torch
-from torch import Tensor
 
-from act_scales.text import Text
-from builders import openvino
 from builders.check import check
 from builders.check.tensorrt_rtx import compile_onnx
-from builders.engine.generation import tokens_to_keep
-from builders.engine.slots import Slots
 from builders.nvidia.profiles import single_profile
-from builders.onnxruntime import OnnxRuntimeEngine, build
-from builders.onnxruntime.record import GROUPED
-from builders.openvino.engine import OpenVinoRequest
-from builders.openvino.graph import compile_graph
 from builders.tensorrt_llm import CheckpointEngine
 from builders.tensorrt_llm import check as check_checkpoint
 from builders.tensorrt_llm.format.findings import errors
 from builders.transformers import TransformersEngine
-from builders.validate import Thresholds, validate_engines
 from exporters.export import export
 from exporters.trtllm import TrtllmWriter, choose
 from smoothquant.contract import TOLERANCE, relative_error
@@ -36,13 +25,17 @@ from smoothquant.settings import SmoothingSettings
 from tests.exporters.onnx.graphs import Runner
 from tests.exporters.onnx.test_linear_exactness import check_products
 from tests.families.case import SETTINGS, Case
+from tests.families.differences import FLOAT32, GRAPH, largest_difference, products_of, token_errors
+from tests.families.engines import (
+    engine_generates_as_transformers,
+    engine_validates,
+    grouped_sequences_do_not_see_each_other,
+    openvino_runs_every_layout,
+)
 from tests.families.hooks import hooked_absmax, hooked_streams
-from tests.genai import genai_tokens
 from tests.lacking import require_compiler
 from tests.models import sample_ids
 
-FLOAT32 = 5e-6  # float32 rounding, summed over two layers in another order: a few units of 1.2e-7
-GRAPH = 2e-5  # the same with smoothing folded in, itself within 1e-5
 COMPILED = ("per-token", "per-tensor fp16")
 ALSO_COMPILED = ("per-tensor", "per-token fp16", "per-token bf16")
 COMPILED_EXPERTS = 32  # at the most: the compiler's time grows faster than the graph, to most of a minute with 128
@@ -64,8 +57,6 @@ KINDS_OF_LAYERS = (  # others differ in numbers of heads, windows, positions; a 
     "granite",
     "olmo2",
 )
-PROMPT, NEW = [256, 5, 6, 7, 40, 41, 77, 12], 24  # more new tokens than two windows
-END = 257  # of a text
 
 
 def decoder_is_transformers(case: Case) -> None:
@@ -186,107 +177,6 @@ def quantized_model_is_exact(case: Case) -> None:
         assert (ours > 1e-4).double().mean() <= 0.1
 
 
-def engine_generates_as_transformers(case: Case) -> None:
-    """`build onnxruntime`: the float engine's greedy tokens are transformers', with the prompt in pieces, and those of
-    onnxruntime-genai, in a batch, too, unless layers have windows, among whose tokens genai's padding counts.
-    W8A8 engines build and run."""
-    prompt = torch.tensor([PROMPT])
-    expected = case.transformers.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW, do_sample=False, pad_token_id=0
-    )[0, len(PROMPT) :].tolist()
-    for form in ("float", "per-token", "per-tensor"):
-        manifest = build(case.export(form), case.root / f"engine-{form}")
-        count = products_of(case.model) if form != "float" else 0
-        assert manifest.results["kernels"] == {"integer": count, "quantized": count}
-    folder = case.root / "engine-float"
-    ours = OnnxRuntimeEngine(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("builders.engine.generation.PIECE", 3)
-        alone = [list(ours.generate(prompt, NEW)) for prompt in (PROMPT, PROMPT[3:], PROMPT[:5])]
-    assert alone[0] == [token for token in expected if token != END]
-    windows = any(kind.window for kind in case.model.geometry.attention)
-    together = alone[:1] if windows else alone
-    theirs = genai_tokens(folder, (PROMPT, PROMPT[3:], PROMPT[:5])[: len(together)], NEW)
-    assert [[token for token in found if token != END] for found in theirs] == together
-
-
-def grouped_sequences_do_not_see_each_other(case: Case) -> None:
-    """`build onnxruntime --attention grouped`: the float engine's logits are transformers', in pieces and token by
-    token; W8A8 sequences of different lengths, which join and leave, get the same logits, bit by bit, as alone.
-    onnxruntime-genai generates the same tokens from one buffer, in a batch, too. A dash: the operator takes heads whose
-    channels are a multiple of 8; the build is refused."""
-    ids = sample_ids(sequences=1, tokens=20, seed=2)
-    folders = {form: case.root / f"grouped-{form}" for form in ("float", "per-token")}
-    if case.model.geometry.head_dim % 8:
-        with pytest.raises(UserError, match="a multiple of 8") as refused:
-            build(case.export("float"), folders["float"], attention=GROUPED)
-        pytest.skip(str(refused.value))
-    for form, folder in folders.items():
-        build(case.export(form), folder, attention=GROUPED)
-    engine = OnnxRuntimeEngine(folders["float"])
-    decoding = engine.slots(1, 20)
-    slot, tokens = decoding.open(), ids[0].tolist()
-    parts = [decoding.append(slot, tokens[:7], keep=0), decoding.append(slot, tokens[7:9], keep=0)]
-    parts += [decoding.step({slot: token})[slot][None] for token in tokens[9:]]
-    assert largest_difference(torch.from_numpy(numpy.concatenate(parts))[None], case.logits(ids)) <= GRAPH
-    together = [list(engine.generate(prompt, NEW)) for prompt in (PROMPT, PROMPT[3:], PROMPT[:5])]
-    theirs = genai_tokens(folders["float"], (PROMPT, PROMPT[3:], PROMPT[:5]), NEW)
-    assert [[token for token in found if token != END] for found in theirs] == together
-
-    engine = OnnxRuntimeEngine(folders["per-token"])
-    sequences = [tokens, tokens[5:], tokens[2:14]]
-    alone = [one_by_one(engine.slots(1, 20), [sequence])[0] for sequence in sequences]
-    for expected, found in zip(alone, one_by_one(engine.slots(3, 20), sequences), strict=True):
-        assert numpy.array_equal(expected, found)
-
-
-def one_by_one(slots: Slots, sequences: list[list[int]]) -> list[numpy.ndarray]:
-    """The logits of sequences from their fifth token on: each begins with a piece of four, and one after another joins
-    the others' steps."""
-    found: dict[int, list[numpy.ndarray]] = {}
-    waiting = dict(enumerate(sequences))
-    number, left = {}, {}
-    while waiting or left:
-        if waiting:
-            index = min(waiting)
-            slot = slots.open()
-            number[slot], left[slot], found[index] = index, waiting[index][4:], []
-            slots.append(slot, waiting.pop(index)[:4])
-        for slot, logits in slots.step({slot: rest.pop(0) for slot, rest in left.items()}).items():
-            found[number[slot]].append(logits)
-        for slot in [slot for slot, rest in left.items() if not rest]:
-            slots.close(slot)
-            del left[slot]
-    return [numpy.stack(found[index]) for index in range(len(sequences))]
-
-
-def openvino_runs_every_layout(case: Case) -> None:
-    """`build openvino`: the float graph gives the logits of transformers, token by token with a cache; every quantized
-    product of the W8A8 graph is an integer kernel."""
-    ids = sample_ids(sequences=1, tokens=20, seed=2)
-    request = OpenVinoRequest(compile_graph(case.export("float")), batch=1)
-    parts = []
-    for tokens in (ids[:, :7], *ids[:, 7:].split(1, dim=1)):
-        parts.append(torch.from_numpy(request.run(tokens.numpy(), keep=0)))
-        request.cut(tokens_to_keep(request.cached, case.model.facts().cache_window))
-    assert largest_difference(torch.cat(parts, dim=1), case.logits(ids)) <= GRAPH
-    manifest, count = openvino.build(case.export("per-token"), case.root / "openvino"), products_of(case.model)
-    assert manifest.results["kernels"] == {"integer": count, "quantized": count}
-
-
-def engine_validates(case: Case) -> None:
-    """`validate`: every quantized linear has its error, and the engine's logits are near the float model's."""
-    ids = sample_ids(seed=9)
-    text = Text((ids[0], ids[1], ids[2, :30]), "sample")
-    limits = Thresholds(kl_mean=0.05, top1=0.7)  # random weights: many successors are almost equally likely
-    [found] = validate_engines({"engine": case.export("per-token")}, case.model, text, {"engine": limits})
-    assert found.passed, found.verdict
-    unseen = case.model.geometry.experts - case.model.geometry.experts_per_token  # at the most, in each layer
-    expected = len(case.model.quantized_roles) * case.model.geometry.layers
-    assert expected - 3 * unseen * case.model.geometry.layers <= len(found.linears) <= expected
-    assert min(linear.sqnr for linear in found.linears) > 20
-
-
 def tensorrt_compiles_every_product_to_int8(case: Case) -> None:
     """`check --compiler tensorrt-rtx`: TensorRT's real compiler takes the graphs, per token in float32 and per tensor
     in float16, of every kind of layer per token with every body, per tensor with two, with 32 experts at the most;
@@ -342,22 +232,3 @@ PROPERTIES: dict[str, Callable[[Case], None]] = {
     "validate": engine_validates,
     "tensorrt llm": trtllm_checkpoint_computes_ours,
 }
-
-
-def products_of(model: Model) -> int:
-    """How many quantized products a graph has: q, k and v are one, and so are gate and up, of each expert. Where both
-    branches read one norm, up is with q, k and v."""
-    geometry, family = model.geometry, model.family
-    branches = 3 if family.parallel and "mlp" not in family.norms else 4
-    return geometry.layers * (2 + 2 * geometry.experts if geometry.experts else branches)
-
-
-def largest_difference(found: Tensor, expected: Tensor) -> float:
-    """Relative to the largest logit."""
-    assert found.shape == expected.shape
-    return ((found - expected).abs().max() / expected.abs().max()).item()
-
-
-def token_errors(found: Tensor, expected: Tensor) -> Tensor:
-    """Relative error of every token's logits, (batch, tokens)."""
-    return (found.double() - expected.double()).norm(dim=-1) / expected.double().norm(dim=-1)

@@ -25,7 +25,7 @@ from smoothquant.static import linears_to_keep, numbers_of
 from smoothquant.stream import quantize_layer, smoothed_layers
 from tests.exporters.onnx.graphs import Runner
 from tests.families.case import SETTINGS, Case, run
-from tests.families.properties import token_errors
+from tests.families.differences import token_errors
 from tests.models import sample_ids
 from tests.writers import onnx_writer, w8a8_writer
 

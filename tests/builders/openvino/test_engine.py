@@ -25,7 +25,7 @@ from smoothquant.model import Model
 from smoothquant.outputs import OURS, load_manifest
 from smoothquant.settings import SmoothingSettings
 from tests.builders.engines import refused_line
-from tests.families.properties import token_errors
+from tests.families.differences import token_errors
 from tests.models import sample_ids
 from tests.outputs import agree, top
 from tests.writers import onnx_writer

@@ -24,7 +24,7 @@ from smoothquant.quantization import quantize_tensor
 from smoothquant.stream import quantize_layer
 from tests.exporters.onnx.graphs import Runner, expose, load_graph, source_of
 from tests.families.case import SETTINGS, Case, run
-from tests.families.properties import token_errors
+from tests.families.differences import token_errors
 from tests.models import sample_ids
 from tests.writers import onnx_writer
 

@@ -15,7 +15,7 @@ from smoothquant.errors import UserError
 from smoothquant.static import linears_to_keep
 from tests.exporters.onnx.graphs import Runner
 from tests.families.case import Case
-from tests.families.properties import GRAPH, largest_difference, token_errors
+from tests.families.differences import GRAPH, largest_difference, token_errors
 from tests.models import sample_ids
 from tests.writers import onnx_writer
 

@@ -18,7 +18,7 @@ from smoothquant.settings import SmoothingSettings
 from tests import zoo
 from tests.exporters.onnx.graphs import Runner, load_graph
 from tests.families.case import run
-from tests.families.properties import GRAPH, largest_difference
+from tests.families.differences import GRAPH, largest_difference
 from tests.models import sample_ids
 from tests.writers import onnx_writer
 

@@ -28,7 +28,7 @@ from smoothquant.quantization import QMAX
 from smoothquant.stream import QuantizedLinear, quantize_layer, smoothed_layers
 from tests.exporters.trtllm.checkpoints import makers, settings, write
 from tests.exporters.trtllm.test_layouts import CASES, LAYOUTS, stream_logits
-from tests.families.properties import token_errors
+from tests.families.differences import token_errors
 from tests.models import sample_ids
 
 HALF = 2.0**-11  # what one rounding to float16 may be off by
