@@ -70,6 +70,27 @@ class GeneratingEngine(Engine):
                 do="build it with a larger --max-length, or give a smaller --length",
             )
 
+    def check_prompt(self, prompt: Sequence[int], max_new_tokens: int, longest: int) -> None:
+        """Raise UserError for a prompt that is empty, is too long or has tokens that the model lacks.
+
+        longest: the largest number of tokens of the prompt and its continuation.
+        """
+        if max_new_tokens < 0:
+            raise UserError(f"{max_new_tokens} new tokens", expected="0 or more")
+        if not 0 < len(prompt) <= longest - max_new_tokens:
+            raise UserError(
+                f"a prompt of {len(prompt)} tokens with {max_new_tokens} new ones",
+                expected=f"a prompt that is not empty, and at most {longest} tokens together",
+                do="shorten the prompt, or ask for fewer tokens",
+            )
+        vocabulary = self.manifest.facts.vocab_size
+        if not all(0 <= token < vocabulary for token in prompt):
+            raise UserError(
+                f"{self.folder}: its tokenizer gives token id {max(prompt)}",
+                expected=f"ids below {vocabulary}, this model's vocabulary",
+                do="use the tokenizer that came with the model",
+            )
+
     def generate(
         self,
         prompt: Sequence[int],
@@ -84,25 +105,11 @@ class GeneratingEngine(Engine):
         probability `top_p`. Raises UserError for an empty prompt, a prompt that is too long or has tokens that the
         model lacks, settings out of range, and logits that are NaN or infinite.
         """
-        if max_new_tokens < 0:
-            raise UserError(f"{max_new_tokens} new tokens", expected="0 or more")
-        if not 0 < len(prompt) <= self.longest - max_new_tokens:
-            raise UserError(
-                f"a prompt of {len(prompt)} tokens with {max_new_tokens} new ones",
-                expected=f"a prompt that is not empty, and at most {self.longest} tokens together",
-                do="shorten the prompt, or ask for fewer tokens",
-            )
+        self.check_prompt(prompt, max_new_tokens, self.longest)
         if not 0 <= temperature < math.inf or not 0 < top_p <= 1:  # NaN fails too
             raise UserError(f"temperature {temperature}, top_p {top_p}", expected="temperature >= 0 and 0 < top_p <= 1")
         if not -(2**63) <= seed < 2**64:
             raise UserError(f"seed {seed}", expected="a number from -2^63 to 2^64 - 1")
-        vocabulary = self.manifest.facts.vocab_size
-        if not all(0 <= token < vocabulary for token in prompt):
-            raise UserError(
-                f"{self.folder}: its tokenizer gives token id {max(prompt)}",
-                expected=f"ids below {vocabulary}, this model's vocabulary",
-                do="use the tokenizer that came with the model",
-            )
         generator = numpy.random.default_rng(seed % 2**64)
         ends = end_tokens(self.folder)
         with closing(self.start(prompt)) as decoding:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy
 
-from builders.engine.generation import Decoding, GeneratingEngine
+from builders.engine.generation import Decoding, GeneratingEngine, pieces
 
 
 class Slots(ABC):
@@ -52,14 +52,6 @@ class Slots(ABC):
         """Forget a sequence; its slot is free."""
 
 
-class ServableEngine(GeneratingEngine):
-    """An engine whose sequences run side by side."""
-
-    @abstractmethod
-    def slots(self, count: int, length: int) -> Slots:
-        """Room for sequences. count: their number. length: the largest number of tokens of each."""
-
-
 class PieceDecoding(Decoding):
     """A sequence under way that takes several tokens at a time. It begins empty."""
 
@@ -67,16 +59,39 @@ class PieceDecoding(Decoding):
     def append(self, tokens: Sequence[int], keep: int = 1) -> numpy.ndarray:
         """Append tokens. Returns logits, float32 (kept tokens, vocab), of the last `keep` of them; of all for 0."""
 
+    def step(self, token: int) -> None:
+        """Append a token to the sequence and compute its logits."""
+        self.append([token])
+
+
+class SeparateDecoding(PieceDecoding):
+    """A sequence under way whose cache is its own."""
+
     @abstractmethod
-    def beginning(self, tokens: int) -> PieceDecoding | None:
+    def beginning(self, tokens: int) -> SeparateDecoding | None:
         """Another sequence, of the first tokens of this one; None if a window has made it forget some that are needed.
 
         tokens: their number, at least one.
         """
 
-    def step(self, token: int) -> None:
-        """Append a token to the sequence and compute its logits."""
-        self.append([token])
+
+class ServableEngine(GeneratingEngine):
+    """An engine on a processor whose sequences run side by side."""
+
+    @abstractmethod
+    def empty(self) -> PieceDecoding:
+        """A sequence without tokens."""
+
+    @abstractmethod
+    def slots(self, count: int, length: int) -> Slots:
+        """Room for sequences. count: their number. length: the largest number of tokens of each."""
+
+    def start(self, prompt: Sequence[int]) -> PieceDecoding:
+        """A sequence after its prompt, which is read in pieces. prompt: token ids."""
+        decoding = self.empty()
+        for piece in pieces(prompt):
+            decoding.append(piece)
+        return decoding
 
 
 class SeparateSlots(Slots):
@@ -85,10 +100,10 @@ class SeparateSlots(Slots):
     start: makes an empty decoding.
     """
 
-    def __init__(self, count: int, length: int, start: Callable[[], PieceDecoding]) -> None:
+    def __init__(self, count: int, length: int, start: Callable[[], SeparateDecoding]) -> None:
         super().__init__(count, length)
         self._start = start
-        self._decodings: dict[int, PieceDecoding] = {}
+        self._decodings: dict[int, SeparateDecoding] = {}
 
     def open(self) -> int:
         return self._put(self._start())
@@ -103,7 +118,7 @@ class SeparateSlots(Slots):
             self._decodings[slot] = shorter
         return shorter is not None
 
-    def _put(self, decoding: PieceDecoding) -> int:
+    def _put(self, decoding: SeparateDecoding) -> int:
         slot = free_slot(self._decodings, self.count)
         self._decodings[slot] = decoding
         return slot

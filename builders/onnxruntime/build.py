@@ -66,6 +66,10 @@ def build(
     """
     out = Path(out)
     chosen = find_provider(provider)
+    if attention == GROUPED and provider != CPU:
+        raise UserError(
+            f"grouped attention on {provider}", expected="the provider cpu", do="build it with --attention standard"
+        )
     check_available(chosen)
     found = open_export(export, activations)
     made = found.manifest
@@ -75,10 +79,6 @@ def build(
     check_body(found.folder, found.origin)
     if provider == CPU and (found.origin.scheme.quantized or found.origin.scheme.head.quantized):
         check_exact("ONNX Runtime", run_product, "use onnxruntime >= 1.20, or report this processor")
-    if attention == GROUPED and provider != CPU:
-        raise UserError(
-            f"grouped attention on {provider}", expected="the provider cpu", do="build it with --attention standard"
-        )
     threads = physical_cores()
     inputs = OnnxRuntimeInputs(found.origin, found.digest, threads, provider, attention).as_json()
     with Workspace(out, STEP, inputs, overwrite=overwrite) as work:

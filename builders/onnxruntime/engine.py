@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from builders.engine.generation import pieces, reaches, tokens_to_keep
-from builders.engine.slots import PieceDecoding, SeparateSlots, ServableEngine, Slots
+from builders.engine.generation import reaches, tokens_to_keep
+from builders.engine.slots import PieceDecoding, SeparateDecoding, SeparateSlots, ServableEngine, Slots
 from builders.onnxruntime.grouped_slots import GroupedDecoding, GroupedSlots
 from builders.onnxruntime.providers import find_provider
 from builders.onnxruntime.record import CPU, GROUPED, attention_of, provider_of
@@ -56,23 +56,25 @@ class OnnxRuntimeEngine(ServableEngine):
             return torch.from_numpy(self.session.run([LOGITS], feed)[0])
 
     def start(self, prompt: Sequence[int]) -> PieceDecoding:
-        """A sequence after its prompt. prompt: token ids."""
-        decoding = self._empty()
-        for piece in pieces(prompt) if self.provider.name == CPU else (prompt,):
-            decoding.append(piece)
+        """A sequence after its prompt, which a processor reads in pieces, and a GPU whole. prompt: token ids."""
+        if self.provider.name == CPU:
+            return super().start(prompt)
+        decoding = self.empty()
+        decoding.append(prompt)
         return decoding
+
+    def empty(self) -> PieceDecoding:
+        """A sequence without tokens."""
+        return GroupedDecoding(self.session, self.longest) if self.grouped else OnnxRuntimeDecoding(self)
 
     def slots(self, count: int, length: int) -> Slots:
         """Room for sequences. count: their number. length: the largest number of tokens of each."""
         if self.grouped:
             return GroupedSlots(self.session, count, length)
-        return SeparateSlots(count, length, self._empty)
-
-    def _empty(self) -> PieceDecoding:
-        return GroupedDecoding(self.session, self.longest) if self.grouped else OnnxRuntimeDecoding(self)
+        return SeparateSlots(count, length, lambda: OnnxRuntimeDecoding(self))
 
 
-class OnnxRuntimeDecoding(PieceDecoding):
+class OnnxRuntimeDecoding(SeparateDecoding):
     """One sequence under way. Its cache stays inside the runtime.
 
     logits: the logits of its last token, float32 (vocab,).
@@ -119,7 +121,7 @@ class OnnxRuntimeDecoding(PieceDecoding):
         self.logits = kept_logits[-1]
         return kept_logits
 
-    def beginning(self, tokens: int) -> PieceDecoding | None:
+    def beginning(self, tokens: int) -> OnnxRuntimeDecoding | None:
         """Another sequence, of the first tokens of this one; None if a window has made it forget some that are needed.
 
         tokens: their number, at least one.

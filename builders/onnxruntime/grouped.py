@@ -13,7 +13,6 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +69,8 @@ def grouped_graph(path: str | Path) -> ModelProto:
     Raises UserError if an attention is not what `export onnx` writes in its basic opset.
     """
     graph = OnnxGraph(path)
-    layers = [_attention(graph, layer) for layer in range(sum(name.endswith(".key") for name in _past(graph)))]
+    count = sum(value.name.startswith(PAST) for value in graph.inputs) // len(CACHED)
+    layers = [_attention(graph, layer) for layer in range(count)]
     rewriting = Rewriting(graph)
     after = {layer.output: rewriting.nodes_of(number, layer) for number, layer in enumerate(layers)}
     gone = {node.name for layer in layers for node in layer.nodes}
@@ -106,9 +106,11 @@ class Rewriting:
     def nodes_of(self, number: int, layer: LayerAttention) -> list[NodeProto]:
         """The nodes that compute the attention of a layer."""
         nodes, inputs = [], []
-        values = {"query": (layer.query, layer.heads), "key": (layer.keys.new, layer.kv_heads)}
-        values["value"] = (layer.values.new, layer.kv_heads)
-        for name, (value, heads) in values.items():
+        for name, value, heads in (
+            ("query", layer.query, layer.heads),
+            ("key", layer.keys.new, layer.kv_heads),
+            ("value", layer.values.new, layer.kv_heads),
+        ):
             place = f"{number}/{name}"
             shape = self._constant(f"shape.{heads}", numpy.array([0, 0, heads * layer.channels]))
             nodes.append(self._node("Transpose", [value], [f"{place}.turned"], perm=TURN))
@@ -163,10 +165,6 @@ class Rewriting:
         return name
 
 
-def _past(graph: OnnxGraph) -> Iterator[str]:
-    return (value.name for value in graph.inputs if value.name.startswith(PAST))
-
-
 def _attention(graph: OnnxGraph, number: int) -> LayerAttention:
     """The attention of a layer, as `exporters.onnx.decoder` writes it for opsets without one."""
     walk = Walk(graph, number)
@@ -174,13 +172,10 @@ def _attention(graph: OnnxGraph, number: int) -> LayerAttention:
     product = walk.through(keys.present, "MatMul", "Transpose", "DequantizeLinear", "Cast")
     scaled = walk.back(product.input[0], "Mul")
     rows = walk.back(scaled.input[0], "Reshape")
-    step, cap = product, 0.0
-    divided = walk.reader(step, "Div", "Add")
-    if divided.op_type == "Div":
-        cap = walk.one(divided.input[1])
-        step = walk.reader(walk.reader(divided, "Tanh"), "Mul")
-        divided = walk.reader(step, "Add")
-    masked = divided
+    masked, cap = walk.reader(product, "Div", "Add"), 0.0
+    if masked.op_type == "Div":  # cap * tanh(scores / cap)
+        cap = walk.one(masked.input[1])
+        masked = walk.reader(walk.reader(walk.reader(masked, "Tanh"), "Mul"), "Add")
     softmax = walk.reader(masked, "Softmax")
     mixed = walk.through(values.present, "MatMul", "DequantizeLinear", "Cast")
     if mixed.input[0] != softmax.output[0]:
@@ -274,15 +269,18 @@ class Walk:
         return window, bias
 
     def numbers(self, value: str) -> numpy.ndarray:
+        """The content of a constant."""
         found = self.graph.array(value)
         if found is None:
             raise self.unlike()
         return found
 
     def one(self, value: str) -> float:
+        """The only number of a constant."""
         return float(self.numbers(value))
 
     def unlike(self) -> UserError:
+        """The error about an attention that is not as it should be."""
         return UserError(
             f"{self.graph.path}: the attention of layer {self.number} is not what smoothquant export onnx writes",
             expected="a graph of the default opset",

@@ -36,7 +36,6 @@ class GroupedSlots(Slots):
 
     def __init__(self, session: Any, count: int, length: int) -> None:
         super().__init__(count, length)
-        self.session = session
         self._value = require("onnxruntime").OrtValue.ortvalue_from_numpy
         self._buffers = {
             value.name.removeprefix(PAST): numpy.empty(
@@ -96,17 +95,9 @@ class GroupedSlots(Slots):
     def close(self, slot: int) -> None:
         del self._rows[slot]
 
-    def take(self, other: GroupedSlots, tokens: int) -> None:
-        """Begin the first row with the first tokens of another one's first row."""
-        self._reserve(tokens)
-        for name, buffer in other._buffers.items():
-            self._buffers[name][0, :, :tokens] = buffer[0, :, :tokens]
-        self._tokens[0] = tokens
-
     def _reserve(self, tokens: int) -> None:
         """Make the buffers long enough for a sequence of so many tokens."""
-        name, buffer = next(iter(self._buffers.items()))
-        size = buffer.shape[2]
+        size = next(iter(self._buffers.values())).shape[2]
         if tokens <= size:
             return
         longer = min(self.length, max(tokens, 2 * size))
@@ -161,12 +152,6 @@ class GroupedDecoding(PieceDecoding):
         logits = self._slots.append(0, tokens, keep)
         self.logits = logits[-1]
         return logits
-
-    def beginning(self, tokens: int) -> GroupedDecoding:
-        """Another sequence, of the first tokens of this one. tokens: their number, at least one."""
-        other = GroupedDecoding(self._slots.session, self._slots.length)
-        other._slots.take(self._slots, tokens)
-        return other
 
 
 class _Run:

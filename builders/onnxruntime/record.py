@@ -27,12 +27,8 @@ class OnnxRuntimeInputs:
 
     def as_json(self) -> dict[str, Any]:
         """The same as JSON values. The CPU's provider and standard operators go without saying."""
-        plain = {("provider", CPU), ("attention", STANDARD)}
-        return {
-            key: value
-            for key, value in as_json(self).items()
-            if not isinstance(value, str) or (key, value) not in plain
-        }
+        plain = {"provider": CPU, "attention": STANDARD}
+        return {key: value for key, value in as_json(self).items() if plain.get(key) != value}
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from builders.engine.generation import pieces, reaches, tokens_to_keep
+from builders.engine.generation import reaches, tokens_to_keep
 from builders.engine.kernels import IntegerKernels, check_kernels
-from builders.engine.slots import PieceDecoding, SeparateSlots, ServableEngine, Slots
+from builders.engine.slots import SeparateDecoding, SeparateSlots, ServableEngine, Slots
 from builders.openvino.graph import CompiledGraph, compile_graph, refused
 from builders.openvino.package import require_openvino, version_of
 from builders.openvino.record import OpenVinoInputs, OpenVinoResults
@@ -46,16 +46,13 @@ class OpenVinoEngine(ServableEngine):
 
         return torch.from_numpy(OpenVinoRequest(self.graph, len(ids)).run(ids.numpy(), keep=0))
 
-    def start(self, prompt: Sequence[int]) -> OpenVinoDecoding:
-        """A sequence after its prompt. prompt: token ids."""
-        decoding = OpenVinoDecoding(self)
-        for piece in pieces(prompt):
-            decoding.append(piece)
-        return decoding
+    def empty(self) -> OpenVinoDecoding:
+        """A sequence without tokens."""
+        return OpenVinoDecoding(self)
 
     def slots(self, count: int, length: int) -> Slots:
         """Room for sequences. count: their number. length: the largest number of tokens of each."""
-        return SeparateSlots(count, length, lambda: OpenVinoDecoding(self))
+        return SeparateSlots(count, length, self.empty)
 
 
 class OpenVinoRequest:
@@ -108,7 +105,7 @@ class OpenVinoRequest:
         self.tokens, self.cached = tokens, tokens - forgotten
 
 
-class OpenVinoDecoding(PieceDecoding):
+class OpenVinoDecoding(SeparateDecoding):
     """One sequence under way. Its cache stays inside the runtime.
 
     logits: the logits of its last token, float32 (vocab,).
@@ -126,7 +123,7 @@ class OpenVinoDecoding(PieceDecoding):
         self.logits = logits[-1]
         return logits[-keep:]
 
-    def beginning(self, tokens: int) -> PieceDecoding | None:
+    def beginning(self, tokens: int) -> OpenVinoDecoding | None:
         """Another sequence, of the first tokens of this one; None if a window has made it forget some that are needed.
 
         tokens: their number, at least one.

@@ -11,7 +11,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 
 import numpy
@@ -29,7 +30,6 @@ from builders.serving.jobs import (
     Scored,
     StoppingError,
 )
-from smoothquant.errors import UserError
 
 WORTH_COPYING = 16  # tokens at the beginning of a prompt
 
@@ -83,7 +83,7 @@ class Scheduler:
         self._seeds = count(int(time.time()))
         self._seconds = 1.0  # of a job, lately
         self._news = threading.Condition()
-        self._stopping = False
+        self._stopping = self._impatient = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -99,7 +99,7 @@ class Scheduler:
 
         Raises QueueFullError or StoppingError, and UserError for a job that the engine cannot hold.
         """
-        self._check(job)
+        self.engine.check_prompt(job.prompt, job.max_new_tokens, self.length)
         ticket = Ticket(job, deliver, job.seed if job.seed >= 0 else next(self._seeds))
         with self._news:
             if self._stopping:
@@ -116,19 +116,8 @@ class Scheduler:
             self._stopping = True
             self._news.notify()
         self._thread.join(grace)
-        for ticket in (*self._waiting, *self._reading, *self._writing):
-            ticket.cancel()
+        self._impatient = True  # the thread itself cancels: a job that is on its way from place to place counts, too
         self._thread.join()
-
-    def _check(self, job: Job) -> None:
-        vocabulary = self.engine.manifest.facts.vocab_size
-        if not 0 < len(job.prompt) <= self.length - job.max_new_tokens or job.max_new_tokens < 0:
-            raise UserError(
-                f"a prompt of {len(job.prompt)} tokens with {job.max_new_tokens} new ones",
-                expected=f"a prompt that is not empty, and at most {self.length} tokens together",
-            )
-        if not all(0 <= token < vocabulary for token in job.prompt):
-            raise UserError("the prompt has token ids that the model lacks", expected=f"ids from 0 to {vocabulary - 1}")
 
     def _run(self) -> None:
         while True:
@@ -149,10 +138,10 @@ class Scheduler:
             self._guarded(list(self._writing), self._step)
         self.observer.depth(len(self._waiting), len(self._reading) + len(self._writing))
 
-    def _guarded(self, tickets: list[Ticket], work: object) -> None:
+    def _guarded(self, tickets: list[Ticket], work: Callable[[], None]) -> None:
         """Do a piece of work for some jobs, which end where it fails; the others and the scheduler live on."""
         try:
-            work()  # type: ignore[operator]
+            work()
         except Exception as error:  # an engine's own errors are of many kinds
             for ticket in tickets:
                 self._end(ticket, End.ERROR, str(error))
@@ -162,8 +151,10 @@ class Scheduler:
         with self._news:
             tickets = [*self._waiting, *self._reading, *self._writing]
         for ticket in tickets:
-            if ticket.cancelled or ticket.overdue:
-                self._end(ticket, End.CANCELLED if ticket.cancelled else End.TIMEOUT)
+            if self._impatient or ticket.cancelled:
+                self._end(ticket, End.CANCELLED)
+            elif ticket.overdue:
+                self._end(ticket, End.TIMEOUT)
 
     def _admit(self) -> None:
         """Let jobs that wait have a slot, as long as there are some."""
@@ -220,7 +211,7 @@ class Scheduler:
         logits = self._slots.step({ticket.slot: ticket.tokens[-1] for ticket in tickets})
         self.observer.stepped(len(tickets), time.perf_counter() - begin)
         for ticket in tickets:
-            self._guarded([ticket], lambda ticket=ticket: self._choose(ticket, logits[ticket.slot]))
+            self._guarded([ticket], partial(self._choose, ticket, logits[ticket.slot]))
 
     def _choose(self, ticket: Ticket, logits: numpy.ndarray) -> None:
         """Choose the next token of a sequence, and end the job where that was the last one."""

@@ -16,7 +16,8 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         parents=[common],
         help="an engine behind OpenAI's HTTP protocol, on this machine's processor",
         description="Answer OpenAI's requests, /v1/completions and /v1/chat/completions, with an engine: greedy "
-        "answers are those of smoothquant generate. Requests are computed together, and join and leave between tokens. "
+        "answers are those of smoothquant generate. Requests join and leave between tokens; an engine that was built "
+        "with --attention grouped computes them together, others one after another. "
         "SIGTERM and Ctrl-C finish what runs, and refuse what comes; a second one ends what runs. /v1/models tells "
         "scheme and validation, /metrics counts for Prometheus, /health and /ready need no key. What a request asks "
         "for and this server does not do (tools, response_format, ...) is refused with status 400.",
@@ -35,7 +36,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         help="environment variable with the keys of which a client must give one, separated by commas",
     )
     command.add_argument(
-        "--max-batch", type=int, default=16, metavar="N", help="answers that are computed together (default 16)"
+        "--max-batch", type=int, default=16, metavar="N", help="answers under way at a time (default 16)"
     )
     command.add_argument(
         "--max-queue",

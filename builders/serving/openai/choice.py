@@ -69,8 +69,8 @@ class Choice:
     """One of the answers to a request, as its job's events come.
 
     after: the tokens that the text continues, as a `TextStream` takes them. echoed: the text that comes first, the
-    prompt; empty without echo. tokens: the number of new ones. cached: of the
-    prompt's tokens, those that were not computed again. finished: whether all has come.
+    prompt; empty without echo. tokens: the number of new ones. cached: of the prompt's tokens, those that were not
+    computed again. finished: whether all has come.
     """
 
     def __init__(self, encoder: TextEncoder, stops: Sequence[str], after: Sequence[int] = (), echoed: str = "") -> None:

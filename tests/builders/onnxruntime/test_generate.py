@@ -13,8 +13,9 @@ from transformers import LlamaForCausalLM
 
 from builders.onnxruntime import OnnxRuntimeEngine, build
 from builders.onnxruntime.engine import OnnxRuntimeDecoding
+from builders.onnxruntime.record import ATTENTION
 from exporters.export import Source, export
-from smoothquant.artifacts.ports import LOGITS_TO_KEEP
+from smoothquant.artifacts.ports import LOGITS_TO_KEEP, PAST
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
@@ -71,15 +72,19 @@ def test_a_prompt_in_pieces_has_the_logits_of_all_of_it(
         assert numpy.abs(decoding.logits - whole).max() <= 1e-5 * numpy.abs(whole).max()
 
 
+@pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("body", ["fp32", "fp16"])
-def test_genai_keeps_an_int8_cache(body: str, llama: Model, tmp_path: Path) -> None:
+def test_genai_keeps_an_int8_cache(attention: str, body: str, llama: Model, tmp_path: Path) -> None:
     """Its cache has the graph's element type; nothing in genai_config.json says so."""
     outputs = {name: torch.full((rows,), 4.0) for name, (rows, _) in llama.linears()}
     source = Source(llama, SmoothingSettings(groups="none"), output_absmax=outputs)
     export(source, [onnx_writer(tmp_path / "onnx", "float", body=body, kv="int8")])
-    build(tmp_path / "onnx", tmp_path / "engine")
-    found = list(OnnxRuntimeEngine(tmp_path / "engine").generate(PROMPT, NEW))
+    build(tmp_path / "onnx", tmp_path / "engine", attention=attention)
+    engine = OnnxRuntimeEngine(tmp_path / "engine")
+    assert {value.type for value in engine.session.get_inputs() if value.name.startswith(PAST)} == {"tensor(int8)"}
+    found = list(engine.generate(PROMPT, NEW))
     assert len(set(found)) > 4
+    assert found == list(OnnxRuntimeEngine(tmp_path / "onnx").generate(PROMPT, NEW))
     assert [found] == genai_tokens(tmp_path / "engine", [PROMPT], NEW)
 
 
