@@ -80,14 +80,14 @@ COMMANDS = (
     Command(
         "build onnxruntime --provider tensorrt",
         ("onnx", "onnxruntime-gpu", TENSORRT),
-        f"{ORT_GPU} 'tensorrt-cu13<11'",
+        f"in a virtual environment without TensorRT 11: {ORT_GPU} 'tensorrt-cu13<11'",
         gpu=True,
     ),
     Command("build onnxruntime --provider nv-tensorrt-rtx", ("onnx", "onnxruntime", RTX), gpu=True),
     Command(
         "build tensorrt", ("onnx", TENSORRT), "pip install onnx tensorrt, or the image of docker/tensorrt", gpu=True
     ),
-    Command("generate --triton", ("tritonclient", "grpcio"), "pip install tritonclient[grpc]"),
+    Command("generate --triton", ("tritonclient", "grpcio", "protobuf")),
     Command("validate (a W8A8 checkpoint)", ("compressed-tensors",)),
     Command("check (an ONNX graph)", ("onnx",)),
     Command("check --compiler tensorrt-rtx", tuple(VERSIONS.split())),

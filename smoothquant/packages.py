@@ -14,13 +14,13 @@ INSTALL = "pip install 'smoothquant-toolchain[convert]'"
 def require(module: str, why: str = "", package: str = "") -> ModuleType:
     """The imported module. Raises MissingPackageError, which says what to install, if it is missing.
 
-    why: begins the message instead of "the package ... is not installed". package: the module's name to pip, if that
-    is another one.
+    why: begins the message instead of "the package ... is not installed". package: what pip installs, if that
+    is not the name of the module.
     """
     try:
         return import_module(module)
     except ImportError as error:
-        raise _missing(package or module, why) from error
+        raise _missing(package or module.partition(".")[0], why) from error
 
 
 def what_is_missing(error: ImportError) -> MissingPackageError | None:

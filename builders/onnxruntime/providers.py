@@ -151,7 +151,10 @@ def check_available(provider: Provider) -> None:
     if provider.name == "tensorrt":
         with suppress(ImportError, OSError):
             import_module("tensorrt")  # loads its libraries, so that they are found
-        _check_library("libnvinfer.so.10", "TensorRT 10: pip install 'tensorrt-cu13<11', or NVIDIA's container")
+        _check_library(
+            "libnvinfer.so.10",
+            "TensorRT 10: pip install 'tensorrt-cu13<11', where no TensorRT 11 is, or NVIDIA's container",
+        )
     _check_library("libcuda.so.1", "a machine with an NVIDIA GPU and its driver (docker run --gpus all)")
 
 

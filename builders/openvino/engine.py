@@ -155,4 +155,9 @@ def check_version(graph: CompiledGraph, manifest: Manifest) -> None:
     if found != built:
         quantized = manifest.results_as(OpenVinoResults).kernels.quantized
         kernels = IntegerKernels(sum(product.integer for product in graph.products()), quantized)
-        check_kernels(graph.folder, f"OpenVINO {found}", kernels, f"pip install openvino=={built}, which built it")
+        check_kernels(
+            graph.folder,
+            f"OpenVINO {found}",
+            kernels,
+            f"use OpenVINO {built}, which built it, in a virtual environment of its own",
+        )

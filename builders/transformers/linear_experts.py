@@ -99,7 +99,7 @@ def linear_experts(model_type: str) -> Iterator[None]:
         raise UserError(
             "this version of transformers cannot run W8A8 experts",
             expected="a version that can build experts as linears",
-            do="pip install transformers==5.23.0, or serve the folder with vLLM",
+            do="pip install 'transformers>=5.23.0' (Python 3.11 or later), or serve the folder with vLLM",
         ) from error
     patches[packed.module] = {
         "module_name": LinearExperts,

@@ -1,7 +1,7 @@
 """Use an engine on a Triton server like an engine on this machine. Its folder here gives the tokenizer and the limits.
 
 Tokens go to the server and logits come back, by gRPC. The cache stays on the server
-(`builders.serving.triton.config`). The package tritonclient[grpc] is needed.
+(`builders.serving.triton.config`). The packages tritonclient, grpcio and protobuf are needed.
 
 Whatever a server answers, or does not, is a UserError: it may be another program that listens there, it may serve
 another model under this name, and it may go away between two tokens.
@@ -35,6 +35,7 @@ CHUNK = 512  # the tokens of a request, unless the engine has a limit
 TIMEOUT = 300.0  # seconds: TensorRT in Triton's ONNX Runtime compiles a model at its first request
 DAY = 86_400  # seconds; gRPC takes a time without end for none
 BRIEFLY = 10.0  # seconds, for what a server answers at once
+PACKAGES = "tritonclient grpcio protobuf"  # not tritonclient[grpc], which would downgrade the other two
 FLOATS = (numpy.float32, numpy.float16)  # of logits; tritonclient gives bfloat16 as float32
 LONGEST_REASON = 300  # characters
 SERVE = "smoothquant build ... --triton DIR, then start the server again"
@@ -63,7 +64,9 @@ class TritonEngine(GeneratingEngine):
                 self._most = min(self._most, 2 * limits.window + 1)  # the server cuts no cache
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would print here, and log there, is in its errors
         logging.getLogger("grpc").setLevel(logging.CRITICAL)
-        self.grpc = require("tritonclient.grpc", "a Triton server is reached by tritonclient", "tritonclient[grpc]")
+        for module in ("grpc", "google.protobuf", "tritonclient"):  # tritonclient.grpc hides which one is missing
+            require(module, "a Triton server is reached by tritonclient", PACKAGES)
+        self.grpc = require("tritonclient.grpc", package=PACKAGES)
         self._connect(client)
 
     @property

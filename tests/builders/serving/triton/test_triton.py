@@ -304,9 +304,11 @@ def test_servers_that_are_not_there(cpu_engine: Path, served: Any, monkeypatch: 
     server.name = "another"
     with pytest.raises(UserError, match=r"no model 'int8-engine'.*--triton DIR, then start the server again"):
         TritonEngine(cpu_engine, "localhost:8001", client=server)
-    monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
-    with pytest.raises(MissingPackageError, match=r"pip install tritonclient\[grpc\]"):
-        TritonEngine(cpu_engine, "localhost:8001")
+    for module in ("grpc", "tritonclient"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)
+            with pytest.raises(MissingPackageError, match="pip install tritonclient grpcio protobuf"):
+                TritonEngine(cpu_engine, "localhost:8001")
 
 
 def test_what_the_server_says_is_passed_on(cpu_engine: Path, served: Any) -> None:
