@@ -25,6 +25,7 @@ from smoothquant.reading import read_object
 from smoothquant.values import Expectation, listed, whole
 
 PIECE = 256  # tokens
+FEW = 256  # tokens that are looked at one by one
 TOKEN = whole(-1, 2**31 - 1)  # old configs say -1 for none
 ENDS = Expectation("a token id, or a list of them", lambda value: TOKEN.holds(value) or listed(TOKEN).holds(value))
 TOKENS: Mapping[str, Expectation] = {
@@ -166,11 +167,39 @@ def pick(logits: numpy.ndarray, temperature: float, top_p: float, generator: num
     below = logits.astype(numpy.float64) - logits[likeliest]  # <= 0: none overflows upwards, at any temperature
     with numpy.errstate(over="ignore"):
         weights = numpy.exp(below / temperature)
-    order = numpy.argsort(-weights, kind="stable")
-    mass = numpy.cumsum(weights[order]) / weights.sum()
-    kept = min(1 + int(numpy.searchsorted(mass, top_p)), len(mass))  # the likeliest tokens, until they have this mass
-    drawn = generator.random() * mass[kept - 1]
-    return int(order[numpy.searchsorted(mass[: kept - 1], drawn, side="right")])
+    if top_p == 1:
+        return _drawn(weights, generator.random())
+    nucleus = _nucleus(weights, top_p)
+    return int(nucleus[_drawn(weights[nucleus], generator.random())])
+
+
+def _nucleus(weights: numpy.ndarray, top_p: float) -> numpy.ndarray:
+    """The indices of the largest weights (vocab,), largest first, until they have a share of top_p. A vocabulary is not
+    sorted: of 49,152 tokens that takes 7 ms, as long as a small model's step."""
+    total, count = weights.sum(), FEW
+    while True:
+        found = numpy.sort(numpy.argpartition(-weights, min(count, len(weights)) - 1)[:count])
+        if count >= len(weights) or weights[found].sum() >= top_p * total:
+            break
+        count *= 8
+    order = found[numpy.argsort(-weights[found], kind="stable")]
+    return order[: 1 + int(numpy.searchsorted(numpy.cumsum(weights[order]) / total, top_p))]
+
+
+def _drawn(weights: numpy.ndarray, random: float) -> int:
+    """The index of one of the weights (n,), each with a probability that is its share. random: in [0, 1)."""
+    blocks = numpy.add.reduceat(weights, numpy.arange(0, len(weights), FEW))
+    block, rest = _reached(blocks, random * blocks.sum())
+    begin = block * FEW
+    return begin + _reached(weights[begin : begin + FEW], rest)[0]
+
+
+def _reached(weights: numpy.ndarray, mass: float) -> tuple[int, float]:
+    """The first index at which the weights so far exceed a mass, and what is left of it there; at most the last one
+    that is not 0."""
+    ends = numpy.cumsum(weights)
+    index = min(int(numpy.searchsorted(ends, mass, side="right")), int(numpy.searchsorted(ends, ends[-1])))
+    return index, mass - (ends[index - 1] if index else 0.0)
 
 
 def tokens_to_keep(cached: int, window: int | None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import cast
 
 import numpy
 import pytest
@@ -15,9 +16,13 @@ from hypothesis import strategies as st
 from builders.engine.generation import end_tokens, pick, tokens_to_keep
 from smoothquant.errors import UserError
 
-logits = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40).map(
+few = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40).map(
     lambda values: numpy.array(values, numpy.float32)
 )
+many = st.tuples(st.integers(0, 2**31), st.integers(200, 3000), st.sampled_from([0.0, 0.1, 3.0, 30.0])).map(
+    lambda drawn: (drawn[2] * numpy.random.default_rng(drawn[0]).standard_normal(drawn[1])).astype(numpy.float32)
+)
+logits = few | many
 
 
 def softmax(logits: numpy.ndarray) -> numpy.ndarray:
@@ -59,6 +64,34 @@ def test_frequencies_are_the_probabilities(temperature: float, top_p: float) -> 
     assert (counts[nucleus == 0] == 0).all()
     # five standard deviations of a binomial count
     assert (abs(counts - draws * expected) <= 5 * numpy.sqrt(draws * expected * (1 - expected)) + 1e-6).all()
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_frequencies_in_a_vocabulary(top_p: float) -> None:
+    """Tokens of one in five probabilities, 600 of each: as often as they are likely, wherever they stand."""
+    logits = numpy.tile(numpy.log(numpy.array([1, 2, 3, 4, 5], numpy.float32)), 600)
+    generator, draws = numpy.random.default_rng(0), 4000
+    tokens = numpy.array([pick(logits, 1.0, top_p, generator) for _ in range(draws)])
+    kept = numpy.array([1, 2, 3, 4, 5]) * (1.0 if top_p == 1 else numpy.array([0, 0.75, 1, 1, 1]))
+    everywhere = numpy.isin(tokens % 5, [2, 3, 4])  # which of the twos are left out is not said
+    for found, shares in (
+        (numpy.bincount(tokens % 5, minlength=5), kept / kept.sum()),
+        (numpy.bincount(tokens[everywhere] // 750, minlength=4), numpy.full(4, 0.25)),
+    ):
+        count = found.sum()
+        assert (abs(found - count * shares) <= 5 * numpy.sqrt(count * shares * (1 - shares))).all()
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.999])
+def test_the_largest_draw_is_a_possible_token(top_p: float) -> None:
+    class Largest:
+        def random(self) -> float:
+            return math.nextafter(1.0, 0.0)
+
+    logits = numpy.full(1000, -math.inf, numpy.float32)
+    logits[[3, 300, 511]] = [0.3, 0.1, 0.2]
+    generator = cast("numpy.random.Generator", Largest())
+    assert pick(logits, 0.7, top_p, generator) == (511 if top_p == 1 else 300)
 
 
 @given(st.integers(1, 500), st.integers(1, 100))
