@@ -87,7 +87,7 @@ def build(
                 work.adopt(found.folder / name, name)
             grouped = attention == GROUPED
             if grouped:
-                write_bytes(work.path(MODEL), grouped_graph(found.graph).SerializeToString())
+                write_bytes(work.path(MODEL), grouped_graph(found.graph, made.facts.max_positions).SerializeToString())
             else:
                 work.adopt(found.graph, MODEL)
             write_json(work.path(GENAI), genai_config(work.folder, made.facts, threads, provider, shared=grouped))

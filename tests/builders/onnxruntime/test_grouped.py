@@ -1,19 +1,26 @@
-"""Grouped attention: what it is refused for. That it computes the same, in any company: `tests.families`."""
+"""Grouped attention: what it takes, and is refused for. That it computes the same in any company: `tests.families`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy
 import pytest
 
+from builders.onnx_graph import OnnxGraph
 from builders.onnxruntime import build
-from builders.onnxruntime.record import GROUPED
+from builders.onnxruntime.engine import OnnxRuntimeEngine
+from builders.onnxruntime.record import ATTENTION, GROUPED
 from exporters.export import Source, export
+from recipes.families import open_model
 from smoothquant.errors import UserError
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
+from tests import zoo
 from tests.builders.engines import refused_line
+from tests.families.differences import GRAPH
+from tests.models import sample_ids
 from tests.writers import onnx_writer
 
 
@@ -29,3 +36,39 @@ def test_it_is_for_the_processor(exports: Mapping[str, Path], tmp_path: Path) ->
     with pytest.raises(UserError, match="grouped attention on cuda; expected the provider cpu"):
         build(exports["float"], tmp_path / "engine", provider="cuda", attention=GROUPED)
     assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "turns"),
+    [
+        ("llama", {}, True),
+        ("phi3-partial", {"num_attention_heads": 2}, True),  # 16 of 32 channels
+        ("phi3-partial", {}, None),  # 8 of 16: half of them are no multiple of 8
+        ("qwen3", {"head_dim": 16}, None),  # norms lie between
+        ("bloom", {}, False),
+    ],
+)
+def test_what_the_operator_takes(layout: str, changes: dict, turns: bool | None, tmp_path: Path) -> None:
+    """The products of q, k and v side by side, which it turns by their positions or not; None: each by itself. The
+    logits are those of the exported attention."""
+    model = open_model(zoo.save(layout, tmp_path / "model", **changes))
+    export(Source(model, SmoothingSettings(groups="none")), [onnx_writer(tmp_path / "onnx", "float")])
+    engines = []
+    for attention in ATTENTION:
+        build(tmp_path / "onnx", tmp_path / attention, attention=attention)
+        engines.append(OnnxRuntimeEngine(tmp_path / attention))
+    operators = [node for node in OnnxGraph(tmp_path / GROUPED).nodes if node.op_type == "GroupQueryAttention"]
+    assert len(operators) == model.geometry.layers
+    for node in operators:
+        assert bool(node.input[1]) == (turns is None)  # keys
+        assert ("do_rotary" in {attribute.name for attribute in node.attribute}) == bool(turns)
+    [tokens] = sample_ids(sequences=1, tokens=20).tolist()
+    expected, found = (read_logits(engine, tokens) for engine in engines)
+    assert abs(found - expected).max() <= GRAPH
+
+
+def read_logits(engine: OnnxRuntimeEngine, tokens: list[int]) -> numpy.ndarray:
+    """Logits (tokens, vocab), read in two pieces and token by token."""
+    decoding = engine.empty()
+    parts = [decoding.append(tokens[:7], 0), decoding.append(tokens[7:16], 0)]
+    return numpy.concatenate([*parts, *(decoding.append([token]) for token in tokens[16:])])
