@@ -6,6 +6,9 @@ On a processor, decoding reads a prompt piece by piece. A piece attends to the t
 prompt multiplies all queries by all keys and masks half of the products; and its scores, (heads, piece, tokens) in
 float32, take less memory. The logits stay the same. 1024 tokens of a model with 32 heads and a hidden size of 2048 took
 743 ms whole and 617 ms in pieces in ONNX Runtime, 733 and 678 ms in OpenVINO (2 cores, AVX512-VNNI).
+
+What a token gets does not depend on where pieces of two tokens or more begin, bit by bit, with grouped attention. One
+token alone is another case: ONNX Runtime attends with one query in another order of summation.
 """
 
 from __future__ import annotations
@@ -125,8 +128,16 @@ class GeneratingEngine(Engine):
 
 def pieces(prompt: Sequence[int]) -> Iterator[Sequence[int]]:
     """Yield the pieces of a prompt, in order."""
-    for begin in range(0, len(prompt), PIECE):
-        yield prompt[begin : begin + PIECE]
+    begin = 0
+    while begin < len(prompt):
+        piece = piece_at(prompt, begin)
+        yield piece
+        begin += len(piece)
+
+
+def piece_at(prompt: Sequence[int], begin: int) -> Sequence[int]:
+    """The piece of a prompt that begins at a token. It does not leave a single one."""
+    return prompt[begin : begin + (PIECE - 1 if len(prompt) - begin == PIECE + 1 else PIECE)]
 
 
 def end_tokens(folder: Path) -> set[int]:

@@ -4,6 +4,9 @@ One thread drives the engine. A turn of it admits jobs that wait, reads one piec
 under way its next token; so a long prompt delays the others by one piece at a time. Prompts are read one after another:
 of jobs that come together with the same beginning, the first one computes it, and the others copy it. A sequence that
 has ended stays in its slot, to be copied from, until another job needs the slot.
+
+Only what was read of a prompt is copied, and two tokens at least are left to read: tokens that come one by one are
+computed in another order of summation (`builders.engine.generation`), and an answer is to be that of `generate`.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from itertools import count
 
 import numpy
 
-from builders.engine.generation import PIECE, end_tokens, pick
+from builders.engine.generation import end_tokens, pick, piece_at
 from builders.engine.slots import ServableEngine
 from builders.serving.jobs import (
     Deliver,
@@ -32,6 +35,7 @@ from builders.serving.jobs import (
 )
 
 WORTH_COPYING = 16  # tokens at the beginning of a prompt
+LAST = 2  # tokens of a prompt that are read in any case; they give the logits
 
 
 class Ticket:
@@ -53,9 +57,9 @@ class Ticket:
         self.cancelled = True
 
     @property
-    def held(self) -> tuple[int, ...]:
-        """The tokens in the cache; the newest one is not there yet."""
-        return (*self.job.prompt[: self.read], *self.tokens[:-1])
+    def worth(self) -> Sequence[int]:
+        """The tokens at the beginning of the cache that others may copy."""
+        return self.job.prompt[: self.read]
 
     @property
     def overdue(self) -> bool:
@@ -79,7 +83,7 @@ class Scheduler:
         self._waiting: deque[Ticket] = deque()
         self._reading: deque[Ticket] = deque()
         self._writing: list[Ticket] = []
-        self._left: dict[int, tuple[int, ...]] = {}  # slot of a sequence that has ended -> its tokens; oldest first
+        self._left: dict[int, Sequence[int]] = {}  # slot of a sequence that has ended -> what is worth; oldest first
         self._seeds = count(int(time.time()))
         self._seconds = 1.0  # of a job, lately
         self._news = threading.Condition()
@@ -168,7 +172,7 @@ class Scheduler:
         job = ticket.job
         if ticket.slot < 0:
             self._place(ticket)
-        piece = job.prompt[ticket.read : ticket.read + PIECE]
+        piece = piece_at(job.prompt, ticket.read)
         logits = self._slots.append(ticket.slot, piece, keep=0 if job.echo else 1)
         if job.echo:
             following = job.prompt[ticket.read + 1 : ticket.read + 1 + len(piece)]
@@ -185,9 +189,9 @@ class Scheduler:
 
     def _place(self, ticket: Ticket) -> None:
         """Give a job a slot, with what another sequence has of its prompt."""
-        held = self._left | {other.slot: other.held for other in (*self._writing, *self._reading) if other.slot >= 0}
-        prompt = ticket.job.prompt
-        shared = {slot: _common(tokens, prompt[:-1]) for slot, tokens in held.items()}  # the last gives the logits
+        held = self._left | {other.slot: other.worth for other in (*self._writing, *self._reading) if other.slot >= 0}
+        beginning = ticket.job.prompt[:-LAST]
+        shared = {slot: _common(tokens, beginning) for slot, tokens in held.items()}
         source = max(shared, key=shared.__getitem__, default=-1)
         if not ticket.job.echo and shared.get(source, 0) >= WORTH_COPYING:
             ticket.read = ticket.cached = shared[source]
@@ -238,7 +242,7 @@ class Scheduler:
             if end is End.ERROR:
                 self._slots.close(ticket.slot)
             else:
-                self._left[ticket.slot] = ticket.held
+                self._left[ticket.slot] = ticket.worth
         self._seconds += 0.1 * (time.monotonic() - ticket.submitted - self._seconds)
         self.observer.finished(end, len(ticket.tokens))
         ticket.deliver(Finished(end, ticket.cached, message, last))

@@ -1,6 +1,6 @@
 """vLLM's own load generator, in vLLM's environment: one process, many measurements.
 
-Reads a JSON list of lists of arguments of `vllm bench serve` from standard input. Writes a line of JSON for each.
+Reads lines from standard input, each a JSON list of arguments of `vllm bench serve`. Writes a line of JSON for each.
 """
 
 import argparse
@@ -14,11 +14,11 @@ WANTED = ("completed", "output_throughput", "median_ttft_ms", "p99_ttft_ms", "me
 
 def main() -> None:
     serve = import_module("vllm.benchmarks.serve")
-    for arguments in json.load(sys.stdin):
+    for line in sys.stdin:
         parser = argparse.ArgumentParser()
         serve.add_cli_args(parser)
         with contextlib.redirect_stdout(sys.stderr):
-            found = serve.main(parser.parse_args(arguments))
+            found = serve.main(parser.parse_args(json.loads(line)))
         print(json.dumps({name: found[name] for name in WANTED}), flush=True)
 
 

@@ -44,11 +44,15 @@ def ratio_text(seconds: Sequence[float], base: Sequence[float]) -> str:
     return f"{middle:.2f} ({low:.2f} to {high:.2f}), {median(seconds) * 1e3:.1f} ms"
 
 
-def publish(name: str, rows: Sequence[Row], details: Mapping | None = None) -> None:
-    """Print the rows and write results/NAME.json. Its command names what lies elsewhere by the name alone."""
+def publish(name: str, rows: Sequence[Row], details: Mapping | None = None, command: str | None = None) -> None:
+    """Print the rows and write results/NAME.json. Its command names what lies elsewhere by the name alone.
+
+    command: the benchmark's module; None if that is the name.
+    """
     show(rows)
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    store(FOLDER / f"{name}.json", " ".join(["python -m", f"tests.benchmarks.{name}", *words]), rows, details)
+    line = " ".join(["python -m", f"tests.benchmarks.{command or name}", *words])
+    store(FOLDER / f"{name}.json", line, rows, details)
 
 
 def show(rows: Sequence[Row]) -> None:

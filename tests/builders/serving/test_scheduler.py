@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy
@@ -113,9 +113,31 @@ def test_a_shared_beginning_is_computed_once(engine: OnnxRuntimeEngine, schedule
     assert cached == [0, *[len(shared)] * 6]
     for client in clients:
         assert client.tokens == alone(engine, client.ticket.job)
-    again = Client(scheduler, Job((*prompts[0], *clients[0].tokens, 7), 4))  # the next turn of a conversation
-    assert again.wait().cached >= len(shared)
+    again = Client(scheduler, Job((*prompts[-1], *clients[-1].tokens, 7), 4))  # the next turn of a conversation
+    assert again.wait().cached == len(prompts[-1])  # tokens that came one by one are read again
     assert again.tokens == alone(engine, again.ticket.job)
+
+
+def test_no_token_of_a_prompt_is_read_by_itself(engine: OnnxRuntimeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In large models, one query is computed in another order of summation than several."""
+    monkeypatch.setattr("builders.engine.generation.PIECE", 4)
+    scheduler = Scheduler(engine, batch=3, queue=64, length=LENGTH)
+    read: list[int] = []
+    append = scheduler._slots.append
+
+    def noted(slot: int, tokens: Sequence[int], keep: int = 1) -> numpy.ndarray:
+        read.append(len(tokens))
+        return append(slot, tokens, keep)
+
+    monkeypatch.setattr(scheduler._slots, "append", noted)
+    prompt = PROMPTS[4]
+    clients = [Client(scheduler, Job(prompt[:size], 3)) for size in (30, 30, 2, 5, 29, 28, 27, 9)]
+    scheduler.start()
+    assert [client.wait().cached for client in clients] == [0, 28, 0, 0, 27, 26, 25, 0]
+    assert set(read) <= {2, 3, 4}
+    for client in clients:
+        assert client.tokens == alone(engine, client.ticket.job)
+    scheduler.stop()
 
 
 def test_log_probabilities_are_those_of_whole_sequences(engine: OnnxRuntimeEngine, scheduler: Scheduler) -> None:
