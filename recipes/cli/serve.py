@@ -19,8 +19,9 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "answers are those of smoothquant generate. Requests join and leave between tokens; an engine that was built "
         "with --attention grouped computes them together, others one after another. "
         "SIGTERM and Ctrl-C finish what runs, and refuse what comes; a second one ends what runs. /v1/models tells "
-        "scheme and validation, /metrics counts for Prometheus, /health and /ready need no key. What a request asks "
-        "for and this server does not do (tools, response_format, ...) is refused with status 400.",
+        "scheme and validation, /metrics counts for Prometheus, /health and /ready need no key. SageMaker asks for "
+        "/ping, which needs none, and for /invocations, which takes either request. What a request asks for and this "
+        "server does not do (tools, response_format, ...) is refused with status 400.",
     )
     command.add_argument("engine", metavar="ENGINE", help="folder made by smoothquant build onnxruntime or openvino")
     command.add_argument(

@@ -2,6 +2,11 @@
 
     POST /v1/completions, /v1/chat/completions      GET /v1/models, /v1/models/NAME
     GET  /health, /ready (without a key), /metrics
+    POST /invocations      GET /ping (without a key)
+
+The last two are what SageMaker asks of a container, on port 8080: /ping answers 200 within 2 seconds when requests may
+come, /invocations takes a body of either kind, by its field messages or prompt, and may leave out the model.
+(https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html)
 
 Whatever goes wrong is told in OpenAI's form, and no request is worth a 500 that the engine did not fail at.
 """
@@ -11,8 +16,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -24,12 +30,13 @@ from builders.serving.openai.answering import Answering, ClientGoneError, Mailro
 from builders.serving.openai.answers import AnswerForm, ChatForm, CompletionForm, usage_of
 from builders.serving.openai.choice import Piece
 from builders.serving.openai.errors import ApiError, invalid
-from builders.serving.openai.requests import Asked, ChatRequest, CompletionRequest, parse
+from builders.serving.openai.requests import ChatRequest, CompletionRequest, parse, parse_either
 from builders.serving.openai.service import Service, Work
 
 LARGEST_BODY = 8 << 20  # bytes
 PATIENCE = 30.0  # seconds in which a body has to arrive
-FREE = ("/health", "/ready")  # of keys
+FREE = ("/health", "/ready", "/ping")  # of keys
+Read = Callable[[bytes], ChatRequest | CompletionRequest]  # a body; raises ApiError
 WORDS = {400: "bad request", 404: "there is nothing at this path", 405: "this path does not take this method"}
 
 
@@ -46,42 +53,50 @@ class Server:
         routes = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         routes.add_api_route("/v1/completions", self._completions, methods=["POST"], response_model=None)
         routes.add_api_route("/v1/chat/completions", self._chat, methods=["POST"], response_model=None)
+        routes.add_api_route("/invocations", self._invocations, methods=["POST"], response_model=None)
         routes.add_api_route("/v1/models", self._models, response_model=None)
         routes.add_api_route("/v1/models/{name:path}", self._model, response_model=None)
         routes.add_api_route("/health", self._health, response_model=None)
         routes.add_api_route("/ready", self._ready, response_model=None)
+        routes.add_api_route("/ping", self._ping, response_model=None)
         routes.add_api_route("/metrics", self._metrics, response_model=None)
         for kind, handler in ((ApiError, self._told), (HTTPException, self._no_route), (Exception, self._defect)):
             routes.add_exception_handler(kind, handler)  # type: ignore[arg-type]
         self.app: ASGIApp = _Guarded(routes, [key.encode("utf-8", "surrogateescape") for key in keys], service)
 
     async def _completions(self, request: Request) -> Response:
-        asked = await self._asked(request, CompletionRequest)
-        work = await asyncio.to_thread(self.service.completion, asked)
-        return await self._answer(
-            request, asked, work, CompletionForm(asked.model, self.service.spelling, asked.logprobs is not None)
-        )
+        return await self._answer(request, partial(parse, kind=CompletionRequest))
 
     async def _chat(self, request: Request) -> Response:
-        asked = await self._asked(request, ChatRequest)
-        work = await asyncio.to_thread(self.service.chat, asked)
-        return await self._answer(
-            request, asked, work, ChatForm(asked.model, self.service.spelling, bool(asked.logprobs))
-        )
+        return await self._answer(request, partial(parse, kind=ChatRequest))
 
-    async def _asked(self, request: Request, kind: type[Any]) -> Any:
+    async def _invocations(self, request: Request) -> Response:
+        return await self._answer(request, partial(parse_either, model=self.service.name))
+
+    async def _asked(self, request: Request, read: Read) -> ChatRequest | CompletionRequest:
         """The request in a body. Raises ApiError for one that is refused."""
         if self.stopping:
             raise ApiError(503, "this server stops", code="stopping", headers={"Retry-After": "5"})
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "expected JSON: Content-Type: application/json", code="unsupported_media_type")
         body = await _body(request)
-        asked = parse(body, kind) if len(body) < 1 << 16 else await asyncio.to_thread(parse, body, kind)
+        asked = read(body) if len(body) < 1 << 16 else await asyncio.to_thread(read, body)
         if asked.model != self.service.name:
             raise _unknown(asked.model)
         return asked
 
-    async def _answer(self, request: Request, asked: Asked, work: Work, form: AnswerForm) -> Response:
+    async def _work(self, asked: ChatRequest | CompletionRequest) -> tuple[Work, AnswerForm]:
+        """The jobs of a request, and the form of its answer. Raises ApiError for one that cannot be answered."""
+        service = self.service
+        if isinstance(asked, ChatRequest):
+            work = await asyncio.to_thread(service.chat, asked)
+            return work, ChatForm(asked.model, service.spelling, bool(asked.logprobs))
+        work = await asyncio.to_thread(service.completion, asked)
+        return work, CompletionForm(asked.model, service.spelling, asked.logprobs is not None)
+
+    async def _answer(self, request: Request, read: Read) -> Response:
+        asked = await self._asked(request, read)
+        work, form = await self._work(asked)
         if self._mailroom is None or self._mailroom.loop is not asyncio.get_running_loop():
             self._mailroom = Mailroom()
         service = self.service
@@ -118,6 +133,10 @@ class Server:
         if self.stopping:
             raise ApiError(503, "this server stops", code="stopping")
         return JSONResponse({"status": "ready"})
+
+    async def _ping(self) -> Response:
+        await self._health()
+        return await self._ready()
 
     async def _metrics(self) -> Response:
         return Response(self.service.metrics.page(), media_type=self.service.metrics.content_type)

@@ -50,6 +50,24 @@ OF_MESSAGES = ("annotations", "audio", "function_call", "refusal", "tool_call_id
 
 def parse(body: bytes, kind: type[M]) -> M:
     """The request in a body. Raises ApiError, which says what is wrong and in which field."""
+    return _validated(_read(body), kind)
+
+
+def parse_either(body: bytes, model: str) -> ChatRequest | CompletionRequest:
+    """The request in a body that is either of the two, by its field. model: the name, where the body has none.
+
+    Raises ApiError as `parse` does.
+    """
+    content = _read(body)
+    if ("messages" in content) == ("prompt" in content):
+        raise invalid("expected one of the fields messages, for a chat, and prompt, for a completion")
+    if content.get("model") is None:
+        content["model"] = model
+    return _validated(content, ChatRequest) if "messages" in content else _validated(content, CompletionRequest)
+
+
+def _read(body: bytes) -> dict[str, Any]:
+    """The JSON object in a body. Raises ApiError for another body."""
     try:
         content = json.loads(body.decode(), parse_int=_whole, parse_constant=_no_number)
         if rb"\u" in body:
@@ -64,6 +82,11 @@ def parse(body: bytes, kind: type[M]) -> M:
         raise invalid(f"the body is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise invalid("the body is no JSON object")
+    return content
+
+
+def _validated(content: dict[str, Any], kind: type[M]) -> M:
+    """The request of this kind. Raises ApiError for content that is none."""
     try:
         return kind.model_validate(_supported(content, kind))
     except ValidationError as error:

@@ -20,7 +20,7 @@ from tests.builders.serving.openai.served import served
 JSON = {"Content-Type": "application/json"}
 COMPLETION: dict[str, Any] = {"model": "engine", "prompt": "ab", "max_tokens": 2, "temperature": 0}
 CHAT: dict[str, Any] = {"model": "engine", "messages": [{"role": "user", "content": "ab"}], "max_tokens": 2}
-PATHS = {"/v1/completions": COMPLETION, "/v1/chat/completions": CHAT}
+PATHS = {"/v1/completions": COMPLETION, "/v1/chat/completions": CHAT, "/invocations": COMPLETION}
 VALUES: tuple[Any, ...] = (
     *(None, True, False, -1, 0, 0.5, 3, 10**9, -(10**30), 10**99, 1e308, "", "a", "\0", "\ufffd", [], {}, [[]], [None]),
     *([1.5], ["a", 1], [[1], "a"], {"a": {"b": []}}, [-1], [10**50], ["a"] * 300, {"role": "user"}, [{"role": 5}]),
@@ -107,7 +107,8 @@ def test_a_thousand_requests(engine: Path) -> None:
                 check(answer)
                 statuses.append(answer.status_code)
             for body in RAW:
-                assert (await client.post("/v1/completions", content=body, headers=JSON)).status_code == 400, body[:50]
+                for path in ("/v1/completions", "/invocations"):
+                    assert (await client.post(path, content=body, headers=JSON)).status_code == 400, body[:50]
             assert (await client.post("/v1/completions", json=COMPLETION)).status_code == 200
 
     try:
@@ -170,12 +171,12 @@ def test_over_a_socket(root: str) -> None:
 def test_keys(root: str) -> None:
     for given in ("", "Bearer", "Bearer firs", "Bearer first2", "Basic first", "first", "Bearer \xff"):
         headers = [(b"Authorization", given.encode("latin-1"))] if given else []
-        for path in ("/v1/models", "/metrics", "/v1/completions", "/nothing"):
+        for path in ("/v1/models", "/metrics", "/v1/completions", "/invocations", "/nothing"):
             answer = httpx.get(root + path, headers=headers)
             assert answer.status_code == 401
             assert answer.json()["error"]["code"] == "invalid_api_key"
     for key in ("first", "second-é"):
         headers = [(b"Authorization", f"Bearer {key}".encode())]
         assert httpx.get(f"{root}/v1/models", headers=headers).status_code == 200
-    for path in ("/health", "/ready"):
+    for path in ("/health", "/ready", "/ping"):
         assert httpx.get(root + path).status_code == 200

@@ -133,6 +133,7 @@ def test_a_signal_finishes_what_runs(engine: Path) -> None:
             client.completions.create(**LONG)
         assert caught.value.status_code == 503
         assert httpx.get(f"{server.root}/health").status_code == 200
+        assert httpx.get(f"{server.root}/ping").status_code == 503
         assert text + "".join(chunk.choices[0].text for chunk in stream) == whole
         assert server.process.wait(10) == 0
         assert server.process.stderr is not None
@@ -222,12 +223,13 @@ def test_an_engine_without_a_chat_template(engine: Path, tmp_path: Path) -> None
                 await client.post("/v1/completions", json={"model": "plain", "prompt": "a"}),
                 await client.get("/v1/models"),
                 await client.get("/health"),
+                await client.get("/ping"),
             ]
 
-    chat, text, models, health = asyncio.run(ask())
-    assert health.status_code == 200
+    chat, text, models, health, ping = asyncio.run(ask())
+    assert (health.status_code, ping.status_code) == (200, 200)
     server.service.scheduler.stop()
-    assert asyncio.run(ask())[-1].status_code == 503  # nothing would answer any more
+    assert [answer.status_code for answer in asyncio.run(ask())[-2:]] == [503, 503]  # nothing would answer any more
     assert chat.status_code == 400
     assert chat.json()["error"]["message"].startswith("plain has no chat template")
     assert text.status_code == 200
