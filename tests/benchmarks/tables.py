@@ -137,6 +137,14 @@ def triton() -> str:
     return "\n".join([*lines, "", f"({', '.join(found['requirements'])}; `{found['command']}`)"]) + "\n"
 
 
+def container() -> str:
+    """What the steps of the serving image made, and how a container of it ran."""
+    found = result("servers")["container"]
+    lines = ["| | |", "|---|---|", *(f"| {' | '.join(row)} |" for row in found["rows"])]
+    machine = found["machine"]
+    return "\n".join([*lines, "", f"({machine['processor']}, {machine['cores']} cores; `{found['command']}`)"]) + "\n"
+
+
 def _wanted(row: dict) -> str:
     return f" ({row['target']} wanted)" if row["target"] else ""
 
@@ -192,7 +200,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "readers": readers.table,
         "reader runs": readers.runs,
     },
-    "docker/README.md": {"gpu": gpu.table},
+    "docker/README.md": {"container": container, "gpu": gpu.table},
     "recipes/README.md": {"meanings": families_table.meanings, "targets": targets, "models": models},
 }
 

