@@ -6,6 +6,7 @@ OpenAI's client asks, SageMaker's start is tried, the health check is the image'
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ import pytest
 from openai import AuthenticationError, OpenAI
 
 from recipes import tiny_llama
-from tests.builders.serving.openai.conftest import TEMPLATE
+from tests.builders.serving.conftest import TEMPLATE
 from tests.docker.dockerfile import stages
 from tests.forked import smoothquant
 from tests.servers.container import Container, Image, nbytes, running
@@ -126,20 +127,26 @@ def test_a_container_serves(image: Image, engine: Path, record_property: Record)
     )
 
 
-def test_sagemaker_starts_it(image: Image, engine: Path, record_property: Record) -> None:
-    """`docker run IMAGE serve`, with the artefacts in /opt/ml/model, and requests on port 8080."""
-    with running(image, "serve", mounts={engine: "/opt/ml/model"}) as container:
+def test_sagemaker_starts_it(image: Image, engine: Path, tmp_path: Path, record_property: Record) -> None:
+    """`docker run IMAGE serve`, with what serve-config wrote in /opt/ml/model, and requests on port 8080."""
+    out = tmp_path / "out"
+    said = smoothquant("serve-config", engine, "--for", "sagemaker", "--name", "tiny", "--out", out)
+    assert said.returncode == 0, said.stderr
+    given = json.loads((out / "create-model.json").read_text())["PrimaryContainer"]["Environment"]
+    with running(image, "serve", mounts={out / "model": "/opt/ml/model"}, given=given) as container:
         assert healthy(container)
         with container.network(), httpx.Client(base_url="http://127.0.0.1:8080", timeout=60) as client:
             assert client.get("/ping").status_code == 200
             answer = client.post("/invocations", json={"prompt": "def main(", "max_tokens": 4})
-            assert (answer.status_code, answer.json()["model"]) == (200, "model")
+            assert (answer.status_code, answer.json()["model"]) == (200, "tiny")
             with client.stream("POST", "/invocations", json={"messages": TURNS, "max_tokens": 4, "stream": True}) as it:
                 assert list(it.iter_lines())[-2:] == ["data: [DONE]", ""]
             assert client.post("/invocations", json={"inputs": "a"}).status_code == 400
         os.kill(container.pid, SIGTERM)
         assert container.process.wait(20) == 0
-    record_property("container", ["`docker run IMAGE serve`, as SageMaker does", "`/ping`, `/invocations`; status 0"])
+    record_property(
+        "container", ["`serve-config --for sagemaker`, `docker run IMAGE serve`", "`/ping`, `/invocations`; status 0"]
+    )
 
 
 def test_a_container_that_cannot_serve(image: Image, tmp_path: Path) -> None:
