@@ -107,6 +107,7 @@ def set_up_libraries() -> None:
     """Settings that libraries read when they are imported: this tool's output is its own, its cores are shared."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads sleep: on shared cores, several times quicker
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors on large pages: about 8 % of calibrate + export
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime 1.29 and later tells Microsoft of every model
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import yaml
 from builders.tensorrt_llm.build.command import CONTAINER
 from builders.tensorrt_llm.format.releases import IMAGE
 from exporters.trtllm.versions import STABLE, builds_engines
+from recipes.cli import parser
 from tests.builders.tensorrt_llm.fake_tools import script
 from tests.docker.dockerfile import Stage, assignments, stages
 from tests.lacking import lacking
@@ -83,6 +85,43 @@ def test_the_serving_image_is_for_a_file_system_that_is_read_only() -> None:
     assert json.loads(steps["HEALTHCHECK"].partition(" CMD ")[2]) == ["smoothquant-serve", "health"]
     service = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["onnxruntime-serve"]
     assert (service["read_only"], service["tmpfs"], service["build"]["target"]) == (True, ["/tmp"], "serve")
+
+
+def documented(name: str) -> list[list[str]]:
+    """The commands of a block in docker/README.md, as words."""
+    text = (DOCKER / "README.md").read_text().partition(f"<!-- {name} -->\n\n")[2].partition("\n\n")[0]
+    return [shlex.split(line) for line in text.replace("\\\n", " ").splitlines()]
+
+
+def test_the_serving_image_is_documented_as_it_is() -> None:
+    """Its stage, its name, what it is to be run with, and the port that it listens on."""
+    build, run, ask = documented("serve image")
+    service = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["onnxruntime-serve"]
+    assert build == [
+        *("docker", "build", "-f", service["build"]["dockerfile"], "--target", service["build"]["target"]),
+        *("-t", service["image"], "."),
+    ]
+    assert run[:6] == ["docker", "run", "--rm", "--read-only", "--tmpfs", *service["tmpfs"]]
+    assert run[-3:] == ["-p", *service["ports"], service["image"]]
+    assert run[run.index("-v") + 1].partition(":")[2] == service["volumes"][0].rpartition("}:")[2]
+    assert json.loads(ask[-1])["model"] == "engine"  # the name of the folder that is mounted
+    script = (DOCKER / "onnxruntime/serve.sh").read_text()
+    assert re.findall(r"^ *(engine|port)=(\S+)$", script, re.MULTILINE) == [
+        *(("engine", "/engine"), ("port", "8000"), ("engine", "/opt/ml/model"), ("port", "8080")),
+    ]
+
+
+def test_what_is_documented_of_sagemaker_is_a_command() -> None:
+    written = []
+    for words in documented("sagemaker"):
+        if words[0] == "smoothquant":
+            arguments = parser().parse_args(words[1:])
+            assert (arguments.command, arguments.server) == ("serve-config", "sagemaker")
+            written.append(arguments.out)
+        else:
+            assert words[0] == "aws"
+            assert any(written[0] in word for word in words)
+    assert len(written) == 2
 
 
 def test_a_dockerfile_is_read_as_it_is_built() -> None:

@@ -61,9 +61,11 @@ class RootFileSystem(Environment):
         return found if (self.folder / FINISHED).exists() else None
 
     def make(self) -> None:
-        """Make the file system. Raises CalledProcessError if mmdebstrap cannot."""
+        """Make the file system. Raises CalledProcessError if mmdebstrap cannot, SystemExit where it is not."""
         if self.python:
             return
+        if shutil.which("mmdebstrap") is None:
+            raise SystemExit(f"{self.name}: no mmdebstrap here; as root: apt-get install mmdebstrap")
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         old = ["--aptopt=Acquire::Check-Valid-Until false", "--aptopt=Acquire::Check-Date false"]  # a mirror may be old

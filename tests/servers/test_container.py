@@ -69,6 +69,11 @@ def healthy(container: Container) -> bool:
     return container.execute(container.image.health).returncode == 0
 
 
+def kept(container: Container) -> list[str]:
+    """The files that were written, all of them into /tmp."""
+    return container.execute(["find", "/tmp", "-type", "f"]).stdout.split()
+
+
 def test_what_is_in_the_image(image: Image, record_property: Record) -> None:
     base, whole = nbytes(DEBIAN.folder), nbytes(image.root)
     debian = image.inside("/etc/debian_version").read_text().strip()
@@ -98,8 +103,9 @@ def test_a_container_serves(image: Image, engine: Path, record_property: Record)
         for path in ("/engine/x", "/opt/x", "/etc/x"):
             assert "Read-only file system" in container.execute(["touch", path], user="0").stderr
         assert container.execute(["touch", "/tmp/x"]).returncode == 0  # the control
+        assert container.execute(["rm", "/tmp/x"]).returncode == 0
         assert healthy(container)
-        assert container.execute(["/usr/bin/ls", "/tmp"]).stdout.split() == ["x"]  # the server writes nothing
+        assert all(path.startswith("/tmp/.cache/smoothquant/digests/") for path in kept(container))
         with container.network():
             server = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="second", max_retries=0, timeout=60)
             with pytest.raises(AuthenticationError):
@@ -133,6 +139,7 @@ def test_sagemaker_starts_it(image: Image, engine: Path, tmp_path: Path, record_
     said = smoothquant("serve-config", engine, "--for", "sagemaker", "--name", "tiny", "--out", out)
     assert said.returncode == 0, said.stderr
     given = json.loads((out / "create-model.json").read_text())["PrimaryContainer"]["Environment"]
+    given["ORT_DISABLE_TELEMETRY"] = "0"  # the control of what is kept
     with running(image, "serve", mounts={out / "model": "/opt/ml/model"}, given=given) as container:
         assert healthy(container)
         with container.network(), httpx.Client(base_url="http://127.0.0.1:8080", timeout=60) as client:
@@ -142,6 +149,7 @@ def test_sagemaker_starts_it(image: Image, engine: Path, tmp_path: Path, record_
             with client.stream("POST", "/invocations", json={"messages": TURNS, "max_tokens": 4, "stream": True}) as it:
                 assert list(it.iter_lines())[-2:] == ["data: [DONE]", ""]
             assert client.post("/invocations", json={"inputs": "a"}).status_code == 400
+        assert any(path.endswith("/onnxruntime.db") for path in kept(container))
         os.kill(container.pid, SIGTERM)
         assert container.process.wait(20) == 0
     record_property(

@@ -156,6 +156,16 @@ def test_a_second_signal_ends_what_runs(engine: Path) -> None:
         assert warning.startswith("warning: --host 0.0.0.0 without --api-key-env")
 
 
+def test_nothing_is_told_or_kept_of_who_asks(engine: Path, tmp_path: Path) -> None:
+    """ONNX Runtime's telemetry is off, which leaves a number of the machine and what it could not send in the home
+    (with ORT_DISABLE_TELEMETRY=0, it does: tests/servers/test_container.py). On CI it is off by itself."""
+    home = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    with served(engine, before="import os\nos.environ.pop('CI', None)\n", env=home) as server:
+        server.client().completions.create(**LONG)
+        found = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*") if path.is_file()}
+    assert found <= {"smoothquant"}  # digests of files
+
+
 def test_a_port_in_use(engine: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
