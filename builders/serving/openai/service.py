@@ -168,10 +168,7 @@ def open_service(folder: str | Path, name: str | None, limits: ServingLimits, *,
     """
     limits.check()
     folder = Path(folder)
-    opened = (
-        engine_manifest if is_output(folder) else load_manifest
-    )  # others' checkpoints, known by torch, run elsewhere
-    manifest = opened(folder)
+    manifest = engine_manifest(folder) if is_output(folder) else load_manifest(folder)  # which says what it is not
     if KEPT not in manifest.files and not has_tokenizer(folder):
         raise UserError(
             f"{folder}: it has no tokenizer, so it cannot be served",
