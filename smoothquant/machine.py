@@ -1,4 +1,4 @@
-"""Facts about the processor, from Linux. On other systems nothing is known and nothing is assumed."""
+"""Facts about processor and memory, from Linux. On other systems nothing is known and nothing is assumed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 INT8_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx2", "asimddp")  # they multiply integers; best first
+CGROUPS = Path("/sys/fs/cgroup")
 M_MMAP_THRESHOLD = -3  # a constant of <malloc.h>
 C = ctypes.CDLL(None)
 ENVIRONMENT = ctypes.c_uint32 * 8  # room for <fenv.h>'s fenv_t
@@ -32,10 +33,7 @@ def int8_flag(flags: Collection[str]) -> str:
 
 def cpuinfo() -> list[str]:
     """The lines of /proc/cpuinfo."""
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
+    return _lines(Path("/proc/cpuinfo"))
 
 
 def physical_cores() -> int:
@@ -47,6 +45,46 @@ def physical_cores() -> int:
         if path.exists():
             siblings.add(path.read_text().strip())
     return len(siblings) or len(allowed)
+
+
+def free_memory() -> int | None:
+    """The bytes that processes may still take: of the machine, or of this control group, if it has a limit that is
+    nearer. None where the system does not say."""
+    lines = [line.split() for line in _lines(Path("/proc/meminfo"))]
+    machine = next((int(line[1]) << 10 for line in lines if line[0] == "MemAvailable:"), None)
+    group = _left_in_group()
+    return machine if group is None else group if machine is None else min(group, machine)
+
+
+def _left_in_group() -> int | None:
+    """The bytes that this process's control group may still take, of either version; None for no limit."""
+    places = [line.split(":", 2) for line in _lines(Path("/proc/self/cgroup"))]
+    left = []
+    for _, controllers, path in (place for place in places if len(place) == 3):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = CGROUPS / "memory" if controllers else CGROUPS
+        limit, used = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        )
+        folder = root / path.strip("/")
+        folder = folder if (folder / limit).exists() else root  # a container sees its own group as the root
+        while folder.is_relative_to(root):
+            found = [next(iter(_lines(folder / name)), "") for name in (limit, used)]
+            if all(number.isdecimal() for number in found):
+                kept = [line.split() for line in _lines(folder / "memory.stat")]
+                files = next((int(line[1]) for line in kept if line[0] in ("inactive_file", "total_inactive_file")), 0)
+                left.append(int(found[0]) - int(found[1]) + files)  # which the system gives back
+            folder = folder.parent
+    return max(0, min(left)) if left else None
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file of the system; none if it is not there."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
 
 
 def return_freed_tensors() -> None:

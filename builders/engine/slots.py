@@ -15,7 +15,12 @@ from builders.engine.generation import Decoding, GeneratingEngine, pieces
 
 
 class Slots(ABC):
-    """Room for `count` sequences of up to `length` tokens each. A slot is a number; the engine chooses it."""
+    """Room for `count` sequences of up to `length` tokens each. A slot is a number; the engine chooses it.
+
+    together: whether a step of all sequences is one run of the engine.
+    """
+
+    together = False
 
     def __init__(self, count: int, length: int) -> None:
         self.count, self.length = count, length
@@ -85,6 +90,17 @@ class ServableEngine(GeneratingEngine):
     @abstractmethod
     def slots(self, count: int, length: int) -> Slots:
         """Room for sequences. count: their number. length: the largest number of tokens of each."""
+
+    def cache_bytes(self, count: int, length: int) -> int:
+        """The most bytes that keys and values of sequences can take. count, length: as for `slots`."""
+        facts, origin = self.manifest.facts, self.manifest.origin
+        size = 1 if origin.scheme.kv_cache.quantized else 2 if origin.onnx and origin.onnx.body != "fp32" else 4
+        return 2 * facts.layers * facts.kv_heads * facts.head_dim * size * count * self.kept_tokens(length)
+
+    def kept_tokens(self, length: int) -> int:
+        """The most tokens in the cache of a sequence of so many: windows forget (`tokens_to_keep`)."""
+        window = self.manifest.facts.cache_window
+        return min(length, 2 * window) if window else length
 
     def start(self, prompt: Sequence[int]) -> PieceDecoding:
         """A sequence after its prompt, which is read in pieces. prompt: token ids."""

@@ -23,6 +23,7 @@ from smoothquant.artifacts.ports import (
     PRESENT,
     past_of,
 )
+from smoothquant.errors import UserError
 from smoothquant.machine import subnormals_as_zero
 from smoothquant.outputs import load_manifest
 from smoothquant.packages import require
@@ -45,6 +46,12 @@ class OnnxRuntimeEngine(ServableEngine):
         check_body(self.folder, self.manifest.origin)
         self.provider = find_provider(provider or provider_of(self.manifest))
         self.grouped = attention_of(self.manifest) == GROUPED
+        if self.grouped and self.provider.name != CPU:
+            raise UserError(
+                f"{self.folder}: its attention is an operator of ONNX Runtime that this tool runs on a processor",
+                expected=f"the provider cpu, not {self.provider.name}",
+                do="build an engine with --attention standard for other providers",
+            )
         self.session = open_session(self.folder, provider=self.provider.name, threads=threads)
 
     def logits(self, ids: Tensor) -> Tensor:
@@ -66,6 +73,10 @@ class OnnxRuntimeEngine(ServableEngine):
     def empty(self) -> PieceDecoding:
         """A sequence without tokens."""
         return GroupedDecoding(self.session, self.longest) if self.grouped else OnnxRuntimeDecoding(self)
+
+    def kept_tokens(self, length: int) -> int:
+        """The most tokens in the cache of a sequence of so many. One buffer for all sequences keeps every token."""
+        return length if self.grouped else super().kept_tokens(length)
 
     def slots(self, count: int, length: int) -> Slots:
         """Room for sequences. count: their number. length: the largest number of tokens of each."""

@@ -34,6 +34,8 @@ FIRST = 256  # tokens of a new buffer
 class GroupedSlots(Slots):
     """Room for sequences. session: of a grouped graph."""
 
+    together = True
+
     def __init__(self, session: Any, count: int, length: int) -> None:
         super().__init__(count, length)
         self._value = require("onnxruntime").OrtValue.ortvalue_from_numpy

@@ -98,6 +98,11 @@ class Scheduler:
         """Whether its thread runs."""
         return self._thread.is_alive()
 
+    @property
+    def together(self) -> bool:
+        """Whether a step of all sequences is one run of the engine."""
+        return self._slots.together
+
     def submit(self, job: Job, deliver: Deliver) -> Ticket:
         """Queue a job. Its events go to `deliver`; the last one is a `Finished`.
 

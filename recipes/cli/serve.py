@@ -51,7 +51,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "--max-context",
         type=int,
         metavar="N",
-        help="tokens of a prompt and its answer together (default: as many as the engine takes)",
+        help="tokens of a prompt and its answer together (default: as many as the engine takes and memory holds)",
     )
     command.add_argument(
         "--timeout",
@@ -87,6 +87,16 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         ui.warn(f"--host {arguments.host} without --api-key-env: whoever reaches this machine may use the engine")
     if service.template is None:
         ui.note(f"{service.name} has no chat template: /v1/chat/completions is refused, /v1/completions works")
+    engine = service.scheduler.engine
+    if limits.context is None and service.length < engine.longest:
+        ui.note(
+            f"sequences of up to {service.length} tokens: the memory that is left holds no more keys and values of "
+            f"{limits.batch}; the engine takes {engine.longest} (--max-batch, --max-context)"
+        )
+    if not service.scheduler.together:
+        ui.note(
+            f"{service.name} computes one sequence after another; build onnxruntime --attention grouped computes all"
+        )
     host, port = place.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 

@@ -22,9 +22,12 @@ from builders.serving.openai.requests import Asked, ChatRequest, CompletionReque
 from builders.serving.scheduler import Scheduler
 from smoothquant.artifacts.card import CARD, read_measured
 from smoothquant.errors import UserError
+from smoothquant.machine import free_memory
 from smoothquant.outputs import MANIFEST, check_content, is_output, load_manifest
 from smoothquant.reading import read_text
 
+SHARE = 0.9  # of the memory that is left, for keys and values
+LEAST_CONTEXT = 512  # tokens; fewer are not worth a server
 USUAL_TOKENS = 16  # of a completion whose max_tokens is not given
 
 
@@ -70,7 +73,7 @@ class Service:
         limits: ServingLimits,
     ) -> None:
         self.name, self.limits, self.metrics = name, limits, Counters()
-        self.length = min(limits.context or engine.longest, engine.longest)
+        self.length = _length(engine, limits)
         self.scheduler = Scheduler(
             engine, batch=limits.batch, queue=limits.queue, length=self.length, observer=self.metrics
         )
@@ -191,6 +194,25 @@ def open_service(folder: str | Path, name: str | None, limits: ServingLimits, *,
         )
     encoder = engine_encoder(engine.folder, engine.manifest)
     return Service(engine, encoder, template, name or Path(os.path.abspath(folder)).name, limits)
+
+
+def _length(engine: ServableEngine, limits: ServingLimits) -> int:
+    """The largest number of tokens of a sequence: what was asked for, or as many as the engine takes and memory holds.
+
+    Raises UserError if the caches of such sequences do not fit into the memory that is left.
+    """
+    wanted, free = limits.context or engine.longest, free_memory()
+    needed = engine.cache_bytes(limits.batch, wanted)
+    if free is None or needed <= SHARE * free:
+        return wanted
+    fitting = int(SHARE * free / engine.cache_bytes(limits.batch, 1))
+    if limits.context is None and fitting >= LEAST_CONTEXT:
+        return fitting
+    raise UserError(
+        f"{limits.batch} sequences of {wanted} tokens: their keys and values take up to {needed / 1e9:.1f} GB",
+        expected=f"at most {SHARE * free / 1e9:.1f} GB, {SHARE:.0%} of the memory that is left: {fitting} tokens",
+        do="give a smaller --max-batch or --max-context, or export the model again with --kv int8",
+    )
 
 
 def _described(engine: ServableEngine, name: str, length: int) -> Mapping[str, Any]:

@@ -36,6 +36,11 @@ def test_it_is_for_the_processor(exports: Mapping[str, Path], tmp_path: Path) ->
     with pytest.raises(UserError, match="grouped attention on cuda; expected the provider cpu"):
         build(exports["float"], tmp_path / "engine", provider="cuda", attention=GROUPED)
     assert not (tmp_path / "engine").exists()
+    build(exports["float"], tmp_path / "engine", attention=GROUPED)
+    with pytest.raises(
+        UserError, match="expected the provider cpu, not cuda; build an engine with --attention standard"
+    ):
+        OnnxRuntimeEngine(tmp_path / "engine", provider="cuda")
 
 
 @pytest.mark.parametrize(

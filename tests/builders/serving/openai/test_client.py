@@ -65,6 +65,16 @@ def test_a_completion_is_that_of_generate(client: OpenAI, engine: Path, encoder:
     assert client.completions.create(prompt=PROMPT, **GREEDY).usage.completion_tokens == 16  # type: ignore[union-attr]
 
 
+def test_a_prompt_that_is_known_is_not_read_again(client: OpenAI, encoder: Encoder) -> None:
+    prompt = "def f(x): return x * 3 + 97  # a prompt that nobody else asks for"
+    first, again = (client.completions.create(prompt=prompt, max_tokens=8, **GREEDY) for _ in range(2))
+    assert [first.choices[0].text] == [again.choices[0].text]
+    for found, cached in ((first, 0), (again, len(ids_of(encoder, prompt)) - 2)):
+        assert found.usage is not None
+        assert found.usage.prompt_tokens_details is not None
+        assert found.usage.prompt_tokens_details.cached_tokens == cached
+
+
 def test_several_prompts(client: OpenAI, engine: Path, encoder: Encoder) -> None:
     texts = ["a", "return x * ", PROMPT]
     expected = [generated(engine, encoder, ids_of(encoder, text), 12) for text in texts]
