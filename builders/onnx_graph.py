@@ -129,6 +129,17 @@ class OnnxGraph:
             for value in self.inputs
         }
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the graph and of the external data that it names."""
+        lengths = [
+            int(entry.value)
+            for tensor in self.stored.values()
+            for entry in tensor.external_data
+            if entry.key == "length" and entry.value.isdigit()
+        ]
+        return self.path.stat().st_size + sum(lengths)
+
     # -- values --------------------------------------------------------------------------------------------------
 
     def is_constant(self, name: str) -> bool:

@@ -22,9 +22,10 @@ from builders.check.lint import products_to_run
 from builders.engine.exports import open_export
 from builders.engine.kernels import IntegerKernels, check_kernels, check_logits
 from builders.engine.saturation import check_exact
+from builders.onnx_graph import OnnxGraph
 from builders.onnxruntime.genai import GENAI, genai_config
 from builders.onnxruntime.grouped import grouped_graph
-from builders.onnxruntime.providers import check_available, find_provider
+from builders.onnxruntime.providers import TENSORRT, check_available, check_size, find_provider
 from builders.onnxruntime.record import (
     CPU,
     GROUPED,
@@ -76,6 +77,8 @@ def build(
     check_content(found.folder, made)
     if chosen.tensorrt:
         found.check_for_tensorrt()
+    if chosen.execution_provider == TENSORRT:
+        check_size(found.folder, OnnxGraph(found.graph).nbytes)
     check_body(found.folder, found.origin)
     if provider == CPU and (found.origin.scheme.quantized or found.origin.scheme.head.quantized):
         check_exact("ONNX Runtime", run_product, "use onnxruntime >= 1.20, or report this processor")

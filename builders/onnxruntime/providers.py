@@ -6,6 +6,10 @@ tensorrt          TensorRT 10 (libnvinfer.so.10), weakly typed: INT8 kernels whe
 nv-tensorrt-rtx   TensorRT for RTX, strongly typed: INT8 kernels; RTX GPUs only, no A100 or H100
 
 A provider that fails to load is an error here; ONNX Runtime itself would go on with the next one, ten times slower.
+
+The provider tensorrt gives TensorRT's parser the graph with its weights as one protobuf message, which cannot hold
+2 GiB. With trt_load_user_initializer it keeps the weights out of the message; ONNX Runtime has that from 1.23 on, with
+TensorRT 10.13 (microsoft/onnxruntime#25409).
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from builders.nvidia.profiles import single_profile
 from smoothquant import cache
 from smoothquant.errors import MissingPackageError, UserError
@@ -28,6 +34,8 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 TENSORRT, RTX = "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider"
 RTX_PACKAGE, RTX_MODULE = "onnxruntime-ep-nv-tensorrt-rtx-cu13", "onnxruntime_ep_nv_tensorrt_rtx"
 LONGEST_PROFILE = 2048
+LARGEST_MESSAGE = 2_000_000_000  # bytes; protobuf's limit is 2**31 - 1, and ONNX Runtime's own nodes need some room
+LOADS_WEIGHTS = Version("1.23.0")  # the first ONNX Runtime with trt_load_user_initializer
 CUDA_OPTIONS = {"use_tf32": "0"}  # makes float32 products of fake-quantized operands as exact as the CPU's
 
 
@@ -69,12 +77,13 @@ def find_provider(name: str) -> Provider:
 
 
 def provider_options(
-    name: str, inputs: Mapping[str, Sequence[int | str]], *, half: bool, longest: int, cache: Path
+    name: str, inputs: Mapping[str, Sequence[int | str]], *, half: bool, large: bool, longest: int, cache: Path
 ) -> list:
     """The argument `providers` of an ONNX Runtime session, in order of preference. The RTX plugin has none.
 
     inputs: the dimensions of each input of the graph; a string is a dimension that varies. half: whether the body is
-    float16. longest: the most tokens of a sequence. cache: a folder for compiled engines.
+    float16. large: whether graph and weights exceed one protobuf message (`is_large`). longest: the most tokens of a
+    sequence. cache: a folder for compiled engines.
     """
     cuda = (CUDA, dict(CUDA_OPTIONS))
     if name == "cpu":
@@ -92,6 +101,7 @@ def provider_options(
         "trt_profile_min_shapes": least,
         "trt_profile_opt_shapes": usual,
         "trt_profile_max_shapes": most,
+        **({"trt_load_user_initializer": "True"} if large else {}),
     }
     return [(TENSORRT, options), cuda, CPU]
 
@@ -121,6 +131,22 @@ def profile_shapes(inputs: Mapping[str, Sequence[int | str]], longest: int) -> t
         ",".join(f"{name}:{'x'.join(map(str, points[point]))}" for name, points in shapes.items()) for point in range(3)
     )
     return least, usual, most
+
+
+def is_large(nbytes: int) -> bool:
+    """Whether a graph of so many bytes, its weights included, exceeds one protobuf message."""
+    return nbytes > LARGEST_MESSAGE
+
+
+def check_size(folder: Path, nbytes: int) -> None:
+    """Raise MissingPackageError if this ONNX Runtime cannot give TensorRT so large a graph. nbytes: with weights."""
+    version = require("onnxruntime").__version__
+    if is_large(nbytes) and Version(version) < LOADS_WEIGHTS:
+        raise MissingPackageError(
+            f"{folder}: {nbytes / 1e9:.1f} GB, and ONNX Runtime {version} gives TensorRT at most 2 GB",
+            expected=f"onnxruntime-gpu >= {LOADS_WEIGHTS}",
+            do="install a later onnxruntime-gpu, or use smoothquant build tensorrt",
+        )
 
 
 def engine_cache(source: str) -> Path:

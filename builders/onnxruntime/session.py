@@ -25,8 +25,10 @@ from builders.onnxruntime.providers import (
     Provider,
     check_available,
     check_loaded,
+    check_size,
     engine_cache,
     find_provider,
+    is_large,
     provider_options,
     rtx_devices,
     rtx_options,
@@ -106,9 +108,10 @@ def open_session(
 def _where(provider: Provider, options: Any, folder: Path, manifest: Manifest | None) -> dict:
     """The arguments that make a session use a provider. options: the session's options, which get the RTX plugin."""
     if provider.name in ("cpu", "cuda"):
-        return {"providers": provider_options(provider.name, {}, half=False, longest=0, cache=folder)}
+        return {"providers": provider_options(provider.name, {}, half=False, large=False, longest=0, cache=folder)}
     path = folder / MODEL
-    inputs = OnnxGraph(path).symbols
+    graph = OnnxGraph(path)
+    inputs = graph.symbols
     manifest = load_manifest(folder) if manifest is None else manifest
     origin = manifest.origin
     source = as_json(replace(origin, schemes=()))  # an export may hold two schemes; the graph shows its own
@@ -118,8 +121,10 @@ def _where(provider: Provider, options: Any, folder: Path, manifest: Manifest | 
     if provider.name == "nv-tensorrt-rtx":
         options.add_provider_for_devices(rtx_devices(), rtx_options(inputs, longest=longest, cache=cache))
         return {}
-    half = origin.onnx is not None and origin.onnx.body == "fp16"
-    return {"providers": provider_options(provider.name, inputs, half=half, longest=longest, cache=cache)}
+    check_size(folder, graph.nbytes)
+    half, large = origin.onnx is not None and origin.onnx.body == "fp16", is_large(graph.nbytes)
+    chosen = provider_options(provider.name, inputs, half=half, large=large, longest=longest, cache=cache)
+    return {"providers": chosen}
 
 
 def first_feed(session: Any, ids: numpy.ndarray, mask: numpy.ndarray | None = None) -> dict[str, numpy.ndarray]:

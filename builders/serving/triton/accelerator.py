@@ -10,6 +10,9 @@ provider, or none for FP32.
     float16 with Q/DQ    no word: it needs both flags. TensorRT, typed weakly as here, refuses Q/DQ without the one and
                          half tensors without the other (microsoft/onnxruntime#13381, NVIDIA/TensorRT#3277)
 
+trt_load_user_initializer, without which the provider takes at most 2 GB (`builders.onnxruntime.providers`), is no
+parameter of the backend: it answers "unknown parameter". A larger graph is refused here.
+
 The provider names a compiled engine after the graph's file, inputs and node outputs, not after the weights. In one
 folder two checkpoints of an architecture would therefore take each other's engines (microsoft/onnxruntime#6455), so
 each model has a folder of its own, named after its inputs. The folder lies in /tmp, since a model does not know where
@@ -25,7 +28,7 @@ from pathlib import Path
 
 from builders.engine.exports import open_export
 from builders.onnx_graph import OnnxGraph
-from builders.onnxruntime.providers import profile_shapes
+from builders.onnxruntime.providers import is_large, profile_shapes
 from builders.onnxruntime.record import provider_of
 from smoothquant.artifacts.manifest import Manifest, Origin
 from smoothquant.errors import UserError
@@ -42,7 +45,10 @@ def check_provider(export: str | Path, activations: str | None, provider: str) -
 
 
 def precision_mode(folder: Path, graph: OnnxGraph, body: str, provider: str) -> str | None:
-    """The precision_mode of a graph; None without TensorRT. body: "fp32" or "fp16". Raises UserError if none fits."""
+    """The precision_mode of a graph; None without TensorRT. body: "fp32" or "fp16".
+
+    Raises UserError if none fits, or if the graph is too large for the backend.
+    """
     if provider == RTX:
         raise UserError(
             f"{folder}: Triton's backend has no provider {provider}",
@@ -50,6 +56,13 @@ def precision_mode(folder: Path, graph: OnnxGraph, body: str, provider: str) -> 
         )
     if provider != TENSORRT:
         return None
+    if is_large(graph.nbytes):
+        raise UserError(
+            f"{folder}: {graph.nbytes / 1e9:.1f} GB, and Triton's backend gives TensorRT at most 2 GB, since it lacks "
+            "the option trt_load_user_initializer",
+            expected="a smaller model",
+            do="serve it with smoothquant build tensorrt --triton, or leave --triton out",
+        )
     quantized = any(True for _ in graph.standard("DequantizeLinear"))
     if quantized and body == "fp16":
         raise UserError(

@@ -106,8 +106,27 @@ def test_half_body(llama: Model, made: list[dict], tmp_path: Path) -> None:
     assert made[0]["providers"][0][1]["trt_fp16_enable"] == "True"
 
 
+def test_large_graphs_keep_their_weights_out_of_the_message(
+    exports: dict[str, Path], made: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph counts with the external data that it names; an ONNX Runtime without the option is told of."""
+    folder = exports["per-token"]
+    whole = sum((folder / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
+    for most in (whole - 4096, whole):  # the data begin at multiples of a page
+        monkeypatch.setattr(providers, "LARGEST_MESSAGE", most)
+        open_session(folder, provider="tensorrt")
+    large, small = (session["providers"][0][1] for session in made)
+    assert large.pop("trt_load_user_initializer") == "True"
+    assert large == small
+    monkeypatch.setattr(providers, "LARGEST_MESSAGE", 0)
+    monkeypatch.setattr("onnxruntime.__version__", "1.22.1")
+    with pytest.raises(MissingPackageError, match=r"ONNX Runtime 1\.22\.1 gives TensorRT at most 2 GB; .*>= 1\.23\.0"):
+        build(folder, tmp_path / "engine", provider="tensorrt")
+    assert not (tmp_path / "engine").exists()
+
+
 def test_profile_holds_prefill_and_decode() -> None:
-    [(_, options), *_] = provider_options("tensorrt", INPUTS, half=False, longest=64, cache=Path("c"))
+    [(_, options), *_] = provider_options("tensorrt", INPUTS, half=False, large=False, longest=64, cache=Path("c"))
     least, usual, most = (options[f"trt_profile_{point}_shapes"] for point in ("min", "opt", "max"))
     assert least == "input_ids:1x1,attention_mask:1x1,past_key_values.0.key:1x2x0x16"
     assert usual == "input_ids:1x1,attention_mask:1x33,past_key_values.0.key:1x2x32x16"

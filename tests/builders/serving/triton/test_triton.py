@@ -15,6 +15,7 @@ pytest.importorskip("tritonclient.grpc")
 from tritonclient.grpc import model_config_pb2
 
 from builders import onnxruntime
+from builders.onnxruntime import providers
 from builders.serving.triton import TritonEngine, model_name, write_model
 from builders.tensorrt import hardware
 from builders.tensorrt.build import build as build_tensorrt
@@ -178,6 +179,22 @@ def test_what_the_backend_cannot_be_told(
     assert main(["build", "onnxruntime", *made, "--triton", str(repository)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert said in line
+    assert not repository.exists()
+
+
+def test_a_graph_that_is_too_large_for_the_backend(
+    built: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The option that it would need is not among the backend's, which refuses any that it does not know."""
+    engine, repository = built("tensorrt", "per-token", "fp32"), tmp_path / "repository"
+    monkeypatch.setattr(providers, "LARGEST_MESSAGE", 100_000)
+    with pytest.raises(UserError, match="at most 2 GB, since it lacks the option trt_load_user_initializer"):
+        write_model(engine, repository)
+    monkeypatch.setattr(onnxruntime, "build", lambda *_, **__: pytest.fail("built"))
+    made = [str(tmp_path / "per-token-fp32-m"), "--out", str(tmp_path / "new"), "--provider", "tensorrt"]
+    assert main(["build", "onnxruntime", *made, "--triton", str(repository)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "serve it with smoothquant build tensorrt --triton" in line
     assert not repository.exists()
 
 
