@@ -124,8 +124,8 @@ def _needs_decoder(model: Model, scheme: Scheme) -> None:
 def _trtllm(out: Path, model: Model, scheme: Scheme) -> Writer:
     from exporters.trtllm import TrtllmWriter, choose, dtype_of
 
-    every = replace(scheme, float_linears=())  # the format leaves none in float
-    return TrtllmWriter(out, choose(every), dtype=dtype_of(model))
+    mode = choose(replace(scheme, float_linears=()))  # the format leaves none in float
+    return TrtllmWriter(out, mode, dtype=dtype_of(model, mode))
 
 
 def _checked(export: Path, engine: Path, overwrite: bool) -> Path:

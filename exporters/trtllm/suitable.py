@@ -46,6 +46,26 @@ def check_model(model: Model, mode: Mode, ranks: Ranks = Ranks()) -> None:  # no
     check_ranks(model, decoder_of(model, mode), mode, ranks)
 
 
+def needs_float16(model: Model, mode: Mode) -> bool:
+    """Whether an engine of this model has to be float16.
+
+    SmoothQuant's attention, whose input is INT8, casts the slopes of ALiBi to float16 whatever the engine's dtype is
+    (SmoothQuantAttention.forward in quantization/layers.py), and its plugin takes slopes in the engine's dtype.
+    """
+    return mode.plugin and model.family.alibi is not None
+
+
+def check_dtype(model: Model, mode: Mode, dtype: str) -> None:
+    """Raise UserError unless an engine of this model may have this dtype. dtype: "float16" or "bfloat16"."""
+    if dtype != "float16" and needs_float16(model, mode):
+        raise UserError(
+            f"{model.family.name} in {dtype} with TensorRT-LLM's plugins: its SmoothQuant attention hands over the "
+            "slopes of ALiBi in float16, whatever the engine's dtype",
+            expected="float16",
+            do=f"export with --dtype float16, or with --no-plugins; or {INSTEAD}",
+        )
+
+
 def check_ranks(model: Model, decoder: Decoder, mode: Mode, ranks: Ranks) -> None:
     """Raise UserError unless the model can be divided like this."""
     geometry, tp, pp = model.geometry, ranks.tp, ranks.pp

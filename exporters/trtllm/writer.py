@@ -20,7 +20,7 @@ from exporters.export import Source, check_outputs, check_static
 from exporters.trtllm.decoders import config
 from exporters.trtllm.modes import MODES, Mode
 from exporters.trtllm.sharding import Ranks, outer_tensors
-from exporters.trtllm.suitable import check_model, decoder_of
+from exporters.trtllm.suitable import check_dtype, check_model, decoder_of, needs_float16
 from exporters.trtllm.tensors import LayerContent, LayerTensor, LayerTensors
 from exporters.trtllm.versions import STABLE, check_version
 from smoothquant.artifacts.manifest import TrtllmOptions
@@ -38,9 +38,11 @@ from smoothquant.workspace import Workspace
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def dtype_of(model: Model) -> str:
-    """The dtype that an engine of this model has unless it is told: the model's, float16 for float32."""
-    return "bfloat16" if model.checkpoint.dtype == torch.bfloat16 else "float16"
+def dtype_of(model: Model, mode: Mode) -> str:
+    """The dtype that an engine of this model has unless it is told: the model's, but float16 for float32, and where
+    the engine has to be float16."""
+    own = "bfloat16" if model.checkpoint.dtype == torch.bfloat16 else "float16"
+    return "float16" if needs_float16(model, mode) else own
 
 
 def capacity(mode: Mode, dtype: str) -> Capacity:
@@ -82,6 +84,9 @@ class TrtllmWriter:
     def check(self, source: Source) -> None:
         self.alpha = source.settings.alpha
         check_model(source.model, self.mode, self.ranks)
+        check_dtype(source.model, self.mode, self.dtype)
+        if needs_float16(source.model, self.mode):
+            self.wider = "export with --no-plugins --dtype bfloat16"
         if self.mode.static:
             check_static(source, self.out)
         static = self.mode.static and self.mode.plugin
@@ -155,7 +160,7 @@ class TrtllmWriter:
 
     def _finite(self, name: str, tensor: Tensor) -> Tensor:
         if not is_finite(tensor):
-            raise ContractError(f"{name} overflows {tensor.dtype}", do="lower alpha, or export with --dtype bfloat16")
+            raise ContractError(f"{name} overflows {tensor.dtype}", do=f"lower alpha, or {self.wider}")
         return tensor
 
 

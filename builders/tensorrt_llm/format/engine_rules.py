@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from builders.tensorrt_llm.format.architectures import (
+    ALIBI,
     RUNNABLE_ACTIVATIONS,
     SCALED_ALIBI,
     UNSET_EPSILON,
@@ -90,6 +91,16 @@ RULES: tuple[Rule, ...] = (  # a test that is true for a fault; the key; what wa
         "quantization.quant_algo",
         "this architecture's decoder layer takes no per-token activations (an assertion in the builder)",
         "a static mode, W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN or W8A8_SQ_PER_TENSOR_PLUGIN",
+    ),
+    (
+        lambda content, architecture, algorithm: (
+            algorithm.form == "plugin"
+            and content.get("position_embedding_type") == ALIBI
+            and content["dtype"] != "float16"
+        ),
+        "dtype",
+        "SmoothQuant attention hands the slopes of ALiBi over in float16, whatever the dtype",
+        "float16",
     ),
     (
         lambda content, architecture, algorithm: content.get("do_layer_norm_before") is False,

@@ -41,7 +41,8 @@ class TensorRTLLM(ExportTarget):
         command.add_argument(
             "--dtype",
             choices=("float16", "bfloat16"),
-            help="of everything that is not INT8 (default: MODEL's; float16 if that is float32)",
+            help="of everything that is not INT8 (default: MODEL's; float16 if that is float32, and for BLOOM, whose "
+            "ALiBi SmoothQuant's plugins compute in nothing else)",
         )
         command.add_argument(
             "--runtime-smoother",
@@ -119,4 +120,4 @@ def _mode(arguments: argparse.Namespace) -> Mode:
 def _dtype(arguments: argparse.Namespace, model: Model) -> str:
     from exporters.trtllm import dtype_of
 
-    return arguments.dtype or dtype_of(model)
+    return arguments.dtype or dtype_of(model, _mode(arguments))

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from act_scales.text import Text
+from builders.tensorrt_llm.format.check import check
+from builders.tensorrt_llm.format.findings import errors
 from builders.tensorrt_llm.interpreter import engine as interpreter_engine
 from builders.tensorrt_llm.interpreter.interpreter import EnginePrecision, Interpreter
 from builders.validate import read_scheme, validate_engines
@@ -19,6 +21,7 @@ from exporters.export import Source, export
 from exporters.huggingface import W8A8Writer
 from exporters.trtllm import MODES, Mode, Ranks, TrtllmWriter
 from exporters.trtllm.decoders import DECODERS
+from recipes.cli import main
 from recipes.families import open_model
 from smoothquant import workroom
 from smoothquant.artifacts.manifest import TrtllmOptions
@@ -306,13 +309,31 @@ def test_several_formats_in_one_pass(source: Source, tmp_path: Path) -> None:
 
 
 def test_bfloat16(tmp_path: Path) -> None:
-    source = make("bloom", tmp_path, dtype=torch.bfloat16)
+    source = make("qwen2", tmp_path, dtype=torch.bfloat16)
     export(source, [TrtllmWriter(tmp_path / "out", dtype="bfloat16")])
     (found,) = ranks(tmp_path / "out")
     assert config_of(tmp_path / "out")["dtype"] == "bfloat16"
-    for name in ("transformer.ln_embed.bias", "transformer.layers.0.mlp.fc.bias", "lm_head.weight"):
+    for name in ("transformer.ln_f.weight", "transformer.layers.0.attention.qkv.bias", "lm_head.weight"):
         assert found[name].dtype == torch.bfloat16
     assert found["transformer.layers.0.mlp.fc.per_channel_scale"].dtype == torch.float32
+
+
+def test_alibi_is_float16_with_plugins(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """SmoothQuant's attention casts ALiBi's slopes to float16: a bfloat16 checkpoint becomes a float16 engine."""
+    source = make("bloom", tmp_path, dtype=torch.bfloat16)
+    arguments = [str(source.model.checkpoint.folder), str(tmp_path / "act_scales.safetensors")]
+    assert main(["export", "trtllm", *arguments, "--out", str(tmp_path / "out")]) == 0
+    assert config_of(tmp_path / "out")["dtype"] == "float16"
+    assert not errors(check(tmp_path / "out"))
+    capsys.readouterr()
+    refused = [*arguments, "--out", str(tmp_path / "refused"), "--dtype", "bfloat16"]
+    assert main(["export", "trtllm", *refused]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "bloom in bfloat16 with TensorRT-LLM's plugins" in line
+    assert "--dtype float16, or with --no-plugins" in line
+    assert main(["export", "trtllm", *refused, "--no-plugins"]) == 0
+    assert config_of(tmp_path / "refused")["dtype"] == "bfloat16"
+    assert not errors(check(tmp_path / "refused"))
 
 
 def test_what_float16_cannot_hold_is_named(tmp_path: Path) -> None:

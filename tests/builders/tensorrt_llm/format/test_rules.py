@@ -128,6 +128,10 @@ SIZES = [key for key, rule in VALUES.items() if rule.expected.startswith("a whol
             | quantization(quant_algo=STATIC),
             r"max_position_embeddings: missing; expected the number of learned positions",
         ),
+        (
+            {"architecture": "BloomForCausalLM", "position_embedding_type": "alibi", "dtype": "bfloat16"},
+            r"dtype: SmoothQuant attention hands the slopes of ALiBi over in float16, .*; expected float16",
+        ),
         ({"do_layer_norm_before": False}, r"do_layer_norm_before: false"),
         ({"architecture": "FalconForCausalLM", "num_ln_in_parallel_attn": 2}, r"num_ln_in_parallel_attn: 2, but"),
     ],
