@@ -10,7 +10,7 @@ from recipes.cli.ui import Ui
 from smoothquant.errors import UserError
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {  # server -> the options that are its own
-    "triton": ("tokenizer", "engine_at", "repository_at", "memory", "instances"),
+    "triton": ("tokenizer", "engine_at", "repository_at", "memory", "instances", "window"),
     "sagemaker": ("name", "s3", "image", "role", "max_length"),
 }
 
@@ -36,6 +36,12 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
     triton.add_argument("--repository-at", metavar="PATH", help="where the server finds the repository")
     triton.add_argument("--memory", type=float, help="share of the free GPU memory for the KV cache (default 0.9)")
     triton.add_argument("--instances", type=int, help="of tokenizer and detokenizer (default 1)")
+    triton.add_argument(
+        "--window",
+        type=int,
+        metavar="TOKENS",
+        help="sliding window of the model, if the engine's manifest does not say (Mistral 7B v0.1: 4096)",
+    )
     sagemaker = command.add_argument_group("sagemaker")
     sagemaker.add_argument("--name", help="of the model, in SageMaker and in requests (default: the folder's)")
     sagemaker.add_argument("--s3", metavar="PREFIX", help="where its files will be: s3://BUCKET/MODEL/")
@@ -68,6 +74,7 @@ def _triton(arguments: argparse.Namespace, ui: Ui) -> None:
         repository_at=arguments.repository_at,
         memory=0.9 if arguments.memory is None else arguments.memory,
         instances=1 if arguments.instances is None else arguments.instances,
+        window=arguments.window,
         overwrite=arguments.overwrite,
     )
     ui.result({"out": arguments.out, "triton": found.triton, "trtllm_serve": found.trtllm_serve})

@@ -47,7 +47,8 @@ class Serving:
 
     engine, tokenizer: the folders' paths on the server. batch: the number of requests in one step. paged_context:
     whether prompts may be cut into pieces and reused, through the paged cache. memory: the share of the free GPU
-    memory for the cache. instances: the number of instances of preprocessing and of postprocessing.
+    memory for the cache. instances: the number of instances of preprocessing and of postprocessing. window: the newest
+    tokens that a token attends to; None for all.
     """
 
     engine: str
@@ -56,6 +57,13 @@ class Serving:
     paged_context: bool
     memory: float = 0.9
     instances: int = 1
+    window: int | None = None
+
+    @property
+    def reuses(self) -> bool:
+        """Whether prompts are cut into pieces, and their cache is kept for others: not with a window, since its cache
+        is a ring whose oldest places are overwritten (NVIDIA/TensorRT-LLM#2983)."""
+        return self.paged_context and self.window is None
 
 
 def ensemble(serving: Serving) -> Message:
@@ -108,7 +116,8 @@ def tensorrt_llm(serving: Serving) -> Message:
         _tensor("context_logits", FP32, [-1, -1]),
         _tensor("generation_logits", FP32, [-1, -1, -1]),
     ]
-    reuse = "true" if serving.paged_context else "false"
+    reuse = "true" if serving.reuses else "false"
+    window = {} if serving.window is None else {"max_attention_window_size": str(serving.window)}
     return {
         "name": "tensorrt_llm",
         "backend": "tensorrtllm",
@@ -127,6 +136,7 @@ def tensorrt_llm(serving: Serving) -> Message:
                 "kv_cache_free_gpu_mem_fraction": f"{serving.memory:g}",
                 "enable_kv_cache_reuse": reuse,
                 "enable_chunked_context": reuse,
+                **window,
                 "exclude_input_in_output": "true",
                 "tokenizer_dir": serving.tokenizer,
                 "guided_decoding_backend": "",

@@ -40,14 +40,7 @@ MODELS: dict[str, tuple[Callable[[Serving], Message], str | None]] = {  # folder
     "tensorrt_llm": (models.tensorrt_llm, None),
     "postprocessing": (models.postprocessing, "postprocessing.py"),
 }
-REUSE = "enable_chunked_prefill: true  # prompts of more tokens than a step of the engine takes\n"
-NO_REUSE = """\
-# An engine with an INT8 KV cache: no kernel computes prompts out of it, so they are neither reused nor cut.
-kv_cache_config:  # takes the place of what the options say of the cache
-  free_gpu_memory_fraction: {memory:g}
-  enable_block_reuse: false
-enable_chunked_prefill: false
-"""
+MOST = 2**31 - 1  # tokens of a sequence
 AGAIN = "build it again"
 
 
@@ -56,7 +49,8 @@ class BuiltEngine:
     """The facts about an engine from TensorRT-LLM's own config.json.
 
     version: the version of TensorRT-LLM. tp, pp: tensor and pipeline parallelism. batch: the sequences in one step.
-    paged_context: whether prompts may be computed with the paged cache.
+    paged_context: whether prompts may be computed with the paged cache. window: the newest tokens that a token attends
+    to; None if that is the whole of the longest sequence.
     """
 
     version: str
@@ -64,6 +58,7 @@ class BuiltEngine:
     pp: int
     batch: int
     paged_context: bool
+    window: int | None = None
 
     @property
     def ranks(self) -> int:
@@ -79,8 +74,11 @@ class Handoff:
     trtllm_serve: str
 
 
-def read_engine(folder: Path) -> BuiltEngine:
-    """The facts about an engine. Raises UserError for another folder, or a version that is not served."""
+def read_engine(folder: Path, window: int | None = None) -> BuiltEngine:
+    """The facts about an engine. window: the model's sliding window; by default the one in the engine's manifest.
+
+    Raises UserError for another folder, or a version that is not served.
+    """
     content = read_json(folder / "config.json")
     model, build = content.get("pretrained_config"), content.get("build_config")
     if not (isinstance(model, dict) and isinstance(build, dict)):
@@ -94,14 +92,19 @@ def read_engine(folder: Path) -> BuiltEngine:
         known = f"{FIRST} to {LAST}"
         raise UserError(f"{folder}: built by TensorRT-LLM {version}", expected=known, do=AGAIN)
     mapping, plugins = model.get("mapping") or {}, build.get("plugin_config") or {}
-    batch = build.get("max_batch_size") or 1
+    batch, longest = build.get("max_batch_size") or 1, build.get("max_seq_len") or MOST
     OBJECT.check(mapping, f"{folder}/config.json: pretrained_config.mapping", AGAIN)
     OBJECT.check(plugins, f"{folder}/config.json: build_config.plugin_config", AGAIN)
     tp, pp = mapping.get("tp_size", 1), mapping.get("pp_size", 1)
     RANKS.check(tp, f"{folder}/config.json: tp_size", AGAIN)
     RANKS.check(pp, f"{folder}/config.json: pp_size", AGAIN)
     whole(1, 2**20).check(batch, f"{folder}/config.json: max_batch_size", AGAIN)
-    return BuiltEngine(version, tp, pp, batch, paged_context=bool(plugins.get("use_paged_context_fmha")))
+    whole(1, MOST).check(longest, f"{folder}/config.json: max_seq_len", AGAIN)
+    if window is None and is_output(folder):
+        geometry = load_manifest(folder).geometry
+        window = geometry.cache_window if geometry else None
+    paged_context = bool(plugins.get("use_paged_context_fmha"))
+    return BuiltEngine(version, tp, pp, batch, paged_context, window if window and window < longest else None)
 
 
 def write_repository(
@@ -113,19 +116,23 @@ def write_repository(
     repository_at: str | None = None,
     memory: float = 0.9,
     instances: int = 1,
+    window: int | None = None,
     overwrite: bool = False,
 ) -> Handoff:
     """Write a model repository for Triton. Returns the commands that start a server.
 
     tokenizer: the folder with the tokenizer, if the engine's has none. engine_at, repository_at: the paths of the two
     folders on the server, if they differ from here. memory: the share of the free GPU memory for the KV cache.
-    instances: the number of instances of preprocessing and of postprocessing.
+    instances: the number of instances of preprocessing and of postprocessing. window: the model's sliding window, for
+    an engine whose manifest does not say.
     Raises UserError if the folder is not an engine or has no tokenizer.
     """
     folder, out = Path(engine_folder).absolute(), Path(out).absolute()
     if is_output(folder):
         check_content(folder, load_manifest(folder))
-    engine = read_engine(folder)
+    if window is not None and window < 1:
+        raise UserError(f"--window {window}", expected="a number of tokens")
+    engine = read_engine(folder, window)
     if not 0 < memory < 1 or instances < 1:
         raise UserError(f"--memory {memory:g}, --instances {instances}", expected="a share in (0, 1), and at least 1")
     words = folder if tokenizer is None else Path(tokenizer).absolute()
@@ -139,6 +146,7 @@ def write_repository(
         paged_context=engine.paged_context,
         memory=memory,
         instances=instances,
+        window=engine.window,
     )
     texts = _texts(serving)
     inputs = {
@@ -155,7 +163,7 @@ def write_repository(
 
 def _texts(serving: Serving) -> dict[str, str]:
     """The content of each file of the repository, by name."""
-    found = {API_OPTIONS: REUSE if serving.paged_context else NO_REUSE.format(memory=serving.memory)}
+    found = {API_OPTIONS: _api_options(serving)}
     for name, (message, program) in MODELS.items():
         found[f"{name}/config.pbtxt"] = pbtxt.dumps(message(serving))
         if program:
@@ -164,6 +172,22 @@ def _texts(serving: Serving) -> dict[str, str]:
         else:
             found[f"{name}/1/.keep"] = ""  # Triton demands the folder, even for a model without files
     return found
+
+
+def _api_options(serving: Serving) -> str:
+    """The options of trtllm-serve, as YAML. Its other options for the cache give way to kv_cache_config."""
+    lines, cache = [], {}
+    if serving.window is not None:
+        lines.append(f"# A sliding window: every token attends to the newest {serving.window}.")
+        cache["max_attention_window"] = f"[{serving.window}]"
+    if not serving.reuses:
+        lines.append("# Prompts are not computed out of the cache, so they are neither reused nor cut.")
+        cache["enable_block_reuse"] = "false"
+    if cache:
+        cache = {"free_gpu_memory_fraction": f"{serving.memory:g}", **cache}
+        lines += ["kv_cache_config:", *(f"  {name}: {value}" for name, value in cache.items())]
+    lines.append(f"enable_chunked_prefill: {str(serving.reuses).lower()}")
+    return "\n".join(lines) + "\n"
 
 
 def _handoff(engine: BuiltEngine, serving: Serving, repository: str, folders: set[Path]) -> Handoff:

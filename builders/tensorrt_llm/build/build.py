@@ -4,7 +4,8 @@
     config.json                        TensorRT-LLM's own description of the model and the build
     tokenizer files                    copies of the checkpoint's, for serving
     smoothquant/trtllm-build.log       everything that the tool printed
-    smoothquant/manifest.json          the checkpoint's inputs, limits, version, GPU, command
+    smoothquant/manifest.json          the checkpoint's inputs and geometry (servers need the sliding window), limits,
+                                       version, GPU, command
 
 The checkpoint is checked first. An interruption ends the build with all its processes. The next build starts anew,
 since the tool keeps no half-built engine.
@@ -124,14 +125,14 @@ def build(
     """
     instead = container_command(what.checkpoint, what.out, what.asked)
     environment = find_environment(instead)
-    origin = load_manifest(what.checkpoint).origin if is_output(what.checkpoint) else None
+    made = load_manifest(what.checkpoint) if is_output(what.checkpoint) else None
+    origin = made.origin if made else None
     for doubt in _doubts(environment, origin):
         note(doubt)
     gpus = tuple(sorted({name for name, _ in environment.gpus}))
     export = as_json(origin) if origin else {}
-    inputs = TrtllmInputs(
-        export, _content(what.checkpoint), what.limits, options(what.config), environment.version, gpus
-    )
+    chosen = options(what.config, what.limits)
+    inputs = TrtllmInputs(export, _content(what.checkpoint), what.limits, chosen, environment.version, gpus)
     with Workspace(what.out, STEP, as_json(inputs), overwrite=overwrite) as work:
         if not work.finished:
             ranks = what.config.ranks
@@ -143,7 +144,8 @@ def build(
             finally:
                 work.own()
             copy_sidecars(what.checkpoint, work)
-            work.commit(as_json(TrtllmResults(tuple(what.command), {"tensorrt_llm": environment.version})))
+            results = TrtllmResults(tuple(what.command), {"tensorrt_llm": environment.version})
+            work.commit(as_json(results), geometry=made.geometry if made else None)
     return load_manifest(what.out)
 
 

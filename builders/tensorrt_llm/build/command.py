@@ -2,7 +2,9 @@
 
 gemm_plugin auto                cuBLASLt computes the one product that is not INT8, lm_head
 context_fmha, paged cache       in-flight batching needs both
-use_paged_context_fmha          allows KV cache reuse and chunked prompts; none of its kernels reads an INT8 cache
+use_paged_context_fmha          computes prompts out of the cache: in pieces, or reused. None of its kernels reads an
+                                INT8 cache. The cache of a sliding window was a ring (NVIDIA/TensorRT-LLM#2983, #6768):
+                                what a later piece needs may be overwritten. Both compute prompts in one piece
 reduce_fusion, use_fused_mlp,   no SmoothQuant layer has these fusions, so they are off in every version
 norm_quant_fusion
 """
@@ -21,6 +23,7 @@ from smoothquant.errors import UserError
 
 TOOL = "trtllm-build"
 CONTAINER = "smoothquant-tensorrt-llm"  # docker/tensorrt-llm
+INT8 = "INT8"  # kv_cache_quant_algo
 MOST_TOKENS = 8192  # the default number of tokens in one step, over all prompts
 
 
@@ -54,7 +57,7 @@ class BuildLimits:
         prompt = self.max_input_len or longest
         if prompt > longest:
             raise UserError(f"--max-input-len {prompt}", expected=f"at most --max-seq-len, {longest}")
-        whole = 0 if paged_context(config) else prompt  # the tokens that must be computed in one piece
+        whole = 0 if paged_context(config, longest) else prompt  # the tokens that must be computed in one piece
         tokens = self.max_num_tokens or max(MOST_TOKENS, self.max_batch_size, whole)
         if tokens < self.max_batch_size:
             raise UserError(
@@ -64,7 +67,7 @@ class BuildLimits:
         if tokens < whole:
             raise UserError(
                 f"--max-num-tokens {tokens}",
-                expected=f"at least --max-input-len, {prompt}: with an INT8 KV cache prompts are computed in one piece",
+                expected=f"at least --max-input-len, {prompt}: {_in_one_piece(config)}",
             )
         return replace(self, max_input_len=prompt, max_seq_len=longest, max_num_tokens=tokens)
 
@@ -74,21 +77,29 @@ def doubts(limits: BuildLimits, config: CheckpointConfig) -> list[str]:
     found, longest, tokens = [], limits.max_seq_len or 0, limits.max_num_tokens or 0
     if config.positions == ROPE and config.max_positions and longest > config.max_positions:
         found.append(f"--max-seq-len {longest} is beyond the {config.max_positions} positions that the model knows")
-    if not paged_context(config) and tokens > MOST_TOKENS:
+    if not paged_context(config, longest) and tokens > MOST_TOKENS:
         found.append(
-            f"--max-num-tokens {tokens}: with an INT8 KV cache prompts are computed in one piece, and the engine keeps "
-            "memory for the activations of so many tokens; a smaller --max-input-len needs less"
+            f"--max-num-tokens {tokens}: {_in_one_piece(config)}, and the engine keeps memory for the activations of "
+            "so many tokens; a smaller --max-input-len needs less"
         )
     return found
 
 
-def paged_context(config: CheckpointConfig) -> bool:
-    """Whether the engine may compute prompts with the paged cache. No kernel does so with an INT8 cache."""
-    return config.kv_cache != "INT8"
+def paged_context(config: CheckpointConfig, longest: int) -> bool:
+    """Whether the engine may compute prompts out of the paged cache: not with an INT8 cache, nor with a window that is
+    shorter than a sequence. longest: the tokens of a sequence."""
+    return config.kv_cache != INT8 and (config.window is None or config.window >= longest)
 
 
-def options(config: CheckpointConfig) -> dict[str, str]:
-    """The options of `trtllm-build` that follow from the checkpoint."""
+def _in_one_piece(config: CheckpointConfig) -> str:
+    cause = "an INT8 KV cache" if config.kv_cache == INT8 else f"a window of {config.window} tokens"
+    return f"with {cause} prompts are computed in one piece"
+
+
+def options(config: CheckpointConfig, limits: BuildLimits) -> dict[str, str]:
+    """The options of `trtllm-build` that follow from the checkpoint. limits: resolved ones."""
+    longest = limits.max_seq_len
+    assert longest is not None  # of resolved limits
     return {
         "max_beam_width": "1",
         "gemm_plugin": "auto",
@@ -96,7 +107,7 @@ def options(config: CheckpointConfig) -> dict[str, str]:
         "kv_cache_type": "paged",
         "remove_input_padding": "enable",
         "context_fmha": "enable",
-        "use_paged_context_fmha": "enable" if paged_context(config) else "disable",
+        "use_paged_context_fmha": "enable" if paged_context(config, longest) else "disable",
         "reduce_fusion": "disable",
         "use_fused_mlp": "disable",
         "norm_quant_fusion": "disable",
@@ -106,7 +117,12 @@ def options(config: CheckpointConfig) -> dict[str, str]:
 def build_command(checkpoint: Path, out: Path, limits: BuildLimits, config: CheckpointConfig) -> list[str]:
     """The whole command, word by word. limits: resolved ones."""
     numbers = {name: str(value) for name, value in asdict(limits).items()}
-    given = {"checkpoint_dir": str(checkpoint), "output_dir": str(out), **numbers, **options(config)}
+    given = {
+        "checkpoint_dir": str(checkpoint),
+        "output_dir": str(out),
+        **numbers,
+        **options(config, limits),
+    }
     return [TOOL, *(word for name, value in given.items() for word in (f"--{name}", value))]
 
 

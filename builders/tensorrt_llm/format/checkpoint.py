@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from builders.tensorrt_llm.format.config import CheckpointConfig, parse
 from builders.tensorrt_llm.format.findings import CONFIG, errors
 from builders.tensorrt_llm.format.rules import config_findings
 from smoothquant.errors import CheckpointError, raise_refusal
+from smoothquant.outputs import is_output, load_manifest
 from smoothquant.reading import read_json, read_object
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -53,7 +54,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_config(folder: Path) -> CheckpointConfig:
-    """The configuration of a checkpoint. Raises CheckpointError with the first error that `config_findings` finds."""
+    """The configuration of a checkpoint, with the window of our manifest if it has one.
+
+    Raises CheckpointError with the first error that `config_findings` finds.
+    """
     content = read_config(folder)
     found = errors(config_findings(content))
     if found:
@@ -62,7 +66,8 @@ def load_config(folder: Path) -> CheckpointConfig:
             expected=found[0].expected,
             do="see all faults with smoothquant check",
         )
-    return parse(content)
+    geometry = load_manifest(folder).geometry if is_output(folder) else None
+    return replace(parse(content), window=geometry.cache_window if geometry else None)
 
 
 class RankFile:

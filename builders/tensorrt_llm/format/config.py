@@ -18,7 +18,10 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """The configuration of a checkpoint. The fields are sizes of the whole model; the methods give sizes of a rank."""
+    """The configuration of a checkpoint. The fields are sizes of the whole model; the methods give sizes of a rank.
+
+    window: the newest tokens that a token attends to; None for all. config.json has no place for it: the manifest says.
+    """
 
     name: str
     architecture: Architecture
@@ -49,6 +52,7 @@ class CheckpointConfig:
     mlp_bias: bool
     parallel: bool
     mlp_norm: bool
+    window: int | None = None
 
     @property
     def ranks(self) -> int:

@@ -96,7 +96,7 @@ RULES: tuple[Rule, ...] = (  # a test that is true for a fault; the key; what wa
         lambda content, architecture, algorithm: (
             algorithm.form == "plugin"
             and content.get("position_embedding_type") == ALIBI
-            and content["dtype"] != "float16"
+            and content["dtype"] == "bfloat16"
         ),
         "dtype",
         "SmoothQuant attention hands the slopes of ALiBi over in float16, whatever the dtype",

@@ -6,6 +6,8 @@
 
     INT8 KV cache      k, v = scale * sat(rint(x / scale)), behind the rotation
 
+A token attends to itself and those before it, within the window if there is one.
+
 With an INT8 cache every query reads quantized keys and values, as in generation. (The context phase of an engine reads
 the keys and values of its own prompt before they are quantized, so its logits of a prompt are a little better.)
 """
@@ -122,5 +124,8 @@ def attend(
     if places.slopes is not None:
         slopes = places.slopes[first_head : first_head + heads]
         scores = scores + slopes[:, None, None] * distance.to(scores.dtype)
-    scores = scores.masked_fill(distance > 0, -math.inf)
+    unseen = distance > 0
+    if config.window is not None:
+        unseen |= distance <= -config.window
+    scores = scores.masked_fill(unseen, -math.inf)
     return (scores.softmax(-1) @ v).transpose(1, 2).flatten(-2)

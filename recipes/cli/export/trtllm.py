@@ -93,7 +93,8 @@ class TensorRTLLM(ExportTarget):
         window = model.geometry.attention[0].window
         if window is not None and window < model.geometry.max_positions:
             ui.note(
-                f"sliding window: give the runtime max_attention_window {window}; the checkpoint has no place for it"
+                f"sliding window of {window} tokens: smoothquant build tensorrt-llm and serve-config carry it from the "
+                f"manifest; another server has to be told max_attention_window {window}"
             )
         if source.plan and source.plan.float_linears:
             ui.note(

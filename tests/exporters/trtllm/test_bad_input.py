@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 from act_scales.store import load_act_scales
+from builders.tensorrt_llm.format.checkpoint import load_config
 from exporters.export import Source, export
 from exporters.huggingface import SmoothedWriter, W8A8Writer
 from exporters.onnx import OnnxWriter
@@ -20,9 +23,10 @@ from recipes import tiny_llama
 from recipes.cli import main
 from recipes.families import open_model
 from smoothquant.errors import ActScalesError, UserError
-from smoothquant.outputs import MANIFEST
+from smoothquant.outputs import MANIFEST, load_manifest
 from smoothquant.scheme import scheme_of
 from smoothquant.settings import SmoothingSettings
+from tests.builders.tensorrt_llm import fake_tools
 from tests.exporters.trtllm.checkpoints import NO_PLUGINS, PER_TOKEN, STATIC, make, write
 from tests.forked import assert_one_line, smoothquant
 
@@ -316,10 +320,29 @@ def test_published_scales(folder: Path, scales: Path, tmp_path: Path) -> None:
     assert load_file(tmp_path / "out/rank0.safetensors")
 
 
-def test_a_window_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """The checkpoint has no place for it: who runs the engine must know."""
-    source = make("mistral", tmp_path)
+@pytest.mark.parametrize("layout", ["mistral", "phi3-sliding"])
+def test_a_window_reaches_the_server(layout: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """config.json has no place for it: from manifest to manifest, to trtllm-build, Triton and trtllm-serve."""
+    source = make(layout, tmp_path, sliding_window=6)
     arguments = [str(source.model.checkpoint.folder), str(tmp_path / "act_scales.safetensors")]
-    assert main(["export", "trtllm", *arguments, "--out", str(tmp_path / "out")]) == 0
-    assert "max_attention_window 6" in capsys.readouterr().err
-    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["geometry"]["cache_window"] == 6
+    checkpoint, engine, served = (str(tmp_path / name) for name in ("checkpoint", "engine", "served"))
+    assert main(["export", "trtllm", *arguments, "--out", checkpoint]) == 0
+    assert "sliding window of 6 tokens" in capsys.readouterr().err
+    assert load_config(Path(checkpoint)).window == 6
+    environment = fake_tools.install(tmp_path / "tools")
+    command = ("build", "tensorrt-llm", checkpoint, "--out", engine)
+    assert smoothquant(*command, "--max-seq-len", "32", env=environment).returncode == 0
+    manifest = load_manifest(engine)
+    assert manifest.facts.cache_window == 6
+    assert "--use_paged_context_fmha disable" in " ".join(manifest.results["command"])
+    assert main(["serve-config", engine, "--out", served, "--tokenizer", arguments[0]]) == 0
+    config = (Path(served) / "tensorrt_llm/config.pbtxt").read_text()
+    assert re.search(r'key: "max_attention_window_size"\s+value \{\s+string_value: "6"', config)
+    assert yaml.safe_load((Path(served) / "llm_api_options.yaml").read_text()) == {
+        "kv_cache_config": {
+            "free_gpu_memory_fraction": 0.9,
+            "max_attention_window": [6],
+            "enable_block_reuse": False,
+        },
+        "enable_chunked_prefill": False,
+    }

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, processors
 
 from builders.serving.tensorrt_llm.models import REQUEST, TOKENS
 from builders.serving.tensorrt_llm.repository import MODELS, read_engine, request_example, write_repository
+from recipes.cli import main
 from smoothquant.errors import OutputError, UserError
 from smoothquant.outputs import TOP_MANIFEST
 from tests.forked import assert_one_line, smoothquant
@@ -209,11 +210,28 @@ def test_an_int8_cache_is_not_reused(tmp_path: Path, model_config: Callable[[], 
     assert options["kv_cache_config"] == {"free_gpu_memory_fraction": 0.5, "enable_block_reuse": False}
 
 
+def test_a_window_that_is_given(tmp_path: Path, model_config: Callable[[], Any], capsys: pytest.CaptureFixture) -> None:
+    """For an engine without our manifest. One that is no shorter than the longest sequence is none."""
+    folder = engine(tmp_path / "engine")
+    content = json.loads((folder / "config.json").read_text())
+    content["build_config"]["max_seq_len"] = 4096
+    (folder / "config.json").write_text(json.dumps(content))
+    for window, told in ((1024, ["1024"]), (4096, [])):
+        out = tmp_path / str(window)
+        assert main(["serve-config", str(folder), "--out", str(out), "--window", str(window)]) == 0
+        parameters = configs(out, model_config)["tensorrt_llm"].parameters
+        assert [parameters[key].string_value for key in parameters if key == "max_attention_window_size"] == told
+        assert parameters["enable_kv_cache_reuse"].string_value == ("false" if told else "true")
+    capsys.readouterr()
+    assert main(["serve-config", str(folder), "--out", str(tmp_path / "no"), "--window", "0"]) == 2
+    assert "--window 0; expected a number of tokens" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "older"),
     [
         ("API_OPTIONS", "options.yaml"),
-        ("REUSE", "enable_chunked_prefill: false\n"),
+        ("_api_options", lambda serving: "enable_chunked_prefill: false\n"),
         ("MODELS", MODELS | {"preprocessing": (MODELS["preprocessing"][0], "postprocessing.py")}),
     ],
 )

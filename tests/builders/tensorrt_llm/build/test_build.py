@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -287,8 +288,21 @@ def test_doubts_are_told(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_an_int8_cache_is_no_paged_context() -> None:
-    assert options(config())["use_paged_context_fmha"] == "enable"
-    assert options(config(**INT8_CACHE))["use_paged_context_fmha"] == "disable"
+    limits = BuildLimits(max_seq_len=512)
+    assert options(config(), limits)["use_paged_context_fmha"] == "enable"
+    assert options(config(**INT8_CACHE), limits)["use_paged_context_fmha"] == "disable"
+
+
+def test_a_window_is_no_paged_context() -> None:
+    """A cache of the window's size is a ring: prompts are computed in one piece, unless all fit into the window."""
+    windowed = replace(config(max_position_embeddings=32768), window=4096)
+    limits = BuildLimits().resolved(windowed)
+    assert limits.max_num_tokens == 32768
+    assert doubts(limits, windowed)[0].startswith("--max-num-tokens 32768: with a window of 4096 tokens prompts are")
+    with pytest.raises(UserError, match="--max-input-len, 32768: with a window of 4096 tokens prompts are computed in"):
+        BuildLimits(max_num_tokens=8192).resolved(windowed)
+    for longest, context in ((4097, "disable"), (4096, "enable")):
+        assert options(windowed, BuildLimits(max_seq_len=longest))["use_paged_context_fmha"] == context
 
 
 def test_versions() -> None:

@@ -8,6 +8,7 @@ half-way between two integers may go either way in the two: sequences are short 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,16 @@ def test_shards(
     found = Interpreter(tmp_path, EXACT).logits(ids)
     kv_scales = written.kv_scales if kv_cache else None
     assert_same(found, reference.logits(reference.quantized(model, written), ids, kv_scales))
+
+
+def test_a_window(ids: Tensor, tmp_path: Path) -> None:
+    """config.json has no place for it; with it, an engine's logits are those of transformers."""
+    model = build("mistral", sliding_window=3)
+    write(model, tmp_path, None)
+    interpreter, wanted = Interpreter(tmp_path, EXACT), reference.logits(reference.exact(model), ids)
+    assert errors_of_sequences(interpreter.logits(ids), wanted).min() > 1e-3
+    interpreter.config = replace(interpreter.config, window=model.config.sliding_window)
+    assert_same(interpreter.logits(ids), wanted)
 
 
 @pytest.mark.parametrize("algorithm", [PER_TOKEN, STATIC, None])
