@@ -162,6 +162,45 @@ def test_images_install_what_their_commands_need() -> None:
     assert {"triton", "polygraphy"} <= extras["tensorrt"]
 
 
+# -- NVIDIA's entry point, and a user without a name -------------------------------------------------------------------
+
+NVIDIA = [DOCKER / name / "Dockerfile" for name in ("tensorrt", "tensorrt-llm")]
+AFTER = DOCKER / "after-nvidia.sh"
+THEIRS = """#!/bin/bash
+cat "${0%/*}/banner.txt"
+source "${0%/*}/compatibility.sh"
+if [[ $# -eq 0 ]]; then exec /bin/bash; else exec "$@"; fi
+"""
+
+
+def test_nvidias_entry_point_comes_first(tmp_path: Path) -> None:
+    """What it sets is there; what it prints does not mix with a result; arguments, input and status are handed on."""
+    script(tmp_path / "theirs", THEIRS)  # in the manner of triton-inference-server/server, docker/cpu_only
+    (tmp_path / "banner.txt").write_text("== TensorRT ==\n")
+    (tmp_path / "compatibility.sh").write_text("export FOUND=compat\n")
+    command = [AFTER, "bash", "-c", 'echo "$FOUND|$1|$(cat)"; exit 3', "bash", "a  b"]
+    for name, expected, banner in (("theirs", "compat|a  b|in\n", "== TensorRT ==\n"), ("absent", "|a  b|in\n", "")):
+        environment = {"PATH": "/usr/bin:/bin", "NVIDIA_ENTRYPOINT": str(tmp_path / name)}
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, input="in")
+        assert (found.stdout, found.stderr, found.returncode) == (expected, banner, 3)
+
+
+@pytest.mark.parametrize("path", NVIDIA, ids=lambda path: path.parent.name)
+def test_a_user_without_a_name(path: Path) -> None:
+    """`docker run --user`: no line of /etc/passwd is theirs, and PyTorch asks for a name."""
+    text = path.read_text()
+    assert re.search(r'^ENTRYPOINT \["after-nvidia", "smoothquant', text, re.MULTILINE)
+    assert re.findall(r"^USER (\d+)$", text, re.MULTILINE) == ["65534"]
+    (line,) = re.findall(r"^ENV (HOME=.*)$", text, re.MULTILINE)
+    names = dict(entry.split("=") for entry in line.split())
+    assert os.stat(names["HOME"]).st_mode & 0o1777 == 0o1777
+    program = "import getpass, pwd; pwd.getpwuid = {}.__getitem__; print(getpass.getuser())"
+    without = {"HOME": names["HOME"]}
+    for environment, status in ((names, 0), (without, 1)):
+        found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+        assert found.returncode == status
+
+
 # -- the entry point, with a `smoothquant` that writes down how it was called ------------------------------------------
 
 FAKE = """#!/bin/sh
