@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from smoothquant.files import write_json
 from smoothquant.outputs import versions
 from tests.benchmarks.results import FOLDER
+from tests.gpu.outcomes import NOTE, record
 
 FORMS: Mapping[str, dict] = {  # of the bundled model's exports
     "float": {"activations": "float"},
@@ -52,6 +53,8 @@ ROWS = (
 def note(kind: str, gpu: str, measured: Mapping[str, str]) -> None:
     """Add to the results of one kind of GPU. kind: "sm80"; gpu: its name; measured: by `ROWS`."""
     assert measured.keys() <= set(ROWS), measured.keys() - set(ROWS)
+    for row, text in measured.items():
+        record(row, NOTE, text)
     found = {"gpu": gpu, "command": GPU_CHECK, "versions": versions(), "measured": {**_known(kind), **measured}}
     FOLDER.mkdir(exist_ok=True)
     write_json(FOLDER / f"tensorrt_{kind}.json", found)
