@@ -69,8 +69,10 @@ def build(
     check_content(found.folder, made)
     found.check_for_tensorrt()
     held = limits_for(made.facts, **(limits or {}))
-    quantized = _products(found.graph, found.origin.scheme)
+    graph = OnnxGraph(found.graph)
+    quantized = _products(graph, found.origin.scheme)
     version, gpu = hardware.require_tensorrt(), hardware.find_gpu()
+    hardware.check_sums(graph, version)
     inputs = TensorRTInputs(found.origin, found.digest, held, options, BuiltOn(version, gpu.name, gpu.capability))
     with Workspace(out, STEP, as_json(inputs), overwrite=overwrite) as work:
         if not work.finished:
@@ -103,14 +105,13 @@ def build(
     return load_manifest(out)
 
 
-def _products(graph: Path, scheme: Scheme) -> list[Product]:
+def _products(graph: OnnxGraph, scheme: Scheme) -> list[Product]:
     """The quantized products of a graph in which the linter finds no fault."""
-    opened = OnnxGraph(graph)
-    for finding in lint(opened):
+    for finding in lint(graph):
         if finding.effect.is_error and (scheme.quantized or finding.rule != "no-quantization"):
-            where = "" if finding.node == graph.name else f"{finding.module}: "
-            raise UserError(f"{graph}: {where}{finding.what}", do=finding.do)
-    return quantized_products(opened)
+            where = "" if finding.node == graph.path.name else f"{finding.module}: "
+            raise UserError(f"{graph.path}: {where}{finding.what}", do=finding.do)
+    return quantized_products(graph)
 
 
 def _kernels(plan: LoadedPlan, layers: Path, nodes: Sequence[str]) -> Int8Kernels:

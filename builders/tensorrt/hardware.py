@@ -12,11 +12,13 @@ from pathlib import Path
 
 import torch
 
+from builders.onnx_graph import OnnxGraph
 from builders.tensorrt.record import TensorRTInputs
 from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.packages import require
 
 OLDEST, BEYOND = (10, 1), (12,)  # versions of TensorRT with our API; 10.0 lacks weight_streaming_budget_v2
+CUMULATIVE = (10, 8)  # the first whose parser has a layer for CumSum (onnx/onnx-tensorrt#1012)
 INSTALL = "pip install tensorrt, or use the image of docker/tensorrt"
 AMPERE = (8, 0)
 
@@ -33,6 +35,19 @@ def require_tensorrt() -> str:
     if not OLDEST <= _numbers(found) < BEYOND:
         raise MissingPackageError(f"TensorRT {found} is installed", expected="version 10.1 or later, or 11", do=INSTALL)
     return found
+
+
+def check_sums(graph: OnnxGraph, version: str) -> None:
+    """Raise MissingPackageError if a graph has a CumSum (ALiBi, experts) and this TensorRT is too old for it.
+
+    Before 10.8 the parser makes a loop of it, a turn for every token, and documents no int64 (docs/operators.md).
+    """
+    if _numbers(version) < CUMULATIVE and any(True for _ in graph.standard("CumSum")):
+        raise MissingPackageError(
+            f"{graph.path}: TensorRT {version} runs CumSum as a loop, one turn for every token",
+            expected="version 10.8 or later, for ALiBi and for experts",
+            do="use the image of docker/tensorrt",
+        )
 
 
 class Gpu:

@@ -1,7 +1,8 @@
 """A layer of experts: every token goes through those that the router chooses, and only those are computed.
 
     slots    (token, rank among its choices), sorted by expert, by counting: no NonZero, no If and no scatter with a
-             reduction, which TensorRT lacks or compiles badly
+             reduction, which TensorRT lacks or compiles badly; no CumSum but along axis 1, since TensorRT may take one
+             axis for all of them (onnx/onnx-tensorrt#1034)
     expert   gets the rows of its slots, maybe none: then none of its weights is read
     output   the rows go back to their slots, times their shares, and each token's are summed
 
@@ -72,7 +73,8 @@ class Experts:
         expert = graph.constant([[expert] for expert in range(self.experts)])
         hit = graph.op("Cast", graph.op("Equal", slots, expert), to=graph.element(torch.int64))  # (experts, slots)
         counts = graph.op("ReduceSum", hit, graph.constant([1]), keepdims=1)
-        before = graph.op("Sub", graph.op("CumSum", counts, graph.constant(0)), counts)
+        earlier = graph.op("Cast", graph.op("Less", slots, expert), to=graph.element(torch.int64))
+        before = graph.op("ReduceSum", earlier, graph.constant([1]), keepdims=1)  # of the experts before each
         rank = graph.op("Sub", graph.op("CumSum", hit, one), one)
         place = graph.op("Mul", hit, graph.op("Add", rank, before))
         place = graph.op("ReduceSum", place, graph.constant([0]), keepdims=0)

@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 
+from builders.onnx_graph import OnnxGraph
 from builders.tensorrt import hardware
 from builders.tensorrt.build import build
 from builders.tensorrt.compiler import Options
@@ -21,14 +22,17 @@ from builders.tensorrt.engine import TensorRTEngine
 from builders.tensorrt.record import TensorRTInputs, TensorRTResults
 from exporters.export import Source, export
 from exporters.huggingface import W8A8Writer
+from recipes.families import open_model
 from smoothquant.artifacts.record import as_json
 from smoothquant.errors import MissingPackageError, UserError
 from smoothquant.model import Model
 from smoothquant.outputs import load_manifest
 from smoothquant.settings import SmoothingSettings
+from tests import zoo
 from tests.builders.tensorrt import fake
 from tests.builders.tensorrt.conftest import LIMITS
 from tests.outputs import agree, made_from
+from tests.writers import onnx_writer
 
 
 def refused(export_folder: Path, out: Path, **options: Any) -> str:
@@ -48,6 +52,26 @@ def refused(export_folder: Path, out: Path, **options: Any) -> str:
 def test_options_out_of_range(option: dict) -> None:
     with pytest.raises(UserError, match="expected"):
         Options(**option)
+
+
+@pytest.mark.parametrize("layout", ["bloom", "mixtral"])
+def test_sums_in_a_parser_that_makes_a_loop_of_them(
+    layout: str, exports: dict[str, Path], tmp_path: Path, gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ALiBi and experts count with CumSum. A Llama does not, and takes an older TensorRT."""
+    source = Source(open_model(zoo.save(layout, tmp_path / "model")), SmoothingSettings(groups="none"))
+    export(source, [onnx_writer(tmp_path / "export")])
+    graph = OnnxGraph(tmp_path / "export")
+    axes = [graph.array(node.input[1]) for node in graph.standard("CumSum")]
+    assert axes
+    assert all(axis == 1 for axis in axes)  # TensorRT may take one axis for all (onnx/onnx-tensorrt#1034)
+    for version, refuses in (("10.7.0.23", True), ("10.8.0.43", False)):
+        monkeypatch.setitem(sys.modules, "tensorrt", fake.module(version))
+        if refuses:
+            assert "TensorRT 10.7.0.23 runs CumSum as a loop" in refused(tmp_path / "export", tmp_path / "engine")
+            build(exports["per-token"], tmp_path / "llama", LIMITS)
+        else:
+            build(tmp_path / "export", tmp_path / "engine", LIMITS)
 
 
 @pytest.mark.parametrize("place", ["missing/timing.cache", "file/timing.cache", "folder.cache"])
