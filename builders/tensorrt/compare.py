@@ -24,7 +24,7 @@ import torch
 
 from builders.onnxruntime.session import first_feed, open_session
 from builders.tensorrt.engine import TensorRTEngine
-from builders.tensorrt.limits import DECODE, PREFILL
+from builders.tensorrt.limits import profile_of
 from builders.tensorrt.runtime import Binding
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, PAST, PRESENT
 from smoothquant.errors import UserError
@@ -98,7 +98,7 @@ def run_once(engine: TensorRTEngine, feed: Mapping[str, numpy.ndarray]) -> Feed:
                 cache = (batch, port.shape[1], total, port.shape[-1])
                 shape = cache if name.startswith(PRESENT) else (batch, tokens, port.shape[-1])
                 bindings[name] = Binding(shape, torch.empty(shape, dtype=port.dtype, device=gpu.device))
-        plan.run(DECODE if tokens == 1 and total > 1 else PREFILL, bindings)
+        plan.run(profile_of(tokens), bindings)
     gpu.wait()
     outputs = (name for name, port in plan.ports.items() if not port.is_input)
     return {name: bindings[name].buffer.cpu().numpy() for name in outputs}

@@ -1,10 +1,14 @@
 """The sizes that an engine must take, and the two optimization profiles that follow from them.
 
            batch         sequence        past                             total
-prefill    1 .. batch    1 .. chunk      0 .. length - chunk + 1          past + sequence
+prefill    1 .. batch    2 .. chunk      0 .. length - chunk + 1          past + sequence
 decode     1 .. batch    1               0 .. length - 1                  past + sequence
 
 sequence: the tokens of a run. past: the tokens in the cache before it. total: the columns of the attention mask.
+
+No run fits both. A run of one token is the decode profile's, a prompt's too: Triton's backend takes a profile that fits
+by a distance that leaves the last dimension out (EvaluateTensorRTContext in triton-inference-server/tensorrt_backend,
+src/instance_state.cc), and would decode with the kernels for prompts.
 
 A prompt runs in chunks, so that neither its activations nor its logits (chunk x vocabulary, float32) grow with its
 length. The first chunk is the short one, so the cache holds at most length - chunk tokens before a full chunk. (It
@@ -24,6 +28,11 @@ from smoothquant.errors import UserError
 
 PREFILL, DECODE = 0, 1  # the profiles' indices
 DEFAULT_LENGTH, DEFAULT_CHUNK = 2048, 512
+
+
+def profile_of(tokens: int) -> int:
+    """The index of the profile for a run of so many tokens."""
+    return PREFILL if tokens > 1 else DECODE
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Limits:
     def profiles(self) -> tuple[Profile, Profile]:
         batch = (1, self.batch, self.batch)
         behind = min(self.length - self.chunk + 1, self.cache)
-        prefill = Profile("prefill", batch, (1, self.usual_prompt, self.chunk), (0, 0, behind))
+        prefill = Profile("prefill", batch, (2, self.usual_prompt, self.chunk), (0, 0, behind))
         decode = Profile("decode", batch, (1, 1, 1), (0, self.usual_context, self.cache))
         return prefill, decode
 
@@ -83,13 +92,13 @@ def limits_for(
     if not 2 <= length <= longest:
         raise UserError(f"--max-length {length}", expected=f"2 to {longest}, the positions that the model knows")
     chunk = min(length, DEFAULT_CHUNK) if chunk is None else chunk
-    if not 1 <= chunk <= length:
-        raise UserError(f"--chunk {chunk}", expected=f"1 to {length}, the --max-length")
+    if not 2 <= chunk <= length:
+        raise UserError(f"--chunk {chunk}", expected=f"2 to {length}, the --max-length")
     if batch < 1:
         raise UserError(f"--max-batch {batch}", expected="1 or more")
     usual_prompt = chunk if usual_prompt is None else usual_prompt
-    if not 1 <= usual_prompt <= chunk:
-        raise UserError(f"--usual-prompt {usual_prompt}", expected=f"1 to {chunk}, the --chunk")
+    if not 2 <= usual_prompt <= chunk:
+        raise UserError(f"--usual-prompt {usual_prompt}", expected=f"2 to {chunk}, the --chunk")
     cache = Limits(batch, length, chunk, usual_prompt, 1, window).cache
     usual_context = max(1, cache // 2) if usual_context is None else usual_context
     if not 1 <= usual_context <= cache:

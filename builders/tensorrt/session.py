@@ -1,6 +1,6 @@
 """Run a plan on sequences: one run after the other, with the cache between them.
 
-A sequence runs through the prefill profile in chunks, then through the decode profile a token at a time.
+A prompt runs through the prefill profile in chunks, then a token at a time through the decode profile.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from builders.engine.generation import Decoding
 from builders.tensorrt.cache import Cache
-from builders.tensorrt.limits import DECODE, PREFILL, Limits
+from builders.tensorrt.limits import Limits, profile_of
 from builders.tensorrt.runtime import Binding, LoadedPlan
 from smoothquant.artifacts.ports import PAST
 
@@ -43,10 +43,10 @@ class Runs:
         """Yield the logits of every chunk, (batch, tokens of the chunk, vocab). ids: (batch, tokens)."""
         first = 0
         for size in self.session.limits.chunks(ids.shape[1]):
-            yield self.run(PREFILL, ids[:, first : first + size])
+            yield self.run(ids[:, first : first + size])
             first += size
 
-    def run(self, profile: int, ids: Tensor) -> Tensor:
+    def run(self, ids: Tensor) -> Tensor:
         """The logits of one run, (batch, tokens, vocab), after waiting for them. ids: (batch, tokens)."""
         gpu, plan, tokens = self.session.gpu, self.session.plan, ids.shape[1]
         with gpu.use():
@@ -61,7 +61,7 @@ class Runs:
                 "logits": logits,
             }
             bindings = {name: Binding(tuple(tensor.shape), tensor) for name, tensor in tensors.items()}
-            plan.run(profile, {**bindings, **dict(self.cache.bindings(tokens))})
+            plan.run(profile_of(tokens), {**bindings, **dict(self.cache.bindings(tokens))})
             self.cache.advance(tokens)
             self.tokens += tokens
         gpu.wait()
@@ -78,4 +78,4 @@ class CachedDecoding(Decoding):
 
     def step(self, token: int) -> None:
         """Append a token to the sequence and compute its logits."""
-        self.logits = self._runs.run(DECODE, torch.tensor([[token]]))[0, -1].float().cpu().numpy()
+        self.logits = self._runs.run(torch.tensor([[token]]))[0, -1].float().cpu().numpy()

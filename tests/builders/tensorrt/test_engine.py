@@ -62,6 +62,9 @@ def test_profiles_and_shapes_of_a_generation(make: Callable[..., Path], trt: Any
     assert runs(trt) == [(0, (1, 2), (1, 2)), (0, (1, 4), (1, 6)), (1, (1, 1), (1, 7)), (1, (1, 1), (1, 8))]
     list(engine.generate(PROMPT, 1))
     assert [call[1] for call in trt.calls if call[0] == "profile"] == [0]
+    trt.calls.clear()
+    list(engine.generate(PROMPT[:5], 2))  # a prompt's run of one token is the decode profile's, too
+    assert runs(trt) == [(1, (1, 1), (1, 1)), (0, (1, 4), (1, 5)), (1, (1, 1), (1, 6))]
 
 
 def test_as_long_as_it_was_built_for(make: Callable[..., Path]) -> None:

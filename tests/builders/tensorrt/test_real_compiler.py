@@ -54,7 +54,7 @@ def test_builds(form: str, exports: dict[str, Path], tmp_path: Path, rtx: Module
     assert (tmp_path / "timing.cache").exists()
 
 
-@pytest.mark.parametrize("chunk", [1, 16, 64])
+@pytest.mark.parametrize("chunk", [2, 16, 64])
 def test_builds_whatever_the_chunk(chunk: int, exports: dict[str, Path], rtx: ModuleType) -> None:
     """Where a prompt is one chunk, nothing is ever behind it: an input that is always empty."""
     limits = limits_for(facts(512, None), length=64, chunk=chunk)
