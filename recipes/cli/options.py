@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Mapping
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -133,9 +134,11 @@ def write_triton(arguments: argparse.Namespace) -> dict[str, str]:
     """Put the engine where --triton says. Returns what to add to the command's result."""
     if arguments.triton is None:
         return {}
-    from builders.serving.triton import write_model
+    from builders.serving.triton import server_options, write_model
 
-    return {"triton": str(write_model(arguments.out, arguments.triton, overwrite=arguments.overwrite))}
+    model = write_model(arguments.out, arguments.triton, overwrite=arguments.overwrite)
+    command = ["tritonserver", "--model-repository", str(arguments.triton), *server_options(arguments.out)]
+    return {"triton": str(model), "tritonserver": shlex.join(command)}
 
 
 def say_faster(ui: Ui) -> None:
@@ -150,7 +153,7 @@ def say_next(ui: Ui, arguments: argparse.Namespace, triton: Mapping[str, str] | 
     """What to try with an engine that has just been built. triton: by `write_triton`."""
     ui.say(f'{arguments.out}: try  smoothquant generate {arguments.out} "Once upon a time"')
     if triton:
-        ui.say(f"{triton['triton']}: try  tritonserver --model-repository {arguments.triton}")
+        ui.say(f"{triton['triton']}: try  {triton['tritonserver']}")
 
 
 def add_smoothing(command: argparse.ArgumentParser, usual: str) -> None:

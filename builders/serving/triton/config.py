@@ -23,6 +23,7 @@ from builders.serving.pbtxt import Line, Message, Name, dumps, entries, paramete
 from smoothquant.artifacts.ports import PAST, PRESENT
 
 IDLE_MICROSECONDS = 600_000_000  # the server forgets a sequence after so long without a request
+SEQUENCES = 16  # that take turns on an instance
 DTYPES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16", "int8": "INT8", "int64": "INT64"}
 
 
@@ -51,7 +52,7 @@ class DecoderModel:
     profiles: int = 0
     accelerator: tuple[str, Mapping[str, str]] | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
-    sequences: int = 16
+    sequences: int = SEQUENCES
     notes: Sequence[str] = ()
 
 

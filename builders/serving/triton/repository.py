@@ -16,7 +16,8 @@ from pathlib import Path
 from builders.onnx_graph import OnnxGraph
 from builders.onnxruntime.record import CPU, OnnxRuntimeInputs
 from builders.serving.triton import accelerator
-from builders.serving.triton.config import DecoderModel, ModelTensor, config
+from builders.serving.triton.config import SEQUENCES, DecoderModel, ModelTensor, config
+from builders.tensorrt.record import STEP as TENSORRT
 from builders.tensorrt.record import TensorRTInputs, TensorRTResults
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.artifacts.ports import MODEL
@@ -27,6 +28,7 @@ from smoothquant.outputs import MANIFEST, check_apart, check_content, check_repl
 from smoothquant.workspace import Workspace
 
 STEP = "triton"
+POOL, REQUESTS = 8 * 2**30, 2**26  # bytes: the most for caches by default, and Triton's own default, for requests
 CONFIG, VERSION = "config.pbtxt", "1"
 ELEMENTS = {1: "float32", 10: "float16", 16: "bfloat16", 3: "int8", 7: "int64"}  # ONNX's codes
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
@@ -81,21 +83,17 @@ def write_model(engine: str | Path, repository: str | Path, *, overwrite: bool =
 
 
 def _tensorrt(engine: Path, manifest: Manifest) -> DecoderModel:
-    made, ports = manifest.inputs_as(TensorRTInputs), manifest.results_as(TensorRTResults).ports
+    made, results = manifest.inputs_as(TensorRTInputs), manifest.results_as(TensorRTResults)
     built = made.tensorrt
-    inputs, outputs = (
-        [ModelTensor(port.name, port.dtype, port.shape) for port in ports if port.input == wanted]
-        for wanted in (True, False)
-    )
+    inputs, outputs = (_tensors(results, inputs=wanted) for wanted in (True, False))
     notes = [
         *PROTOCOL,
         f"Built by TensorRT {built.version} on {built.gpu}: needs the Triton release with this TensorRT.",
         f"A prompt goes in requests of at most {made.limits.chunk} tokens, the short one first.",
-        "tritonserver --cuda-memory-pool-byte-size=0:BYTES holds the caches on the GPU, per sequence "
-        f"{_state_bytes(inputs, made.limits.length)} bytes.",
+        f"Start it with  tritonserver {' '.join(_options(inputs, made))}",
+        f"The pool holds the caches of {_held(inputs, made)} sequences at their longest, "
+        f"{_state_bytes(inputs, made.limits.length)} bytes each; caches beyond it go through host memory.",
     ]
-    if made.options.version_compatible:
-        notes.append("tritonserver --backend-config=tensorrt,version-compatible=true")
     return DecoderModel("tensorrt", inputs, outputs, gpu=True, profiles=2, notes=notes)
 
 
@@ -131,6 +129,29 @@ def _onnxruntime(engine: Path, manifest: Manifest) -> DecoderModel:
     )
 
 
+def server_options(engine: str | Path) -> list[str]:
+    """The options that tritonserver needs for an engine. Most engines need none."""
+    manifest = load_manifest(engine)
+    if manifest.step != TENSORRT:
+        return []
+    return _options(_tensors(manifest.results_as(TensorRTResults), inputs=True), manifest.inputs_as(TensorRTInputs))
+
+
+def _options(inputs: list[ModelTensor], made: TensorRTInputs) -> list[str]:
+    pool = _held(inputs, made) * _state_bytes(inputs, made.limits.length) + REQUESTS
+    compatible = ["--backend-config=tensorrt,version-compatible=true"] if made.options.version_compatible else []
+    return [f"--cuda-memory-pool-byte-size=0:{pool}", *compatible]
+
+
+def _held(inputs: list[ModelTensor], made: TensorRTInputs) -> int:
+    """How many sequences' caches the pool holds: all that take turns, or as many as `POOL` has room for, but one."""
+    return max(1, min(SEQUENCES, POOL // _state_bytes(inputs, made.limits.length)))
+
+
+def _tensors(results: TensorRTResults, *, inputs: bool) -> list[ModelTensor]:
+    return [ModelTensor(port.name, port.dtype, port.shape) for port in results.ports if port.input == inputs]
+
+
 def _state_bytes(inputs: list[ModelTensor], length: int) -> int:
     """The bytes of the state of one sequence at its longest. Triton holds the cache that a run reads and the one that
     it writes."""
@@ -139,6 +160,6 @@ def _state_bytes(inputs: list[ModelTensor], length: int) -> int:
 
 
 DECODERS: Mapping[str, tuple[Callable[[Path, Manifest], DecoderModel], tuple[str, ...]]] = {
-    "build tensorrt": (_tensorrt, ("model.plan",)),
+    TENSORRT: (_tensorrt, ("model.plan",)),
     "build onnxruntime": (_onnxruntime, (MODEL, f"{MODEL}.data")),
 }

@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2
 
 from builders import onnxruntime
 from builders.onnxruntime import providers
-from builders.serving.triton import TritonEngine, model_name, write_model
+from builders.serving.triton import TritonEngine, model_name, server_options, write_model
 from builders.tensorrt import hardware
 from builders.tensorrt.build import build as build_tensorrt
 from exporters.export import Source, export
@@ -73,7 +73,7 @@ def test_onnxruntime_model(cpu_engine: Path, tmp_path: Path) -> None:
     assert "intra_op_thread_count" in config.parameters
 
 
-def test_tensorrt_model(plan: Path, tmp_path: Path) -> None:
+def test_tensorrt_model(plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = write_model(plan, tmp_path / "repository")
     assert (model / "1/model.plan").read_bytes() == (plan / "model.plan").read_bytes()
     assert not (model / "1/model.plan").samefile(plan / "model.plan")
@@ -85,7 +85,13 @@ def test_tensorrt_model(plan: Path, tmp_path: Path) -> None:
     assert list(group.profile) == ["0", "1"]
     assert "# Built by TensorRT 11.1.0.106 on NVIDIA H100 80GB HBM3" in text
     assert "at most 4 tokens, the short one first" in text
-    assert f"per sequence {2 * 4 * 4 * 2 * 16 * 64} bytes" in text  # read and written, 2 layers x 2, float32
+    each = 2 * 4 * 4 * 2 * 16 * 64  # read and written, 2 layers x 2, float32
+    assert f"of 16 sequences at their longest, {each} bytes each" in text
+    assert server_options(plan) == [f"--cuda-memory-pool-byte-size=0:{16 * each + 2**26}"]
+    assert f"tritonserver --cuda-memory-pool-byte-size=0:{16 * each + 2**26}\n" in text
+    for room, held in ((5 * each, 5), (each // 2, 1)):
+        monkeypatch.setattr(sys.modules["builders.serving.triton.repository"], "POOL", room)
+        assert server_options(plan) == [f"--cuda-memory-pool-byte-size=0:{held * each + 2**26}"]
 
 
 @pytest.fixture
