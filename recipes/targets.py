@@ -4,7 +4,7 @@
     w8a8            w8a8/      the checkpoint itself             transformers with compressed-tensors
     onnxruntime     onnx/      engine/onnxruntime/               ONNX Runtime
     openvino        onnx/      engine/openvino/                  OpenVINO
-    tensorrt        onnx/      engine/tensorrt/                  TensorRT, on the GPU of this machine
+    tensorrt        onnx-tensorrt/  engine/tensorrt/             TensorRT, on the GPU of this machine; a half body
     tensorrt-llm    trtllm/    the checkpoint itself, checked    the interpreter of its format
 
 NVIDIA's trtllm-build makes the engine of the last one, in its container: the pipeline ends with a checkpoint that the
@@ -72,6 +72,13 @@ def _onnx(out: Path, model: Model, scheme: Scheme) -> Writer:
     from exporters.onnx import OnnxWriter
 
     return OnnxWriter(out, scheme)
+
+
+def _half_onnx(out: Path, model: Model, scheme: Scheme) -> Writer:
+    from exporters.onnx import OnnxWriter
+    from exporters.onnx.form import body_for
+
+    return OnnxWriter(out, scheme, body=body_for("tensorrt", model.checkpoint.dtype))
 
 
 def _needs_onnxruntime(model: Model, scheme: Scheme) -> None:
@@ -148,7 +155,7 @@ TARGETS: Mapping[str, Target] = {
     for target in (
         Target("onnxruntime", "onnx", _needs_onnxruntime, _onnx, _onnxruntime, head=True, embedding=True),
         Target("openvino", "onnx", _needs_openvino, _onnx, _openvino, head=True, embedding=True),
-        Target("tensorrt", "onnx", _needs_tensorrt, _onnx, _tensorrt, head=True),
+        Target("tensorrt", "onnx-tensorrt", _needs_tensorrt, _half_onnx, _tensorrt, head=True),
         Target(
             "tensorrt-llm",
             "trtllm",

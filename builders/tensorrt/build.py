@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from builders.check.lint import Product, lint, quantized_products
-from builders.engine.exports import open_export
+from builders.engine.exports import OnnxExport, open_export
 from builders.nvidia.layers import read_layers
 from builders.onnx_graph import OnnxGraph
 from builders.tensorrt import hardware, timing
@@ -51,6 +51,7 @@ def build(
     timing_cache: str | Path | None = None,
     overwrite: bool = False,
     activations: str | None = None,
+    fp32: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
@@ -58,11 +59,12 @@ def build(
 
     limits: the sizes that the engine must take, under the argument names of `limits_for`; absent ones have a default.
     timing_cache: a file that makes the next build quicker. activations: the form of the graph, if the export holds
-    both. warn: called with each fault that leaves the engine whole; the manifest lists these warnings, too.
+    both. fp32: whether a float32 body is built, too. warn: called with each fault that leaves the engine whole; the
+    manifest lists these warnings, too.
 
-    Raises UserError if `export` is not a whole ONNX export, if the linter finds a fault in it, if the limits contradict
-    the model's, if TensorRT refuses the graph or builds nothing, or if a logit is not finite; OutputError if a file
-    cannot be written; MissingPackageError without TensorRT or a GPU.
+    Raises UserError if `export` is not a whole ONNX export, if the linter finds a fault in it, if its body is float32
+    and that is not asked for, if the limits contradict the model's, if TensorRT refuses the graph or builds nothing, or
+    if a logit is not finite; OutputError if a file cannot be written; MissingPackageError without TensorRT or a GPU.
     """
     out, found = Path(out), open_export(export, activations)
     made = found.manifest
@@ -73,6 +75,8 @@ def build(
     quantized = _products(graph, found.origin.scheme)
     version, gpu = hardware.require_tensorrt(), hardware.find_gpu()
     hardware.check_sums(graph, version)
+    if not fp32:
+        _check_half(found)
     inputs = TensorRTInputs(found.origin, found.digest, held, options, BuiltOn(version, gpu.name, gpu.capability))
     with Workspace(out, STEP, as_json(inputs), overwrite=overwrite) as work:
         if not work.finished:
@@ -103,6 +107,18 @@ def build(
             results = TensorRTResults(tuple(map(_stored, plan.ports.values())), kernels, warnings)
             work.commit(as_json(results), contract=made.contract, geometry=made.geometry)
     return load_manifest(out)
+
+
+def _check_half(export: OnnxExport) -> None:
+    """Raise UserError if what is not INT8 is float32."""
+    onnx = export.origin.onnx
+    if onnx is not None and onnx.body == "fp32":
+        raise UserError(
+            f"{export.folder}: all that is not INT8 is float32 there: norms, attention, head and cache, of twice the "
+            "bytes of half precision",
+            expected="a body of fp16 or bf16",
+            do="export with smoothquant export onnx --for tensorrt, or build it as it is with --fp32",
+        )
 
 
 def _products(graph: OnnxGraph, scheme: Scheme) -> list[Product]:

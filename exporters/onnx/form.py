@@ -12,7 +12,23 @@ from smoothquant.errors import UserError
 from smoothquant.scheme import CACHES, PER_TOKEN, WEIGHTS, Scheme
 
 BODIES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ENGINES = {"onnxruntime": ("fp32", "fp16"), "tensorrt": ("fp16", "bf16")}  # the bodies that each is quick with
 CACHE_DTYPES = {CACHES["int8"]: torch.int8}  # of quantized caches
+
+
+def body_for(engine: str, stored: torch.dtype, asked: str | None = None) -> str:
+    """The body of a graph for an engine: float32 for ONNX Runtime, for TensorRT the checkpoint's half type.
+
+    engine: a key of `ENGINES`. stored: the dtype of the checkpoint; float32 becomes float16. asked: the body that was
+    asked for. Raises UserError if the engine is slow with that, or cannot run it.
+    """
+    bodies = ENGINES[engine]
+    if asked is None:
+        own = [body for body in bodies if BODIES[body] == stored]
+        return own[0] if own and engine == "tensorrt" else bodies[0]
+    if asked not in bodies:
+        raise UserError(f"--for {engine} with --dtype {asked}", expected=" or ".join(bodies), do="drop one of them")
+    return asked
 
 
 @dataclass(frozen=True)

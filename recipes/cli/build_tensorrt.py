@@ -27,6 +27,12 @@ def add(targets: argparse._SubParsersAction, common: argparse.ArgumentParser) ->
     )
     options.add_engine(command)
     options.add_triton(command)
+    command.add_argument(
+        "--fp32",
+        action="store_true",
+        help="build it even if all that is not INT8 is float32 (smoothquant export onnx --for tensorrt makes it half "
+        "precision)",
+    )
     held = command.add_argument_group("what the engine must hold")
     held.add_argument("--max-batch", type=int, default=1, metavar="N", help="sequences at once (default 1)")
     held.add_argument(
@@ -101,6 +107,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             how,
             timing_cache=arguments.timing_cache,
             activations=arguments.act,
+            fp32=arguments.fp32,
             overwrite=arguments.overwrite,
             progress=progress,
             warn=ui.warn,

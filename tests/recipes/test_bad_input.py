@@ -126,7 +126,7 @@ def onnx_export(model: Path, scales: Path, tmp_path_factory: pytest.TempPathFact
     ("arguments", "status", "said"),
     [
         (("--max-length", 513), 2, "--max-length 513; expected 2 to 512, the positions that the model knows"),
-        (("--chunk", 1000), 2, "--chunk 1000; expected 1 to 512, the --max-length"),
+        (("--chunk", 1000), 2, "--chunk 1000; expected 2 to 512, the --max-length"),
         (("--max-batch", 0), 2, "--max-batch 0; expected 1 or more"),
         (("--optimization-level", 6), 2, "--optimization-level 6; expected 0 to 5"),
         (("--workspace", "nan"), 2, "--workspace nan; expected GiB of GPU memory, more than 0"),

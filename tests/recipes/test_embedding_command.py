@@ -66,7 +66,8 @@ def test_targets_that_share_an_export() -> None:
     for names, expected in (
         (("onnxruntime",), True),
         (("w8a8", "onnxruntime"), True),
-        (("onnxruntime", "tensorrt"), False),
+        (("onnxruntime", "tensorrt"), True),  # TensorRT has an export of its own
+        (("tensorrt",), False),
         (("w8a8", "tensorrt-llm"), False),
     ):
         assert hold_embedding([TARGETS[name] for name in names]) == expected

@@ -10,9 +10,12 @@ import torch
 from act_scales.store import ActScales
 from builders.engine.exports import open_export
 from recipes.cli import main
+from recipes.families import open_model
+from recipes.targets import TARGETS
 from smoothquant.artifacts.manifest import OnnxOptions
 from smoothquant.outputs import load_manifest
-from smoothquant.scheme import scheme_of
+from smoothquant.scheme import PER_TOKEN, scheme_of
+from tests import zoo
 from tests.exporters.onnx.graphs import Runner
 from tests.families.case import Case
 from tests.models import sample_ids
@@ -71,6 +74,12 @@ def test_all_at_once(case: Case, scales: Path, tmp_path: Path, capsys: pytest.Ca
         (("--act", "per-tensor", "--keep-float", "200%"), "a budget of '200%' for linears in float; expected above 0%"),
         (("--act", "per-tensor", "--keep-float=-5%"), "a budget of '-5%' for linears in float; expected above 0%"),
         (("--act", "per-tensor", "--keep-float", "0.001%"), "none of this model fits into; expected at least"),
+        (("--for", "tensorrt", "--dtype", "fp32"), "--for tensorrt with --dtype fp32; expected fp16 or bf16; drop one"),
+        (("--for", "onnxruntime", "--dtype", "bf16"), "--for onnxruntime with --dtype bf16; expected fp32 or fp16"),
+        (
+            ("--for", "tensorrt", "--embedding", "int8"),
+            "--embedding int8; expected a float embedding: TensorRT",
+        ),
         (("--opset", "17", "--dtype", "bf16"), "a bfloat16 body in opset 17; expected opset 21; give TensorRT 8.6"),
     ],
 )
@@ -81,6 +90,33 @@ def test_contradictions(
     assert (status, err.count("\n")) == (2, 0)
     assert said in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("stored", "half"), [("float16", "fp16"), ("bfloat16", "bf16"), ("float32", "fp16")])
+def test_an_engine_sets_the_body(
+    stored: str, half: str, case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TensorRT's is the checkpoint's own half type, by `export onnx --for` and by `run`."""
+    folder = zoo.save("llama", tmp_path / "model", dtype=getattr(torch, stored))
+    plain = ("export", "onnx", str(folder), "--float", "--quiet")
+    for number, (options, body) in enumerate(
+        (
+            ((), "fp32"),
+            (("--for", "onnxruntime"), "fp32"),
+            (("--for", "onnxruntime", "--dtype", "fp16"), "fp16"),
+            (("--for", "tensorrt"), half),
+            (("--for", "tensorrt", "--dtype", "bf16"), "bf16"),
+        )
+    ):
+        out = tmp_path / str(number)
+        assert main([*plain, *options, "--out", str(out)]) == 0, capsys.readouterr().err
+        found = load_manifest(out).origin.onnx
+        assert found is not None
+        assert found.body == body
+    model = open_model(folder)
+    for target, body in (("tensorrt", half), ("onnxruntime", "fp32"), ("openvino", "fp32")):
+        assert TARGETS[target].writer(tmp_path / target, model, PER_TOKEN).options["onnx"].body == body
+    assert TARGETS["tensorrt"].export != TARGETS["onnxruntime"].export
 
 
 def test_scales_without_output_ranges(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

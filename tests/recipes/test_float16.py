@@ -18,6 +18,11 @@ from tests.models import save_llama, stretch_residual
 
 FLOAT16 = {  # target and its options: with float16, and the way out that the refusal names
     "onnx": (("onnx", "--dtype", "fp16"), ("onnx", "--dtype", "fp32"), "export with --dtype fp32, or for TensorRT"),
+    "tensorrt": (
+        ("onnx", "--for", "tensorrt", "--dtype", "fp16"),
+        ("onnx", "--for", "tensorrt"),
+        "export with --dtype fp32, or for TensorRT with --dtype bf16",
+    ),
     "float onnx": (("onnx", "--float", "--dtype", "fp16"), ("onnx", "--float"), "export with --dtype fp32"),
     "trtllm": (("trtllm", "--dtype", "float16"), ("trtllm",), "export with --dtype bfloat16"),
     "modelopt": (("modelopt",), ("w8a8",), "use export w8a8 with bfloat16"),

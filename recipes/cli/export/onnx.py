@@ -24,17 +24,23 @@ class Onnx(ExportTarget):
     summary = "the W8A8 ONNX graph (Q/DQ)"
     description = (
         "A decoder with KV cache in standard operators, weights in external data. Build an engine from it: smoothquant "
-        "build onnxruntime DIR --out ENGINE, build openvino or build tensorrt."
+        "build onnxruntime DIR --out ENGINE, build openvino or, with --for tensorrt, build tensorrt."
     )
 
     def add_options(self, command: argparse.ArgumentParser) -> None:
         add_activations(command, "both", help="; both: two graphs that share their weights")
         command.add_argument("--float", action="store_true", help="the unquantized graph: a reference engine")
         command.add_argument(
+            "--for",
+            dest="engine",
+            choices=("onnxruntime", "tensorrt"),
+            help="the engine that will run it. tensorrt: all that is not INT8, the head too, in the checkpoint's "
+            "half type (float16 for float32), which is refused where it would overflow; onnxruntime: in float32",
+        )
+        command.add_argument(
             "--dtype",
             choices=("fp32", "fp16", "bf16"),
-            default="fp32",
-            help="of everything that is not INT8 (default fp32; bf16 is for TensorRT alone)",
+            help="of everything that is not INT8 (default that of --for, else fp32; bf16 is for TensorRT alone)",
         )
         command.add_argument(
             "--lm-head",
@@ -64,6 +70,13 @@ class Onnx(ExportTarget):
         add_keep_float(command)
 
     def smoothing(self, arguments: argparse.Namespace, model: Model) -> Capacity:
+        _body(arguments, model)
+        if arguments.engine == "tensorrt" and EMBEDDINGS[arguments.embedding or "float"].quantized:
+            raise UserError(
+                f"--for tensorrt with --embedding {arguments.embedding}",
+                expected="a float embedding: TensorRT looks up no integers",
+                do="drop one of them",
+            )
         kv = arguments.kv if arguments.kv and CACHES[arguments.kv].quantized else None
         if not arguments.float:
             return FOR_CACHE if kv else FOLDED
@@ -91,13 +104,22 @@ class Onnx(ExportTarget):
         kv, head, embedding = (named or "float" for named in (arguments.kv, arguments.lm_head, arguments.embedding))
         schemes = [scheme_of(form, kv_cache=kv, head=head, embedding=embedding) for form in forms]
         held = with_kept(schemes, arguments, source, ui)
-        return OnnxWriter(arguments.out, *held, body=arguments.dtype, opset=arguments.opset)
+        return OnnxWriter(arguments.out, *held, body=_body(arguments, source.model), opset=arguments.opset)
 
     def notes(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> None:
         head, embedding = HEADS[arguments.lm_head or "float"], EMBEDDINGS[arguments.embedding or "float"]
         if embedding.quantized and source.model.geometry.tied_embeddings and not head.quantized:
             ui.note("the float head keeps the table that it shares with the embedding: INT8 rows are stored beside it")
-        if arguments.opset == 23 and arguments.dtype == "fp32":
+        if arguments.opset == 23 and _body(arguments, source.model) == "fp32":
             ui.note(
                 "opset 23 with an fp32 body is for ONNX Runtime alone: TensorRT has no attention kernel for float32"
             )
+
+
+def _body(arguments: argparse.Namespace, model: Model) -> str:
+    """The body that --for and --dtype ask for. Raises UserError if they contradict each other."""
+    from exporters.onnx.form import body_for
+
+    if arguments.engine is None:
+        return arguments.dtype or "fp32"
+    return body_for(arguments.engine, model.checkpoint.dtype, arguments.dtype)

@@ -22,12 +22,22 @@ def run(exports: dict[str, Path], tmp_path: Path, trt: Any, capsys: pytest.Captu
     """Build an engine from the command line: run("--quiet") -> status, lines of output, lines of errors."""
 
     def built(*arguments: str) -> Ran:
-        made = [str(exports["per-token"]), "--out", str(tmp_path / "engine"), "--max-length", "64"]
+        made = [str(exports["per-token"]), "--out", str(tmp_path / "engine"), "--max-length", "64", "--fp32"]
         status = main(["build", "tensorrt", *made, *arguments])
         found = capsys.readouterr()
         return status, found.out.splitlines(), found.err.splitlines()
 
     return built
+
+
+def test_a_float32_body_has_to_be_asked_for(
+    exports: dict[str, Path], tmp_path: Path, trt: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = ["build", "tensorrt", str(exports["per-token"]), "--out", str(tmp_path / "engine"), "--max-length", "64"]
+    assert main([*made, "--quiet"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "expected a body of fp16 or bf16; export with smoothquant export onnx --for tensorrt, or build it" in line
+    assert not (tmp_path / "engine").exists()
 
 
 def test_all_products_are_int8(run: Callable[..., Ran], tmp_path: Path) -> None:
