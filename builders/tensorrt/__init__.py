@@ -1,6 +1,6 @@
 """TensorRT engines: `build.build` makes an engine folder, `engine.TensorRTEngine` runs it.
 
-Both need TensorRT 10.1 to 11 and a GPU.
+Both need TensorRT 10.1 to 11 (from 10.8 on for ALiBi and for experts) and a GPU.
 
     limits.py    the sizes that an engine must take, and its optimization profiles
     hardware.py  the package, the GPU, and whether a plan fits them
