@@ -36,6 +36,7 @@ from smoothquant.settings import SmoothingSettings
 from smoothquant.static import linears_to_keep
 from smoothquant.steps import DEFAULT, Step, as_records
 from smoothquant.stream import QuantizedLayer, QuantizingLayer, SmoothedLayer, check_scales, smoothed_layers
+from smoothquant.workroom import require_room
 from smoothquant.workspace import Workspace
 
 Progress = Callable[[int, int], None]  # (done, total)
@@ -120,9 +121,15 @@ class Source:
 
     def kept(self, choice: str, progress: Progress = lambda done, total: None) -> tuple[str, ...]:
         """Module names of the linears to leave in float where activations are static: `static.linears_to_keep`."""
-        return linears_to_keep(
-            choice, self.model, self.input_absmax, self.settings, self.input_mean_square, self.steps, progress
-        )
+        if choice not in self._kept:  # several formats ask, and it reads the whole model
+            self._kept[choice] = linears_to_keep(
+                choice, self.model, self.input_absmax, self.settings, self.input_mean_square, self.steps, progress
+            )
+        return self._kept[choice]
+
+    @cached_property
+    def _kept(self) -> dict[str, tuple[str, ...]]:
+        return {}
 
     def head(self, writer: Writer) -> PlannedHead:
         """What the plan says of the output head that a writer's graphs share; nothing where it is in float."""
@@ -158,9 +165,10 @@ def export(
         for writer in writers:
             work = stack.enter_context(Workspace(writer.out, writer.step, _inputs(source, writer), overwrite=overwrite))
             if not work.finished:
-                work.require(writer.nbytes(source.model))
-                writer.begin(source, work)
                 todo.append((writer, work))
+        require_room([(work, writer.nbytes(source.model)) for writer, work in todo])
+        for writer, work in todo:
+            writer.begin(source, work)
         if todo:
             _run(source, todo, progress)
 
@@ -251,11 +259,11 @@ def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progres
         progress(layer.index + 1, layers)
         del layer, quantizing, quantized  # before the next one is loaded: one layer in memory, not two
     heads = [source.head(writer) for writer, _ in todo]
-    error = contract.finish(next((head for head in heads if head is not UNPLANNED), UNPLANNED))
+    errors = {id(head): contract.finish(head) for head in {id(head): head for head in heads}.values()}
     for (writer, work), head in zip(todo, heads, strict=True):
         writer.end()
         save_tensors(work.path(SMOOTHING), smoothing | _explain_head(model, head))
-        work.commit(contract=Promise(error, TOLERANCE), geometry=model.facts())
+        work.commit(contract=Promise(errors[id(head)], TOLERANCE), geometry=model.facts())
 
 
 def _weights(writer: Writer) -> Precision:

@@ -126,6 +126,16 @@ def check_replaceable(out: Path) -> set[str]:
     return found
 
 
+def check_holds_outputs(out: str | Path) -> None:
+    """Raise OutputError for a folder that shall hold outputs and is one itself."""
+    if is_output(Path(out)):
+        raise OutputError(
+            f"--out {out}: an output of this tool, in which others have no place",
+            expected="a folder that holds outputs, or a new one",
+            do="choose another --out",
+        )
+
+
 def check_apart(out: str | Path, inputs: Mapping[str, str | Path], option: str = "--out") -> None:
     """Raise OutputError for an output that is an input, holds one or lies inside one. inputs: path by what it is."""
     target = Path(out)

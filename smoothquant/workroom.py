@@ -10,7 +10,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -74,19 +75,13 @@ class Workroom:
         self._journal.own(files.files_in(self.folder))
 
     def require(self, nbytes: int) -> None:
-        """Raise OutputError now if the disk cannot hold `nbytes` more than what is already written."""
-        needed, free = nbytes - self._on_disk() + SLACK, shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise OutputError(
-                f"{self.out}: {_gigabytes(free)} free on this disk",
-                expected=f"{_gigabytes(needed)}",
-                do="free some space, or choose an --out on another disk",
-            )
+        """Raise OutputError now if the disk cannot hold an output of `nbytes`, part of which may be written."""
+        require_room([(self, nbytes)])
 
     def adopt(self, source: Path, name: str) -> None:
         """Put a copy of a file of another output into the folder, as `name`. It shares the other's room on a disk that
         can do that."""
-        self.require(self._on_disk() + source.stat().st_size)
+        self.require(self.on_disk() + source.stat().st_size)
         files.copy(source, self.path(name))
 
     def state(self, name: str = STATE) -> dict[str, Tensor]:
@@ -120,8 +115,24 @@ class Workroom:
             log.warning("%s: %s", self.out, self._journal.note)
         files.make_folder(self.folder)
 
-    def _on_disk(self) -> int:
+    def on_disk(self) -> int:
+        """How many bytes of the output are written."""
         return sum((self.folder / name).lstat().st_blocks * 512 for name in files.files_in(self.folder))
+
+
+def require_room(made: Sequence[tuple[Workroom, int]]) -> None:
+    """Raise OutputError now if a disk cannot hold the outputs that are made on it, part of which may be written. made:
+    each with its size in bytes."""
+    needed: defaultdict[int, int] = defaultdict(lambda: SLACK)
+    for room, nbytes in made:
+        disk, free = os.stat(room.folder).st_dev, shutil.disk_usage(room.folder).free
+        needed[disk] += nbytes - room.on_disk()
+        if needed[disk] > free:
+            raise OutputError(
+                f"{room.out}: {_gigabytes(free)} free on this disk",
+                expected=f"{_gigabytes(needed[disk])}",
+                do="free some space, or choose an --out on another disk",
+            )
 
 
 def forget(out: str | Path) -> None:

@@ -30,6 +30,7 @@ from recipes.cli import (
     serve_config,
     validate,
 )
+from recipes.cli.forms import CommandParser
 from recipes.cli.process import check_words, guarded
 from recipes.cli.ui import Ui
 from smoothquant import __version__
@@ -71,7 +72,7 @@ MODEL is a Hugging Face model folder. Every command: smoothquant COMMAND --help
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(
+    top = CommandParser(
         prog="smoothquant",
         description="W8A8 INT8 for large language models: calibrate or search, smooth, quantize, export, build, prove.",
         epilog=EPILOG,

@@ -44,6 +44,7 @@ class Ui:
         self.json, self.quiet = json, quiet
         self.out = Piped(width=None if sys.stdout.isatty() else 120)
         self.err = Piped(stderr=True)
+        self._subject = ""
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -61,6 +62,15 @@ class Ui:
             logger.setLevel(level)
             for line in self.unchanged.values():
                 self.note(line)
+
+    @contextmanager
+    def about(self, subject: str) -> Iterator[None]:
+        """Let notes and warnings begin with what they are about; empty for the command as a whole."""
+        self._subject = f"{subject}: " if subject else ""
+        try:
+            yield
+        finally:
+            self._subject = ""
 
     def done(self, out: str, text: str) -> None:
         """Say what a command has made; where it was already there, that."""
@@ -117,11 +127,11 @@ class Ui:
     def note(self, text: str) -> None:
         """A line on stderr about what is going on."""
         if not self.quiet:
-            self.err.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+            self.err.print(printable(f"{self._subject}{text}"), markup=False, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """A line on stderr that nobody should miss."""
-        self.err.print(f"warning: {printable(text)}", markup=False, highlight=False, soft_wrap=True)
+        self.err.print(f"warning: {self._subject}{printable(text)}", markup=False, highlight=False, soft_wrap=True)
 
     def result(self, content: dict) -> None:
         """The result of a command for programs: printed only with --json."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING
 
 from smoothquant.errors import UserError
@@ -25,8 +26,10 @@ def add_plan(command: argparse.ArgumentParser) -> None:
 
 
 def plan_of(arguments: argparse.Namespace, model: Model) -> Plan | None:
-    """The plan that --plan names, which is this model's; None without one. Precisions that the options leave open
-    become the plan's. Raises UserError for options that the plan stands in for."""
+    """The plan that --plan names, or that stands in the place of ACT_SCALES, which is this model's; None without one.
+    Raises UserError for options that the plan stands in for."""
+    if arguments.plan is None and arguments.act_scales is not None and os.path.isdir(arguments.act_scales):
+        arguments.plan, arguments.act_scales = arguments.act_scales, None  # scales are a file, a plan is a folder
     if arguments.plan is None:
         return None
     from smoothquant.plan import read_plan
@@ -39,19 +42,22 @@ def plan_of(arguments: argparse.Namespace, model: Model) -> Plan | None:
                 expected="one of them: a plan says what is folded",
                 do=f"leave {option} away, or --plan",
             )
-    plan = read_plan(arguments.plan).for_model(model)
+    return read_plan(arguments.plan).for_model(model)
+
+
+def take_precisions(arguments: argparse.Namespace, plan: Plan) -> None:
+    """Let precisions that a target's options leave open be the plan's."""
     scheme = plan.facts.scheme
     precisions = {"act": scheme.activations.form, "kv": scheme.kv_cache.dtype, "lm_head": scheme.head.dtype}
     precisions |= {"embedding": scheme.embedding.dtype}  # and whatever the format has no option for stays in float
     for name, form in precisions.items():
         if name in arguments and getattr(arguments, name) is None:
             setattr(arguments, name, form)
-    return plan
 
 
 def left_in_float(arguments: argparse.Namespace, plan: Plan) -> str:
     """What a plan has in INT8 beside the linears and this format has in float, in words; nothing if there is nothing.
-    arguments: those that `plan_of` has read."""
+    arguments: those that `take_precisions` has changed."""
     scheme = plan.facts.scheme
     ends = {"lm_head": ("its output head", scheme.head), "embedding": ("its embedding", scheme.embedding)}
     return " and ".join(words for name, (words, one) in ends.items() if one.quantized and name not in arguments)

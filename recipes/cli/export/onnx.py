@@ -15,6 +15,7 @@ from smoothquant.scheme import CACHES, EMBEDDINGS, HEADS, scheme_of
 if TYPE_CHECKING:
     from exporters.export import Source, Writer
     from smoothquant.model import Model
+    from smoothquant.plan import Plan
 
 BOTH = ("per-token", "per-tensor")  # forms of --act both
 
@@ -88,10 +89,10 @@ class Onnx(ExportTarget):
                 )
         return Capacity("--float", groups=("none",))
 
-    def source(self, arguments: argparse.Namespace, model: Model, usual_alpha: float) -> Source:
+    def source(self, arguments: argparse.Namespace, model: Model, plan: Plan | None, usual_alpha: float) -> Source:
         from recipes.pipeline import source_of
 
-        given = super().source(arguments, model, usual_alpha)
+        given = super().source(arguments, model, plan, usual_alpha)
         if not arguments.float:
             return given
         plain = source_of(model, None, given.settings)  # how far it reaches is all that is read of act scales

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from recipes.cli.export.by_plan import plan_of
+from recipes.cli.export.by_plan import take_precisions
 from recipes.cli.ui import Ui, listed
 from smoothquant.capacity import FOLDED, Capacity
 from smoothquant.errors import UserError
@@ -17,6 +17,7 @@ from smoothquant.scheme import ACTIVATIONS, Scheme, quantized_names
 if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
     from exporters.export import Source, Writer
     from smoothquant.model import Model
+    from smoothquant.plan import Plan
 
 
 class ExportTarget(ABC):
@@ -37,12 +38,13 @@ class ExportTarget(ABC):
         other."""
         return FOLDED
 
-    def source(self, arguments: argparse.Namespace, model: Model, usual_alpha: float) -> Source:
+    def source(self, arguments: argparse.Namespace, model: Model, plan: Plan | None, usual_alpha: float) -> Source:
         """The model with its act scales and smoothing settings, or with its plan. usual_alpha: the alpha if none is
         given. Raises UserError for settings that the format or the model cannot hold."""
         from recipes.pipeline import source_by_plan, source_of
 
-        plan = plan_of(arguments, model)
+        if plan:
+            take_precisions(arguments, plan)
         capacity = self.smoothing(arguments, model)
         if plan:
             capacity.check(plan.facts.smoothing, model)
