@@ -102,19 +102,21 @@ class Harness:
 
     def _half_made(self, scenario: Scenario) -> str:
         """What is wrong with outputs between the two runs: each is whole, the old one or the new one, or absent."""
-        outs = [
-            path
-            for path in self.place.rglob("*")
-            if path.name != OURS and path.is_dir() and is_output(path) and _is_named(path)
-        ]
-        for out in outs:
+        for out in self._outputs(self.place):
             try:
-                check_content(out, load_manifest(out))
+                if (self.place / out).is_dir():
+                    check_content(self.place / out, load_manifest(self.place / out))
             except UserError as error:
                 return f"after the interruption: {error}"
-        if scenario.before and not any((self.place / name).exists() for name in ("out", "out.safetensors")):
-            return "after the interruption neither the old output nor the new one is there"
+        for old in self._outputs(self.base / scenario.name):
+            if not (self.place / old).exists():
+                return f"after the interruption neither the old {old} nor the new one is there"
         return ""
+
+    def _outputs(self, folder: Path) -> list[Path]:
+        """The outputs in a scenario's folder, by their paths in it."""
+        found = [path for path in folder.rglob("*") if path.is_dir() and path.name != OURS and is_output(path)]
+        return [path.relative_to(folder) for path in (*found, *folder.glob("*.safetensors")) if _is_named(path)]
 
     def _reset(self, scenario: Scenario) -> None:
         """The folder of a scenario, before its command."""

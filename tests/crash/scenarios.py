@@ -30,6 +30,10 @@ def _both(name: str, command: Sequence[str], other: Sequence[str]) -> tuple[Scen
     return Scenario(name, command), Scenario(f"{name}-overwrite", (*command, "--overwrite"), other)
 
 
+SEVERAL = (
+    *("export", "--target", "w8a8", "--target", "onnx:act=both,dtype=fp16,lm-head=int8", "--target", "trtllm:pp=2"),
+    *(MODEL, SCALES),
+)
 RUN = (
     *("run", "tiny-llama", "--model", MODEL, "--text", TEXT, "--heldout", HELDOUT, "--out", "out"),
     *("--samples", "4", "--length", "64"),
@@ -47,6 +51,7 @@ SCENARIOS = {
         *_both("w8a8", _export("w8a8"), _export("w8a8", "--alpha", "0.3")),
         *_both("onnx", _export("onnx", "--act", "both", "--lm-head", "int8", "--kv", "int8"), _export("w8a8")),
         *_both("trtllm", _export("trtllm", "--kv", "int8", "--tp", "1", "--pp", "2"), _export("trtllm")),
+        *_both("several", (*SEVERAL, "--out", "out"), (*SEVERAL, "--out", "out", "--alpha", "0.3")),
         *_both("convert", ("convert", INT8, "--to", "compressed-tensors", "--out", "out"), _export("w8a8")),
         *_both(
             "build",

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 FEW = ("--samples", "2", "--length", "32")
 TO_S = ("--out", "out.safetensors")
 TO = ("--out", "out")
+SEVERAL = "export --target w8a8 --target onnx:act=both,dtype=fp16 --target trtllm:pp=2"  # a form of export
 COMMANDS: dict[str, tuple[str, ...]] = {
     "calibrate": ("model", "--text", "text.txt", *FEW, *TO_S),
     "search": ("model", "--text", "text.txt", "--samples", "4", "--length", "16", *TO),
@@ -34,6 +35,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "export modelopt": ("model", "scales.safetensors", *TO),
     "export onnx": ("model", "scales.safetensors", *TO),
     "export trtllm": ("model", "scales.safetensors", *TO),
+    SEVERAL: ("model", "scales.safetensors", *TO),
     "convert": ("int8", "--to", "compressed-tensors", *TO),
     "check": ("onnx",),
     "build onnxruntime": ("onnx", *TO),
@@ -121,7 +123,7 @@ def names(given: argparse.ArgumentParser, before: str = "") -> Iterator[str]:
 
 
 def test_the_table_is_whole() -> None:
-    assert set(names(parser())) == set(COMMANDS)
+    assert {*names(parser()), SEVERAL} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
