@@ -15,7 +15,7 @@ from smoothquant.errors import CheckpointError, UserError
 from smoothquant.family import Family, Geometry
 from smoothquant.family_checks import check_numbers, check_record
 from smoothquant.norms import Norm
-from smoothquant.quantization import absmax
+from smoothquant.quantization import is_finite
 from smoothquant.roles import ROUTER, Role, parsed
 
 ROWS = 2048  # rows of an embedding or lm_head handed over at a time
@@ -189,7 +189,7 @@ class Model:
         return name if name in self.checkpoint.tensors else name.removeprefix(self.family.base)
 
     def _finite(self, name: str, tensor: Tensor) -> Tensor:
-        if not absmax(tensor.view(tensor.shape[0], -1), dim=0).isfinite().all():
+        if not is_finite(tensor):
             raise CheckpointError(
                 f"{self.info(name).file}: tensor {name} holds NaN or Inf",
                 expected="finite weights",
