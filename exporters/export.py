@@ -1,9 +1,13 @@
 """One pass over the quantized layers, many formats.
 
-    for each layer:  load -> smooth -> check the contract -> quantize -> hand it to every writer -> forget it
+    the system        reads the next layer from the disk
+    the caller        loads a layer, smooths it, checks the contract, quantizes it, and forgets it
+    a thread          hands the layer before to every writer
+    another thread    hashes what is written (`smoothquant.data_file`)
 
 A format is a `Writer`. All writers of a pass see the same layers; each has its own `Workspace`, and an interrupted
-pass goes on at the first layer that some writer had not noted.
+pass goes on at the first layer that some writer had not noted. Two layers are in memory. A layer is handed on when the
+one before is written, and noted when it is written itself.
 """
 
 from __future__ import annotations
@@ -18,12 +22,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from exporters.explained import explain_head, explain_layer
 from smoothquant import float16
 from smoothquant.artifacts.manifest import Origin, Promise
-from smoothquant.artifacts.ports import CACHED, KEY
 from smoothquant.artifacts.record import as_json
 from smoothquant.artifacts.safetensors_files import save_tensors
-from smoothquant.artifacts.smoothing_file import ENDS, SCALE, SMOOTHING, tensors
+from smoothquant.artifacts.smoothing_file import ENDS, SMOOTHING
+from smoothquant.behind import Behind
 from smoothquant.capacity import Capacity
 from smoothquant.contract import TOLERANCE, Contract
 from smoothquant.errors import ActScalesError, UserError
@@ -31,6 +36,7 @@ from smoothquant.head import UNPLANNED, PlannedHead
 from smoothquant.machine import return_freed_tensors
 from smoothquant.model import Model
 from smoothquant.plan import Plan
+from smoothquant.readahead import expect_layer
 from smoothquant.scheme import Precision, Scheme
 from smoothquant.settings import SmoothingSettings
 from smoothquant.static import linears_to_keep
@@ -39,12 +45,12 @@ from smoothquant.stream import QuantizedLayer, QuantizingLayer, SmoothedLayer, c
 from smoothquant.workroom import require_room
 from smoothquant.workspace import Workspace
 
-Progress = Callable[[int, int], None]  # (done, total)
 PLANNED: Mapping[str, Callable[[Scheme], str]] = {  # parts of a scheme that a plan decides -> what they are, in words
     "weights": lambda scheme: f"{scheme.weights.form} weights",
     "activations": lambda scheme: f"{scheme.activations.form} activations",
     "kv_cache": lambda scheme: f"a KV cache in {_form(scheme.kv_cache)}",
 }
+Progress = Callable[[int, int], None]  # (done, total)
 
 
 class Writer(Protocol):
@@ -167,8 +173,6 @@ def export(
             if not work.finished:
                 todo.append((writer, work))
         require_room([(work, writer.nbytes(source.model)) for writer, work in todo])
-        for writer, work in todo:
-            writer.begin(source, work)
         if todo:
             _run(source, todo, progress)
 
@@ -232,57 +236,62 @@ def _inputs(source: Source, writer: Writer) -> dict:
     return as_json(Origin(family, source.settings, writer.schemes, **made_from))
 
 
-def _run(source: Source, todo: list[tuple[Writer, Workspace]], progress: Progress) -> None:
+def _run(source: Source, todo: Sequence[tuple[Writer, Workspace]], progress: Progress) -> None:
+    """Write every format that is not finished, and give each its name. todo: writers, each with its workspace."""
     return_freed_tensors()
     model, layers = source.model, source.model.geometry.layers
-    _, behind = min(todo, key=lambda pair: pair[1].next_layer)
-    start, kept = behind.next_layer, behind.state()
-    contract = Contract(model, kept)
+    _, last = min(todo, key=lambda pair: pair[1].next_layer)
+    start, kept = last.next_layer, last.state()
     smoothing = {name: tensor for name, tensor in kept.items() if name.endswith(ENDS)}
     progress(start, layers)
     ranges = (source.input_absmax, source.settings, start, source.output_absmax)
-    smoothed = smoothed_layers(model, *ranges, source.steps, source.plan)
-    for layer in smoothed:
-        lacking = [(writer, work) for writer, work in todo if work.next_layer <= layer.index]
-        for writer, _ in lacking:
-            if holds_float16(writer, source):
-                float16.check_layer(layer, str(writer.out), writer.wider)
-        wanted = dict.fromkeys(_weights(writer) for writer, _ in lacking)
-        quantizing = [QuantizingLayer(layer, weights) for weights in wanted if weights.quantized]
-        contract.check(layer, quantizing[0] if quantizing else None)
-        quantized = {running.weights: running.quantized() for running in quantizing}
-        smoothing.update(_explain(model, layer))
-        for writer, work in lacking:
-            writer.write(layer, quantized.get(_weights(writer)))
-            if work.due:
-                work.mark(layer.index + 1, {**contract.state(), **smoothing})
-        progress(layer.index + 1, layers)
-        del layer, quantizing, quantized  # before the next one is loaded: one layer in memory, not two
-    heads = [source.head(writer) for writer, _ in todo]
-    errors = {id(head): contract.finish(head) for head in {id(head): head for head in heads}.values()}
+    with Behind() as behind:
+        behind.do(_begin, source, todo)
+        contract = Contract(model, kept)
+        for layer in smoothed_layers(model, *ranges, source.steps, source.plan):
+            expect_layer(model, layer.index + 1)
+            lacking = [(writer, work) for writer, work in todo if work.next_layer <= layer.index]
+            quantized = _quantized(source, layer, [writer for writer, _ in lacking], contract)
+            smoothing.update(explain_layer(model, layer))
+            behind.do(_write, [writer for writer, _ in lacking], layer, quantized)
+            done = layer.index + 1
+            del layer, quantized  # the thread has them
+            for work in [work for _, work in lacking if work.due]:
+                behind.wait()
+                work.mark(done, {**contract.state(), **smoothing})
+            progress(done, layers)
+        heads = [source.head(writer) for writer, _ in todo]
+        errors = {id(head): contract.finish(head) for head in {id(head): head for head in heads}.values()}
+        behind.wait()
     for (writer, work), head in zip(todo, heads, strict=True):
         writer.end()
-        save_tensors(work.path(SMOOTHING), smoothing | _explain_head(model, head))
+        save_tensors(work.path(SMOOTHING), smoothing | explain_head(model, head))
         work.commit(contract=Promise(errors[id(head)], TOLERANCE), geometry=model.facts())
+
+
+def _begin(source: Source, todo: Sequence[tuple[Writer, Workspace]]) -> None:
+    for writer, work in todo:
+        writer.begin(source, work)
+
+
+def _quantized(
+    source: Source, layer: SmoothedLayer, writers: Sequence[Writer], contract: Contract
+) -> Mapping[Precision, QuantizedLayer]:
+    """A layer in each precision of weights that writers want, once the contract is checked."""
+    for writer in writers:
+        if holds_float16(writer, source):
+            float16.check_layer(layer, str(writer.out), writer.wider)
+    wanted = dict.fromkeys(_weights(writer) for writer in writers)
+    quantizing = [QuantizingLayer(layer, weights) for weights in wanted if weights.quantized]
+    contract.check(layer, quantizing[0] if quantizing else None)
+    return {running.weights: running.quantized() for running in quantizing}
+
+
+def _write(writers: Sequence[Writer], layer: SmoothedLayer, quantized: Mapping[Precision, QuantizedLayer]) -> None:
+    for writer in writers:
+        writer.write(layer, quantized.get(_weights(writer)))
 
 
 def _weights(writer: Writer) -> Precision:
     """How a writer's graphs hold their weights."""
     return writer.schemes[0].weights
-
-
-def _explain_head(model: Model, head: PlannedHead) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in head.tensors(model).items() if name.endswith(SCALE)}
-
-
-def _explain(model: Model, layer: SmoothedLayer) -> dict[str, Tensor]:
-    scales = {model.linear(layer.index, role): scale for role, scale in layer.column.items()}
-    keys = {} if layer.keys is None else {model.family.module(layer.index, KEY): layer.keys}
-    return tensors(
-        smoothing_scale=scales | keys,
-        input_absmax={model.linear(layer.index, role): absmax for role, absmax in layer.input_absmax.items()},
-        cache_scale={
-            model.family.module(layer.index, part): scale
-            for part, scale in zip(CACHED, layer.cache_scales or (), strict=False)
-        },
-    )

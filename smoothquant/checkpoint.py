@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from smoothquant import files
-from smoothquant.artifacts.safetensors_files import CODES, as_bytes
+from smoothquant.artifacts.safetensors_files import CODES, as_bytes, read_header
 from smoothquant.config_keys import KEYS
 from smoothquant.digests import Stamp, check_unchanged, combined, remembered
 from smoothquant.elsewhere import refuse_other_folder
@@ -189,14 +189,11 @@ class Checkpoint:
                 name: f"{CODES[tensor.dtype]} {list(tensor.shape)} {hashlib.sha256(as_bytes(tensor)).hexdigest()}"
                 for name, tensor in self._load_bin(file).items()
             }
-        with open(file, "rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(length))
-        header.pop("__metadata__", None)
+        start, header = read_header(file)
 
         def digest(name: str) -> str:
             begin, end = header[name]["data_offsets"]
-            return files.sha256(file, 8 + length + begin, 8 + length + end)
+            return files.sha256(file, start + begin, start + end)
 
         with ThreadPoolExecutor(READERS) as pool:
             found = dict(zip(header, pool.map(digest, header), strict=True))
@@ -274,7 +271,8 @@ class Checkpoint:
         return self.tensors[name]
 
     def _load_bin(self, file: Path) -> dict[str, Tensor]:
-        if self._bin_shard is None or self._bin_shard[0] != file:
+        shard = self._bin_shard  # another thread may put its own there meanwhile
+        if shard is None or shard[0] != file:
             self._bin_shard = None
             try:
                 mappable = zipfile.is_zipfile(file)  # torch < 1.6 wrote other files, which are read whole
@@ -283,8 +281,8 @@ class Checkpoint:
                 raise _broken(file, "it holds more than tensors, or is truncated or corrupt", error) from error
             if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
                 raise _broken(file, "is not a dict of tensors")
-            self._bin_shard = (file, loaded)
-        return self._bin_shard[1]
+            shard = self._bin_shard = (file, loaded)
+        return shard[1]
 
 
 def _read_json(path: Path) -> dict:

@@ -21,6 +21,7 @@ from smoothquant.files import Piece
 
 FILE = "model.onnx.data"
 PAGE, SMALL = 4096, 64  # alignment of large tensors and of those below 16 pages
+TOGETHER = 64 << 20  # bytes of a matrix that is transposed as a whole; of a larger one, a part after the other is
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,13 @@ class ExternalData:
         place = self.places[name]
         width, itemsize = place.shape[1], place.dtype.itemsize
         start = 0
+        if place.nbytes <= TOGETHER:
+            parts = [torch.cat(list(parts))]
         for part in parts:
             content, length = _bytes(name, part.t(), place, axis=1), len(part) * itemsize  # (in, rows of the part)
+            if len(part) == width:
+                yield place.offset, content
+                return
             for row in range(place.shape[0]):
                 offset = place.offset + (row * width + start) * itemsize
                 yield offset, content[row * length : (row + 1) * length]

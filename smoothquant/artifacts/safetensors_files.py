@@ -113,6 +113,15 @@ class SafetensorsFile:
         self.file.write([(offset, content)], offset, offset + len(content))
 
 
+def read_header(file: Path) -> tuple[int, dict[str, dict]]:
+    """Where the tensors of a safetensors file begin, in bytes, and what its header says of each."""
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    return 8 + length, header
+
+
 def as_bytes(tensor: Tensor) -> memoryview:
     """The content of a tensor, row by row."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
