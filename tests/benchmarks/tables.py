@@ -24,6 +24,7 @@ ORDER = (
     "generate_speed",
     "serve_speed",
     "export_memory",
+    "one_pass",
     "integrity_cost",
     "trtllm_ranks",
     "calibration_speed",

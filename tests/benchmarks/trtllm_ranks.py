@@ -44,7 +44,7 @@ def main() -> None:
             for what in TARGETS:
                 options = ["--out", folder / "out", *what.removeprefix(ONE).split(), "--quiet"]
                 arguments = ["export", "trtllm", folder / "model", scales, *options]
-                took, peak = measured([sys.executable, "-m", "recipes.cli", *map(str, arguments)])
+                took, peak, _ = measured([sys.executable, "-m", "recipes.cli", *map(str, arguments)])
                 shutil.rmtree(folder / "out")
                 seconds[what].append(took)
                 peaks[what].append(peak)
