@@ -16,8 +16,9 @@ def expect_layer(model: Model, index: int) -> None:
     """Say that a layer's tensors are the next to be read. A layer that the model does not have is none."""
     if index >= model.geometry.layers or not hasattr(os, "posix_fadvise"):
         return
-    tensors, within = model.checkpoint.tensors, model.on_disk(model.family.module(index, ""))
-    for name in (name for name in tensors if name.startswith(within)):
+    tensors, within = model.checkpoint.tensors, model.family.module(index, "")
+    either = (within, within.removeprefix(model.family.base))  # a checkpoint may hold names without their first part
+    for name in (name for name in tensors if name.startswith(either)):
         info = tensors[name]
         if info.file.suffix == ".safetensors":
             begin, end = _ranges(info.file)[info.part.name if info.part else name]
