@@ -25,6 +25,7 @@ ORDER = (
     "serve_speed",
     "export_memory",
     "one_pass",
+    "one_pass",
     "integrity_cost",
     "trtllm_ranks",
     "calibration_speed",
