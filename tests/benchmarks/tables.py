@@ -25,7 +25,6 @@ ORDER = (
     "serve_speed",
     "export_memory",
     "one_pass",
-    "one_pass",
     "integrity_cost",
     "trtllm_ranks",
     "calibration_speed",
