@@ -14,7 +14,7 @@ from tests.forked import assert_one_line, smoothquant
 from tests.models import open_llama, save_llama
 from tests.plans import write_plan
 
-ONNX_OPTIONS = "act=per-token|per-tensor|both, float, dtype=fp32|fp16|bf16"
+ONNX_OPTIONS = "act=per-token|per-tensor|both, float, for=onnxruntime|tensorrt, dtype=fp32|fp16|bf16"
 
 
 @pytest.fixture(scope="module")
