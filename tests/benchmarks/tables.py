@@ -1,7 +1,7 @@
 """Writes the generated parts of the documents from results/*.json:  python -m tests.benchmarks.tables [--check]
 
-A part lies between `<!-- generated: NAME -->` and `<!-- end -->`. With --check nothing is written, and the exit status
-is 1 if a document is not what the results make.
+A part lies between `<!-- generated: NAME -->` and `<!-- end -->`; a picture is a file of its own. With --check nothing
+is written, and the exit status is 1 if a document is not what the results make.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recipes.models import RECIPES
-from tests.benchmarks import gpu, onnx_forms, readers, real_table, trtllm_forms
+from tests.benchmarks import gpu, onnx_forms, readers, real_table, serve_plot, trtllm_forms
 from tests.benchmarks import quantizers as quantizers_table
 from tests.benchmarks.results import FOLDER, ratio_text
 from tests.families import table as families_table
@@ -23,6 +23,8 @@ ORDER = (
     "engine_speed",
     "generate_speed",
     "serve_speed",
+    "serve_speed_2048",
+    "serve_load",
     "export_memory",
     "one_pass",
     "integrity_cost",
@@ -48,6 +50,12 @@ def main() -> None:
             stale.append(name)
         elif made != text:
             path.write_text(made, encoding="utf-8")
+    for name, draw in PICTURES.items():
+        path, content = ROOT / name, draw()
+        if "--check" not in sys.argv:
+            path.write_text(content, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != content:
+            stale.append(name)
     if stale:
         sys.exit(f"{', '.join(stale)}: not what results/ make: python -m tests.benchmarks.tables")
 
@@ -179,6 +187,11 @@ def quantizers() -> str:
     return quantizers_table.table(result("servers"))
 
 
+def served() -> str:
+    """Throughput beside vLLM."""
+    return serve_plot.picture([result(name) for name in ("serve_speed", "serve_speed_2048")])
+
+
 def result(name: str) -> dict:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -204,6 +217,8 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     "docker/README.md": {"container": container, "gpu": gpu.table},
     "recipes/README.md": {"meanings": families_table.meanings, "targets": targets, "models": models},
 }
+
+PICTURES: dict[str, Callable[[], str]] = {"tests/benchmarks/results/serve_speed.svg": served}
 
 if __name__ == "__main__":
     main()
