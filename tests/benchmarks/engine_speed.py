@@ -31,10 +31,10 @@ from builders.onnxruntime import OnnxRuntimeEngine
 from builders.onnxruntime.session import PAST, first_feed, open_session
 from exporters.export import Source, export
 from recipes.families import open_model
-from recipes.synthetic import save_random_llama
 from smoothquant.artifacts.ports import LOGITS_TO_KEEP
 from smoothquant.machine import subnormals_as_zero
 from smoothquant.settings import SmoothingSettings
+from tests.benchmarks.random_llama import save_llama
 from tests.benchmarks.results import Row, publish
 from tests.writers import onnx_writer
 
@@ -97,17 +97,8 @@ def main() -> None:
 
 
 def export_all(scratch: Path, hidden: int, layers: int, vocabulary: int) -> dict[str, Path]:
-    """The model, and its exports by label. Heads of 64 channels, four to a kv head; MLP 2.75 times as wide."""
-    heads = hidden // 64
-    save_random_llama(
-        scratch / "model",
-        hidden=hidden,
-        intermediate=hidden * 11 // 4,
-        layers=layers,
-        heads=heads,
-        kv_heads=heads // 4,
-        vocabulary=vocabulary,
-    )
+    """The model, and its exports by label."""
+    save_llama(scratch / "model", hidden, layers, vocabulary)
     source = Source(open_model(scratch / "model"), SmoothingSettings(groups="none"))
     folders = {label: scratch / f"export-{number}" for number, label in enumerate(VARIANTS)}
     export(source, [onnx_writer(folders[label], **options) for label, options in VARIANTS.items()])

@@ -32,10 +32,10 @@ from builders.onnxruntime import build
 from builders.onnxruntime.record import GROUPED
 from exporters.export import Source, export
 from recipes.families import open_model
-from recipes.synthetic import save_random_llama
 from smoothquant.files import copy, scratch
 from smoothquant.settings import SmoothingSettings
 from tests.benchmarks.load import server
+from tests.benchmarks.random_llama import save_llama
 from tests.benchmarks.results import Row, publish
 from tests.servers.environments import VLLM
 from tests.writers import onnx_writer, w8a8_writer
@@ -70,17 +70,8 @@ def main() -> None:
 
 def random_folders(place: Path, like: Path, hidden: int, layers: int) -> tuple[Path, Path]:
     """The engine and the W8A8 folder of a random Llama. like: a folder whose tokenizer it has."""
-    heads, model = hidden // 64, place / "model"
-    vocabulary = json.loads((like / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    save_random_llama(
-        model,
-        hidden=hidden,
-        intermediate=hidden * 11 // 4,
-        layers=layers,
-        heads=heads,
-        kv_heads=heads // 4,
-        vocabulary=vocabulary,
-    )
+    model = place / "model"
+    save_llama(model, hidden, layers, json.loads((like / "config.json").read_text(encoding="utf-8"))["vocab_size"])
     for name in ("tokenizer.json", "tokenizer_config.json"):
         copy(like / name, model / name)
     source = Source(open_model(model), SmoothingSettings(groups="none"))
