@@ -5,6 +5,9 @@
 EXPORT: made by `export onnx`. All sequences have one length, which is the best case of onnxruntime-genai and OpenVINO:
 both compute a batch as a rectangle, padded to the longest. The server's own form and onnxruntime-genai have the same
 grouped graph, OpenVINO has the exported one, and the last form computes one sequence after another.
+
+onnxruntime-genai's Engine, whose requests join and leave as the server's do, gets whole requests: prompts of 256 random
+tokens and 64 new ones. It takes as many at once as it says; the bare loop takes all.
 """
 
 from __future__ import annotations
@@ -27,9 +30,12 @@ from builders.openvino.engine import OpenVinoRequest
 from builders.openvino.graph import compile_graph
 from smoothquant.files import scratch
 from tests.benchmarks.results import Row, publish
+from tests.benchmarks.serve_speed import NEW, loop_speed
 
-CELLS = [(batch, cached) for cached in (256, 1024) for batch in (1, 4, 16)]
+CELLS = [(1, 256), (4, 256), (16, 256), (4, 1024)]  # onnxruntime-genai computes the logits of all tokens of a prompt
 STEPS, LONGEST = 8, 1280
+PROMPT = 256  # tokens
+TOKEN = onnxruntime_genai.EngineEventFlags.TOKEN
 OURS, GENAI, OPENVINO, SEPARATE = "grouped", "onnxruntime-genai", "OpenVINO", "one after another"
 Step = Callable[[], object]
 
@@ -44,8 +50,9 @@ def main() -> None:
         for attention, folder in folders.items():
             build(arguments.export, folder, attention=attention)
         build_openvino(arguments.export, place / "openvino")
-        seconds = measured(folders, place / "openvino", arguments.rounds)
-    publish("batching", list(rows(seconds)))
+        found = list(rows(measured(folders, place / "openvino", arguments.rounds)))
+        found += engine_rows(folders[GROUPED], arguments.rounds)
+    publish("batching", found)
 
 
 def measured(folders: dict[str, Path], openvino: Path, rounds: int) -> dict[tuple[int, int], dict[str, list[float]]]:
@@ -108,6 +115,46 @@ def rows(seconds: dict[tuple[int, int], dict[str, list[float]]]) -> list[Row]:
         what = f"steps of {batch} sequence{'s' * (batch > 1)} behind {cached} tokens, grouped"
         found.append(Row(what, f"{speed:.0f} tokens per second; of that: {', '.join(parts)}"))
     return found
+
+
+def engine_rows(folder: Path, rounds: int) -> list[Row]:
+    ours, theirs = OnnxRuntimeEngine(folder), onnxruntime_genai.Engine(onnxruntime_genai.Model(str(folder)))
+    most = theirs.get_capabilities().configured_max_batch_size
+    found = []
+    for count in (1, 4, 16):
+        pairs = [(loop_speed(ours, count, PROMPT), _engine_speed(theirs, count)) for _ in range(rounds)]
+        torch.set_flush_denormal(False)
+        speeds = [median(column) for column in zip(*pairs, strict=True)]
+        ratio = median(their / our for our, their in pairs)
+        found.append(
+            Row(
+                f"{count} request{'s' * (count > 1)} of {PROMPT} and {NEW} tokens, grouped",
+                f"{speeds[0]:.0f} tokens per second; of that: onnxruntime-genai's Engine {ratio:.2f}, {most} at once",
+            )
+        )
+    return found
+
+
+def _engine_speed(engine: onnxruntime_genai.Engine, count: int) -> float:
+    """New tokens per second of so many requests that come together."""
+    random, requests = numpy.random.default_rng(), []
+    begin = time.perf_counter()
+    for _ in range(max(2, count)):
+        request = engine.create_request()
+        options = onnxruntime_genai.TurnOptions(request)
+        options.set_do_sample(False)
+        options.set_min_generated_tokens(NEW)
+        options.set_max_generated_tokens(NEW)
+        request.begin_turn(random.integers(0, 40000, PROMPT).astype(numpy.int32), options)
+        requests.append(request)
+    events, tokens = engine.create_event_buffer(64), 0
+    while engine.has_pending_requests():
+        tokens += sum(bool(int(event.flags) & int(TOKEN)) for event in engine.run(events))
+    assert tokens == NEW * len(requests)
+    seconds = time.perf_counter() - begin
+    for request in requests:
+        request.close()
+    return tokens / seconds
 
 
 if __name__ == "__main__":
