@@ -31,8 +31,8 @@ def _plot(model: str, runs: Sequence[Mapping], prompt: int, colours: Mapping[str
         for name in colours
     }
     most = max(speed for line in lines.values() for _, speed in line)
-    x = Axis("clients", clients[0] * 0.9, clients[-1] * 1.1, log=True)
-    panel = Panel(f"{model}, prompts of {prompt}", x, Axis("tokens per second", 0, 1.1 * most))
+    x = Axis(f"clients, with prompts of {prompt} tokens", clients[0] * 0.9, clients[-1] * 1.1, log=True)
+    panel = Panel(model, x, Axis("tokens per second", 0, 1.1 * most))
     for name, css in colours.items():
         panel.line(lines[name], css, name, dots=True)
     return panel.svg()
