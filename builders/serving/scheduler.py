@@ -57,7 +57,7 @@ class Ticket:
         self.cancelled = True
 
     @property
-    def worth(self) -> Sequence[int]:
+    def copyable(self) -> Sequence[int]:
         """The tokens at the beginning of the cache that others may copy."""
         return self.job.prompt[: self.read]
 
@@ -83,7 +83,7 @@ class Scheduler:
         self._waiting: deque[Ticket] = deque()
         self._reading: deque[Ticket] = deque()
         self._writing: list[Ticket] = []
-        self._left: dict[int, Sequence[int]] = {}  # slot of a sequence that has ended -> what is worth; oldest first
+        self._left: dict[int, Sequence[int]] = {}  # slot of an ended sequence -> what others may copy; oldest first
         self._seeds = count(int(time.time()))
         self._seconds = 1.0  # of a job, lately
         self._news = threading.Condition()
@@ -194,7 +194,8 @@ class Scheduler:
 
     def _place(self, ticket: Ticket) -> None:
         """Give a job a slot, with what another sequence has of its prompt."""
-        held = self._left | {other.slot: other.worth for other in (*self._writing, *self._reading) if other.slot >= 0}
+        running = [other for other in (*self._writing, *self._reading) if other.slot >= 0]
+        held = self._left | {other.slot: other.copyable for other in running}
         beginning = ticket.job.prompt[:-LAST]
         shared = {slot: _common(tokens, beginning) for slot, tokens in held.items()}
         source = max(shared, key=shared.__getitem__, default=-1)
@@ -247,7 +248,7 @@ class Scheduler:
             if end is End.ERROR:
                 self._slots.close(ticket.slot)
             else:
-                self._left[ticket.slot] = ticket.worth
+                self._left[ticket.slot] = ticket.copyable
         self._seconds += 0.1 * (time.monotonic() - ticket.submitted - self._seconds)
         self.observer.finished(end, len(ticket.tokens))
         ticket.deliver(Finished(end, ticket.cached, message, last))
