@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from builders.onnx_graph import OnnxGraph
-from builders.onnxruntime.grouped_reading import OPERATOR, LayerAttention, PackedHeads, read_attention
+from builders.onnxruntime.grouped_reading import OPERATOR, LayerAttention, PackedHeads, Rotary, read_attention
 from smoothquant.artifacts.ports import ATTENTION_MASK, CACHED, PAST, POSITION_IDS, PRESENT
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Rewriting:
         turned = packed.rotary if packed else None
         nodes, inputs = ([], [packed.value, "", ""]) if packed else self._heads(number, layer)
         inputs += [layer.keys.past, layer.values.past, f"{SCOPE}/last_token", f"{SCOPE}/longest"]
-        inputs += [self._table(turned.cos, turned.half), self._table(turned.sin, turned.half)] if turned else ["", ""]
+        inputs += [self._table(turned, value) for value in (turned.cos, turned.sin)] if turned else ["", ""]
         inputs += ["", layer.bias, ""]
         attributes: dict[str, Any] = {"num_heads": layer.heads, "kv_num_heads": layer.kv_heads, "scale": layer.scale}
         attributes |= {"do_rotary": 1} if turned else {}
@@ -117,8 +117,8 @@ class Rewriting:
             names.append(f"{SCOPE}/{place}")
         return nodes, names
 
-    def _table(self, value: str, channels: int) -> str:
-        """A table, (longest, channels), of a value that depends on position_ids alone, (batch, sequence, channels)."""
+    def _table(self, rotary: Rotary, value: str) -> str:
+        """A table, (longest, half), of a value that depends on position_ids alone, (batch, sequence, half)."""
         if POSITION_IDS not in self._tables:
             begin, end, step = (self._constant(f"at.{n}", numpy.array(n)) for n in (0, self.longest, 1))
             self._first.append(self._node("Range", [begin, end, step], ["places"]))
@@ -128,8 +128,11 @@ class Rewriting:
         whole = self._copied(value)
         table = f"{value}/table"
         if table not in self._tables:
-            shape = self._constant(f"table.{channels}", numpy.array([self.longest, channels]))
-            self._first.append(self._node("Reshape", [whole, shape], [table]))
+            shape = self._constant(f"table.{rotary.half}", numpy.array([self.longest, rotary.half]))
+            wide = table if rotary.dtype is None else f"{table}/wide"
+            self._first.append(self._node("Reshape", [whole, shape], [wide]))
+            if rotary.dtype is not None:
+                self._first.append(self._node("Cast", [f"{SCOPE}/{wide}"], [table], to=rotary.dtype))
             self._tables[table] = f"{SCOPE}/{table}"
         return self._tables[table]
 

@@ -32,11 +32,13 @@ class Cached:
 @dataclass(frozen=True)
 class Rotary:
     """Rotary positions. cos, sin: (batch, sequence, half), float32, of the graph's position_ids. half: of the rotated
-    channels; the second half of them turns with the first."""
+    channels; the second half of them turns with the first. dtype: ONNX's number of the type to which both are rounded;
+    None for none."""
 
     cos: str
     sin: str
     half: int
+    dtype: int | None
 
 
 @dataclass(frozen=True)
@@ -147,17 +149,20 @@ def _rotary(graph: OnnxGraph, rotated: str, plain: str) -> Rotary | None:
     halves = swapped and _made(graph, swapped.input[1], "Split")
     if not halves or halves.input[0] != plain or list(swapped.input) != [halves.output[1], halves.output[0]]:
         return None
-    cos, sin = (_half(graph, product.input[1], place) for product, place in zip(products, (0, 1), strict=True))
+    (cos, dtype), (sin, _) = (_half(graph, product.input[1], place) for place, product in enumerate(products))
     sizes = graph.array(halves.input[1])
-    return None if cos is None or sin is None or sizes is None else Rotary(cos, sin, int(sizes[0]))
+    return None if not cos or not sin or sizes is None else Rotary(cos, sin, int(sizes[0]), dtype)
 
 
-def _half(graph: OnnxGraph, value: str, place: int) -> str | None:
-    """One of the two equal halves, but for their sign, of a table of cos or sin."""
-    node = graph.producer.get(value)
+def _half(graph: OnnxGraph, value: str, place: int) -> tuple[str, int | None]:
+    """One of the two halves, equal but for their sign, of a table of cos or sin; "" for another value. And the type to
+    which it is rounded, as `Rotary` has it."""
+    node, dtype = graph.producer.get(value), None
     while node is not None and node.op_type in ("Cast", "Unsqueeze"):
+        if node.op_type == "Cast":
+            [dtype] = (attribute.i for attribute in node.attribute)
         node = graph.producer.get(node.input[0])
-    return node.input[place] if node is not None and node.op_type == "Concat" else None
+    return (node.input[place] if node is not None and node.op_type == "Concat" else ""), dtype
 
 
 def _made(graph: OnnxGraph, value: str, kind: str) -> Any:
