@@ -17,10 +17,12 @@ from builders.engine.generation import Decoding, GeneratingEngine, pieces
 class Slots(ABC):
     """Room for `count` sequences of up to `length` tokens each. A slot is a number; the engine chooses it.
 
-    together: whether a step of all sequences is one run of the engine.
+    together: whether a step of all sequences is one run of the engine. multiple: of how many tokens the beginning of a
+    prompt is, if reading on behind a copy of it gives the same as reading all, bit by bit.
     """
 
     together = False
+    multiple = 1
 
     def __init__(self, count: int, length: int) -> None:
         self.count, self.length = count, length
@@ -113,12 +115,12 @@ class ServableEngine(GeneratingEngine):
 class SeparateSlots(Slots):
     """Sequences that are computed one after another, each by a decoding of its own.
 
-    start: makes an empty decoding.
+    start: makes an empty decoding. multiple: as above.
     """
 
-    def __init__(self, count: int, length: int, start: Callable[[], SeparateDecoding]) -> None:
+    def __init__(self, count: int, length: int, start: Callable[[], SeparateDecoding], multiple: int = 1) -> None:
         super().__init__(count, length)
-        self._start = start
+        self._start, self.multiple = start, multiple
         self._decodings: dict[int, SeparateDecoding] = {}
 
     def open(self) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from builders.engine.generation import reaches, tokens_to_keep
+from builders.engine.generation import PIECE, reaches, tokens_to_keep
 from builders.engine.kernels import IntegerKernels, check_kernels
 from builders.engine.slots import SeparateDecoding, SeparateSlots, ServableEngine, Slots
 from builders.openvino.graph import CompiledGraph, compile_graph, refused
@@ -52,7 +52,7 @@ class OpenVinoEngine(ServableEngine):
 
     def slots(self, count: int, length: int) -> Slots:
         """Room for sequences. count: their number. length: the largest number of tokens of each."""
-        return SeparateSlots(count, length, self.empty)
+        return SeparateSlots(count, length, self.empty, multiple=PIECE)  # its sums go by the pieces
 
 
 class OpenVinoRequest:

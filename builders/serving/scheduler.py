@@ -197,7 +197,8 @@ class Scheduler:
         running = [other for other in (*self._writing, *self._reading) if other.slot >= 0]
         held = self._left | {other.slot: other.copyable for other in running}
         beginning = ticket.job.prompt[:-LAST]
-        shared = {slot: _common(tokens, beginning) for slot, tokens in held.items()}
+        multiple = self._slots.multiple
+        shared = {slot: _common(tokens, beginning) // multiple * multiple for slot, tokens in held.items()}
         source = max(shared, key=shared.__getitem__, default=-1)
         if not ticket.job.echo and shared.get(source, 0) >= WORTH_COPYING:
             ticket.read = ticket.cached = shared[source]

@@ -140,6 +140,18 @@ def test_no_token_of_a_prompt_is_read_by_itself(engine: OnnxRuntimeEngine, monke
     scheduler.stop()
 
 
+def test_an_engine_may_copy_in_multiples(engine: OnnxRuntimeEngine) -> None:
+    """OpenVINO's sums go by where pieces begin."""
+    scheduler = Scheduler(engine, batch=3, queue=64, length=LENGTH)
+    scheduler._slots.multiple = 12
+    clients = [Client(scheduler, Job((*PROMPTS[4][:size], 1, 2, 3), 3)) for size in (27, 30, 24, 20)]
+    scheduler.start()
+    assert [client.wait().cached for client in clients] == [0, 24, 24, 0]  # nothing below `WORTH_COPYING`
+    for client in clients:
+        assert client.tokens == alone(engine, client.ticket.job)
+    scheduler.stop()
+
+
 def test_log_probabilities_are_those_of_whole_sequences(engine: OnnxRuntimeEngine, scheduler: Scheduler) -> None:
     client = Client(scheduler, Job(PROMPTS[1], 5, top=3, echo=True))
     client.wait()
