@@ -25,6 +25,7 @@ ORDER = (
     "serve_speed",
     "serve_speed_2048",
     "serve_load",
+    "batching",
     "export_memory",
     "one_pass",
     "integrity_cost",
