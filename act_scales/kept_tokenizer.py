@@ -32,6 +32,16 @@ PROBES = (
 )
 
 
+def check_has_encoder(folder: Path, manifest: Manifest) -> None:
+    """Raise UserError for an output without a tokenizer. manifest: the folder's."""
+    if KEPT not in manifest.files and not has_tokenizer(folder):
+        raise UserError(
+            f"{folder}: it has no tokenizer, so it cannot be served",
+            expected="a folder made from a model with tokenizer.json",
+            do="put the tokenizer's files beside the model, and make the folder again",
+        )
+
+
 def kept_form(folder: Path) -> str | None:
     """The content of `KEPT` for a model folder; None if it has no tokenizer, or one that only transformers runs.
 

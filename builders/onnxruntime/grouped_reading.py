@@ -184,17 +184,16 @@ class Walk:
         concat = self.back(out, "Concat")
         past, new = concat.input
         scale = None
-        if (node := self.graph.producer.get(new)) is not None and node.op_type == "QuantizeLinear":
-            quantized = self.back(new, "QuantizeLinear")
-            new, scale = quantized.input[:2]
-            if (node := self.graph.producer.get(new)) is not None and node.op_type == "Cast":
+        if _made(self.graph, new, "QuantizeLinear"):
+            new, scale = self.back(new, "QuantizeLinear").input[:2]
+            if _made(self.graph, new, "Cast"):
                 new = self.back(new, "Cast").input[0]
         return Cached(past, new, out, scale)
 
     def back(self, value: str, kind: str) -> NodeProto:
         """The node that makes a value."""
-        node = self.graph.producer.get(value)
-        if node is None or node.op_type != kind:
+        node = _made(self.graph, value, kind)
+        if node is None:
             raise self.unlike()
         self.seen[node.name] = node
         return node

@@ -23,8 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from act_scales.kept_tokenizer import KEPT
-from act_scales.tokenizer import has_tokenizer
+from act_scales.kept_tokenizer import check_has_encoder
 from builders.onnxruntime.record import CPU, provider_of
 from builders.readers import device_of, folder_facts, judge
 from smoothquant import digests
@@ -126,12 +125,7 @@ def write_sagemaker(
             expected=f"a folder made by one of: {', '.join((*ENGINES, W8A8))}",
             do="build an ONNX Runtime engine for a processor, or export w8a8 for a GPU",
         )
-    if KEPT not in manifest.files and not has_tokenizer(folder):
-        raise UserError(
-            f"{folder}: it has no tokenizer, so it cannot be served",
-            expected="a folder made from a model with tokenizer.json",
-            do="put the tokenizer's files beside the model, and make the folder again",
-        )
+    check_has_encoder(folder, manifest)
     check_content(folder, manifest)
     names = [name for name in names if name != CARD or (folder / CARD).exists()]
     request = _request(where, OURS if manifest.step in ENGINES else LMI, environment, isolated=not instances)

@@ -23,6 +23,7 @@ import numpy
 import onnxruntime_genai
 import torch
 
+from builders.engine.generation import pieces
 from builders.onnxruntime import OnnxRuntimeEngine, build
 from builders.onnxruntime.record import ATTENTION, GROUPED
 from builders.openvino import build as build_openvino
@@ -83,8 +84,8 @@ def _slots(engine: OnnxRuntimeEngine, ids: numpy.ndarray) -> Step:
     slots = engine.slots(len(ids), LONGEST)
     taken = [slots.open() for _ in ids]
     for slot, tokens in zip(taken, ids.tolist(), strict=True):
-        for begin in range(0, len(tokens), 256):
-            slots.append(slot, tokens[begin : begin + 256])
+        for piece in pieces(tokens):
+            slots.append(slot, piece)
     return lambda: slots.step(dict.fromkeys(taken, 5))
 
 

@@ -7,7 +7,7 @@ from statistics import median
 
 from builders.validate.report.picture import Picture
 from builders.validate.report.svg import Axis, Panel, series
-from tests.benchmarks.serve_speed import CELLS, OURS, THEIRS
+from tests.benchmarks.serve_speed import CELLS, OURS, THEIRS, runs_of
 
 
 def picture(results: Sequence[Mapping]) -> str:
@@ -25,7 +25,7 @@ def _plot(model: str, runs: Sequence[Mapping], prompt: int, colours: Mapping[str
     clients = [number for number, length in CELLS if length == prompt]
     lines = {
         name: [
-            (float(number), median(run["output_throughput"] for run in runs if _is(run, name, number, prompt)))
+            (float(number), median(run["output_throughput"] for run in runs_of(runs, name, number, prompt)))
             for number in clients
         ]
         for name in colours
@@ -36,7 +36,3 @@ def _plot(model: str, runs: Sequence[Mapping], prompt: int, colours: Mapping[str
     for name, css in colours.items():
         panel.line(lines[name], css, name, dots=True)
     return panel.svg()
-
-
-def _is(run: Mapping, name: str, clients: int, prompt: int) -> bool:
-    return (run["server"], run["clients"], run["prompt"]) == (name, clients, prompt)

@@ -18,7 +18,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -176,10 +176,7 @@ def loop_speed(engine: ServableEngine, clients: int, prompt: int) -> dict:
 
 def rows(model: str, found: list[dict]) -> Iterator[Row]:
     for clients, prompt in CELLS:
-        runs = {
-            name: [run for run in found if (run["server"], run["clients"], run["prompt"]) == (name, clients, prompt)]
-            for name in (OURS, THEIRS, BARE)
-        }
+        runs = {name: runs_of(found, name, clients, prompt) for name in (OURS, THEIRS, BARE)}
         faster = ratios(runs[OURS], runs[THEIRS], "output_throughput")
         sooner = ratios(runs[OURS], runs[THEIRS], "median_ttft_ms")
         speeds = {name: median(run["output_throughput"] for run in runs[name]) for name in PORTS}
@@ -201,7 +198,12 @@ def rows(model: str, found: list[dict]) -> Iterator[Row]:
             )
 
 
-def ratios(ours: list[dict], theirs: list[dict], name: str) -> list[float]:
+def runs_of(found: Sequence[Mapping], name: str, clients: int, prompt: int) -> list[Mapping]:
+    """The runs of a server in a cell, in the order of their rounds."""
+    return [run for run in found if (run["server"], run["clients"], run["prompt"]) == (name, clients, prompt)]
+
+
+def ratios(ours: Sequence[Mapping], theirs: Sequence[Mapping], name: str) -> list[float]:
     """Of each round, how often a number of theirs goes into ours."""
     return [one[name] / other[name] for one, other in zip(ours, theirs, strict=True)]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from act_scales.kept_tokenizer import KEPT, engine_encoder
-from act_scales.tokenizer import TextEncoder, has_tokenizer
+from act_scales.kept_tokenizer import check_has_encoder, engine_encoder
+from act_scales.tokenizer import TextEncoder
 from builders.engine.slots import ServableEngine
 from builders.engine.table import engine_manifest, open_engine
 from builders.serving.jobs import Job
@@ -172,12 +172,7 @@ def open_service(folder: str | Path, name: str | None, limits: ServingLimits, *,
     limits.check()
     folder = Path(folder)
     manifest = engine_manifest(folder) if is_output(folder) else load_manifest(folder)  # which says what it is not
-    if KEPT not in manifest.files and not has_tokenizer(folder):
-        raise UserError(
-            f"{folder}: it has no tokenizer, so it cannot be served",
-            expected="an engine of a model folder with tokenizer.json",
-            do="put the tokenizer's files beside the model, and export and build again",
-        )
+    check_has_encoder(folder, manifest)
     if not fast:
         check_content(folder, manifest)
     template = read_chat_template(folder)
