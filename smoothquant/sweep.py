@@ -43,10 +43,13 @@ class Listener:
     `advance`; then `leave`.
 
     forms: the other forms of the layers that run beside the stored form, each with hidden states of its own.
+    tokens: how many of the first tokens it hears, rounded up to whole batches; its forms run on these alone. None for
+        all.
     embedding: what embeds the tokens for them; None for the embedding of the sweep.
     """
 
     forms: Forms = MappingProxyType({})
+    tokens: int | None = None
     embedding: Embedding | None = None
 
     def enter(self, source: FloatLayer) -> Mapping[str, Layer]:
@@ -106,11 +109,13 @@ class Sweep:
     ) -> None:
         self.model, self.listeners, self.device = model, listeners, device
         self.batches = list(_batches(sequences))
-        forms = {FLOAT: dtype}
+        forms, tokens = {FLOAT: dtype}, {FLOAT: sum(map(len, sequences))}
         for listener in listeners:
             forms |= listener.forms
-        self.index = 0
-        self.hidden = Hidden(sum(map(len, sequences)), model.geometry.hidden_size, forms, work)
+            heard = max(batch.rows.stop for batch in self.batches if _hears(listener, batch))
+            tokens |= dict.fromkeys(listener.forms, heard)
+        self.index, self._hearing = 0, list(listeners)
+        self.hidden = Hidden(tokens, model.geometry.hidden_size, forms, work)
         longest = max(batch.length for batch in self.batches)
         self._patterns = {kind: patterns(model, longest, kind, device) for kind in dict.fromkeys(forms.values())}
         self._sequences = sequences
@@ -131,7 +136,8 @@ class Sweep:
                 one: one.embed(ids[part][None], dtype, positions[part][None])[0] for one in set(embeddings.values())
             }
             for form, one in embeddings.items():
-                self.hidden.before(0, form)[part] = found[one]
+                room = self.hidden.before(0, form)[part]
+                room.copy_(found[one][: len(room)])
 
     def states(self, sequence: int, form: str = FLOAT) -> Tensor:
         """The hidden states of one sequence before layer `index`, (tokens, hidden)."""
@@ -146,8 +152,10 @@ class Sweep:
             assert isinstance(source, FloatLayer)
             running |= listener.enter(source)
         for batch in self.batches:
-            made = {form: self._run(layer, form, batch) for form, layer in running.items()}
-            for listener in self.listeners:
+            self._hearing = [listener for listener in self.listeners if _hears(listener, batch)]
+            deaf = {form for listener in self.listeners if not _hears(listener, batch) for form in listener.forms}
+            made = {form: self._run(layer, form, batch) for form, layer in running.items() if form not in deaf}
+            for listener in self._hearing:
                 listener.advance(made)
         for listener in self.listeners:
             listener.leave()
@@ -163,6 +171,7 @@ class Sweep:
     def hear(self, source: FloatLayer, tokens: int | None = None) -> None:
         """Let the listeners hear all sequences in a float layer, whose weights are widened once; or the first batches,
         which hold at least so many tokens. The hidden states stay before it."""
+        self._hearing = list(self.listeners)
         for listener in self.listeners:
             listener.enter(source)
         layer = replace(source.to(self.device, self.hidden.forms[FLOAT]), listen=self._listen)
@@ -214,11 +223,11 @@ class Sweep:
         return decoder.forward(self.model, layer, states, positions, *((self._hear,) if heard else ()))
 
     def _listen(self, role: str, x: Tensor, y: Tensor) -> None:
-        for listener in self.listeners:
+        for listener in self._hearing:
             listener.listen(role, x, y)
 
     def _hear(self, residual: Tensor) -> None:
-        for listener in self.listeners:
+        for listener in self._hearing:
             listener.residual(residual)
 
 
@@ -261,6 +270,11 @@ def sweep(
             work.mark(index + 1, under_way.state())
         progress(index + 1, layers)
     return under_way
+
+
+def _hears(listener: Listener, batch: Batch) -> bool:
+    """Whether a listener hears a batch."""
+    return listener.tokens is None or batch.rows.start < listener.tokens
 
 
 def _batches(sequences: Sequence[Tensor]) -> Iterator[Batch]:
