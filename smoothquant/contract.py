@@ -16,7 +16,7 @@ from smoothquant import decoder
 from smoothquant.errors import ContractError
 from smoothquant.head import UNPLANNED, PlannedHead, smoothed_logits
 from smoothquant.hidden import PREFIX
-from smoothquant.layers import FloatLayer, Layer
+from smoothquant.layers import Layer
 from smoothquant.model import Model
 from smoothquant.stream import SmoothedLayer
 from smoothquant.sweep import FLOAT, Listener, Sweep
@@ -26,18 +26,16 @@ TOKENS = 16
 SMOOTHED = "smoothed"
 
 
-class Contract(Listener):
+class Contract:
     """The check of a contract beside the stream: `check` every layer in order, then `finish`.
 
     state: the `state()` of an interrupted run, which is continued. Other entries in it are ignored.
     """
 
-    forms = MappingProxyType({SMOOTHED: torch.float32})
-
     def __init__(self, model: Model, state: Mapping[str, Tensor] | None = None) -> None:
         self.model = model
         ids = torch.linspace(0, model.geometry.vocab_size - 1, TOKENS).long()  # spread over the vocabulary
-        self._sweep = Sweep(model, (ids,), (self,))
+        self._sweep = Sweep(model, (ids,), (_Forms(),))
         if state:
             self._sweep.restore(0, {name: found for name, found in state.items() if name.startswith(PREFIX)})
         else:
@@ -47,12 +45,20 @@ class Contract(Listener):
         """The original and the smoothed hidden states before the next layer, float32 (tokens, hidden) each."""
         return {name: found.clone() for name, found in self._sweep.hidden.state(0).items()}
 
-    def check(self, layer: SmoothedLayer, running: Layer | None = None) -> None:
-        """Raise ContractError if smoothing has changed the output of this layer. running: a layer to run in its
-        place."""
-        self._smoothed = running or layer
-        self._sweep.layer(layer.source)
-        del self._smoothed
+    def check(self, layer: SmoothedLayer) -> None:
+        """Raise ContractError if smoothing has changed the output of this layer."""
+        self.run_original(layer.source)
+        self.run_smoothed(layer)
+
+    def run_original(self, layer: Layer) -> None:
+        """Run the stored layer, whose scales need not be chosen yet."""
+        self._sweep.take(layer)
+
+    def run_smoothed(self, layer: Layer) -> None:
+        """Run the smoothed layer after it. Raises ContractError if their outputs differ."""
+        self._sweep.take(layer, SMOOTHED)
+        original, smoothed = (self._sweep.states(0, form) for form in (FLOAT, SMOOTHED))
+        self._compare(original, smoothed, f"layer {layer.index}")
 
     @torch.no_grad()
     def finish(self, head: PlannedHead = UNPLANNED) -> float:
@@ -60,12 +66,6 @@ class Contract(Listener):
         original = decoder.logits(self.model, self._sweep.states(0, FLOAT))
         smoothed = smoothed_logits(self.model, self._sweep.states(0, SMOOTHED), head)
         return self._compare(original, smoothed, "the logits")
-
-    def enter(self, source: FloatLayer) -> dict[str, Layer]:
-        return {SMOOTHED: self._smoothed}
-
-    def advance(self, hidden: Mapping[str, Tensor]) -> None:
-        self._compare(hidden[FLOAT], hidden[SMOOTHED], f"layer {self._smoothed.index}")
 
     def _compare(self, original: Tensor, smoothed: Tensor, where: str) -> float:
         error = relative_error(smoothed, original)
@@ -76,6 +76,12 @@ class Contract(Listener):
                 do="check the family record (which norm feeds which linears), or lower alpha",
             )
         return error
+
+
+class _Forms(Listener):
+    """Has the sweep hold hidden states of the smoothed layers, too."""
+
+    forms = MappingProxyType({SMOOTHED: torch.float32})
 
 
 def relative_error(found: Tensor, reference: Tensor) -> float:

@@ -174,11 +174,11 @@ class Sweep:
             listener.leave()
 
     @torch.no_grad()
-    def take(self, layer: Layer) -> None:
-        """Run all sequences through a layer of any kind, to which nobody listens."""
+    def take(self, layer: Layer, form: str = FLOAT) -> None:
+        """Run all sequences through a layer of any kind, to which nobody listens. form: whose hidden states."""
         for batch in self.batches:
-            after = self._after(layer, FLOAT, batch, heard=False)
-            self.hidden.before(layer.index + 1, FLOAT)[batch.rows] = after.flatten(0, 1)
+            after = self._after(layer, form, batch, heard=False)
+            self.hidden.before(layer.index + 1, form)[batch.rows] = after.flatten(0, 1)
         self.index = layer.index + 1
 
     def state(self) -> dict[str, Tensor]:
