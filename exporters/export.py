@@ -40,6 +40,7 @@ from smoothquant.errors import ActScalesError, UserError
 from smoothquant.head import UNPLANNED, PlannedHead
 from smoothquant.layers import float_layer
 from smoothquant.machine import return_freed_tensors
+from smoothquant.memory import UNLIMITED, Budget
 from smoothquant.model import Model
 from smoothquant.plan import Plan
 from smoothquant.readahead import expect_layer
@@ -132,7 +133,7 @@ class Source:
     held_absmax: layer or head -> float32 (1,), see `smoothquant.float16`; empty where it is not known.
     input_mean_square: linear -> float32 (in,), see `act_scales.mean_squares`; empty where it is not known.
     plan: what a search has chosen for this model, with these settings.
-    at_once: how many numbers of a weight are in memory at a time; None for a whole layer.
+    budget: what may be in memory.
     """
 
     model: Model
@@ -144,7 +145,7 @@ class Source:
     held_absmax: Mapping[str, Tensor] = field(default_factory=dict)
     input_mean_square: Mapping[str, Tensor] = field(default_factory=dict)
     plan: Plan | None = None
-    at_once: int | None = None
+    budget: Budget = UNLIMITED
 
     def kept(self, choice: str, progress: Progress = lambda done, total: None) -> tuple[str, ...]:
         """Module names of the linears to leave in float where activations are static: `static.linears_to_keep`."""
@@ -271,7 +272,9 @@ def _run(source: Source, todo: Sequence[tuple[Writer, Workspace]], progress: Pro
         for index in range(start, layers):
             lacking = [(writer, work) for writer, work in todo if work.next_layer <= index]
             layer = _smoothed(source, index, contract)
-            if source.at_once is None:  # else the system needs its memory for the layer itself, which is read twice
+            if (
+                source.budget.numbers is None
+            ):  # else the system needs its memory for the layer itself, which is read twice
                 expect_layer(model, index + 1)
             _write_layer(source, layer, [writer for writer, _ in lacking], contract, behind)
             smoothing.update(explain_layer(model, layer))
@@ -296,7 +299,7 @@ def _begin(source: Source, todo: Sequence[tuple[Writer, Workspace]]) -> None:
 
 def _smoothed(source: Source, index: int, contract: Contract) -> SmoothedLayer:
     """A smoothed layer, whose stored form the contract has run."""
-    stored = float_layer(source.model, index, numbers=source.at_once)
+    stored = float_layer(source.model, index, numbers=source.budget.numbers)
     contract.run_original(stored if source.plan else MeasuredLayer(stored))
     absmax, outputs = source.input_absmax or {}, source.output_absmax
     return smooth_layer(source.model, index, absmax, source.settings, outputs, source.steps, stored, source.plan)

@@ -20,6 +20,7 @@ from exporters.trtllm import MODES, Ranks, TrtllmWriter
 from smoothquant import stream
 from smoothquant.checkpoint import Checkpoint
 from smoothquant.errors import OutputError, UserError
+from smoothquant.memory import Budget
 from smoothquant.outputs import check_content, load_manifest
 from smoothquant.scheme import scheme_of
 from tests.exporters.trtllm.checkpoints import makers
@@ -65,7 +66,7 @@ def test_the_bytes_of_single_exports(layout: str, make: Callable[[str], Source],
     """In one pass whole matrices are in memory, in the single ones a few rows: nothing that is written tells."""
     export(make(layout), writers(layout, tmp_path / "together"))
     for writer in writers(layout, tmp_path / "alone"):
-        export(replace(make(layout), at_once=AT_ONCE), [writer])
+        export(replace(make(layout), budget=Budget(AT_ONCE)), [writer])
     assert contents(tmp_path / "together") == contents(tmp_path / "alone")
 
 
@@ -73,7 +74,7 @@ def test_the_bytes_of_single_exports(layout: str, make: Callable[[str], Source],
 def test_a_slice_is_read_twice(layout: str, make: Callable[[str], Source], tmp_path: Path) -> None:
     """Once for the scales, once for the rows, also of an expert that the contract's tokens do not reach."""
     source = make(layout)
-    work = counted(replace(source, at_once=AT_ONCE), [W8A8Writer(tmp_path / "out")])
+    work = counted(replace(source, budget=Budget(AT_ONCE)), [W8A8Writer(tmp_path / "out")])
     for name, (rows, columns) in source.model.linears():
         assert work.reads[f"{name}.weight"] == 2 * -(-rows // (AT_ONCE // columns)) > 2
 
