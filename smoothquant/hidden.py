@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from smoothquant.data_file import DataFile
+from smoothquant.machine import release_mapped
 from smoothquant.workroom import Workroom
 
 IN_MEMORY = 4 << 30  # bytes of hidden states that are held in memory
@@ -27,13 +28,21 @@ Forms = Mapping[str, torch.dtype]  # name of a form of the layers -> dtype of it
 class Hidden:
     """The hidden states of every form before and after a layer, (tokens, hidden) each.
 
-    tokens: by form. work: the workspace that holds the mapped files; without one everything is in memory.
+    tokens: by form. work: the workspace that holds the mapped files; without one everything is in memory. in_memory:
+        the bytes that are not mapped; None for `IN_MEMORY`.
     mapped: whether the states lie in files, which outlive an interruption.
     """
 
-    def __init__(self, tokens: Mapping[str, int], width: int, forms: Forms, work: Workroom | None = None) -> None:
+    def __init__(
+        self,
+        tokens: Mapping[str, int],
+        width: int,
+        forms: Forms,
+        work: Workroom | None = None,
+        in_memory: int | None = None,
+    ) -> None:
         self.forms, self._shapes = dict(forms), {form: (tokens[form], width) for form in forms}
-        self.mapped = work is not None and self.nbytes > IN_MEMORY
+        self.mapped = work is not None and self.nbytes > (IN_MEMORY if in_memory is None else in_memory)
         if work is not None:
             work.require((1 + self.mapped) * self.nbytes)
         self._sides: dict[str, tuple[Tensor, Tensor]] = {}
@@ -55,6 +64,12 @@ class Hidden:
     def before(self, layer: int, form: str) -> Tensor:
         """The input of a layer, (tokens, hidden); before(layers, form) is the output of the last layer."""
         return self._sides[form][layer % 2]
+
+    def release(self) -> None:
+        """Take mapped states out of the memory of this process. They come back when they are used."""
+        for sides in self._sides.values() if self.mapped else ():
+            for side in sides:
+                release_mapped(side.data_ptr(), side.nbytes)
 
     def state(self, layer: int) -> dict[str, Tensor]:
         """What has to be kept, beside mapped files, to go on before `layer`. What the files hold then is noted."""

@@ -25,6 +25,7 @@ from smoothquant.embedding import Embedding
 from smoothquant.errors import CheckpointError
 from smoothquant.hidden import Forms, Hidden
 from smoothquant.layers import FloatLayer, Layer, W8A8Layer, float_layer
+from smoothquant.memory import UNLIMITED, Budget
 from smoothquant.model import Model
 from smoothquant.workroom import Workroom
 
@@ -94,7 +95,8 @@ class Batch:
 class Sweep:
     """Sequences under way through the layers of a model. The caller gives it one layer after another.
 
-    dtype: the dtype of the arithmetic. device: the device that runs layers. index: the index of the next layer.
+    dtype: the dtype of the arithmetic. device: the device that runs layers. budget: for hidden states and batches.
+    index: the index of the next layer.
     """
 
     def __init__(
@@ -106,16 +108,17 @@ class Sweep:
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
         work: Workroom | None = None,
+        budget: Budget = UNLIMITED,
     ) -> None:
-        self.model, self.listeners, self.device = model, listeners, device
-        self.batches = list(_batches(sequences))
+        self.model, self.listeners, self.device, self.budget = model, listeners, device, budget
+        self.batches = list(_batches(sequences, min(BATCH_TOKENS, budget.tokens or BATCH_TOKENS)))
         forms, tokens = {FLOAT: dtype}, {FLOAT: sum(map(len, sequences))}
         for listener in listeners:
             forms |= listener.forms
             heard = max(batch.rows.stop for batch in self.batches if _hears(listener, batch))
             tokens |= dict.fromkeys(listener.forms, heard)
         self.index, self._hearing = 0, list(listeners)
-        self.hidden = Hidden(tokens, model.geometry.hidden_size, forms, work)
+        self.hidden = Hidden(tokens, model.geometry.hidden_size, forms, work, budget.states)
         longest = max(batch.length for batch in self.batches)
         self._patterns = {kind: patterns(model, longest, kind, device) for kind in dict.fromkeys(forms.values())}
         self._sequences = sequences
@@ -129,15 +132,17 @@ class Sweep:
             if listener.embedding:
                 embeddings |= dict.fromkeys(listener.forms, listener.embedding)
         dtype = self.hidden.forms[FLOAT]
-        step = max(1, EMBEDDED // (self.hidden.before(0, FLOAT).shape[1] * dtype.itemsize))
+        room = EMBEDDED if self.budget.states is None else min(EMBEDDED, self.budget.states // 8)
+        step = max(1, room // (self.hidden.before(0, FLOAT).shape[1] * dtype.itemsize))
         for start in range(0, len(ids), step):
             part = slice(start, start + step)
             found = {
                 one: one.embed(ids[part][None], dtype, positions[part][None])[0] for one in set(embeddings.values())
             }
             for form, one in embeddings.items():
-                room = self.hidden.before(0, form)[part]
-                room.copy_(found[one][: len(room)])
+                states = self.hidden.before(0, form)[part]
+                states.copy_(found[one][: len(states)])
+            self.hidden.release()
 
     def states(self, sequence: int, form: str = FLOAT) -> Tensor:
         """The hidden states of one sequence before layer `index`, (tokens, hidden)."""
@@ -157,6 +162,7 @@ class Sweep:
             made = {form: self._run(layer, form, batch) for form, layer in running.items() if form not in deaf}
             for listener in self._hearing:
                 listener.advance(made)
+            self.hidden.release()
         for listener in self.listeners:
             listener.leave()
             if listener.leftover:
@@ -242,6 +248,7 @@ def sweep(
     device: str = "cpu",
     work: Workroom | None = None,
     keep_last: bool = False,
+    budget: Budget = UNLIMITED,
     stored: Callable[[int], Stored] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Sweep:
@@ -250,13 +257,14 @@ def sweep(
     weights: the dtype that layers are read in; None keeps the dtype on disk and widens weights when they are used.
     work: the workspace that keeps the state when it is due, and after the last layer if `keep_last`. An interrupted
         sweep continues from it. Mapped files need no copy: each finished layer is noted.
+    budget: what may be in memory; with one, a layer's matrices are read whenever they are used.
     stored: a function that reads a layer; None reads float layers.
 
     Raises OutputError if the disk has no room for the hidden states, CheckpointError for statistics that a listener
     cannot assign to a matrix.
     """
     layers, start = model.geometry.layers, work.next_layer if work else 0
-    under_way = Sweep(model, sequences, listeners, dtype=dtype, device=device, work=work)
+    under_way = Sweep(model, sequences, listeners, dtype=dtype, device=device, work=work, budget=budget)
     if work and start:
         under_way.restore(start, work.state())
     else:
@@ -265,7 +273,7 @@ def sweep(
     place = "cpu" if any(listener.forms for listener in listeners) else device
     progress(start, layers)
     for index in range(start, layers):
-        under_way.layer(stored(index) if stored else float_layer(model, index, weights, place))
+        under_way.layer(stored(index) if stored else float_layer(model, index, weights, place, numbers=budget.numbers))
         if work and (keep_last if index + 1 == layers else under_way.hidden.mapped or work.due):
             work.mark(index + 1, under_way.state())
         progress(index + 1, layers)
@@ -277,12 +285,12 @@ def _hears(listener: Listener, batch: Batch) -> bool:
     return listener.tokens is None or batch.rows.start < listener.tokens
 
 
-def _batches(sequences: Sequence[Tensor]) -> Iterator[Batch]:
-    """Yield batches of consecutive sequences of one length."""
+def _batches(sequences: Sequence[Tensor], tokens: int) -> Iterator[Batch]:
+    """Yield batches of consecutive sequences of one length. tokens: of a batch, about."""
     start = 0
     for length, group in groupby(sequences, key=len):
         end = start + length * len(list(group))
-        step = max(length, BATCH_TOKENS - BATCH_TOKENS % max(1, length))
+        step = max(length, tokens - tokens % max(1, length))
         for begin in range(start, end, step):
             yield Batch(slice(begin, min(begin + step, end)), length)
         start = end
