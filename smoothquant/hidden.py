@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from smoothquant.data_file import DataFile
+from smoothquant.device import free_bytes
 from smoothquant.machine import release_mapped
 from smoothquant.workroom import Workroom
 
 IN_MEMORY = 4 << 30  # bytes of hidden states that are held in memory
+SHARE = 1 / 8  # of a GPU's free memory that they may take; layers, scores and a search's own sweeps need the rest
 PREFIX = "hidden."
 
 Forms = Mapping[str, torch.dtype]  # name of a form of the layers -> dtype of its hidden states
@@ -29,7 +31,8 @@ class Hidden:
     """The hidden states of every form before and after a layer, (tokens, hidden) each.
 
     tokens: by form. work: the workspace that holds the mapped files; without one everything is in memory. in_memory:
-        the bytes that are not mapped; None for `IN_MEMORY`.
+        the bytes that are not mapped; None for `IN_MEMORY`. device: what computes: the states lie there if it has room
+        to spare, and else in the machine's memory.
     mapped: whether the states lie in files, which outlive an interruption.
     """
 
@@ -40,11 +43,14 @@ class Hidden:
         forms: Forms,
         work: Workroom | None = None,
         in_memory: int | None = None,
+        device: str = "cpu",
     ) -> None:
         self.forms, self._shapes = dict(forms), {form: (tokens[form], width) for form in forms}
         self.mapped = work is not None and self.nbytes > (IN_MEMORY if in_memory is None else in_memory)
         if work is not None:
             work.require((1 + self.mapped) * self.nbytes)
+        spare = device != "cpu" and not self.mapped and self.nbytes <= free_bytes(device) * SHARE
+        self._place = device if spare else "cpu"
         self._sides: dict[str, tuple[Tensor, Tensor]] = {}
         self._files: dict[str, tuple[DataFile, DataFile]] = {}
         for form, dtype in self.forms.items():
@@ -53,7 +59,7 @@ class Hidden:
                 self._files[form] = (first, second)
                 self._sides[form] = (self._map(first, form), self._map(second, form))
             else:
-                room = torch.empty(self._shapes[form], dtype=dtype)
+                room = torch.empty(self._shapes[form], dtype=dtype, device=self._place)
                 self._sides[form] = (room, room)
 
     @property
@@ -76,7 +82,7 @@ class Hidden:
         for sides in self._files.values():
             sides[layer % 2].changed()
             sides[1 - layer % 2].unwritten()
-        return {} if self.mapped else {PREFIX + form: self.before(layer, form) for form in self.forms}
+        return {} if self.mapped else {PREFIX + form: self.before(layer, form).cpu() for form in self.forms}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take the hidden states out of an earlier `state`. Raises KeyError for a missing tensor or another shape."""
@@ -84,7 +90,8 @@ class Hidden:
             found = state.pop(PREFIX + form)
             if found.shape != self._shapes[form] or found.dtype != dtype:
                 raise KeyError(PREFIX + form)
-            self._sides[form] = (found, found)
+            room = found.to(self._place)
+            self._sides[form] = (room, room)
 
     def _map(self, file: DataFile, form: str) -> Tensor:
         """A file as a tensor. A full disk is an error now, and not when a page is used."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -169,6 +169,9 @@ class W8A8Layer:
         return kv_cache.cached(keys, key_scale), kv_cache.cached(values, value_scale)
 
 
+Stored = FloatLayer | W8A8Layer  # a layer as a folder holds it
+
+
 def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The output of a float linear, in the dtype of x."""
     return functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
@@ -181,18 +184,22 @@ def sliced_linear(x: Tensor, rows: int, weight: Iterable[Part], bias: Tensor | N
 
 
 def _moved(tensors: Mapping[str, Tensor], device: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    return {role: tensor.to(device, dtype) for role, tensor in tensors.items()}
+    return {role: tensor.to(device, dtype, non_blocking=tensor.is_pinned()) for role, tensor in tensors.items()}
 
 
 def _norms(norms: Mapping[str, Norm], device: str) -> dict[str, Norm]:
     return {role: norm.to(device) for role, norm in norms.items()}
 
 
+def pinned(layer: Stored) -> Stored:
+    """The same layer with its weights in pinned memory, out of which a GPU copies while the processor goes on."""
+    return replace(layer, weights={role: weight.pin_memory() for role, weight in layer.weights.items()})
+
+
 def float_layer(
     model: Model,
     index: int,
     dtype: torch.dtype | None = None,
-    device: str = "cpu",
     listen: Listener | None = None,
     among: Collection[str] | None = None,
     numbers: int | None = None,
@@ -205,9 +212,9 @@ def float_layer(
     for name, roles in model.stored.items():
         full = model.family.module(index, name)
         if numbers is None and (among is None or full in among):
-            weights |= model.split(name, model.read(f"{full}.weight").to(device, dtype))
+            weights |= model.split(name, model.read(f"{full}.weight").to(dtype=dtype))
         if model.family.has_bias(roles[0], model.geometry):
-            biases |= model.split(name, model.read(f"{full}.bias").to(device, dtype))
-    norms = {role: model.norm_at(model.norm(index, role)).to(device) for role in model.family.norms}
-    stored = weights if numbers is None else StoredWeights(model, index, numbers, dtype, device)
+            biases |= model.split(name, model.read(f"{full}.bias").to(dtype=dtype))
+    norms = {role: model.norm_at(model.norm(index, role)) for role in model.family.norms}
+    stored = weights if numbers is None else StoredWeights(model, index, numbers, dtype)
     return FloatLayer(index, stored, biases, norms, listen)

@@ -155,7 +155,7 @@ def _int8_is_fast() -> bool:
 
 def _step(x: Tensor) -> Tensor:
     # 1/127 as the float32 constant that the graphs hold, in float64 too: every engine rounds the same numbers
-    return torch.tensor(1 / QMAX, dtype=torch.float32, device=x.device).to(x.dtype)
+    return torch.full((), 1 / QMAX, dtype=torch.float32, device=x.device).to(x.dtype)
 
 
 def _round_(steps: Tensor) -> Tensor:

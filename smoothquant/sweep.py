@@ -3,7 +3,8 @@
     hidden states <- embedding of all tokens
     for each layer:  read it -> run all sequences through it, while listeners hear its linears -> forget it
 
-One layer and the hidden states of all sequences are in memory (`hidden.Hidden`; large states lie in mapped files).
+One layer and the hidden states of all sequences are in memory (`hidden.Hidden`; large states lie in mapped files). On a
+GPU there is one layer, too, and a thread reads the next into pinned memory while it runs.
 Sequences of one length go through a layer together, `BATCH_TOKENS` tokens at a time. A workspace keeps the hidden
 states and the results of the listeners. An interrupted run continues at the layer where they were kept, and its results
 are those of an uninterrupted run.
@@ -11,7 +12,8 @@ are those of an uninterrupted run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
 from types import MappingProxyType
@@ -20,11 +22,12 @@ import torch
 from torch import Tensor
 
 from smoothquant import decoder
+from smoothquant.ahead import ahead
 from smoothquant.attention import patterns
 from smoothquant.embedding import Embedding
 from smoothquant.errors import CheckpointError
 from smoothquant.hidden import Forms, Hidden
-from smoothquant.layers import FloatLayer, Layer, W8A8Layer, float_layer
+from smoothquant.layers import FloatLayer, Layer, Stored, float_layer, pinned
 from smoothquant.memory import UNLIMITED, Budget
 from smoothquant.model import Model
 from smoothquant.workroom import Workroom
@@ -34,7 +37,6 @@ EMBEDDED = 256 << 20  # bytes of embeddings that are made at a time; each time r
 FLOAT = "float"  # the form of the stored layers
 
 Progress = Callable[[int, int], None]  # (done, total) layers
-Stored = FloatLayer | W8A8Layer  # a layer as a folder holds it
 
 
 class Listener:
@@ -118,7 +120,7 @@ class Sweep:
             heard = max(batch.rows.stop for batch in self.batches if _hears(listener, batch))
             tokens |= dict.fromkeys(listener.forms, heard)
         self.index, self._hearing = 0, list(listeners)
-        self.hidden = Hidden(tokens, model.geometry.hidden_size, forms, work, budget.states)
+        self.hidden = Hidden(tokens, model.geometry.hidden_size, forms, work, budget.states, device)
         longest = max(batch.length for batch in self.batches)
         self._patterns = {kind: patterns(model, longest, kind, device) for kind in dict.fromkeys(forms.values())}
         self._sequences = sequences
@@ -269,15 +271,36 @@ def sweep(
         under_way.restore(start, work.state())
     else:
         under_way.embed()
-    # other forms are made from the layer on the CPU; without them the layer need not be there as a whole
-    place = "cpu" if any(listener.forms for listener in listeners) else device
     progress(start, layers)
-    for index in range(start, layers):
-        under_way.layer(stored(index) if stored else float_layer(model, index, weights, place, numbers=budget.numbers))
-        if work and (keep_last if index + 1 == layers else under_way.hidden.mapped or work.due):
-            work.mark(index + 1, under_way.state())
-        progress(index + 1, layers)
+    with closing(_read(model, weights, device, budget, stored, range(start, layers))) as sources:
+        for source in sources:
+            under_way.layer(source)
+            del source  # before the next is there
+            done = under_way.index
+            if work and (keep_last if done == layers else under_way.hidden.mapped or work.due):
+                work.mark(done, under_way.state())
+            progress(done, layers)
     return under_way
+
+
+def _read(
+    model: Model,
+    weights: torch.dtype | None,
+    device: str,
+    budget: Budget,
+    stored: Callable[[int], Stored] | None,
+    indices: range,
+) -> Generator[Stored, None, None]:
+    """Yield layers, on the CPU. While a GPU runs one, the next is read, unless a budget has slices read when they are
+    used."""
+
+    def layer(index: int) -> Stored:
+        return stored(index) if stored else float_layer(model, index, weights, numbers=budget.numbers)
+
+    if device == "cpu" or budget.numbers is not None:
+        yield from map(layer, indices)
+    else:
+        yield from ahead(lambda index: pinned(layer(index)), indices)
 
 
 def _hears(listener: Listener, batch: Batch) -> bool:

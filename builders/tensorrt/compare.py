@@ -25,7 +25,6 @@ import torch
 from builders.onnxruntime.session import first_feed, open_session
 from builders.tensorrt.engine import TensorRTEngine
 from builders.tensorrt.limits import profile_of
-from builders.tensorrt.runtime import Binding
 from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, PAST, PRESENT
 from smoothquant.errors import UserError
 from smoothquant.outputs import load_manifest
@@ -87,21 +86,20 @@ def run_once(engine: TensorRTEngine, feed: Mapping[str, numpy.ndarray]) -> Feed:
     """All outputs of one run of an engine. feed: all of its inputs."""
     gpu, plan = engine.session.gpu, engine.session.plan
     (batch, tokens), total = feed[INPUT_IDS].shape, feed[ATTENTION_MASK].shape[1]
-    bindings = {}
+    tensors, shapes = {}, {}
     with gpu.use():
         for name, port in plan.ports.items():
             if port.is_input:
                 tensor = torch.from_numpy(numpy.ascontiguousarray(feed[name])).to(gpu.device)
-                buffer = tensor if tensor.numel() else tensor.new_empty(1)  # an empty input needs an address, too
-                bindings[name] = Binding(tuple(tensor.shape), buffer)
+                shapes[name] = tuple(tensor.shape)
+                tensors[name] = tensor if tensor.numel() else tensor.new_empty(1)  # an empty input has an address, too
             else:
                 cache = (batch, port.shape[1], total, port.shape[-1])
                 shape = cache if name.startswith(PRESENT) else (batch, tokens, port.shape[-1])
-                bindings[name] = Binding(shape, torch.empty(shape, dtype=port.dtype, device=gpu.device))
-        plan.run(profile_of(tokens), bindings)
+                tensors[name] = torch.empty(shape, dtype=port.dtype, device=gpu.device)
+        plan.run(profile_of(tokens), shapes, {name: tensor.data_ptr() for name, tensor in tensors.items()})
     gpu.wait()
-    outputs = (name for name, port in plan.ports.items() if not port.is_input)
-    return {name: bindings[name].buffer.cpu().numpy() for name in outputs}
+    return {name: tensors[name].cpu().numpy() for name, port in plan.ports.items() if not port.is_input}
 
 
 def _check_same(graph: Path, engine: TensorRTEngine) -> None:

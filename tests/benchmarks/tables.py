@@ -34,6 +34,7 @@ ORDER = (
     "calibration_speed",
     "search_cost",
     "tensorrt_rtx",
+    "tensorrt_host",
     "demo",
 )
 PACKAGES = ("torch", "onnxruntime", "transformers", "llmcompressor")
