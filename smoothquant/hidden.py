@@ -26,13 +26,17 @@ Forms = Mapping[str, torch.dtype]  # name of a form of the layers -> dtype of it
 class Hidden:
     """The hidden states of every form before and after a layer, (tokens, hidden) each.
 
-    work: the workspace that holds the mapped files; without one everything is in memory.
+    work: the workspace that holds the mapped files; without one everything is in memory. mappable: whether there may be
+        mapped files; ranks that share the tokens have no place for theirs, and hold them in the memory of all machines.
+    tokens: how many these are.
     mapped: whether the states lie in files, which outlive an interruption.
     """
 
-    def __init__(self, tokens: int, width: int, forms: Forms, work: Workroom | None = None) -> None:
-        self.forms, self._shape = dict(forms), (tokens, width)
-        self.mapped = work is not None and self.nbytes > IN_MEMORY
+    def __init__(
+        self, tokens: int, width: int, forms: Forms, work: Workroom | None = None, *, mappable: bool = True
+    ) -> None:
+        self.forms, self.tokens, self._shape = dict(forms), tokens, (tokens, width)
+        self.mapped = mappable and work is not None and self.nbytes > IN_MEMORY
         if work is not None:
             work.require((1 + self.mapped) * self.nbytes)
         self._sides: dict[str, tuple[Tensor, Tensor]] = {}
