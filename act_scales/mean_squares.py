@@ -19,6 +19,7 @@ from smoothquant.layers import FloatLayer, Layer
 from smoothquant.model import Model
 from smoothquant.roles import ROUTER
 from smoothquant.sweep import Listener
+from smoothquant.team import Team
 
 LARGEST = 1e15
 
@@ -47,6 +48,9 @@ class MeanSquares(Listener):
             self._last = (x, _weighted(x.flatten(0, -2)))
         sums = self._last[1]
         self._sums[role] = self._sums[role] + sums if role in self._sums else sums
+
+    def merge(self, team: Team) -> None:
+        self._sums = team.total(self._sums)
 
     def leave(self) -> None:
         self._last = None

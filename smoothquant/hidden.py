@@ -32,7 +32,8 @@ class Hidden:
 
     tokens: by form. work: the workspace that holds the mapped files; without one everything is in memory. in_memory:
         the bytes that are not mapped; None for `IN_MEMORY`. device: what computes: the states lie there if it has room
-        to spare, and else in the machine's memory.
+        to spare, and else in the machine's memory. mappable: whether there may be mapped files; ranks that share the
+        tokens have no place for theirs, and hold them in the memory of all machines.
     mapped: whether the states lie in files, which outlive an interruption.
     """
 
@@ -44,9 +45,12 @@ class Hidden:
         work: Workroom | None = None,
         in_memory: int | None = None,
         device: str = "cpu",
+        *,
+        mappable: bool = True,
     ) -> None:
-        self.forms, self._shapes = dict(forms), {form: (tokens[form], width) for form in forms}
-        self.mapped = work is not None and self.nbytes > (IN_MEMORY if in_memory is None else in_memory)
+        self.forms, self.tokens = dict(forms), dict(tokens)
+        self._shapes = {form: (tokens[form], width) for form in forms}
+        self.mapped = mappable and work is not None and self.nbytes > (IN_MEMORY if in_memory is None else in_memory)
         if work is not None:
             work.require((1 + self.mapped) * self.nbytes)
         spare = device != "cpu" and not self.mapped and self.nbytes <= free_bytes(device) * SHARE

@@ -39,6 +39,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
     options.add_device(command)
     options.add_family(command)
     options.add_overwrite(command)
+    options.share_team(command)
     command.set_defaults(run=run)
 
 
@@ -96,6 +97,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             device=arguments.device,
             overwrite=arguments.overwrite,
             memory=memory,
+            team=arguments.team,
             progress=progress,
         )
     warn_of_silence(ui, scales, model)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
     from act_scales.tokenizer import Encoder
     from recipes.recipe import Recipe
     from smoothquant.model import Model
+    from smoothquant.team import Team
 
 TOKENIZER = "tokenizer"  # of --sequence-start
 TEXT_HELP = "a .txt, .jsonl or .jsonl.zst file, or a dataset, hf:ORG/NAME[/CONFIG][:SPLIT]"
@@ -117,6 +119,37 @@ def add_device(command: argparse.ArgumentParser) -> None:
         default="auto",
         help="where PyTorch computes: cpu, cuda, cuda:1, ... (default auto: a GPU if there is one)",
     )
+
+
+def share_team(command: argparse.ArgumentParser) -> None:
+    """Let several processes share a command, which finds them in `team`."""
+    command.set_defaults(team=None)
+
+
+@contextmanager
+def joined(arguments: argparse.Namespace) -> Iterator[Team]:
+    """The processes that torchrun has started for a command, which is given them; this one alone where it has not.
+
+    Raises UserError for a command that one process runs.
+    """
+    from smoothquant import torchrun
+    from smoothquant.team import ALONE
+
+    if not torchrun.is_one_of_several():
+        arguments.team = ALONE
+        yield ALONE
+        return
+    if "team" not in arguments:
+        raise UserError(
+            f"smoothquant {arguments.command} under torchrun",
+            expected="calibrate, search, validate or export, which several processes can share",
+            do="run it without torchrun",
+        )
+    with torchrun.joined() as team:
+        arguments.team = team
+        if "device" in arguments:
+            arguments.device = team.device(arguments.device)
+        yield team
 
 
 def add_engine(command: argparse.ArgumentParser) -> None:
