@@ -124,7 +124,7 @@ class RecipeRun:
         for_calibration(model, memory, max(map(len, self.text.sequences)), compute)
         engines = sum(output.thresholds is not None for output in self.outputs)
         for_validation(model, memory, max(map(len, self.heldout.sequences)), engines)
-        return for_export(model, memory, whole=any(output.scheme.activations.static for output in self.outputs))
+        return for_export(model, memory)
 
 
 @dataclass(frozen=True)
@@ -212,9 +212,10 @@ def run(job: RecipeRun, stage: Stage, *, overwrite: bool = False) -> Made:
             )
         scales.append(out / ACT_SCALES)
     with stage("smooth, quantize, export") as progress:
-        for source, outputs in _passes(job, plans):
+        for unbounded, outputs in _passes(job, plans):
+            source = replace(unbounded, budget=budget)
             writers = {output.export(out): output.writer(out, source) for output in outputs}
-            export(replace(source, budget=budget), list(writers.values()), overwrite=overwrite, progress=progress)
+            export(source, list(writers.values()), overwrite=overwrite, progress=progress)
     folders: dict[str, Path] = {}
     with stage("build engines") as progress:
         for output in job.outputs:

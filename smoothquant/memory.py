@@ -19,10 +19,10 @@ from smoothquant.machine import free_memory
 from smoothquant.model import ROWS, Model
 
 FORM = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B?", re.IGNORECASE)
-PROCESS = 460 << 20  # bytes of the interpreter, torch and what they load: 390 to 430 MB were measured on Linux
-WRITER = 128 << 20  # bytes that the writer of a format may hold: of ONNX's, columns that are written together
+PROCESS = 410 << 20  # bytes of the interpreter, torch and what else is loaded: 265 to 405 MB were measured on Linux
+WRITER = 64 << 20  # bytes that the writer of a format may hold: of ONNX's, columns that are written together
 LEAST_ROWS = 64  # of the widest matrix, in the smallest useful slice
-WIDENED = 18  # bytes for every number of a slice beside those on disk: in float32, smoothed, rounded, and two of them
+WIDENED = 14  # bytes for every number of a slice beside those on disk: two of float32, two of int8, and temporaries
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,14 @@ def spelled(nbytes: float) -> str:
     return f"{count / 10:g}{unit}" if unit == "GB" else f"{count}{unit}"
 
 
-def for_export(model: Model, limit: int | None, *, planned: bool = False, whole: bool = False) -> Budget:
+def for_export(model: Model, limit: int | None, *, planned: bool = False) -> Budget:
     """The budget of an export. limit: bytes. planned: whether it is by a plan, of which a layer's rounded weights are
-    in memory. whole: whether the noise of linears is measured, which takes a layer. Raises UserError."""
+    in memory. Raises UserError."""
     if limit is None:
         return UNLIMITED
     numbers = sum(rows * columns for rows, columns in _shapes(model))
     held = WRITER + _outer(model) + 5 * 4 * _channels(model) + (2 * numbers if planned else 0)
-    least = held + LEAST_ROWS * _widest(model) * _per_number(model)
-    if whole:
-        largest = max(rows * columns for rows, columns in _shapes(model))
-        least = max(least, held + numbers * model.checkpoint.dtype.itemsize + 12 * largest)
-    _check(model, limit, least)
+    _check(model, limit, held + LEAST_ROWS * _widest(model) * _per_number(model))
     return Budget(_numbers(model, limit - PROCESS - held))
 
 
