@@ -36,7 +36,7 @@ class Hidden:
         self, tokens: int, width: int, forms: Forms, work: Workroom | None = None, in_memory: int | None = None
     ) -> None:
         self.forms, self._shape = dict(forms), (tokens, width)
-        self.mapped = work is not None and self.nbytes > (IN_MEMORY if in_memory is None else in_memory)
+        self.mapped = work is not None and self._lie_in_files(work, IN_MEMORY if in_memory is None else in_memory)
         if work is not None:
             work.require((1 + self.mapped) * self.nbytes)
         self._sides: dict[str, tuple[Tensor, Tensor]] = {}
@@ -79,6 +79,12 @@ class Hidden:
             if found.shape != self._shape or found.dtype != dtype:
                 raise KeyError(PREFIX + form)
             self._sides[form] = (found, found)
+
+    def _lie_in_files(self, work: Workroom, in_memory: int) -> bool:
+        """Whether the states are mapped: where an interrupted run had them, whatever its budget was."""
+        if work.next_layer:
+            return not any(name.startswith(PREFIX) for name in work.state())
+        return self.nbytes > in_memory
 
     def _map(self, file: DataFile, dtype: torch.dtype) -> Tensor:
         """A file as a tensor. A full disk is an error now, and not when a page is used."""

@@ -68,7 +68,7 @@ def for_export(model: Model, limit: int | None, *, planned: bool = False) -> Bud
     numbers = sum(rows * columns for rows, columns in _shapes(model))
     held = WRITER + _outer(model) + 5 * 4 * _channels(model) + (2 * numbers if planned else 0)
     _check(model, limit, held + LEAST_ROWS * _widest(model) * _per_number(model))
-    return Budget(_numbers(model, limit - PROCESS - held))
+    return Budget(_numbers(model, limit - PROCESS - held, model.checkpoint.dtype))
 
 
 def for_calibration(model: Model, limit: int | None, length: int, dtype: torch.dtype) -> Budget:
@@ -83,7 +83,7 @@ def for_calibration(model: Model, limit: int | None, length: int, dtype: torch.d
     _check(model, limit, least)
     room = limit - PROCESS - ranges - sequence  # a third each for longer slices, longer batches, and hidden states
     more = max(0, room // 3) // (length * token)
-    return Budget(_numbers(model, room // 3), (1 + more) * length, room // 3)
+    return Budget(_numbers(model, room // 3, dtype), (1 + more) * length, room // 3)
 
 
 def for_validation(model: Model, limit: int | None, length: int, engines: int) -> Budget:
@@ -99,7 +99,7 @@ def for_validation(model: Model, limit: int | None, length: int, engines: int) -
     held += _outer(model) + engines * numbers + 12 * largest
     _check(model, limit, held + LEAST_ROWS * _widest(model) * _per_number(model))
     room = limit - PROCESS - held
-    return Budget(_numbers(model, room // 2), length, room // 2)
+    return Budget(_numbers(model, room // 2, model.checkpoint.dtype), length, room // 2)
 
 
 def check_search(model: Model) -> None:
@@ -126,8 +126,12 @@ def _check(model: Model, limit: int, least: int) -> None:
         )
 
 
-def _numbers(model: Model, room: int) -> int:
-    """The numbers of a slice that fits into so many bytes, or of the smallest useful one."""
+def _numbers(model: Model, room: int, dtype: torch.dtype) -> int | None:
+    """The numbers of a slice that fits into so many bytes, or of the smallest useful one; None where a layer does.
+    dtype: of a layer in memory."""
+    shapes = [rows * columns for rows, columns in _shapes(model)]
+    if room >= sum(shapes) * dtype.itemsize + max(shapes) * _per_number(model):
+        return None
     return max(LEAST_ROWS * _widest(model), room // _per_number(model))
 
 
