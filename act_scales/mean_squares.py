@@ -22,13 +22,14 @@ from smoothquant.sweep import Listener
 from smoothquant.team import Team
 
 LARGEST = 1e15
+TOGETHER = 128  # tokens whose squares are in memory
 
 
 class MeanSquares(Listener):
     """The mean squares of all inputs, over all tokens that the layers are given.
 
-    found: module name of a linear -> float32 (in,). Those of an expert that no token reached are 0. Sums over a batch
-    are in float32, and over batches in float64.
+    found: module name of a linear -> float32 (in,). Those of an expert that no token reached are 0. Sums over a few
+    tokens are in float32, and over more in float64.
     """
 
     def __init__(self, model: Model) -> None:
@@ -76,7 +77,10 @@ def _weighted(x: Tensor) -> Tensor:
 
     x: (tokens, channels). Values beyond LARGEST count as LARGEST, whose squares float32 can sum.
     """
-    squares = x.float().clamp(-LARGEST, LARGEST).square()
-    energy = squares.sum(dim=1)
-    weights = torch.where(energy > 0, 1 / energy, 0)
-    return torch.cat([weights @ squares, weights.sum()[None]]).double()
+    sums = torch.zeros(x.shape[1] + 1, dtype=torch.float64, device=x.device)
+    for some in x.split(TOGETHER):
+        squares = some.float().clamp(-LARGEST, LARGEST).square()
+        energy = squares.sum(dim=1)
+        weights = torch.where(energy > 0, 1 / energy, 0)
+        sums += torch.cat([weights @ squares, weights.sum()[None]])
+    return sums

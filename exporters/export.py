@@ -151,7 +151,14 @@ class Source:
         """Module names of the linears to leave in float where activations are static: `static.linears_to_keep`."""
         if choice not in self._kept:  # several formats ask, and it reads the whole model
             self._kept[choice] = linears_to_keep(
-                choice, self.model, self.input_absmax, self.settings, self.input_mean_square, self.steps, progress
+                choice,
+                self.model,
+                self.input_absmax,
+                self.settings,
+                self.input_mean_square,
+                self.steps,
+                progress,
+                self.budget,
             )
         return self._kept[choice]
 

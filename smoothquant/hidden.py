@@ -50,7 +50,8 @@ class Hidden:
     ) -> None:
         self.forms, self.tokens = dict(forms), dict(tokens)
         self._shapes = {form: (tokens[form], width) for form in forms}
-        self.mapped = mappable and work is not None and self.nbytes > (IN_MEMORY if in_memory is None else in_memory)
+        limit = IN_MEMORY if in_memory is None else in_memory
+        self.mapped = mappable and work is not None and self._lie_in_files(work, limit)
         if work is not None:
             work.require((1 + self.mapped) * self.nbytes)
         spare = device != "cpu" and not self.mapped and self.nbytes <= free_bytes(device) * SHARE
@@ -96,6 +97,12 @@ class Hidden:
                 raise KeyError(PREFIX + form)
             room = found.to(self._place)
             self._sides[form] = (room, room)
+
+    def _lie_in_files(self, work: Workroom, in_memory: int) -> bool:
+        """Whether the states are mapped: where an interrupted run had them, whatever its budget was."""
+        if work.next_layer:
+            return not any(name.startswith(PREFIX) for name in work.state())
+        return self.nbytes > in_memory
 
     def _map(self, file: DataFile, form: str) -> Tensor:
         """A file as a tensor. A full disk is an error now, and not when a page is used."""

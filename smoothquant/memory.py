@@ -10,19 +10,19 @@ writes does not depend on it. Peaks are resident memory; files that the system k
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from smoothquant.errors import UserError
+from smoothquant.machine import free_memory
 from smoothquant.model import ROWS, Model
 
 FORM = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B?", re.IGNORECASE)
-PROCESS = 460 << 20  # bytes of the interpreter, torch and what they load: 390 to 430 MB were measured on Linux
+PROCESS = 410 << 20  # bytes of the interpreter, torch and what else is loaded: 265 to 405 MB were measured on Linux
+WRITER = 64 << 20  # bytes that the writer of a format may hold: of ONNX's, columns that are written together
 LEAST_ROWS = 64  # of the widest matrix, in the smallest useful slice
-WIDENED = 18  # bytes for every number of a slice beside those on disk: in float32, smoothed, rounded, and two of them
-TOKENS = 16  # of the contract
+WIDENED = 14  # bytes for every number of a slice beside those on disk: two of float32, two of int8, and temporaries
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,15 @@ def spelled(nbytes: float) -> str:
     return f"{count / 10:g}{unit}" if unit == "GB" else f"{count}{unit}"
 
 
-def for_export(model: Model, limit: int | None, *, planned: bool = False, whole: bool = False) -> Budget:
+def for_export(model: Model, limit: int | None, *, planned: bool = False) -> Budget:
     """The budget of an export. limit: bytes. planned: whether it is by a plan, of which a layer's rounded weights are
-    in memory. whole: whether the noise of linears is measured, which takes a layer. Raises UserError."""
+    in memory. Raises UserError."""
     if limit is None:
         return UNLIMITED
-    layer, widest = _layer_numbers(model), _widest(model)
-    fixed = _outer(model) + 5 * 4 * _channels(model) + _logits(model)
-    if planned:
-        fixed += 2 * layer
-    least = fixed
-    if whole:
-        largest = max(rows * columns for rows, columns in _shapes(model))
-        least = max(fixed, fixed + layer * model.checkpoint.dtype.itemsize + 12 * largest)
-    return _made(model, limit, least, fixed, lambda left: Budget(numbers=left), widest)
+    numbers = sum(rows * columns for rows, columns in _shapes(model))
+    held = WRITER + _outer(model) + 5 * 4 * _channels(model) + (2 * numbers if planned else 0)
+    _check(model, limit, held + LEAST_ROWS * _widest(model) * _per_number(model))
+    return Budget(_numbers(model, limit - PROCESS - held, model.checkpoint.dtype))
 
 
 def for_calibration(model: Model, limit: int | None, length: int, dtype: torch.dtype) -> Budget:
@@ -81,40 +76,71 @@ def for_calibration(model: Model, limit: int | None, length: int, dtype: torch.d
     Raises UserError."""
     if limit is None:
         return UNLIMITED
-    fixed = _outer(model) + 3 * 4 * _channels(model) + _scores(model, length, dtype)
-    token = _per_token(model, dtype)
-    room = limit - PROCESS - fixed - length * token
-    states = max(0, room // 4)
-    more = max(0, room // 4) // (length * token)  # sequences beside the one that there must be
-    tokens = (1 + more) * length
-    held = fixed + max(length, tokens) * token
-
-    def made(left: int) -> Budget:
-        return Budget(left, tokens, states)
-
-    return _made(model, limit, fixed + length * token, held + states, made, _widest(model))
+    token, number = _per_token(model, dtype), _per_number(model)
+    ranges = 3 * 4 * _channels(model)
+    sequence = length * token + _scores(model, length, dtype)
+    least = ranges + max(_outer(model), sequence + LEAST_ROWS * _widest(model) * number)
+    _check(model, limit, least)
+    room = limit - PROCESS - ranges - sequence  # a third each for longer slices, longer batches, and hidden states
+    more = max(0, room // 3) // (length * token)
+    return Budget(_numbers(model, room // 3, dtype), (1 + more) * length, room // 3)
 
 
-def _made(model: Model, limit: int, least: int, held: int, made: Callable[[int], Budget], widest: int) -> Budget:
-    """A budget, or UserError. least: what is held in any case beside the process and a slice. held: what is held with
-    this limit. made: makes the budget of the numbers in a slice. widest: columns of the widest matrix."""
-    number = 2 * model.checkpoint.dtype.itemsize + WIDENED
-    least += PROCESS + LEAST_ROWS * widest * number
+def for_validation(model: Model, limit: int | None, length: int, engines: int) -> Budget:
+    """The budget of the float model beside the W8A8 forms of so many engines, whose layers are held as they are; what
+    the engines themselves hold is not counted. limit: bytes. length: tokens of the longest sequence. Raises
+    UserError."""
+    if limit is None:
+        return UNLIMITED
+    shapes = _shapes(model)
+    numbers, largest = (find(rows * columns for rows, columns in shapes) for find in (sum, max))
+    sequence = length * (_per_token(model, torch.float32) + 6 * 4 * model.geometry.vocab_size)
+    held = 3 * 4 * _channels(model) + sequence + _scores(model, length, torch.float32)
+    held += _outer(model) + engines * numbers + 12 * largest
+    _check(model, limit, held + LEAST_ROWS * _widest(model) * _per_number(model))
+    room = limit - PROCESS - held
+    return Budget(_numbers(model, room // 2, model.checkpoint.dtype), length, room // 2)
+
+
+def check_search(model: Model) -> None:
+    """Raise UserError where this machine visibly lacks the memory of a search, which holds a layer as it is stored and
+    in float32."""
+    free, numbers = free_memory(), sum(rows * columns for rows, columns in _shapes(model))
+    least = PROCESS + numbers * (model.checkpoint.dtype.itemsize + torch.float32.itemsize)
+    if free is not None and free < least:
+        raise UserError(
+            f"{spelled(free)} of free memory: too little to search {model.checkpoint.folder}",
+            expected=f"at least {spelled(least)} for a layer, beside the second moments of its inputs",
+            do="calibrate instead, which --memory bounds, or search on a larger machine",
+        )
+
+
+def _check(model: Model, limit: int, least: int) -> None:
+    """Raise UserError for a limit that is too low. least: what is held in any case beside the process."""
+    least += PROCESS
     if limit < least:
         raise UserError(
             f"--memory {spelled(limit)}: too little for {model.checkpoint.folder}",
             expected=f"at least {spelled(least)}, the least that would do for this command with these options",
             do="give more, or drop --memory to hold a whole layer",
         )
-    return made(max(LEAST_ROWS * widest, (limit - PROCESS - held) // number))
+
+
+def _numbers(model: Model, room: int, dtype: torch.dtype) -> int | None:
+    """The numbers of a slice that fits into so many bytes, or of the smallest useful one; None where a layer does.
+    dtype: of a layer in memory."""
+    shapes = [rows * columns for rows, columns in _shapes(model)]
+    if room >= sum(shapes) * dtype.itemsize + max(shapes) * _per_number(model):
+        return None
+    return max(LEAST_ROWS * _widest(model), room // _per_number(model))
+
+
+def _per_number(model: Model) -> int:
+    return 2 * model.checkpoint.dtype.itemsize + WIDENED
 
 
 def _shapes(model: Model) -> list[tuple[int, int]]:
     return [model.family.shape(role, model.geometry) for role in model.roles]
-
-
-def _layer_numbers(model: Model) -> int:
-    return sum(rows * columns for rows, columns in _shapes(model))
 
 
 def _widest(model: Model) -> int:
@@ -134,20 +160,17 @@ def _channels(model: Model) -> int:
 
 
 def _outer(model: Model) -> int:
-    """Bytes for some rows of the embedding or the head, as stored, widened, and rounded."""
-    return ROWS * model.geometry.embedded_size * (2 * model.checkpoint.dtype.itemsize + 8)
-
-
-def _logits(model: Model) -> int:
-    return 6 * 4 * TOKENS * model.geometry.vocab_size
+    """Bytes for some rows of the embedding or the head, as stored, widened, and rounded; and for a few logits."""
+    return 400 * model.geometry.vocab_size + ROWS * model.geometry.embedded_size * (
+        2 * model.checkpoint.dtype.itemsize + 8
+    )
 
 
 def _per_token(model: Model, dtype: torch.dtype) -> int:
     """Bytes of one token in a layer: what its linears read and make, and what listeners make of that."""
     geometry = model.geometry
-    inner = geometry.intermediate_size * max(1, geometry.experts_per_token)
-    held = 6 * geometry.hidden_size + 4 * geometry.query_size + (4 if model.family.gated else 3) * inner
-    return dtype.itemsize * held + 3 * 4 * max(geometry.intermediate_size, geometry.hidden_size)
+    inner = (4 if model.family.gated else 3) * geometry.intermediate_size
+    return dtype.itemsize * (6 * geometry.hidden_size + 3 * geometry.query_size + inner)
 
 
 def _scores(model: Model, length: int, dtype: torch.dtype) -> int:

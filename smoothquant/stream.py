@@ -27,6 +27,7 @@ from smoothquant.choose import choose_scales
 from smoothquant.errors import ActScalesError
 from smoothquant.fold import SmoothedLayer, fold
 from smoothquant.layers import FloatLayer, W8A8Layer, float_layer, sliced_linear
+from smoothquant.memory import UNLIMITED, Budget
 from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.plan import Plan, PlannedLayer
@@ -99,17 +100,20 @@ def smoothed_layers(
     output_absmax: Mapping[str, Tensor] | None = None,
     steps: Sequence[Step] = DEFAULT,
     plan: Plan | None = None,
+    budget: Budget = UNLIMITED,
 ) -> Iterator[SmoothedLayer]:
     """Yield the smoothed layers from `start` on.
 
     input_absmax: the input maxima of every linear, float32 (in,), by module name. Without smoothing and static scales
     (groups "none", per token) it may be None. output_absmax: the known output maxima, float32 (out,), by module name.
     steps: the steps between smoothing and storing. plan: what a search has chosen, with `settings`.
+    budget: what may be in memory.
     Raises the errors of `check_scales`, and CheckpointError for NaN and Inf.
     """
     check_scales(model, input_absmax, settings)
     for index in range(start, model.geometry.layers):
-        yield smooth_layer(model, index, input_absmax or {}, settings, output_absmax or {}, steps, plan=plan)
+        source = float_layer(model, index, numbers=budget.numbers)
+        yield smooth_layer(model, index, input_absmax or {}, settings, output_absmax or {}, steps, source, plan)
 
 
 def check_scales(model: Model, input_absmax: Mapping[str, Tensor] | None, settings: SmoothingSettings) -> None:

@@ -18,6 +18,7 @@ from builders.validate.scheme import EngineScheme
 from smoothquant import decoder
 from smoothquant.errors import UserError
 from smoothquant.float16 import HeldMaxima
+from smoothquant.memory import UNLIMITED, Budget
 from smoothquant.model import Model
 from smoothquant.sweep import FLOAT, Progress, sweep
 from smoothquant.workroom import Workroom
@@ -47,8 +48,8 @@ class Reference:
     """The results of a model on a text, in float and in the W8A8 forms of `schemes`.
 
     exact: whether to compute the W8A8 forms in float64, too, the yardstick of exactness. device: the device that
-    computes. work: the workspace of an interrupted pass, which is continued. progress: called with (layers done, all
-    layers).
+    computes. work: the workspace of an interrupted pass, which is continued. budget: what may be
+    in memory. progress: called with (layers done, all layers).
 
     Attributes:
         fingerprint: the fingerprint of the model. name: "FP16", "BF16" or "FP32", the dtype of the stored weights.
@@ -70,6 +71,7 @@ class Reference:
         exact: bool = False,
         device: str = "cpu",
         work: Workroom | None = None,
+        budget: Budget = UNLIMITED,
         progress: Progress = lambda done, total: None,
     ) -> None:
         check_text(model, text)
@@ -86,6 +88,7 @@ class Reference:
             device=device,
             work=work,
             keep_last=True,
+            budget=budget,
             progress=progress,
         )
         self.act_absmax, self.held_absmax = maxima.found, held.with_head(self._end)

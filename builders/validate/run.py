@@ -29,6 +29,7 @@ from builders.validate.validation import Validation
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.device import choose_device
 from smoothquant.errors import UserError
+from smoothquant.memory import for_validation
 from smoothquant.model import Model
 from smoothquant.outputs import check_content, versions
 from smoothquant.plan import Plan
@@ -52,6 +53,7 @@ def validate_engines(
     exact: bool = False,
     device: str = "auto",
     work: str | Path | None = None,
+    memory: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> list[Validation]:
     """The validations of engine folders against one pass of the reference. One engine is open at a time.
@@ -63,6 +65,7 @@ def validate_engines(
     device: the device of the reference ("auto", "cpu", "cuda", "cuda:N"). Engines choose their own devices.
     work: the folder WORK.smoothquant-work keeps the results of an interrupted validation, and the same call continues
         them. It stays until `workroom.forget(work)`. Without `work`, an interrupted validation begins again.
+    memory: the bytes that the float model may take beside the engines (`smoothquant.memory`); None for a layer.
     progress: called with (done, total), counted in layers of the reference and sequences of an engine.
 
     Raises UserError before any work if a folder is not an engine, if an engine is of another model, for another
@@ -84,6 +87,7 @@ def validate_engines(
             )
     _check_plans(plans, list(schemes.values()))
     check_text(model, text)
+    budget = for_validation(model, memory, max(map(len, text.sequences)), len(folders))
     inputs = {
         "model": model.checkpoint.fingerprint,
         **model.choices,
@@ -107,6 +111,7 @@ def validate_engines(
             exact=exact,
             device=device,
             work=kept,
+            budget=budget,
             progress=lambda done, _: progress(done, total),
         )
         candidates = [

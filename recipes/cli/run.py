@@ -64,6 +64,11 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "rounding, linears in float and, where an engine may have them in INT8, output head and embedding are searched "
         "(smoothquant search), which takes as long as about six calibrations",
     )
+    options.add_memory(
+        command,
+        "of calibration, exports and the float model of validation, each by itself, as their commands have it; engines "
+        "and who builds them are not counted, and a search has no such bound",
+    )
     options.add_family(command)
     options.add_overwrite(command)
     command.set_defaults(run=run)
@@ -104,6 +109,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from act_scales.store import load_act_scales
     from recipes import pipeline
 
+    memory = options.memory(arguments)
     model = options.open_model(arguments, arguments.model, ui)
     recipe = options.find_recipe(arguments.recipe, model, ui)
     given = {"samples": arguments.samples, "length": arguments.length}
@@ -129,7 +135,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         )
         for name, validated in _wanted(arguments.target, recipe.targets).items()
     )
-    job = pipeline.RecipeRun(model, text, heldout, Path(arguments.out), outputs)
+    job = pipeline.RecipeRun(model, text, heldout, Path(arguments.out), outputs, memory)
     scales = "scales by search" if searched else f"alpha {settings.alpha}"
     ui.note(f"recipe {recipe.name}: {scales}, {len(text.sequences)} x {recipe.length} tokens")
     made = pipeline.run(job, ui.progress, overwrite=arguments.overwrite)

@@ -69,6 +69,11 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
     for name, meaning in LIMITS.items():
         command.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=f"threshold: {meaning}")
     command.add_argument("--exact", action="store_true", help="measure the distance to the exact (float64) W8A8 logits")
+    options.add_memory(
+        command,
+        "matrices of the float model are read some rows at a time, and hidden states lie in mapped files; a layer of "
+        "each W8A8 form is held as it is, and what the engines themselves hold is not counted",
+    )
     options.add_device(command)
     command.add_argument("--report", metavar="FILE.html", help="write a report with plots")
     command.add_argument("--out", metavar="FILE.json", help="write the results, with everything that the plots show")
@@ -85,13 +90,18 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from builders.validate.card import note_measured
     from builders.validate.int8_folder import is_int8_folder
     from builders.validate.report import check_report, write_json, write_report
+    from smoothquant.memory import for_validation
     from smoothquant.plan import read_plan
     from smoothquant.workroom import forget
 
     for option, path in (("--report", arguments.report), ("--out", arguments.out)):
         if path:
             check_report(Path(path), option)
+    memory = options.memory(arguments)
     model = options.open_model(arguments, arguments.reference, ui)
+    for_validation(
+        model, memory, arguments.length, len(arguments.engines)
+    )  # refuses too little before anything is read
     plans = [read_plan(folder).for_model(model) for folder in arguments.plan]
     limits = _limits(arguments, ui, model)
     text = options.load_text(arguments, ui, arguments.text, model, arguments.samples, arguments.length)
@@ -112,6 +122,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             exact=arguments.exact,
             device=arguments.device,
             work=work,
+            memory=memory,
             progress=progress,
         )
     show(ui, found)

@@ -32,7 +32,7 @@ ROWS = 96  # of every matrix, that are not zero
 EXPORTS: Mapping[str, tuple[str, ...]] = {
     "export w8a8": ("w8a8",),
     "export onnx": ("onnx", "--dtype", "fp16"),
-    "export trtllm": ("trtllm", "--tp", "8"),
+    "export trtllm": ("trtllm", "--act", "per-tensor", "--tp", "8"),
 }
 
 
@@ -44,9 +44,9 @@ def main() -> None:
         save_sparse_opt(folder / "model")
         (folder / "text.txt").write_text("All models are wrong, but some are useful. " * 60)
         scales, out = folder / "scales.safetensors", folder / "out"
-        ActScales({name: torch.rand(shape[1]) + 0.5 for name, shape in open_model(folder / "model").linears()}).save(
-            scales
-        )
+        linears = list(open_model(folder / "model").linears())
+        ranges = [{name: torch.rand(shape[side]) + 0.5 for name, shape in linears} for side in (1, 0)]
+        ActScales(*ranges).save(scales)
         for what in asked:
             if what in EXPORTS:
                 target, *options = EXPORTS[what]

@@ -27,6 +27,7 @@ ORDER = (
     "serve_load",
     "batching",
     "export_memory",
+    "memory_budget",
     "one_pass",
     "validate_speed",
     "integrity_cost",

@@ -110,9 +110,7 @@ def _export(asked: Sequence[Chosen], arguments: argparse.Namespace, ui: Ui) -> l
     memory = options.memory(arguments)
     model = options.open_model(arguments, arguments.model, ui)
     alpha, by = options.usual_alpha(model)
-    planned = is_by_plan(arguments)
-    whole = not planned and any(one.target.measures(one.within(arguments)) for one in asked)
-    budget = for_export(model, memory, planned=planned, whole=whole)
+    budget = for_export(model, memory, planned=is_by_plan(arguments))
     plan = plan_of(arguments, model)
     every = [one.within(arguments) for one in asked]
     sources = [one.target.source(its, model, plan, alpha) for one, its in zip(asked, every, strict=True)]
