@@ -55,7 +55,7 @@ WHY = {
     "other inputs": "their runtimes hand over lengths, places and tables; ours are Hugging Face's names",
     "norms": "the same arithmetic, in float32",
     "embedding": "Edge-LLM's runtime looks tokens up",
-    "head": "in float in all three; INT8 (`--lm-head int8`) is ours alone",
+    "head": "in float in all three here; ours may be INT8, too (`--lm-head int8`)",
 }
 
 
