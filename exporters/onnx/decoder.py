@@ -64,7 +64,7 @@ class DecoderGraph:
         position_ids = graph.input(POSITION_IDS, torch.int64, ("batch", "sequence"))
         layers = [family.layer.format(layer) for layer in range(geometry.layers)]
         self.cache = CacheNodes(graph, geometry, self.form.cache_dtype, layers)
-        self.positions = Positions(graph, self.model, ids, mask, position_ids, grouped=graph.opset < 23)
+        self.positions = Positions(graph, self.model, ids, mask, position_ids)
         head = self._head_matrix()
         hidden = self._embed(self._table(head), ids, position_ids)
         for layer in range(geometry.layers):
@@ -139,7 +139,7 @@ class DecoderGraph:
         graph.scope = self.model.family.module(layer, "attention")
         q, k, v = self._heads(layer, qkv)
         keys = self.cache.extended(layer, "key", k, flipped=graph.opset < 23)
-        y = self._attend(q, keys, self.cache.extended(layer, "value", v), self.positions.mask(kind.window))
+        y = self._attend(q, keys, self.cache.extended(layer, "value", v), kind.window)
         y = graph.op("Transpose", y, perm=[0, 2, 1, 3])
         y = graph.op("Reshape", y, graph.constant([0, 0, geometry.query_size]))
         return self.products.of(layer, y, "o")
@@ -170,18 +170,35 @@ class DecoderGraph:
         x = self.graph.op("Reshape", x, self.graph.constant([0, 0, heads, self.geometry.head_dim]))
         return self.graph.op("Transpose", x, perm=[0, 2, 1, 3])
 
-    def _attend(self, q: str, keys: str, values: str, mask: str) -> str:
+    def _attend(self, q: str, keys: str, values: str, window: int | None) -> str:
         """q: (batch, heads, sequence, head_dim); returns the same shape. keys: flipped for basic operators."""
         graph, geometry = self.graph, self.geometry
         if graph.opset >= 23:
             cap: dict[str, Any] = {"softcap": geometry.attention_softcap} if geometry.attention_softcap else {}
+            mask = self.positions.mask(window)
             return graph.op("Attention", q, keys, values, mask, scale=geometry.score_scale, **cap)
         q = graph.op("Reshape", q, graph.constant([0, geometry.kv_heads, -1, geometry.head_dim]))
         q = graph.op("Mul", q, graph.number(geometry.score_scale))
-        scores = graph.op("MatMul", q, keys)
-        scores = graph.op("Add", self._capped(scores, geometry.attention_softcap), mask)
-        y = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), values)
+        weights = self._weights(graph.op("MatMul", q, keys), window)
+        y = graph.op("MatMul", weights, values)
         return graph.op("Reshape", y, graph.constant([0, geometry.heads, -1, geometry.head_dim]))
+
+    def _weights(self, scores: str, window: int | None) -> str:
+        """The softmax of scores, (batch, kv_heads, group * sequence, total), behind the mask.
+
+        TensorRT fuses attention in half precision, and there alone, if the scores keep their shape: then whether a key
+        is seen is repeated for each row. Otherwise heads come apart for the mask, which is one for all of them.
+        """
+        graph, geometry, positions = self.graph, self.geometry, self.positions
+        grouped = geometry.heads != geometry.kv_heads
+        if grouped and graph.body.itemsize == 2 and self.model.family.alibi is None:
+            scores = self._capped(scores, geometry.attention_softcap)
+            return graph.op("Softmax", graph.op("Where", positions.seen(window), scores, positions.hidden), axis=-1)
+        if grouped:
+            scores = graph.op("Reshape", scores, graph.constant([0, geometry.heads, -1, 0]))
+        scores = self._capped(scores, geometry.attention_softcap)
+        weights = graph.op("Softmax", graph.op("Add", scores, positions.mask(window)), axis=-1)
+        return graph.op("Reshape", weights, graph.constant([0, geometry.kv_heads, -1, 0])) if grouped else weights
 
     def _logits(self, hidden: str, head: FloatTable | Stored) -> str:
         graph, geometry, family = self.graph, self.geometry, self.model.family

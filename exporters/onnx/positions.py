@@ -1,7 +1,8 @@
 """What depends on positions alone, computed once for all layers that agree in it: masks, ALiBi, cos and sin.
 
-mask     (batch, 1, group * sequence, total), or with ALiBi (batch, kv_heads, group * sequence, total), in the body's
-         dtype, to be added to the scores: the query heads that share a kv head are rows of one matrix
+mask     (batch, 1, sequence, total), or with ALiBi (batch, heads, sequence, total), in the body's dtype, to be added to
+         the scores of all heads
+seen     (batch, 1, group * sequence, total) bool, whether a key is seen, for the rows of all heads that share a kv head
 rotary   cos and sin, each (batch, 1, sequence, rotated channels); the first half of sin is negative, for `rotate`
 """
 
@@ -19,28 +20,26 @@ from smoothquant.model import Model
 
 
 class Positions:
-    """ids, attention_mask, position_ids: the graph's inputs. Everything is built when a layer first asks for it.
+    """ids, attention_mask, position_ids: the graph's inputs. Everything is built when a layer first asks for it."""
 
-    grouped: whether the rows of a mask are those of all query heads that share a kv head.
-    """
-
-    def __init__(
-        self,
-        graph: Graph,
-        model: Model,
-        ids: str,
-        attention_mask: str,
-        position_ids: str,
-        grouped: bool = True,
-    ) -> None:
-        self.grouped = grouped
+    def __init__(self, graph: Graph, model: Model, ids: str, attention_mask: str, position_ids: str) -> None:
         self.graph, self.model = graph, model
         self.ids, self.attention_mask, self.position_ids = ids, attention_mask, position_ids
         self._made: dict[tuple, Any] = {}
 
     def mask(self, window: int | None) -> str:
-        """The mask of layers with this window."""
+        """The mask of layers with this window, to be added."""
         return self._once(("mask", window), lambda: self._mask(window))
+
+    def seen(self, window: int | None) -> str:
+        """Which keys the rows of a layer with this window see."""
+        return self._once(("seen", window), lambda: self._seen(window))
+
+    @property
+    def hidden(self) -> str:
+        """What the score of a hidden key becomes, or gets added: half of the dtype's least value, not -inf. A padding
+        token that sees nothing stays finite."""
+        return self.graph.number(torch.finfo(self.graph.body).min / 2)
 
     def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
         if key not in self._made:
@@ -78,30 +77,27 @@ class Positions:
             return graph.narrow(cos), graph.narrow(sin)
 
     def _mask(self, window: int | None) -> str:
-        """Causality, the window and padding. What is hidden gets half of the dtype's least value, not -inf: a padding
-        token that sees nothing stays finite."""
+        graph = self.graph
+        with graph.within("mask"):
+            bias = self._once(("alibi",), self._alibi) if self.model.family.alibi else graph.number(0.0)
+            return graph.op("Where", self._once(("allowed", window), lambda: self._allowed(window)), bias, self.hidden)
+
+    def _seen(self, window: int | None) -> str:
         graph, geometry = self.graph, self.model.geometry
         with graph.within("mask"):
-            rows, columns = self._once(("range",), self._range)
-            seen = graph.op("LessOrEqual", columns, rows)  # (sequence, total)
-            if window is not None:
-                oldest = graph.op("Sub", rows, graph.constant(window))
-                seen = graph.op("And", seen, graph.op("Greater", columns, oldest))
-            present = graph.op("Cast", self.attention_mask, to=graph.onnx.TensorProto.BOOL)
-            allowed = graph.op("And", seen, graph.op("Unsqueeze", present, graph.constant([1, 2])))
-            hidden = graph.number(torch.finfo(graph.body).min / 2)
-            group = geometry.heads // geometry.kv_heads if self.grouped else 1
-            if self.model.family.alibi is None:
-                mask = graph.op("Where", allowed, graph.number(0.0), hidden)
-                return graph.op("Concat", *[mask] * group, axis=2) if group > 1 else mask
-            mask = graph.op(
-                "Where", allowed, self._once(("alibi",), self._alibi), hidden
-            )  # (batch, heads, sequence, total)
-            if group == 1:
-                return mask
-            total = graph.op("Unsqueeze", self._length(self.attention_mask), graph.constant([0]))
-            shape = graph.op("Concat", graph.constant([0, geometry.kv_heads, -1]), total, axis=0)
-            return graph.op("Reshape", mask, shape)
+            allowed = self._once(("allowed", window), lambda: self._allowed(window))
+            return graph.op("Concat", *[allowed] * (geometry.heads // geometry.kv_heads), axis=2)
+
+    def _allowed(self, window: int | None) -> str:
+        """Causality, the window and padding: (batch, 1, sequence, total) bool."""
+        graph = self.graph
+        rows, columns = self._once(("range",), self._range)
+        seen = graph.op("LessOrEqual", columns, rows)  # (sequence, total)
+        if window is not None:
+            oldest = graph.op("Sub", rows, graph.constant(window))
+            seen = graph.op("And", seen, graph.op("Greater", columns, oldest))
+        present = graph.op("Cast", self.attention_mask, to=graph.onnx.TensorProto.BOOL)
+        return graph.op("And", seen, graph.op("Unsqueeze", present, graph.constant([1, 2])))
 
     def _range(self) -> tuple[str, str]:
         """Columns of the queries, (sequence, 1), and of the keys, (total,), both int64."""
