@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from builders.check.lint import Product, lint, quantized_products
-from builders.engine.exports import OnnxExport, check_grown, open_export
+from builders.engine.exports import OnnxExport, open_export
 from builders.nvidia.layers import read_layers
 from builders.onnx_graph import OnnxGraph
 from builders.tensorrt import hardware, timing
@@ -70,8 +70,7 @@ def build(
     made = found.manifest
     check_content(found.folder, made)
     found.check_for_tensorrt()
-    check_grown(found.folder, found.origin, STEP)
-    held = limits_for(made.facts, **(limits or {}))
+    held = limits_for(made.facts, capacity=found.capacity, **(limits or {}))
     graph = OnnxGraph(found.graph)
     quantized = _products(graph, found.origin.scheme)
     version, gpu = hardware.require_tensorrt(), hardware.find_gpu()

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from builders.engine.generation import Decoding
-from builders.tensorrt.cache import Cache
+from builders.tensorrt.cache import Cache, InPlaceCache
 from builders.tensorrt.limits import Limits, profile_of
 from builders.tensorrt.runtime import Binding, LoadedPlan
-from smoothquant.artifacts.ports import PAST
+from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, POSITION_IDS, WRITE_INDICES
 
 
 class Session:
@@ -37,7 +37,11 @@ class Runs:
         self.session, self.batch, self.tokens = session, batch, 0
         self.device, limits = session.gpu.device, session.limits
         with session.gpu.use():
-            self.cache = Cache(session.past, batch, limits.cache + limits.chunk, limits.window, self.device)
+            self.cache: Cache | InPlaceCache
+            if limits.capacity is None:
+                self.cache = Cache(session.past, batch, limits.cache + limits.chunk, limits.window, self.device)
+            else:
+                self.cache = InPlaceCache(session.past, batch, limits.capacity, self.device)
 
     def prefill(self, ids: Tensor) -> Iterator[Tensor]:
         """Yield the logits of every chunk, (batch, tokens of the chunk, vocab). ids: (batch, tokens)."""
@@ -50,22 +54,26 @@ class Runs:
         """The logits of one run, (batch, tokens, vocab), after waiting for them. ids: (batch, tokens)."""
         gpu, plan, tokens = self.session.gpu, self.session.plan, ids.shape[1]
         with gpu.use():
-            places = torch.arange(self.tokens, self.tokens + tokens, device=self.device)
-            total = (self.batch, self.cache.cached + tokens)
-            port = plan.ports["logits"]
+            port = plan.ports[LOGITS]
             logits = torch.empty(self.batch, tokens, port.shape[-1], dtype=port.dtype, device=self.device)
-            tensors = {
-                "input_ids": ids.to(self.device).contiguous(),
-                "attention_mask": torch.ones(total, dtype=torch.int64, device=self.device),
-                "position_ids": places.expand(self.batch, tokens).contiguous(),
-                "logits": logits,
-            }
+            tensors = {INPUT_IDS: ids.to(self.device).contiguous(), LOGITS: logits, **self._places(tokens)}
             bindings = {name: Binding(tuple(tensor.shape), tensor) for name, tensor in tensors.items()}
             plan.run(profile_of(tokens), {**bindings, **dict(self.cache.bindings(tokens))})
             self.cache.advance(tokens)
             self.tokens += tokens
         gpu.wait()
         return logits
+
+    def _places(self, tokens: int) -> dict[str, Tensor]:
+        """The inputs that say where the tokens of a run stand."""
+        if self.session.limits.capacity is not None:
+            return {WRITE_INDICES: torch.full((self.batch,), self.tokens, dtype=torch.int64, device=self.device)}
+        total = (self.batch, self.cache.cached + tokens)
+        places = torch.arange(self.tokens, self.tokens + tokens, device=self.device)
+        return {
+            ATTENTION_MASK: torch.ones(total, dtype=torch.int64, device=self.device),
+            POSITION_IDS: places.expand(self.batch, tokens).contiguous(),
+        }
 
 
 class CachedDecoding(Decoding):
