@@ -1,8 +1,14 @@
 """The KV cache of one batch: the buffers that a run reads and those that it writes.
 
-A run reads the past, (batch, kv_heads, past, head_dim) for the keys and for the values of each layer, and writes past
-and present together. It cannot write where it reads, so two sets of buffers swap, and with them their addresses, which
-are looked up once. A set grows just before it is written. Growing copies nothing, since the run writes the whole set.
+grown      two sets of buffers, which swap
+in place   one set, of the capacity of the graph: TensorRT's KVCacheUpdate writes where it reads, and wants past and
+           present at one address. Shapes and addresses are the same in every run. What no token has written yet is
+           masked, not left out, so buffers begin with zeros
+
+Of a cache that grows, a run reads the past, (batch, kv_heads, past, head_dim) for the keys and for the values of each
+layer, and writes past and present together. It cannot write where it reads, so two sets of buffers swap, and with them
+their addresses, which are looked up once. A set grows just before it is written. Growing copies nothing, since the run
+writes the whole set.
 """
 
 from __future__ import annotations
@@ -16,6 +22,44 @@ from builders.engine.generation import tokens_to_keep
 from builders.nvidia.profiles import Shape
 from builders.tensorrt.runtime import Port
 from smoothquant.artifacts.ports import PAST, PRESENT
+from smoothquant.errors import UserError
+
+
+class InPlaceCache:
+    """The set of buffers that is written in place.
+
+    past: all cache inputs of the engine. batch: the number of sequences. capacity: the tokens of a buffer. The
+    attribute `cached` counts the tokens in the cache.
+    """
+
+    def __init__(self, past: Sequence[Port], batch: int, capacity: int, device: torch.device) -> None:
+        self.cached, self._capacity = 0, capacity
+        self._buffers = {
+            port.name: torch.zeros((batch, *port.shape[1:]), dtype=port.dtype, device=device) for port in past
+        }
+        self._shapes = {name: tuple(buffer.shape) for name, buffer in self._buffers.items()}
+        self._addresses = _places(self._buffers, self._buffers)
+
+    def shapes(self) -> Mapping[str, Shape]:
+        """The shape of every cache input, which is the same in every run."""
+        return self._shapes
+
+    def place(self, tokens: int) -> Mapping[str, int]:
+        """The address of every cache input and output, for a run of `tokens` further tokens.
+
+        Raises UserError if these do not fit: TensorRT would write beyond the buffer.
+        """
+        total = self.cached + tokens
+        if total > self._capacity:
+            raise UserError(
+                f"a sequence of {total} tokens", expected=f"at most {self._capacity}, its room in the cache"
+            )
+        return self._addresses
+
+    def advance(self, tokens: int) -> None:
+        """Count the tokens of the run that was put on the stream."""
+        self.cached += tokens
+
 
 Buffers = dict[str, Tensor]  # by the name of the cache's input
 

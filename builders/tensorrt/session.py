@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from builders.engine.generation import Decoding
-from builders.tensorrt.cache import Cache
+from builders.tensorrt.cache import Cache, InPlaceCache
 from builders.tensorrt.limits import Limits, profile_of
 from builders.tensorrt.runtime import LoadedPlan
-from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, POSITION_IDS
+from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, POSITION_IDS, WRITE_INDICES
 
 
 class Session:
@@ -44,8 +44,12 @@ class Runs:
         self.device, limits = session.gpu.device, session.limits
         most = limits.cache + limits.chunk
         with session.gpu.use():
-            self.cache = Cache(session.past, batch, most, limits.window, self.device)
-            self._mask = torch.ones(batch * most, dtype=torch.int64, device=self.device)
+            self.cache: Cache | InPlaceCache
+            if limits.capacity is None:
+                self.cache = Cache(session.past, batch, most, limits.window, self.device)
+                self._mask = torch.ones(batch * most, dtype=torch.int64, device=self.device)
+            else:
+                self.cache = InPlaceCache(session.past, batch, limits.capacity, self.device)
         self._size = 0  # tokens of the last run
 
     def prefill(self, ids: Tensor) -> Iterator[Tensor]:
@@ -65,12 +69,12 @@ class Runs:
             if tokens != self._size:
                 self._allocate(tokens)
             self._ids.copy_(ids)
-            shapes = {INPUT_IDS: (self.batch, tokens), POSITION_IDS: (self.batch, tokens)}
-            shapes[ATTENTION_MASK] = (self.batch, self.cache.cached + tokens)
+            if ATTENTION_MASK in self._shapes:
+                self._shapes[ATTENTION_MASK] = (self.batch, self.cache.cached + tokens)
             addresses = {**self._addresses, **self.cache.place(tokens)}
-            plan.run(profile_of(tokens), {**shapes, **self.cache.shapes()}, addresses)
+            plan.run(profile_of(tokens), {**self._shapes, **self.cache.shapes()}, addresses)
             self.cache.advance(tokens)
-            self._positions.add_(tokens)
+            self._counted.add_(tokens)
             self.tokens += tokens
         gpu.wait()
         return self._logits
@@ -78,12 +82,17 @@ class Runs:
     def _allocate(self, tokens: int) -> None:
         """Make the buffers for runs of so many tokens. The next one follows the tokens so far."""
         port, shape = self.session.plan.ports[LOGITS], (self.batch, tokens)
-        places = torch.arange(self.tokens, self.tokens + tokens, device=self.device)
-        self._size, self._positions = tokens, places.expand(shape).contiguous()
-        self._ids = torch.empty(shape, dtype=torch.int64, device=self.device)
+        self._size, self._ids = tokens, torch.empty(shape, dtype=torch.int64, device=self.device)
         self._logits = torch.empty(*shape, port.shape[-1], dtype=port.dtype, device=self.device)
-        tensors = {INPUT_IDS: self._ids, POSITION_IDS: self._positions, ATTENTION_MASK: self._mask}
-        self._addresses = {name: tensor.data_ptr() for name, tensor in (tensors | {LOGITS: self._logits}).items()}
+        if self.session.limits.capacity is None:
+            places = torch.arange(self.tokens, self.tokens + tokens, device=self.device)
+            self._counted = places.expand(shape).contiguous()  # what says where the tokens stand, and moves with them
+            inputs = {INPUT_IDS: self._ids, POSITION_IDS: self._counted, ATTENTION_MASK: self._mask}
+        else:
+            self._counted = torch.full((self.batch,), self.tokens, dtype=torch.int64, device=self.device)
+            inputs = {INPUT_IDS: self._ids, WRITE_INDICES: self._counted}
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+        self._addresses = {name: tensor.data_ptr() for name, tensor in (inputs | {LOGITS: self._logits}).items()}
 
 
 class CachedDecoding(Decoding):

@@ -18,8 +18,9 @@ OPSETS = {  # opset -> IR version of its time
     17: 8,  # TensorRT 8.6
     21: 10,  # ONNX Runtime >= 1.18 and TensorRT >= 10
     23: 11,  # with Attention as one operator: TensorRT >= 10.14, half precision only
+    24: 12,  # with TensorScatter, a cache in place: TensorRT >= 10.15
 }
-OPSET = 21
+OPSET, IN_PLACE_OPSET = 21, 24
 ELEMENTS = {
     torch.float32: "FLOAT",
     torch.float16: "FLOAT16",

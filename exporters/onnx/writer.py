@@ -20,7 +20,7 @@ from exporters.export import Source, check_outputs, check_static
 from exporters.onnx.decoder import DecoderGraph
 from exporters.onnx.external_data import FILE, Content, ExternalData, WeightContent
 from exporters.onnx.form import Form
-from exporters.onnx.graph import OPSET
+from exporters.onnx.graph import IN_PLACE_OPSET, OPSET
 from exporters.turns import AFTER, BEFORE, Turn, in_turn
 from smoothquant.artifacts.manifest import OnnxOptions
 from smoothquant.artifacts.ports import graph_files
@@ -43,18 +43,27 @@ class OnnxWriter:
     """Writes the ONNX export to the folder `out`.
 
     schemes: of its graph, or of two that share their weights and differ in their activations; `PER_TOKEN` by default. A
-    float one makes the unquantized twin, an engine's reference. body, opset: see `Form`.
+    float one makes the unquantized twin, an engine's reference. body, opset, capacity: see `Form`.
     """
 
     step = "export onnx"
     smoothing = FOLDED
     wider = "export with --dtype fp32, or for TensorRT with --dtype bf16"
 
-    def __init__(self, out: str | Path, *schemes: Scheme, body: str = "fp32", opset: int = OPSET) -> None:
+    def __init__(
+        self,
+        out: str | Path,
+        *schemes: Scheme,
+        body: str = "fp32",
+        opset: int | None = None,
+        capacity: int | None = None,
+    ) -> None:
         require("onnx")
         self.out, self.schemes = Path(out), schemes or (PER_TOKEN,)
-        self.forms = {file: Form(scheme, body, opset) for file, scheme in graph_files(self.schemes).items()}
-        self.options = {"onnx": OnnxOptions(body, opset)}
+        if opset is None:
+            opset = OPSET if capacity is None else IN_PLACE_OPSET
+        self.forms = {file: Form(scheme, body, opset, capacity) for file, scheme in graph_files(self.schemes).items()}
+        self.options = {"onnx": OnnxOptions(body, opset, capacity)}
 
     def held(self, model: Model) -> torch.dtype:
         return next(iter(self.forms.values())).dtype

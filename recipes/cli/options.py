@@ -175,9 +175,10 @@ def add_triton(command: argparse.ArgumentParser) -> None:
 def check_triton(arguments: argparse.Namespace) -> None:
     """Find out before a build whether --triton can be written after it."""
     if arguments.triton is not None:
-        from builders.serving.triton import check_repository
+        from builders.serving.triton import check_cache, check_repository
 
         check_repository(arguments.out, arguments.triton)
+        check_cache(arguments.export)
 
 
 def write_triton(arguments: argparse.Namespace) -> dict[str, str]:

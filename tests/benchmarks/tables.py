@@ -13,7 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recipes.models import RECIPES
-from tests.benchmarks import edge_llm_nodes, gpu, onnx_forms, readers, real_table, serve_plot, trtllm_forms
+from tests.benchmarks import (
+    cache_traffic,
+    edge_llm_nodes,
+    gpu,
+    onnx_forms,
+    readers,
+    real_table,
+    serve_plot,
+    trtllm_forms,
+)
 from tests.benchmarks import quantizers as quantizers_table
 from tests.benchmarks.results import FOLDER, ratio_text
 from tests.families import table as families_table
@@ -223,7 +232,12 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "readers": readers.table,
         "reader runs": readers.runs,
     },
-    "docker/README.md": {"container": container, "gpu": gpu.table, "edge-llm nodes": nodes},
+    "docker/README.md": {
+        "container": container,
+        "cache traffic": cache_traffic.table,
+        "gpu": gpu.table,
+        "edge-llm nodes": nodes,
+    },
     "recipes/README.md": {"meanings": families_table.meanings, "targets": targets, "models": models},
 }
 
