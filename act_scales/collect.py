@@ -23,6 +23,7 @@ from smoothquant.device import choose_device, choose_dtype
 from smoothquant.errors import ActScalesError, OutputError, UserError
 from smoothquant.float16 import HeldMaxima
 from smoothquant.layers import FloatLayer, Layer
+from smoothquant.memory import for_calibration
 from smoothquant.model import Model
 from smoothquant.outputs import versions
 from smoothquant.quantization import absmax
@@ -41,16 +42,21 @@ def collect(
     dtype: str = "auto",
     device: str = "auto",
     overwrite: bool = False,
+    memory: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> ActScales:
     """Calibrate `model` on `text` and write the act scales file `out`; one made from the same inputs is reused.
 
     dtype: "auto" or the name of the dtype to compute in, device: "auto", "cpu", "cuda", "cuda:N" (see
-    `smoothquant.device`). Raises UserError for a text that the model cannot read, ActScalesError for NaN or Inf in
+    `smoothquant.device`). memory: the bytes that calibration may take (`smoothquant.memory`); None for a whole layer. A
+    file is the same with and without it but for the last bits of sums, and counts as the same.
+
+    Raises UserError for a text that the model cannot read, and for too little memory, ActScalesError for NaN or Inf in
     the activations, OutputError if `out` exists with other content or cannot be written.
     """
     out, text, device = Path(out), text.for_model(model), choose_device(device)
     compute = choose_dtype(dtype, model.checkpoint.dtype, device)
+    budget = for_calibration(model, memory, max(map(len, text.sequences)), compute)
     inputs = made_from(model, text, compute, device)
     if out.suffix != ".safetensors" or out.is_dir():
         raise OutputError(f"{out} cannot be written", expected="a file NAME.safetensors", do="choose another --out")
@@ -66,6 +72,7 @@ def collect(
             weights=compute,
             device=device,
             work=work,
+            budget=budget,
             progress=progress,
         )
         scales = ActScales(*maxima.split(), inputs | told_of(text), held.with_head(end), squares.found)

@@ -74,15 +74,18 @@ def head_absmax(end: Sweep) -> Tensor:
     """
     model, hidden = end.model, end.hidden.before(end.index, FLOAT)
     reach, length, row = torch.zeros(3)
-    for states in hidden.split(BATCH_TOKENS):
+    tokens = min(BATCH_TOKENS, end.budget.tokens or BATCH_TOKENS)
+    for states in hidden.split(tokens):
         x = decoder.head_input(model, states.to(end.device)).float().cpu()
+        end.hidden.release()
         reach, length = torch.maximum(reach, _largest(x)), torch.maximum(length, x.norm(dim=-1).amax())
     for rows in model.rows(model.lm_head):
         row = torch.maximum(row, rows.float().norm(dim=-1).amax())
     if length * row <= LARGEST / MARGIN:
         return torch.maximum(reach, length * row)[None]
-    for states in hidden.split(BATCH_TOKENS):
+    for states in hidden.split(tokens):
         x = decoder.head_input(model, states.to(end.device))
+        end.hidden.release()
         for rows in model.rows(model.lm_head):
             reach = torch.maximum(reach, _largest(torch.nn.functional.linear(x, rows.to(x.device, x.dtype))).cpu())
     return reach[None]

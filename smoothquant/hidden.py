@@ -9,6 +9,7 @@ interrupted run can run the layer again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from smoothquant.data_file import DataFile
 from smoothquant.device import free_bytes
+from smoothquant.machine import release_mapped
 from smoothquant.workroom import Workroom
 
 IN_MEMORY = 4 << 30  # bytes of hidden states that are held in memory
@@ -28,16 +30,23 @@ Forms = Mapping[str, torch.dtype]  # name of a form of the layers -> dtype of it
 class Hidden:
     """The hidden states of every form before and after a layer, (tokens, hidden) each.
 
-    work: the workspace that holds the mapped files; without one everything is in memory. device: what computes: the
-    states lie there if it has room to spare, and else in the machine's memory.
+    tokens: by form. work: the workspace that holds the mapped files; without one everything is in memory. in_memory:
+        the bytes that are not mapped; None for `IN_MEMORY`. device: what computes: the states lie there if it has room
+        to spare, and else in the machine's memory.
     mapped: whether the states lie in files, which outlive an interruption.
     """
 
     def __init__(
-        self, tokens: int, width: int, forms: Forms, work: Workroom | None = None, device: str = "cpu"
+        self,
+        tokens: Mapping[str, int],
+        width: int,
+        forms: Forms,
+        work: Workroom | None = None,
+        in_memory: int | None = None,
+        device: str = "cpu",
     ) -> None:
-        self.forms, self._shape = dict(forms), (tokens, width)
-        self.mapped = work is not None and self.nbytes > IN_MEMORY
+        self.forms, self._shapes = dict(forms), {form: (tokens[form], width) for form in forms}
+        self.mapped = work is not None and self.nbytes > (IN_MEMORY if in_memory is None else in_memory)
         if work is not None:
             work.require((1 + self.mapped) * self.nbytes)
         spare = device != "cpu" and not self.mapped and self.nbytes <= free_bytes(device) * SHARE
@@ -48,19 +57,25 @@ class Hidden:
             if work is not None and self.mapped:
                 first, second = (work.scratch(f"{PREFIX}{form}.{side}") for side in (0, 1))
                 self._files[form] = (first, second)
-                self._sides[form] = (self._map(first, dtype), self._map(second, dtype))
+                self._sides[form] = (self._map(first, form), self._map(second, form))
             else:
-                room = torch.empty(self._shape, dtype=dtype, device=self._place)
+                room = torch.empty(self._shapes[form], dtype=dtype, device=self._place)
                 self._sides[form] = (room, room)
 
     @property
     def nbytes(self) -> int:
         """The size of the states of all forms, in bytes."""
-        return self._shape[0] * self._shape[1] * sum(dtype.itemsize for dtype in self.forms.values())
+        return sum(math.prod(self._shapes[form]) * dtype.itemsize for form, dtype in self.forms.items())
 
     def before(self, layer: int, form: str) -> Tensor:
         """The input of a layer, (tokens, hidden); before(layers, form) is the output of the last layer."""
         return self._sides[form][layer % 2]
+
+    def release(self) -> None:
+        """Take mapped states out of the memory of this process. They come back when they are used."""
+        for sides in self._sides.values() if self.mapped else ():
+            for side in sides:
+                release_mapped(side.data_ptr(), side.nbytes)
 
     def state(self, layer: int) -> dict[str, Tensor]:
         """What has to be kept, beside mapped files, to go on before `layer`. What the files hold then is noted."""
@@ -73,13 +88,13 @@ class Hidden:
         """Take the hidden states out of an earlier `state`. Raises KeyError for a missing tensor or another shape."""
         for form, dtype in ({} if self.mapped else self.forms).items():
             found = state.pop(PREFIX + form)
-            if found.shape != self._shape or found.dtype != dtype:
+            if found.shape != self._shapes[form] or found.dtype != dtype:
                 raise KeyError(PREFIX + form)
             room = found.to(self._place)
             self._sides[form] = (room, room)
 
-    def _map(self, file: DataFile, dtype: torch.dtype) -> Tensor:
+    def _map(self, file: DataFile, form: str) -> Tensor:
         """A file as a tensor. A full disk is an error now, and not when a page is used."""
-        count = self._shape[0] * self._shape[1]
+        dtype, count = self.forms[form], math.prod(self._shapes[form])
         file.reserve(count * dtype.itemsize, fill=True)
-        return torch.from_file(str(file.path), shared=True, size=count, dtype=dtype).view(self._shape)
+        return torch.from_file(str(file.path), shared=True, size=count, dtype=dtype).view(self._shapes[form])

@@ -28,6 +28,7 @@ from smoothquant.embedding import Embedding
 from smoothquant.errors import CheckpointError
 from smoothquant.hidden import Forms, Hidden
 from smoothquant.layers import FloatLayer, Layer, Stored, float_layer, pinned
+from smoothquant.memory import UNLIMITED, Budget
 from smoothquant.model import Model
 from smoothquant.workroom import Workroom
 
@@ -45,10 +46,13 @@ class Listener:
     `advance`; then `leave`.
 
     forms: the other forms of the layers that run beside the stored form, each with hidden states of its own.
+    tokens: how many of the first tokens it hears, rounded up to whole batches; its forms run on these alone. None for
+        all.
     embedding: what embeds the tokens for them; None for the embedding of the sweep.
     """
 
     forms: Forms = MappingProxyType({})
+    tokens: int | None = None
     embedding: Embedding | None = None
 
     def enter(self, source: FloatLayer) -> Mapping[str, Layer]:
@@ -93,7 +97,8 @@ class Batch:
 class Sweep:
     """Sequences under way through the layers of a model. The caller gives it one layer after another.
 
-    dtype: the dtype of the arithmetic. device: the device that runs layers. index: the index of the next layer.
+    dtype: the dtype of the arithmetic. device: the device that runs layers. budget: for hidden states and batches.
+    index: the index of the next layer.
     """
 
     def __init__(
@@ -105,14 +110,17 @@ class Sweep:
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
         work: Workroom | None = None,
+        budget: Budget = UNLIMITED,
     ) -> None:
-        self.model, self.listeners, self.device = model, listeners, device
-        self.batches = list(_batches(sequences))
-        forms = {FLOAT: dtype}
+        self.model, self.listeners, self.device, self.budget = model, listeners, device, budget
+        self.batches = list(_batches(sequences, min(BATCH_TOKENS, budget.tokens or BATCH_TOKENS)))
+        forms, tokens = {FLOAT: dtype}, {FLOAT: sum(map(len, sequences))}
         for listener in listeners:
             forms |= listener.forms
-        self.index = 0
-        self.hidden = Hidden(sum(map(len, sequences)), model.geometry.hidden_size, forms, work, device)
+            heard = max(batch.rows.stop for batch in self.batches if _hears(listener, batch))
+            tokens |= dict.fromkeys(listener.forms, heard)
+        self.index, self._hearing = 0, list(listeners)
+        self.hidden = Hidden(tokens, model.geometry.hidden_size, forms, work, budget.states, device)
         longest = max(batch.length for batch in self.batches)
         self._patterns = {kind: patterns(model, longest, kind, device) for kind in dict.fromkeys(forms.values())}
         self._sequences = sequences
@@ -126,14 +134,17 @@ class Sweep:
             if listener.embedding:
                 embeddings |= dict.fromkeys(listener.forms, listener.embedding)
         dtype = self.hidden.forms[FLOAT]
-        step = max(1, EMBEDDED // (self.hidden.before(0, FLOAT).shape[1] * dtype.itemsize))
+        room = EMBEDDED if self.budget.states is None else min(EMBEDDED, self.budget.states // 8)
+        step = max(1, room // (self.hidden.before(0, FLOAT).shape[1] * dtype.itemsize))
         for start in range(0, len(ids), step):
             part = slice(start, start + step)
             found = {
                 one: one.embed(ids[part][None], dtype, positions[part][None])[0] for one in set(embeddings.values())
             }
             for form, one in embeddings.items():
-                self.hidden.before(0, form)[part] = found[one]
+                states = self.hidden.before(0, form)[part]
+                states.copy_(found[one][: len(states)])
+            self.hidden.release()
 
     def states(self, sequence: int, form: str = FLOAT) -> Tensor:
         """The hidden states of one sequence before layer `index`, (tokens, hidden)."""
@@ -148,9 +159,12 @@ class Sweep:
             assert isinstance(source, FloatLayer)
             running |= listener.enter(source)
         for batch in self.batches:
-            made = {form: self._run(layer, form, batch) for form, layer in running.items()}
-            for listener in self.listeners:
+            self._hearing = [listener for listener in self.listeners if _hears(listener, batch)]
+            deaf = {form for listener in self.listeners if not _hears(listener, batch) for form in listener.forms}
+            made = {form: self._run(layer, form, batch) for form, layer in running.items() if form not in deaf}
+            for listener in self._hearing:
                 listener.advance(made)
+            self.hidden.release()
         for listener in self.listeners:
             listener.leave()
             if listener.leftover:
@@ -165,6 +179,7 @@ class Sweep:
     def hear(self, source: FloatLayer, tokens: int | None = None) -> None:
         """Let the listeners hear all sequences in a float layer, whose weights are widened once; or the first batches,
         which hold at least so many tokens. The hidden states stay before it."""
+        self._hearing = list(self.listeners)
         for listener in self.listeners:
             listener.enter(source)
         layer = replace(source.to(self.device, self.hidden.forms[FLOAT]), listen=self._listen)
@@ -216,11 +231,11 @@ class Sweep:
         return decoder.forward(self.model, layer, states, positions, *((self._hear,) if heard else ()))
 
     def _listen(self, role: str, x: Tensor, y: Tensor) -> None:
-        for listener in self.listeners:
+        for listener in self._hearing:
             listener.listen(role, x, y)
 
     def _hear(self, residual: Tensor) -> None:
-        for listener in self.listeners:
+        for listener in self._hearing:
             listener.residual(residual)
 
 
@@ -235,6 +250,7 @@ def sweep(
     device: str = "cpu",
     work: Workroom | None = None,
     keep_last: bool = False,
+    budget: Budget = UNLIMITED,
     stored: Callable[[int], Stored] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Sweep:
@@ -243,19 +259,20 @@ def sweep(
     weights: the dtype that layers are read in; None keeps the dtype on disk and widens weights when they are used.
     work: the workspace that keeps the state when it is due, and after the last layer if `keep_last`. An interrupted
         sweep continues from it. Mapped files need no copy: each finished layer is noted.
+    budget: what may be in memory; with one, a layer's matrices are read whenever they are used.
     stored: a function that reads a layer; None reads float layers.
 
     Raises OutputError if the disk has no room for the hidden states, CheckpointError for statistics that a listener
     cannot assign to a matrix.
     """
     layers, start = model.geometry.layers, work.next_layer if work else 0
-    under_way = Sweep(model, sequences, listeners, dtype=dtype, device=device, work=work)
+    under_way = Sweep(model, sequences, listeners, dtype=dtype, device=device, work=work, budget=budget)
     if work and start:
         under_way.restore(start, work.state())
     else:
         under_way.embed()
     progress(start, layers)
-    with closing(_read(model, weights, device, stored, range(start, layers))) as sources:
+    with closing(_read(model, weights, device, stored, budget, range(start, layers))) as sources:
         for source in sources:
             under_way.layer(source)
             del source  # before the next is there
@@ -271,25 +288,31 @@ def _read(
     weights: torch.dtype | None,
     device: str,
     stored: Callable[[int], Stored] | None,
+    budget: Budget,
     indices: range,
 ) -> Generator[Stored, None, None]:
-    """Yield layers, on the CPU. While a GPU runs one, the next is read."""
+    """Yield layers, on the CPU. While a GPU runs one, the next is read, if the budget has room for whole layers."""
 
     def layer(index: int) -> Stored:
-        return stored(index) if stored else float_layer(model, index, weights)
+        return stored(index) if stored else float_layer(model, index, weights, numbers=budget.numbers)
 
-    if device == "cpu":
+    if device == "cpu" or budget.numbers is not None:
         yield from map(layer, indices)
     else:
         yield from ahead(lambda index: pinned(layer(index)), indices)
 
 
-def _batches(sequences: Sequence[Tensor]) -> Iterator[Batch]:
-    """Yield batches of consecutive sequences of one length."""
+def _hears(listener: Listener, batch: Batch) -> bool:
+    """Whether a listener hears a batch."""
+    return listener.tokens is None or batch.rows.start < listener.tokens
+
+
+def _batches(sequences: Sequence[Tensor], tokens: int) -> Iterator[Batch]:
+    """Yield batches of consecutive sequences of one length. tokens: of a batch, about."""
     start = 0
     for length, group in groupby(sequences, key=len):
         end = start + length * len(list(group))
-        step = max(length, BATCH_TOKENS - BATCH_TOKENS % max(1, length))
+        step = max(length, tokens - tokens % max(1, length))
         for begin in range(start, end, step):
             yield Batch(slice(begin, min(begin + step, end)), length)
         start = end

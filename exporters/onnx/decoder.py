@@ -44,7 +44,7 @@ class DecoderGraph:
         self.graph = Graph(form.dtype, form.opset, data)
         scheme = self.scheme = form.scheme
         quantized, plain = FORMS[scheme.activations](self.graph), FloatLinears(self.graph)
-        self.products = Products(self.graph, model, quantized, plain, scheme.float_linears)
+        self.products = Products(self.graph, model, quantized, plain, scheme)
         self.norms = Norms(self.graph, model)
         self.mlp = Mlp(self.graph, model, self.products)
         self.branch: Mlp | Experts = Experts(self.graph, model, self.mlp) if model.geometry.experts else self.mlp

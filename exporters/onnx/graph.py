@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from exporters.onnx.external_data import FILE, Content, ExternalData
+from exporters.onnx.external_data import FILE, Content, ExternalData, WeightContent
 from smoothquant.packages import require
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Graph:
         self.onnx = require("onnx")
         self.body, self.opset = body, opset
         self.data = ExternalData() if data is None else data
-        self._weights: dict[str, Content] = {}
+        self._weights: dict[str, Content | WeightContent] = {}
         self.scope = ""
         self._nodes: list[onnx.NodeProto] = []
         self._names: dict[str, int] = {}
@@ -72,7 +72,7 @@ class Graph:
         """A constant in the body's dtype."""
         return self.constant(value, self.body)
 
-    def weight(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, content: Content) -> str:
+    def weight(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, content: Content | WeightContent) -> str:
         """A tensor in external data, whose content is written later. With the very same content it is there once, for
         all that ask for it."""
         if name in self._weights:

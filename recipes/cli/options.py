@@ -94,6 +94,23 @@ def add_overwrite(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_memory(command: argparse.ArgumentParser, what: str) -> None:
+    """Add --memory, which `memory` reads. what: the command does with less, in words."""
+    command.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help=f"the most memory to take, as in 2GB: {what} (default: a whole layer). Less than the least that would do "
+        "is refused at once",
+    )
+
+
+def memory(arguments: argparse.Namespace) -> int | None:
+    """The bytes that --memory gives; None without it. Raises UserError for what is no size."""
+    from smoothquant.memory import parse
+
+    return None if arguments.memory is None else parse(arguments.memory)
+
+
 def add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--device",

@@ -28,6 +28,7 @@ ORDER = (
     "batching",
     "export_memory",
     "one_pass",
+    "validate_speed",
     "integrity_cost",
     "trtllm_ranks",
     "calibration_speed",

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.cli.export.target import ExportTarget, add_keep_float, with_kept
+from recipes.cli.export.target import ExportTarget, add_keep_float, asked_float, is_measured, with_kept
 from recipes.cli.ui import Ui
 from smoothquant.reading import read_json
 from smoothquant.scheme import PER_TENSOR
@@ -26,6 +26,9 @@ class ModelOpt(ExportTarget):
 
     def add_options(self, command: argparse.ArgumentParser) -> None:
         add_keep_float(command)
+
+    def measures(self, arguments: argparse.Namespace) -> bool:
+        return is_measured(asked_float(arguments))
 
     def notes(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> None:
         out = Path(arguments.out)

@@ -53,6 +53,12 @@ class ExportTarget(ABC):
         settings = capacity.settings(model, alpha, arguments.groups)
         return source_of(model, arguments.act_scales, settings)
 
+    def measures(self, arguments: argparse.Namespace) -> bool:
+        """Whether what one static scale costs is measured where no plan says it, which takes a layer in memory."""
+        act = getattr(arguments, "act", None)
+        static = act is not None and (act not in ACTIVATIONS or ACTIVATIONS[act].static)
+        return static and is_measured(asked_float(arguments))
+
     @abstractmethod
     def writer(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> Writer:
         """The writer that these options ask for. Raises UserError for options that contradict each other."""
@@ -93,7 +99,7 @@ def with_kept(schemes: Sequence[Scheme], arguments: argparse.Namespace, source: 
         kept = linears_asked(source.plan, source.model, arguments.keep_float)
         _note_kept(source, kept, " by the plan", ui)
         return tuple(replace(scheme, float_linears=kept) for scheme in schemes)
-    asked = _asked(arguments)
+    asked = asked_float(arguments)
     if not any(scheme.activations.static for scheme in schemes):
         if asked not in ("auto", "none"):
             raise UserError(
@@ -102,7 +108,7 @@ def with_kept(schemes: Sequence[Scheme], arguments: argparse.Namespace, source: 
                 do="drop --keep-float: one scale per token needs no linear in float",
             )
         return tuple(schemes)
-    measured = _is_measured(asked)
+    measured = is_measured(asked)
     if measured:
         with ui.progress("measure noise", ends=False) as progress:
             kept = source.kept(asked, progress)
@@ -115,9 +121,9 @@ def with_kept(schemes: Sequence[Scheme], arguments: argparse.Namespace, source: 
 
 def note_guess(arguments: argparse.Namespace, schemes: Sequence[Scheme], source: Source, ui: Ui) -> None:
     """Say that --keep-float has guessed, where it had no mean squares to measure by."""
-    asked = _asked(arguments)
+    asked = asked_float(arguments)
     static = any(scheme.activations.static for scheme in schemes)
-    if static and source.plan is None and _is_measured(asked) and not source.input_mean_square:
+    if static and source.plan is None and is_measured(asked) and not source.input_mean_square:
         ui.note(
             "which linears to leave in float was a guess: these act scales have maxima alone; smoothquant calibrate "
             "measures mean squares too"
@@ -136,11 +142,11 @@ def _note_kept(source: Source, kept: Sequence[str], why: str, ui: Ui) -> None:
         )
 
 
-def _asked(arguments: argparse.Namespace) -> str:
+def asked_float(arguments: argparse.Namespace) -> str:
     """What --keep-float says; "none" for a format without it."""
     return (arguments.keep_float or "auto") if "keep_float" in arguments else "none"
 
 
-def _is_measured(asked: str) -> bool:
+def is_measured(asked: str) -> bool:
     """Whether --keep-float asks for linears by what rounding costs them."""
     return asked == "auto" or "%" in asked

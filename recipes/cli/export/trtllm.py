@@ -88,6 +88,9 @@ class TensorRTLLM(ExportTarget):
             arguments.trtllm_version or STABLE,
         )
 
+    def measures(self, arguments: argparse.Namespace) -> bool:
+        return _mode(arguments).static
+
     def notes(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> None:
         model = source.model
         window = model.geometry.attention[0].window
