@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
     from exporters.export import Source
     from recipes.estimate import Estimate, Export, Tokens
     from recipes.estimate.steps import StepCost
+    from recipes.pipeline import RecipeRun
     from smoothquant.model import Model
 
 USUAL = ("w8a8", "onnx")
@@ -61,13 +62,24 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from smoothquant.files import check_place
 
     asked, out = chosen(arguments.target or USUAL, TARGETS, arguments.place), Path(arguments.place)
-    check_place(out / "model", "--out", arguments.place)
+    check_place(out / ".smoothquant", "--out", arguments.place)
     model = _open(arguments, ui)
     text = _tokens(arguments, model, ui)
     exports = [_export(one, arguments, model, ui) for one in asked]
     heldout = text.of(min(HELDOUT, text.sequences))
     found = estimate(EstimatedRun(model, out, text, heldout, exports, (CALIBRATE, SEARCH), Wanted.memory))
     show(ui, found, text)
+    found.check_disk()
+
+
+def dry_run(ui: Ui, job: RecipeRun) -> None:
+    """Show what a recipe's run would take. Raises UserError for what cannot be made here, or held by the disk."""
+    from recipes.estimate import estimate
+    from recipes.estimate.recipe_run import of_recipe
+
+    asked = of_recipe(job)
+    found = estimate(asked)
+    show(ui, found, asked.text)
     found.check_disk()
 
 

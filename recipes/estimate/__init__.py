@@ -8,7 +8,7 @@ steps.py     the steps: memory, bytes read and written, and seconds by what take
 estimate.py  all steps of a run, against the room that is there
 """
 
-from recipes.estimate.estimate import CALIBRATE, SEARCH, Estimate, EstimatedRun, Export, estimate
 from recipes.estimate.sizes import Tokens
+from recipes.estimate.whole import CALIBRATE, SEARCH, Estimate, EstimatedRun, Export, estimate
 
 __all__ = ["CALIBRATE", "SEARCH", "Estimate", "EstimatedRun", "Export", "Tokens", "estimate"]

@@ -15,7 +15,7 @@ from recipes.families import open_announced, open_model
 from recipes.synthetic import save_random_llama
 from smoothquant.errors import UserError
 from tests.forked import assert_one_line, smoothquant
-from tests.models import save_llama
+from tests.models import TEXT, save_llama
 
 FEW = ("--samples", "2", "--length", "32")
 TARGETS = ("--target", "w8a8", "--target", "onnx", "--target", "trtllm")
@@ -62,7 +62,7 @@ def test_a_run_that_the_disk_cannot_hold_is_refused(
 ) -> None:
     """The table is shown first. What the memory cannot hold is a warning."""
     save_llama(tmp_path / "model")
-    monkeypatch.setattr("recipes.estimate.estimate.free_memory", lambda: 1 << 20)
+    monkeypatch.setattr("recipes.estimate.whole.free_memory", lambda: 1 << 20)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=1 << 20))
     assert main(["estimate", str(tmp_path / "model"), *FEW, "--out", str(tmp_path / "out")]) == 2
@@ -89,3 +89,14 @@ def test_what_cannot_be(words: tuple[str, ...], said: str, tmp_path: Path, monke
     save_llama(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     assert_one_line(smoothquant("estimate", *words), 2, said)
+
+
+def test_a_dry_run_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_llama(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(TEXT)
+    given = ["--model", str(tmp_path / "model"), "--text", str(tmp_path / "text.txt"), *FEW, "--no-search"]
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["run", "llama", *given, "--out", str(tmp_path / "out"), "--dry-run", "--json", "--quiet"]) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    steps = [step["step"] for step in json.loads(capsys.readouterr().out)["steps"]]
+    assert steps == ["calibrate", "export onnx, w8a8", "build onnxruntime", "validate"]
