@@ -192,12 +192,8 @@ def split_text(text: Text, heldout: int) -> tuple[Text, Text]:
 def run(job: RecipeRun, stage: Stage, *, overwrite: bool = False) -> Made:
     """Search or calibrate, export, build, validate. Raises UserError before any work for what cannot be made here, else
     at the first stage that fails."""
-    out, budget = job.out, job.checked_budget()
-    for output in job.outputs:
-        output.check(job.model)
-    searches = _searches(job)
-    for path in (out / VALIDATION, out / REPORT, *map(page_beside, searches.values())):
-        check_report(path, "--out")
+    budget = job.checked_budget()
+    out, searches = job.out, check_run(job)
     plans = _plans(job, searches, stage, overwrite)
     scales = [plan.act_scales for plan in plans.values()]
     if not all(output.searched for output in job.outputs):
@@ -236,6 +232,16 @@ def run(job: RecipeRun, stage: Stage, *, overwrite: bool = False) -> Made:
             memory=job.memory,
         )
     return Made(folders, found, tuple(plans.values()), tuple(scales))
+
+
+def check_run(job: RecipeRun) -> dict[Wanted, Path]:
+    """The folders of the plans of all searches. Raises UserError for what cannot be made here."""
+    for output in job.outputs:
+        output.check(job.model)
+    searches = _searches(job)
+    for path in (job.out / VALIDATION, job.out / REPORT, *map(page_beside, searches.values())):
+        check_report(path, "--out")
+    return searches
 
 
 def _searches(job: RecipeRun) -> dict[Wanted, Path]:

@@ -18,6 +18,7 @@ from recipes.cli import (
     convert,
     demo,
     doctor,
+    estimate,
     export,
     generate,
     options,
@@ -37,6 +38,7 @@ from recipes.cli.ui import Ui
 from smoothquant import __version__
 
 COMMANDS = (
+    estimate,
     calibrate,
     search,
     export,

@@ -259,8 +259,11 @@ def check_tokens(text: Text, encoder: Encoder, other: Encoder) -> None:
         )
 
 
-def add_text(command: argparse.ArgumentParser, *, samples: int | None, length: int | None) -> None:
-    command.add_argument("--text", required=True, metavar="TEXT", help=TEXT_HELP)
+def add_text(
+    command: argparse.ArgumentParser, *, samples: int | None, length: int | None, required: bool = True
+) -> None:
+    """Add --text and what goes with it. required: whether a command needs a text, or --samples and --length will do."""
+    command.add_argument("--text", required=required, metavar="TEXT", help=TEXT_HELP)
     add_text_field(command)
     shown = [value if value is not None else "the recipe's" for value in (samples, length)]
     command.add_argument("--samples", type=int, default=samples, help=f"sequences to use (default {shown[0]})")

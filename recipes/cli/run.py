@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from recipes.cli import calibrate, options, search, validate
+from recipes.cli import calibrate, estimate, options, search, validate
 from recipes.cli.ui import Ui
 from recipes.targets import TARGETS, hold_embedding
 from smoothquant.scheme import ACTIVATIONS, EMBEDDINGS, HEADS, PER_TOKEN, quantized_names, scheme_of
@@ -68,6 +68,11 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         command,
         "of calibration, exports and the float model of validation, each by itself, as their commands have it; engines "
         "and who builds them are not counted, and a search has no such bound",
+    )
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="make nothing: check what a run checks before any work, and estimate its memory, disk and time",
     )
     options.add_family(command)
     options.add_overwrite(command)
@@ -138,6 +143,9 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     job = pipeline.RecipeRun(model, text, heldout, Path(arguments.out), outputs, memory)
     scales = "scales by search" if searched else f"alpha {settings.alpha}"
     ui.note(f"recipe {recipe.name}: {scales}, {len(text.sequences)} x {recipe.length} tokens")
+    if arguments.dry_run:
+        estimate.dry_run(ui, job)
+        return
     made = pipeline.run(job, ui.progress, overwrite=arguments.overwrite)
     for file in made.act_scales:
         calibrate.warn_of_silence(ui, load_act_scales(file), model)
