@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from types import MappingProxyType
 
 import torch
@@ -105,8 +105,8 @@ class Sweep:
 
     dtype: the dtype of the arithmetic. device: the device that runs layers. team: those that share the sequences.
 
-    index: the index of the next layer. batches: those of this rank, whose tokens alone `hidden` has. first: how many
-    tokens the ranks before it have.
+    index: the index of the next layer. batches: those of this rank, whose tokens alone `hidden` has. sequences: the
+    places of theirs. first: how many tokens the ranks before it have.
     """
 
     def __init__(
@@ -124,6 +124,7 @@ class Sweep:
         batches = list(_batches(sequences))
         mine = batches[team.share(len(batches))]
         self.first = mine[0].rows.start if mine else 0
+        self.sequences = shared_sequences(sequences, team)
         self.batches = [batch.behind(self.first) for batch in mine]
         forms = {FLOAT: dtype}
         for listener in listeners:
@@ -298,6 +299,14 @@ def sweep(
             work.mark(index + 1, under_way.state())
         progress(index + 1, layers)
     return under_way
+
+
+def shared_sequences(sequences: Sequence[Tensor], team: Team) -> range:
+    """The places of the sequences that this rank runs."""
+    batches = list(_batches(sequences))
+    mine = batches[team.share(len(batches))]
+    starts = [0, *accumulate(map(len, sequences))]
+    return range(starts.index(mine[0].rows.start), starts.index(mine[-1].rows.stop)) if mine else range(0)
 
 
 def _batches(sequences: Sequence[Tensor]) -> Iterator[Batch]:
