@@ -106,7 +106,7 @@ class Sweep:
     dtype: the dtype of the arithmetic. device: the device that runs layers. team: those that share the sequences.
 
     index: the index of the next layer. batches: those of this rank, whose tokens alone `hidden` has. sequences: the
-    places of theirs. first: how many tokens the ranks before it have.
+    places of theirs. first: how many tokens the ranks before it have. tokens: how many all ranks have.
     """
 
     def __init__(
@@ -131,6 +131,7 @@ class Sweep:
             forms |= listener.forms
         self.index = 0
         tokens = self.batches[-1].rows.stop if mine else 0
+        self.tokens = sum(map(len, sequences))
         self.hidden = Hidden(tokens, model.geometry.hidden_size, forms, work, mappable=not team.linked)
         longest = max(batch.length for batch in batches)
         self._patterns = {kind: patterns(model, longest, kind, device) for kind in dict.fromkeys(forms.values())}
@@ -159,6 +160,16 @@ class Sweep:
         """The hidden states of one sequence of this rank before layer `index`, (tokens, hidden)."""
         start = sum(map(len, self._sequences[:sequence])) - self.first
         return self.hidden.before(self.index, form)[start : start + len(self._sequences[sequence])]
+
+    def whole(self) -> None:
+        """Give every rank the hidden states before layer `index` of all sequences: it goes on alone."""
+        if not self.team.linked:
+            return
+        rows = {form: self.team.rows_of_all(self.hidden.before(self.index, form)) for form in self.hidden.forms}
+        self.hidden = Hidden(self.tokens, self.model.geometry.hidden_size, self.hidden.forms)
+        self.hidden.restore({PREFIX + form: states for form, states in rows.items()})
+        self.batches, self.first, self.team = list(_batches(self._sequences)), 0, ALONE
+        self.sequences = range(len(self._sequences))
 
     def outputs(self) -> Iterator[Tensor]:
         """Yield the hidden states before layer `index` of this rank's batches, (tokens, hidden)."""
