@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from types import MappingProxyType
 
 import torch
@@ -112,8 +112,8 @@ class Sweep:
     dtype: the dtype of the arithmetic. device: the device that runs layers. budget: for hidden states and batches.
     team: those that share the sequences.
 
-    index: the index of the next layer. batches: those of this rank, whose tokens alone `hidden` has. first: how many
-    tokens the ranks before it have.
+    index: the index of the next layer. batches: those of this rank, whose tokens alone `hidden` has. sequences: the
+    places of theirs. first: how many tokens the ranks before it have. tokens: how many all ranks have.
     """
 
     def __init__(
@@ -130,16 +130,17 @@ class Sweep:
     ) -> None:
         self.model, self.listeners, self.device = model, listeners, device
         self.budget, self.team = budget, team
-        batches = list(_batches(sequences, min(BATCH_TOKENS, budget.tokens or BATCH_TOKENS)))
+        batches = list(_batches(sequences, budget))
         mine = batches[team.share(len(batches))]
         self.first = mine[0].rows.start if mine else 0
+        self.sequences = shared_sequences(sequences, team, budget)
         self.batches = [batch.behind(self.first) for batch in mine]
         forms, tokens = {FLOAT: dtype}, {FLOAT: self.batches[-1].rows.stop if mine else 0}
         for listener in listeners:
             forms |= listener.forms
             heard = max((batch.rows.stop for batch in self.batches if self._hears(listener, batch)), default=0)
             tokens |= dict.fromkeys(listener.forms, heard)
-        self.index, self._hearing = 0, list(listeners)
+        self.index, self._hearing, self.tokens = 0, list(listeners), sum(map(len, sequences))
         width, mappable = model.geometry.hidden_size, not team.linked
         self.hidden = Hidden(tokens, width, forms, work, budget.states, device, mappable=mappable)
         longest = max(batch.length for batch in batches)
@@ -172,6 +173,17 @@ class Sweep:
         """The hidden states of one sequence of this rank before layer `index`, (tokens, hidden)."""
         start = sum(map(len, self._sequences[:sequence])) - self.first
         return self.hidden.before(self.index, form)[start : start + len(self._sequences[sequence])]
+
+    def whole(self) -> None:
+        """Give every rank the hidden states before layer `index` of all sequences: it goes on alone."""
+        if not self.team.linked:
+            return
+        rows = {form: self.team.rows_of_all(self.hidden.before(self.index, form)) for form in self.hidden.forms}
+        tokens = {form: len(states) for form, states in rows.items()}
+        self.hidden = Hidden(tokens, self.model.geometry.hidden_size, self.hidden.forms)
+        self.hidden.restore({PREFIX + form: states for form, states in rows.items()})
+        self.batches, self.first, self.team = list(_batches(self._sequences)), 0, ALONE
+        self.sequences = range(len(self._sequences))
 
     def outputs(self) -> Iterator[Tensor]:
         """Yield the hidden states before layer `index` of this rank's batches, (tokens, hidden)."""
@@ -345,8 +357,17 @@ def _read(
         yield from ahead(lambda index: pinned(layer(index)), indices)
 
 
-def _batches(sequences: Sequence[Tensor], tokens: int) -> Iterator[Batch]:
-    """Yield batches of consecutive sequences of one length. tokens: of a batch, about."""
+def shared_sequences(sequences: Sequence[Tensor], team: Team, budget: Budget = UNLIMITED) -> range:
+    """The places of the sequences that this rank runs."""
+    batches = list(_batches(sequences, budget))
+    mine = batches[team.share(len(batches))]
+    starts = [0, *accumulate(map(len, sequences))]
+    return range(starts.index(mine[0].rows.start), starts.index(mine[-1].rows.stop)) if mine else range(0)
+
+
+def _batches(sequences: Sequence[Tensor], budget: Budget = UNLIMITED) -> Iterator[Batch]:
+    """Yield batches of consecutive sequences of one length."""
+    tokens = min(BATCH_TOKENS, budget.tokens or BATCH_TOKENS)
     start = 0
     for length, group in groupby(sequences, key=len):
         end = start + length * len(list(group))

@@ -142,7 +142,7 @@ def joined(arguments: argparse.Namespace) -> Iterator[Team]:
     if "team" not in arguments:
         raise UserError(
             f"smoothquant {arguments.command} under torchrun",
-            expected="calibrate, search, validate or export, which several processes can share",
+            expected="calibrate, search or validate, which several processes can share",
             do="run it without torchrun",
         )
     with torchrun.joined() as team:

@@ -91,6 +91,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
     options.add_device(command)
     options.add_family(command)
     options.add_overwrite(command)
+    options.share_team(command)
     command.set_defaults(run=run)
 
 
@@ -151,9 +152,10 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             wanted,
             device=arguments.device,
             overwrite=arguments.overwrite,
+            team=arguments.team,
             progress=progress,
         )
-    if arguments.report:
+    if arguments.report and arguments.team.leads:
         write_page_of(plan, model, arguments.report)
     calibrate.warn_of_silence(ui, load_act_scales(plan.act_scales), model)
     show(ui, plan.facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
     command.add_argument("--report", metavar="FILE.html", help="write a report with plots")
     command.add_argument("--out", metavar="FILE.json", help="write the results, with everything that the plots show")
     options.add_family(command)
+    options.share_team(command)
     command.set_defaults(run=run)
 
 
@@ -87,12 +89,10 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from act_scales.tokenizer import Encoder, has_tokenizer
     from builders.engine.protocol import FOREIGN
     from builders.validate import validate_engines
-    from builders.validate.card import note_measured
     from builders.validate.int8_folder import is_int8_folder
-    from builders.validate.report import check_report, write_json, write_report
+    from builders.validate.report import check_report
     from smoothquant.memory import for_validation
     from smoothquant.plan import read_plan
-    from smoothquant.workroom import forget
 
     for option, path in (("--report", arguments.report), ("--out", arguments.out)):
         if path:
@@ -123,6 +123,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             device=arguments.device,
             work=work,
             memory=memory,
+            team=arguments.team,
             progress=progress,
         )
     show(ui, found)
@@ -133,6 +134,17 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         for label in (validation.label for validation in found if validation.subject["engine"] == FOREIGN):
             ui.warn(f"{label}: no distance to the exact logits, because its smoothing is not recorded")
     ui.result({"validations": [summary(validation) for validation in found]})
+    if arguments.team.leads:
+        _write(arguments, ui, folders, found)
+    raise_if_missed(found)
+
+
+def _write(arguments: argparse.Namespace, ui: Ui, folders: Mapping[str, str | Path], found: list[Validation]) -> None:
+    """Write what was found to where it was asked for, and into the engines' cards."""
+    from builders.validate.card import note_measured
+    from builders.validate.report import write_json, write_report
+    from smoothquant.workroom import forget
+
     for validation in found:
         if note_measured(folders[validation.label], validation):
             ui.note(f"{folders[validation.label]}/README.md: now says what was measured")
@@ -140,9 +152,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         write_report(arguments.report, found)
     if arguments.out:
         write_json(arguments.out, found)
-    if work:
+    if work := _work(arguments):
         forget(work)
-    raise_if_missed(found)
 
 
 def _work(arguments: argparse.Namespace) -> Path | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from builders.validate.candidate import Candidate
 from smoothquant import workroom
 from smoothquant.journal import work_folder
 from smoothquant.sweep import Sweep
@@ -107,6 +108,73 @@ def test_a_rank_that_is_killed_ends_all_and_any_number_goes_on(llama: Path, text
     assert [each.returncode for each in found] == [0, 0, 0]
     assert one.read_bytes() == out.read_bytes()
     assert not work_folder(out).exists()
+
+
+def assert_close(found: object, expected: object, place: str = "") -> None:
+    """The same JSON values, numbers to 1e-9."""
+    assert type(found) is type(expected), place
+    if isinstance(found, dict) and isinstance(expected, dict):
+        assert found.keys() == expected.keys(), place
+        for key, value in found.items():
+            assert_close(value, expected[key], f"{place}.{key}")
+    elif isinstance(found, list) and isinstance(expected, list):
+        assert len(found) == len(expected), place
+        for at, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert_close(one, other, f"{place}[{at}]")
+    elif isinstance(found, float):
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-15), place
+    else:
+        assert found == expected, place
+
+
+def test_validations_are_those_of_one_process(llama: Path, text: Path, tmp_path: Path) -> None:
+    """Also where they were interrupted between two sequences of an engine."""
+    scales, engines = tmp_path / "scales.safetensors", (tmp_path / "onnx", tmp_path / "modelopt")
+    smoothquant(*calibrate(llama, text), "--out", scales)
+    for engine in engines:
+        smoothquant("export", engine.name, llama, scales, "--out", engine)
+    options = ("--samples", 40, "--length", 64, "--device", "cpu", "--exact", "--no-thresholds")
+    command = ("validate", *engines, "--reference", llama, "--text", text, *options)
+    one, two, again = (tmp_path / f"{name}.json" for name in ("one", "two", "again"))
+    assert smoothquant(*command, "--out", one).returncode == 0
+    found = in_a_team(2, *command, "--out", two, "--report", tmp_path / "report.html")
+    assert [each.returncode for each in found] == [0, 0], found
+    assert found[1].stdout + found[1].stderr == ""
+    wanted, seen = (json.loads(path.read_text()) for path in (one, two))
+    assert wanted.pop("sha256")  # of content that may have other last digits
+    assert seen.pop("sha256")
+    assert_close(seen, wanted)
+
+    def dying(rank: int) -> None:
+        keep_every_layer(rank)
+        add = Candidate.add
+
+        def die(self: Candidate, *arguments: object) -> None:
+            if rank == 1 and self.compared == 7 and self.streamed:
+                os.kill(os.getpid(), signal.SIGKILL)
+            add(self, *arguments)  # type: ignore[arg-type]
+
+        Candidate.add = die  # type: ignore[method-assign]
+
+    one_line(in_a_team(2, *command, "--out", again, set_up=dying), 4, "has lost the other processes")
+    assert [each.returncode for each in in_a_team(2, *command, "--out", again)] == [0, 0]
+    assert again.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize("layout", ["llama", "mixtral"])
+def test_plans_are_those_of_one_process(layout: str, llama: Path, tmp_path: Path) -> None:
+    """Every file of them, byte for byte."""
+    text = tmp_path / "text.txt"
+    text.write_text(MONOTONOUS * 2, encoding="utf-8")
+    model = llama if layout == "llama" else save(layout, tmp_path / layout)
+    options = ("--samples", 96, "--length", 64, "--device", "cpu", "--lm-head", "int8", "--embedding", "int8")
+    command = ("search", model, "--text", text, *options)
+    assert smoothquant(*command, "--out", tmp_path / "one").returncode == 0
+    assert [each.returncode for each in in_a_team(2, *command, "--out", tmp_path / "two")] == [0, 0]
+    names = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
+    assert len(names) > 4
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
 
 def test_bad_input_is_one_line(llama: Path, text: Path, tmp_path: Path) -> None:
