@@ -325,7 +325,7 @@ def _write_layer(
         behind.do(_write_rows, writers, layer, rows)
 
     quantizing = QuantizingLayer(layer, [weights for weights in wanted if weights.quantized], hand)
-    contract.run_smoothed(quantizing)
+    contract.run_smoothed(layer, quantizing)
     behind.do(_write, writers, layer, quantizing.rest())
 
 

@@ -9,6 +9,7 @@ interrupted run can run the layer again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -27,15 +28,20 @@ Forms = Mapping[str, torch.dtype]  # name of a form of the layers -> dtype of it
 class Hidden:
     """The hidden states of every form before and after a layer, (tokens, hidden) each.
 
-    work: the workspace that holds the mapped files; without one everything is in memory. in_memory: the bytes that are
-    not mapped; None for `IN_MEMORY`.
+    tokens: by form. work: the workspace that holds the mapped files; without one everything is in memory. in_memory:
+        the bytes that are not mapped; None for `IN_MEMORY`.
     mapped: whether the states lie in files, which outlive an interruption.
     """
 
     def __init__(
-        self, tokens: int, width: int, forms: Forms, work: Workroom | None = None, in_memory: int | None = None
+        self,
+        tokens: Mapping[str, int],
+        width: int,
+        forms: Forms,
+        work: Workroom | None = None,
+        in_memory: int | None = None,
     ) -> None:
-        self.forms, self._shape = dict(forms), (tokens, width)
+        self.forms, self._shapes = dict(forms), {form: (tokens[form], width) for form in forms}
         self.mapped = work is not None and self._lie_in_files(work, IN_MEMORY if in_memory is None else in_memory)
         if work is not None:
             work.require((1 + self.mapped) * self.nbytes)
@@ -45,15 +51,15 @@ class Hidden:
             if work is not None and self.mapped:
                 first, second = (work.scratch(f"{PREFIX}{form}.{side}") for side in (0, 1))
                 self._files[form] = (first, second)
-                self._sides[form] = (self._map(first, dtype), self._map(second, dtype))
+                self._sides[form] = (self._map(first, form), self._map(second, form))
             else:
-                room = torch.empty(self._shape, dtype=dtype)
+                room = torch.empty(self._shapes[form], dtype=dtype)
                 self._sides[form] = (room, room)
 
     @property
     def nbytes(self) -> int:
         """The size of the states of all forms, in bytes."""
-        return self._shape[0] * self._shape[1] * sum(dtype.itemsize for dtype in self.forms.values())
+        return sum(math.prod(self._shapes[form]) * dtype.itemsize for form, dtype in self.forms.items())
 
     def before(self, layer: int, form: str) -> Tensor:
         """The input of a layer, (tokens, hidden); before(layers, form) is the output of the last layer."""
@@ -76,7 +82,7 @@ class Hidden:
         """Take the hidden states out of an earlier `state`. Raises KeyError for a missing tensor or another shape."""
         for form, dtype in ({} if self.mapped else self.forms).items():
             found = state.pop(PREFIX + form)
-            if found.shape != self._shape or found.dtype != dtype:
+            if found.shape != self._shapes[form] or found.dtype != dtype:
                 raise KeyError(PREFIX + form)
             self._sides[form] = (found, found)
 
@@ -86,8 +92,8 @@ class Hidden:
             return not any(name.startswith(PREFIX) for name in work.state())
         return self.nbytes > in_memory
 
-    def _map(self, file: DataFile, dtype: torch.dtype) -> Tensor:
+    def _map(self, file: DataFile, form: str) -> Tensor:
         """A file as a tensor. A full disk is an error now, and not when a page is used."""
-        count = self._shape[0] * self._shape[1]
+        dtype, count = self.forms[form], math.prod(self._shapes[form])
         file.reserve(count * dtype.itemsize, fill=True)
-        return torch.from_file(str(file.path), shared=True, size=count, dtype=dtype).view(self._shape)
+        return torch.from_file(str(file.path), shared=True, size=count, dtype=dtype).view(self._shapes[form])

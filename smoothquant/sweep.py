@@ -44,10 +44,13 @@ class Listener:
     `advance`; then `leave`.
 
     forms: the other forms of the layers that run beside the stored form, each with hidden states of its own.
+    tokens: how many of the first tokens it hears, rounded up to whole batches; its forms run on these alone. None for
+        all.
     embedding: what embeds the tokens for them; None for the embedding of the sweep.
     """
 
     forms: Forms = MappingProxyType({})
+    tokens: int | None = None
     embedding: Embedding | None = None
 
     def enter(self, source: FloatLayer) -> Mapping[str, Layer]:
@@ -109,11 +112,13 @@ class Sweep:
     ) -> None:
         self.model, self.listeners, self.device, self.budget = model, listeners, device, budget
         self.batches = list(_batches(sequences, min(BATCH_TOKENS, budget.tokens or BATCH_TOKENS)))
-        forms = {FLOAT: dtype}
+        forms, tokens = {FLOAT: dtype}, {FLOAT: sum(map(len, sequences))}
         for listener in listeners:
             forms |= listener.forms
-        self.index = 0
-        self.hidden = Hidden(sum(map(len, sequences)), model.geometry.hidden_size, forms, work, budget.states)
+            heard = max(batch.rows.stop for batch in self.batches if _hears(listener, batch))
+            tokens |= dict.fromkeys(listener.forms, heard)
+        self.index, self._hearing = 0, list(listeners)
+        self.hidden = Hidden(tokens, model.geometry.hidden_size, forms, work, budget.states)
         longest = max(batch.length for batch in self.batches)
         self._patterns = {kind: patterns(model, longest, kind, device) for kind in dict.fromkeys(forms.values())}
         self._sequences = sequences
@@ -135,7 +140,8 @@ class Sweep:
                 one: one.embed(ids[part][None], dtype, positions[part][None])[0] for one in set(embeddings.values())
             }
             for form, one in embeddings.items():
-                self.hidden.before(0, form)[part] = found[one]
+                states = self.hidden.before(0, form)[part]
+                states.copy_(found[one][: len(states)])
             self.hidden.release()
 
     def states(self, sequence: int, form: str = FLOAT) -> Tensor:
@@ -151,8 +157,10 @@ class Sweep:
             assert isinstance(source, FloatLayer)
             running |= listener.enter(source)
         for batch in self.batches:
-            made = {form: self._run(layer, form, batch) for form, layer in running.items()}
-            for listener in self.listeners:
+            self._hearing = [listener for listener in self.listeners if _hears(listener, batch)]
+            deaf = {form for listener in self.listeners if not _hears(listener, batch) for form in listener.forms}
+            made = {form: self._run(layer, form, batch) for form, layer in running.items() if form not in deaf}
+            for listener in self._hearing:
                 listener.advance(made)
             self.hidden.release()
         for listener in self.listeners:
@@ -169,6 +177,7 @@ class Sweep:
     def hear(self, source: FloatLayer, tokens: int | None = None) -> None:
         """Let the listeners hear all sequences in a float layer, whose weights are widened once; or the first batches,
         which hold at least so many tokens. The hidden states stay before it."""
+        self._hearing = list(self.listeners)
         for listener in self.listeners:
             listener.enter(source)
         layer = replace(source.to(self.device, self.hidden.forms[FLOAT]), listen=self._listen)
@@ -180,11 +189,11 @@ class Sweep:
             listener.leave()
 
     @torch.no_grad()
-    def take(self, layer: Layer, form: str = FLOAT) -> None:
-        """Run all sequences through a layer of any kind, to which nobody listens. form: whose hidden states."""
+    def take(self, layer: Layer) -> None:
+        """Run all sequences through a layer of any kind, to which nobody listens."""
         for batch in self.batches:
-            after = self._after(layer, form, batch, heard=False)
-            self.hidden.before(layer.index + 1, form)[batch.rows] = after.flatten(0, 1)
+            after = self._after(layer, FLOAT, batch, heard=False)
+            self.hidden.before(layer.index + 1, FLOAT)[batch.rows] = after.flatten(0, 1)
         self.index = layer.index + 1
 
     def state(self) -> dict[str, Tensor]:
@@ -220,11 +229,11 @@ class Sweep:
         return decoder.forward(self.model, layer, states, positions, *((self._hear,) if heard else ()))
 
     def _listen(self, role: str, x: Tensor, y: Tensor) -> None:
-        for listener in self.listeners:
+        for listener in self._hearing:
             listener.listen(role, x, y)
 
     def _hear(self, residual: Tensor) -> None:
-        for listener in self.listeners:
+        for listener in self._hearing:
             listener.residual(residual)
 
 
@@ -269,6 +278,11 @@ def sweep(
             work.mark(index + 1, under_way.state())
         progress(index + 1, layers)
     return under_way
+
+
+def _hears(listener: Listener, batch: Batch) -> bool:
+    """Whether a listener hears a batch."""
+    return listener.tokens is None or batch.rows.start < listener.tokens
 
 
 def _batches(sequences: Sequence[Tensor], tokens: int) -> Iterator[Batch]:

@@ -9,6 +9,9 @@
                          with all errors so far. Each token counts the same: otherwise the few tokens with huge hidden
                          states would hide all others.
 
+They are taken from the first `TOKENS` tokens, in whole batches: more would tell the same. An engine that is this form,
+and a pass for exactness, go through all tokens.
+
 The power of a batch is the square of a float32 norm. Batches are summed in float64.
 """
 
@@ -30,6 +33,7 @@ from smoothquant.model import Model
 from smoothquant.stream import SmoothedLayer
 from smoothquant.sweep import FLOAT, Listener
 
+TOKENS = 2048  # that tell the errors of linears and of the hidden states
 NO_ERROR = 200.0  # dB, for no error at all; float32 resolves no more than 150 dB
 
 
@@ -56,6 +60,7 @@ class W8A8Stream(Listener):
         self.source = scheme.folder.model if scheme.folder else model
         own = scheme.folder is not None or scheme.scheme.embedding.quantized
         self.embedding = embedding_of(self.source, scheme.scheme, self._head) if own else None
+        self.tokens = None if exact or scheme.folder else TOKENS
         self.forms = {self.form(dtype): dtype for dtype in (torch.float32, torch.float64)[: 1 + exact]}
         self._sqnr = torch.full((model.geometry.layers, len(model.roles)), math.nan, dtype=torch.float64)
         self._weights = torch.full_like(self._sqnr, math.nan)  # by weights alone: sum |y' - y|^2 / sum |y|^2

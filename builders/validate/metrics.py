@@ -25,7 +25,7 @@ from torch import Tensor
 
 from smoothquant.errors import ThresholdError, UserError
 
-ELEMENTS = 1 << 20  # the logits in float64 at a time: a few rows, which stay in the processor's cache
+ELEMENTS = 1 << 18  # the logits in float64 at a time: a few rows, which stay in the cache of one core
 POINTS = 5000  # points of the scatter plot
 USUAL = 0.99  # the share of the logit errors that the error of an ambiguous token's logits is taken from
 BINS = 1 << 15  # bfloat16 numbers that are not negative, in the order of their bits
@@ -157,8 +157,8 @@ class Comparison:
         self._gaps.append((r_best - second).float().cpu())
         r, e = (logits.to(torch.float64, copy=True) for logits in (reference, engine))
         difference = e - r
-        sums = [torch.linalg.vecdot(*pair).sum() for pair in ((difference, difference), (r, r), (e, e), (e, r))]
-        self._sums += torch.stack(sums).cpu()
+        squares = [torch.linalg.vector_norm(values).square() for values in (difference, r, e)]
+        self._sums += torch.stack([*squares, torch.dot(e.flatten(), r.flatten())]).cpu()
         low, high = difference.aminmax()
         self._largest = max(self._largest, -low.item(), high.item())
         self._errors += _counts(difference).cpu()
@@ -168,7 +168,8 @@ class Comparison:
         r_weights, r_total = _exponentials(r, r_best)
         _, e_total = _exponentials(e, e_best)
         r_log_sum, e_log_sum = r_best + r_total.log(), e_best + e_total.log()
-        expected = torch.linalg.vecdot(r_weights, difference) / r_total  # the mean of e - r over p_r
+        products = torch.stack([torch.dot(*pair) for pair in zip(r_weights, difference, strict=True)])
+        expected = products / r_total  # the mean of e - r over p_r
         self._kl.append((e_log_sum - r_log_sum - expected).clamp_min(0).cpu())  # below 0 by rounding only
         for side, (logits, log_sum) in enumerate(zip(chosen, (r_log_sum, e_log_sum), strict=True)):
             self._losses[side] += (log_sum[: len(rows)] - logits).sum().item()

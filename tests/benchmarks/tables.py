@@ -29,6 +29,7 @@ ORDER = (
     "export_memory",
     "memory_budget",
     "one_pass",
+    "validate_speed",
     "integrity_cost",
     "trtllm_ranks",
     "calibration_speed",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from smoothquant import decoder
 from smoothquant.attention import patterns
@@ -19,7 +20,7 @@ from smoothquant.model import Model
 from smoothquant.scheme import ACTIVATIONS
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import quantize_layer, smooth_layer, smoothed_layers
-from tests.models import hooked_absmax, open_llama, sample_ids
+from tests.models import VOCABULARY, hooked_absmax, open_llama, sample_ids, save_llama
 from tests.smoothquant.test_decoder import VARIANTS, float_logits
 
 UP = "model.layers.1.mlp.up_proj"
@@ -120,8 +121,33 @@ def test_a_wrong_family_is_caught_and_named(llama: Model, input_absmax: dict[str
     )
     wrong = Model(llama.checkpoint, replace(llama.family, groups=groups))
     contract = Contract(wrong)
-    with pytest.raises(ContractError, match="layer 0 differ"):
+    with pytest.raises(ContractError, match="changed the output of layer 0"):
         contract.check(smooth_layer(wrong, 0, input_absmax, SmoothingSettings(0.5)))
+
+
+@torch.no_grad()
+def test_roundings_of_float32_are_no_change(tmp_path: Path) -> None:
+    """Keys with biases as large as Qwen2's: the scores' roundings in float32 change the output by more than the
+    contract allows, and float64 tells that smoothing has not. A wrong fold is caught there, too."""
+    folder = save_llama(tmp_path / "model", attention_bias=True, rope_theta=1e6)
+    weights = load_file(folder / "model.safetensors")
+    for name in [name for name in weights if name.endswith("k_proj.bias")]:
+        weights[name].view(-1, 16)[:, [7, 15]] = 3e4  # in the channels that positions turn least
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    model = open_llama(folder)
+    scales = hooked_absmax(folder, sample_ids())
+    layers = list(smoothed_layers(model, scales, SmoothingSettings(0.5)))
+    before = decoder.embed(model, torch.linspace(0, VOCABULARY - 1, 16).long()[None], torch.float32)
+    positions = patterns(model, 16, torch.float32)
+    after, stored = (decoder.forward(model, layer, before, positions) for layer in (layers[0], layers[0].source))
+    assert relative_error(after, stored) > TOLERANCE
+    contract = Contract(model)
+    for layer in layers:
+        contract.check(layer)
+    assert contract.finish() <= TOLERANCE
+    layers[0].column.pop("q")
+    with pytest.raises(ContractError, match="changed the output of layer 0"):
+        Contract(model).check(layers[0])
 
 
 def test_contract_goes_on_from_its_state(llama: Model, input_absmax: dict[str, torch.Tensor]) -> None:

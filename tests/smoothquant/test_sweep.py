@@ -245,3 +245,25 @@ def test_a_disk_without_room_is_told_at_once(
     with pytest.raises(OutputError, match="free on this disk"):
         run(model, sequences, tmp_path / "out")
     assert not [path for path in os.listdir(work_folder(tmp_path / "out")) if path.startswith("scratch")]
+
+
+def test_a_listener_may_hear_the_first_tokens_alone(model: Model, sequences: list[Tensor]) -> None:
+    """It finds there what it finds in a sweep over these sequences, and others hear all."""
+    few, all_of_them, alone = Seen(), Recorder(), Seen()
+    few.tokens = 3 * 40 + 1  # reaches into the batch of the fourth sequence
+    end = sweep.sweep(model, sequences, [few, all_of_them])
+    sweep.sweep(model, sequences[:4], [alone])
+    assert few.sums.keys() == alone.sums.keys()
+    for name, found in few.sums.items():
+        torch.testing.assert_close(found, alone.sums[name])
+    assert end.hidden.before(0, FORM).shape[0] == sum(LENGTHS[:4])
+    assert all_of_them.tokens_heard == model.geometry.layers * sum(LENGTHS)
+
+
+class Recorder(Listener):
+    """Counts the tokens that it hears."""
+
+    tokens_heard = 0
+
+    def advance(self, hidden: dict[str, Tensor]) -> None:
+        self.tokens_heard += hidden[FLOAT].flatten(0, -2).shape[0]

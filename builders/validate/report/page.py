@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
+from builders.validate.layers import TOKENS
 from builders.validate.report import plots, tables
 from builders.validate.report.svg import series
 from builders.validate.report.template import filled
@@ -39,6 +40,7 @@ def page(validations: Sequence[Validation], extra_rows: tables.ExtraRows) -> str
             (labels, shown.worst, plots.sqnr_map(shown))
             for shown, labels in _alike(quantized, lambda found: found.linears)
         ],
+        diagnosed=TOKENS,
         hidden_errors=[plots.hidden_errors(quantized, colours)] if quantized else [],
         logits=[
             plots.kl_histogram(validations, colours),
