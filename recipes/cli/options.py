@@ -149,6 +149,12 @@ def joined(arguments: argparse.Namespace) -> Iterator[Team]:
         arguments.team = team
         if "device" in arguments:
             arguments.device = team.device(arguments.device)
+        if team.linked and getattr(arguments, "memory", None) is not None:
+            raise UserError(
+                f"--memory {arguments.memory} for {team.count} processes",
+                expected="one process: several hold their hidden states in memory",
+                do="run it without torchrun, or drop --memory",
+            )
         yield team
 
 

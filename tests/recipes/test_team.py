@@ -189,6 +189,7 @@ def test_bad_input_is_one_line(llama: Path, text: Path, tmp_path: Path) -> None:
     found = in_a_team(2, *good, of_rank={1: (*calibrate(tmp_path / "nowhere", text), "--out", out)})
     one_line(found, 2, "nowhere")
     one_line(in_a_team(2, *good, "--device", "cuda:1"), 2, "--device cuda:1 for 2 processes")
+    one_line(in_a_team(2, *good, "--memory", "2GB"), 2, "--memory 2GB for 2 processes")
     one_line(in_a_team(2, "recipes"), 2, "smoothquant recipes under torchrun")
     with Workspace(out, "calibrate", {"somebody": "else"}):
         one_line(in_a_team(2, *good), 2, "another process is writing it")
