@@ -202,7 +202,7 @@ class Harness:
         return _end(self._start(work, disk))
 
     def _start(self, work: Callable[[], int], disk: files.Disk, suffix: str = "") -> int:
-        """Begin some work in a process of its own, on a disk. Returns its number. suffix: of the files of its streams."""
+        """Begin some work in a process of its own, on a disk. Returns its number. suffix: of its streams' files."""
         sys.stdout.flush()
         child = os.fork()
         if child:

@@ -15,8 +15,9 @@ SEARCH = ("search", MODEL, "--text", TEXT, "--samples", "8", "--length", "16", "
 @dataclass(frozen=True)
 class Scenario:
     """name: on the command line. command: what is interrupted; what it makes lies in the folder where it runs. before:
-    a command that makes what this one overwrites. mapped: hidden states lie in mapped files. ranks: processes that share
-    it. resumed: numbers of processes that go on from an interruption. batch: tokens that go through a layer together."""
+    a command that makes what this one overwrites. mapped: hidden states lie in mapped files. ranks: processes that
+    share the command. resumed: numbers of processes that go on from an interruption, each from the same one. batch:
+    tokens that go through a layer together."""
 
     name: str
     command: Sequence[str]
