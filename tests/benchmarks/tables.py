@@ -21,6 +21,7 @@ from tests.benchmarks import (
     readers,
     real_table,
     serve_plot,
+    team_traffic,
     trtllm_forms,
 )
 from tests.benchmarks import quantizers as quantizers_table
@@ -225,6 +226,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "trtllm forms": checkpoints,
         "families": families,
         "quantizers": quantizers,
+        "team traffic": team_traffic.table,
     },
     "builders/serving/README.md": {
         "vllm perplexity": vllm_perplexity,

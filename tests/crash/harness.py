@@ -1,7 +1,8 @@
 """Interrupts a scenario at an operation, lets it go on, and compares what is there with an undisturbed run.
 
 Every run is a process of its own, forked from one that has imported everything, so that a run takes a fraction of a
-second. The folder of a scenario holds a file of the user's: that it stays is compared, too.
+second. The folder of a scenario holds a file of the user's: that it stays is compared, too. Where processes share a
+run, the disk of rank 0 is interrupted, and the others must end for that.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from smoothquant import files
-from smoothquant.errors import UserError
+from smoothquant.errors import LostRankError, UserError
 from smoothquant.outputs import OURS, check_content, is_output, load_manifest
 from tests.crash.disk import DIED, CountingDisk, DyingDisk, FailingPower
 from tests.crash.scenarios import SCENARIOS, Scenario
+from tests.team import environment
 
 MINE = {"thesis.txt": b"all my work\n", "out.partial/thesis.txt": b"more of it\n"}
 GIVEN = Scenario("given", ())
@@ -42,7 +45,7 @@ class Harness:
     def __init__(self, root: Path, *, lying: bool = False) -> None:
         self.lying = lying
         self.root, self.given = root, root / "given"
-        self.place, self.base = root / "place", root / "base"
+        self.place, self.base, self.left = root / "place", root / "base", root / "left"
         os.environ["SMOOTHQUANT_CACHE"] = str(root / "cache")
         self._counted: dict[str, list[str]] = {}
         self._whole: dict[str, dict[str, bytes]] = {}
@@ -67,7 +70,7 @@ class Harness:
             scenario = SCENARIOS[name]
             self._reset(scenario)
             log = self.root / "operations"
-            _must(self._command(scenario, scenario.command, CountingDisk(), log))
+            _must(self._command(scenario, scenario.command, CountingDisk(), log, ranks=scenario.ranks))
             self._counted[name] = log.read_text().split()
             self._whole[name] = self._contents()
         return self._counted[name]
@@ -90,15 +93,22 @@ class Harness:
             disk: DyingDisk = FailingPower(self.place, point.at, point.seed, lying=self.lying)
         else:
             disk = DyingDisk(point.at, torn=point.kind == "torn")
-        status = self._command(scenario, scenario.command, disk)
+        status = self._command(scenario, scenario.command, disk, ranks=scenario.ranks)
         if status != DIED:
             return f"status {status} instead of an interruption"
         if fault := self._half_made(scenario):
             return fault
-        status = self._command(scenario, scenario.command, files.Disk())
-        if status:
-            return f"the next run ends with status {status}: {(self.root / 'stderr').read_text()[-300:]}"
-        return _difference(self._whole[point.scenario], self._contents())
+        _replace(self.left, self.place)
+        for ranks in scenario.resumed:
+            if ranks != scenario.resumed[0]:
+                _replace(self.place, self.left)
+            status = self._command(scenario, scenario.command, files.Disk(), ranks=ranks)
+            if status:
+                error = (self.root / "stderr").read_text()[-300:]
+                return f"the next run, of {ranks} processes, ends with status {status}: {error}"
+            if difference := _difference(self._whole[point.scenario], self._contents()):
+                return f"{difference} (the next run: {ranks} processes)"
+        return ""
 
     def _half_made(self, scenario: Scenario) -> str:
         """What is wrong with outputs between the two runs: each is whole, the old one or the new one, or absent."""
@@ -127,38 +137,57 @@ class Harness:
                 (base / name).parent.mkdir(exist_ok=True)
                 (base / name).write_bytes(content)
             if scenario.before:
-                shutil.rmtree(self.place, ignore_errors=True)
-                shutil.copytree(base, self.place)
+                _replace(self.place, base)
                 _must(self._command(scenario, scenario.before, files.Disk()))
-                shutil.rmtree(base)
-                shutil.copytree(self.place, base)
-        shutil.rmtree(self.place, ignore_errors=True)
-        shutil.copytree(base, self.place)
+                _replace(base, self.place)
+        _replace(self.place, base)
 
     def _contents(self) -> dict[str, bytes]:
         return {
             str(path.relative_to(self.place)): path.read_bytes() for path in self.place.rglob("*") if path.is_file()
         }
 
-    def _command(self, scenario: Scenario, command: Sequence[str], disk: files.Disk, log: Path | None = None) -> int:
-        """Run the command line in a process of its own. Returns its exit status."""
+    def _command(
+        self, scenario: Scenario, command: Sequence[str], disk: files.Disk, log: Path | None = None, ranks: int = 1
+    ) -> int:
+        """Run the command line in processes of its own. Returns the exit status of rank 0, which has the disk; that of
+        another one that neither ends as it should."""
         words = [str(self.given / GIVEN_FILES.get(word, word)) if word.isupper() else word for word in command]
 
         def run() -> int:
             from recipes.cli import main
-            from smoothquant import digests, hidden, workroom
+            from smoothquant import digests, hidden, sweep, workroom
 
             workroom.KEEP_EVERY = -1.0  # keep the state after every layer
             digests.GRAIN = 0  # remember every digest, however soon: else operations depend on the machine's pace
             hidden.IN_MEMORY = 0 if scenario.mapped else hidden.IN_MEMORY
+            sweep.BATCH_TOKENS = scenario.batch or sweep.BATCH_TOKENS
             self.place.mkdir(exist_ok=True)
             os.chdir(self.place)
             status = main([*words, "--quiet"])
-            if log:
+            if log and files.DISK is disk:
                 log.write_text("\n".join(disk.names))  # type: ignore[attr-defined]
             return status
 
-        return self._forked(run, disk)
+        return self._forked(run, disk) if ranks == 1 else self._shared(run, disk, ranks)
+
+    def _shared(self, run: Callable[[], int], disk: files.Disk, ranks: int) -> int:
+        """Do some work in processes that share it. Returns what `_command` does."""
+        from torch.distributed import TCPStore
+
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+
+        def member(rank: int) -> Callable[[], int]:
+            def work() -> int:
+                os.environ.update(environment(rank, ranks, store.port))
+                return run()
+
+            return work
+
+        others = [self._start(member(rank), files.Disk(), f".{rank}") for rank in range(1, ranks)]
+        status = self._forked(member(0), disk)
+        wanted = 0 if status == 0 else LostRankError.exit_code
+        return next((ended for ended in map(_end, others) if ended != wanted), status)
 
     def _make_models(self) -> int:
         from tests.models import TEXT, save_llama
@@ -170,14 +199,18 @@ class Harness:
 
     def _forked(self, work: Callable[[], int], disk: files.Disk) -> int:
         """Do some work in a process of its own, on a disk. Returns its exit status."""
+        return _end(self._start(work, disk))
+
+    def _start(self, work: Callable[[], int], disk: files.Disk, suffix: str = "") -> int:
+        """Begin some work in a process of its own, on a disk. Returns its number. suffix: of its streams' files."""
         sys.stdout.flush()
         child = os.fork()
         if child:
-            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            return child
         status = 99
         try:
             for stream, number in (("stdout", 1), ("stderr", 2)):
-                os.dup2(os.open(self.root / stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+                os.dup2(os.open(self.root / f"{stream}{suffix}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             gc.freeze()  # a collection would go through all that the imports have made, and copy it
             import torch
 
@@ -192,6 +225,17 @@ class Harness:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
+
+
+def _end(child: int) -> int:
+    """The exit status of a process, once it has ended."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _replace(folder: Path, other: Path) -> None:
+    """Make a folder a copy of another one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(other, folder)
 
 
 def _must(status: int) -> None:

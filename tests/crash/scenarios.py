@@ -9,16 +9,23 @@ MODEL, TEXT, HELDOUT, SCALES = "MODEL", "TEXT", "HELDOUT", "SCALES"  # made once
 ONNX, TRTLLM, INT8 = "ONNX", "TRTLLM", "INT8"
 CALIBRATE = ("calibrate", MODEL, "--text", TEXT, "--samples", "4", "--length", "16", "--device", "cpu")
 
+SEARCH = ("search", MODEL, "--text", TEXT, "--samples", "8", "--length", "16", "--device", "cpu")
+
 
 @dataclass(frozen=True)
 class Scenario:
     """name: on the command line. command: what is interrupted; what it makes lies in the folder where it runs. before:
-    a command that makes what this one overwrites. mapped: hidden states lie in mapped files."""
+    a command that makes what this one overwrites. mapped: hidden states lie in mapped files. ranks: processes that
+    share the command. resumed: numbers of processes that go on from an interruption, each from the same one. batch:
+    tokens that go through a layer together."""
 
     name: str
     command: Sequence[str]
     before: Sequence[str] = ()
     mapped: bool = False
+    ranks: int = 1
+    resumed: Sequence[int] = (1,)
+    batch: int | None = None
 
 
 def _export(kind: str, *options: str) -> tuple[str, ...]:
@@ -28,6 +35,11 @@ def _export(kind: str, *options: str) -> tuple[str, ...]:
 def _both(name: str, command: Sequence[str], other: Sequence[str]) -> tuple[Scenario, Scenario]:
     """The command alone, and where it overwrites the output of another one."""
     return Scenario(name, command), Scenario(f"{name}-overwrite", (*command, "--overwrite"), other)
+
+
+def _team(name: str, command: Sequence[str]) -> Scenario:
+    """The command in two processes, with a batch of two sequences each."""
+    return Scenario(name, command, ranks=2, resumed=(1, 2), batch=32)
 
 
 SEVERAL = (
@@ -47,6 +59,8 @@ SCENARIOS = {
             (*CALIBRATE, "--dtype", "bfloat16", "--out", "out.safetensors"),
         ),
         Scenario("calibrate-mapped", (*CALIBRATE, "--out", "out.safetensors"), mapped=True),
+        _team("calibrate-team", (*CALIBRATE, "--out", "out.safetensors")),
+        _team("search-team", (*SEARCH, "--out", "out")),
         *_both("hf", _export("hf"), _export("hf", "--alpha", "0.3")),
         *_both("w8a8", _export("w8a8"), _export("w8a8", "--alpha", "0.3")),
         *_both("onnx", _export("onnx", "--act", "both", "--lm-head", "int8", "--kv", "int8"), _export("w8a8")),

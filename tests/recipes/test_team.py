@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from act_scales.search.passes import Pass
 from builders.validate.candidate import Candidate
-from smoothquant import workroom
+from smoothquant import sweep, workroom
 from smoothquant.journal import work_folder
+from smoothquant.layers import FloatLayer
+from smoothquant.plan import layer_file
 from smoothquant.sweep import Sweep
 from smoothquant.workspace import Workspace
 from tests.forked import smoothquant
@@ -127,6 +130,14 @@ def assert_close(found: object, expected: object, place: str = "") -> None:
         assert found == expected, place
 
 
+def assert_same_files(found: Path, expected: Path) -> None:
+    """The same bytes in every file."""
+    names = [path.relative_to(expected) for path in expected.rglob("*") if path.is_file()]
+    assert len(names) > 4
+    for name in names:
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+
+
 def test_validations_are_those_of_one_process(llama: Path, text: Path, tmp_path: Path) -> None:
     """Also where they were interrupted between two sequences of an engine."""
     scales, engines = tmp_path / "scales.safetensors", (tmp_path / "onnx", tmp_path / "modelopt")
@@ -171,10 +182,40 @@ def test_plans_are_those_of_one_process(layout: str, llama: Path, tmp_path: Path
     command = ("search", model, "--text", text, *options)
     assert smoothquant(*command, "--out", tmp_path / "one").returncode == 0
     assert [each.returncode for each in in_a_team(2, *command, "--out", tmp_path / "two")] == [0, 0]
-    names = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
-    assert len(names) > 4
-    for name in names:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    assert_same_files(tmp_path / "two", tmp_path / "one")
+
+
+def test_a_search_that_was_killed_goes_on_with_two_processes(llama: Path, text: Path, tmp_path: Path) -> None:
+    """One process leaves a state behind the first layer; two begin with the second."""
+    options = ("--samples", 16, "--length", 64, "--device", "cpu", "--lm-head", "int8", "--embedding", "int8")
+    command, out = ("search", llama, "--text", text, *options, "--out"), tmp_path / "out"
+
+    def small_batches(rank: int) -> None:
+        keep_every_layer(rank)
+        sweep.BATCH_TOKENS = 128  # two sequences: each rank has some of the text, and of what judges
+
+    def die_at(index: int, *, once: Path = tmp_path) -> Callable[[int], None]:
+        """Be killed as a layer is searched; once: a file that must be there."""
+
+        def set_up(rank: int) -> None:
+            small_batches(rank)
+            take = Pass.take
+
+            def dying(self: Pass, source: FloatLayer) -> object:
+                if source.index == index and once.exists():
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return take(self, source)
+
+            Pass.take = dying  # type: ignore[method-assign, assignment]
+
+        return set_up
+
+    assert smoothquant(*command, tmp_path / "one", set_up=lambda: small_batches(0)).returncode == 0
+    behind_the_first = die_at(1, once=work_folder(out) / "output" / layer_file(0))
+    assert smoothquant(*command, out, set_up=lambda: behind_the_first(0)).returncode == -signal.SIGKILL
+    found = in_a_team(2, *command, out, set_up=die_at(0))  # no trial, and no first layer, is done again
+    assert [each.returncode for each in found] == [0, 0], found
+    assert_same_files(out, tmp_path / "one")
 
 
 def test_bad_input_is_one_line(llama: Path, text: Path, tmp_path: Path) -> None:
