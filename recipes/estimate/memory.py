@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from builders.validate.layers import TOKENS
 from recipes.estimate.sizes import ModelSizes, Tokens
 from smoothquant.hidden import IN_MEMORY
 from smoothquant.sweep import EMBEDDED
@@ -81,7 +82,7 @@ def of_export(sizes: ModelSizes) -> Bytes:
 def of_validation(sizes: ModelSizes, text: Tokens, schemes: int) -> Bytes:
     """The float reference, and beside it one form of the layer for each scheme; hidden states of each."""
     forms = 1 + schemes
-    return _hidden(sizes, forms * text.count, FP32) | {
+    return _hidden(sizes, text.count + schemes * text.heard(TOKENS).count, FP32) | {
         "a layer as stored": sizes.layer * sizes.dtype.itemsize,
         "a layer in INT8 for each scheme": schemes * sizes.layer * INT8,
         "a linear in float32, twice": 2 * sizes.linear * FP32.itemsize,
