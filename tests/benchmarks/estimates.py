@@ -2,8 +2,8 @@
 
 A random Llama (0.3 B parameters: hidden 2048, 4 layers, vocabulary 32000, 0.65 GB in bfloat16), 8 x 512 tokens. The
 estimate and every step are processes of their own, through the command line. Memory is a step's peak resident memory,
-torch included; disk is what its outputs hold when it has ended. Seconds are by the clock, in the estimate as in the run:
-other work on the machine counts in both, but not at the same time.
+torch included; disk is what its outputs hold when it has ended. Seconds are by the clock: other work on
+the machine counts in the rates that the estimate has measured, and in the run.
 """
 
 from __future__ import annotations
@@ -35,14 +35,12 @@ def main() -> None:
         (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
         estimated = _estimated(folder)
         for step, (words, made) in _steps(folder).items():
-            seconds, peak, processor = measured([*COMMAND, *words, "--quiet"])
-            taken = {"seconds": seconds, "memory": peak * 1e6, "written": made and _nbytes(made)}
-            said = {name: estimated[step][name] for name in taken}
-            details[step] = {
-                "estimated": said | {part: estimated[step][part] for part in ("memory_by", "seconds_by")},
-                "measured": taken | {"processor": processor},
-            }
-            rows.append(Row(f"estimated / measured: {step}", _ratios(said, taken), f"memory within {WITHIN:.0%}"))
+            found = measured([*COMMAND, *words, "--quiet"])
+            taken = found._asdict() | {"peak": found.peak * 1e6, "written": made and _nbytes(made)}
+            details[step] = {"estimated": estimated[step], "measured": taken}
+            rows.append(
+                Row(f"estimated / measured: {step}", ratios(estimated[step], taken), f"memory within {WITHIN:.0%}")
+            )
             publish("estimates", rows, details)  # of those so far
 
 
@@ -70,16 +68,14 @@ def _nbytes(made: Path) -> int:
     return sum(path.stat().st_size for path in (made, *made.rglob("*")) if path.is_file())
 
 
-def _ratios(said: Mapping[str, float], taken: Mapping[str, float | None]) -> str:
-    """How many times of what was taken was said."""
-    words = {"seconds": "time", "memory": "memory", "written": "disk"}
-    units = {"seconds": (1, "s"), "memory": (1e6, "MB"), "written": (1e6, "MB")}
-    told = []
-    for name, value in taken.items():
-        if value:
-            size, unit = units[name]
-            told.append(f"{words[name]} {said[name] / value:.2f} ({value / size:,.0f} {unit})")
-    return ", ".join(told)
+def ratios(said: Mapping[str, float], taken: Mapping[str, float | None]) -> str:
+    """How many times of what was taken was said; and what was taken."""
+    seconds, peak, written = (taken[name] or 0 for name in ("seconds", "peak", "written"))
+    told = [
+        f"time {said['seconds'] / seconds:.2f} ({seconds:,.0f} s, {taken['processor']:,.0f} s of processors)",
+        f"memory {said['memory'] / peak:.2f} ({peak / 1e6:,.0f} MB)",
+    ]
+    return ", ".join([*told, f"disk {said['written'] / written:.2f} ({written / 1e6:,.0f} MB)"] if written else told)
 
 
 if __name__ == "__main__":
