@@ -20,6 +20,8 @@ FP32 = torch.float32
 INT8 = 1  # bytes of a number
 WORKING = 40 << 20  # what threads, allocators and libraries take once they work
 TOKENIZER = 120 << 20  # what transformers imports as it loads a tokenizer
+BUILDING = 60 << 20  # the process of a build, which does without torch
+LOADED = {"onnxruntime": 1.0, "openvino": 1.7}  # what an engine holds at its peak, of its bytes: measured
 Bytes = dict[str, int]
 
 
@@ -89,6 +91,11 @@ def of_validation(sizes: ModelSizes, text: Tokens, schemes: int) -> Bytes:
         "a batch": forms * _batch(sizes, text, FP32),
         "statistics": 2 * sizes.smoothing,
     }
+
+
+def of_build(engine: int, name: str) -> Bytes:
+    """An engine of so many bytes, which is loaded and run once. name: of what runs it."""
+    return {"the engine, as it is loaded": round(LOADED[name] * engine)}
 
 
 def of_logits(sizes: ModelSizes, text: Tokens, engine: int) -> Bytes:

@@ -165,8 +165,9 @@ class StepsOfRun:
             "loading": nbytes / rates.read + nbytes / rates.take,
         }
         return self._cost(
-            name,
-            {"the engine, as it is loaded": 2 * nbytes},
+            f"build {name}",
+            memory.of_build(nbytes, name),
+            base=memory.BUILDING,
             read=3 * nbytes,
             written=nbytes,
             ways=(work,),
@@ -195,7 +196,7 @@ class StepsOfRun:
             "loading": 2 * sum(engines.values()) * (1 / rates.read + 1 / rates.take),
         }
         layers = _within(self.limit, memory.of_validation(sizes, text, schemes), self.tokenizing)
-        largest = memory.of_logits(sizes, text, 2 * max(engines.values(), default=0))
+        largest = memory.of_logits(sizes, text, max(engines.values(), default=0))
         hidden = {"hidden states": layers.get("hidden states", budget.states or 0)}
         return self._cost(
             "validate",

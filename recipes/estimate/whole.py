@@ -147,7 +147,7 @@ def estimate(asked: EstimatedRun) -> Estimate:
     costs.append(steps.export(f"export {', '.join(nbytes)}", sum(nbytes.values())))
     engines: dict[str, int] = {}
     for export in asked.exports:
-        costs += [steps.build(f"build {name}", nbytes[export.label]) for name in export.engines]
+        costs += [steps.build(name, nbytes[export.label]) for name in export.engines]
         costs += [
             steps.unknown(f"build {name}", "where it is built: it times kernels there") for name in export.elsewhere
         ]
