@@ -49,6 +49,11 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         metavar="DIR",
         help="folder for everything that would be made (default: here)",
     )
+    options.add_memory(
+        command,
+        "of calibration, export and the float model of validation, each by itself, as their commands have it; engines "
+        "are not counted, and a search, which has no such bound, is not estimated",
+    )
     options.add_smoothing(command, "that of the recipe for the model's family and size")
     options.add_family(command)
     command.set_defaults(run=run)
@@ -63,11 +68,13 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
 
     asked, out = chosen(arguments.target or USUAL, TARGETS, arguments.place), Path(arguments.place)
     check_place(out / ".smoothquant", "--out", arguments.place)
+    memory = options.memory(arguments)
     model = _open(arguments, ui)
     text = _tokens(arguments, model, ui)
     exports = [_export(one, arguments, model, ui) for one in asked]
     heldout = text.of(min(HELDOUT, text.sequences))
-    found = estimate(EstimatedRun(model, out, text, heldout, exports, (CALIBRATE, SEARCH), Wanted.memory))
+    ranges = (CALIBRATE, SEARCH) if memory is None else (CALIBRATE,)
+    found = estimate(EstimatedRun(model, out, text, heldout, exports, ranges, Wanted.memory, memory))
     show(ui, found, text)
     found.check_disk()
 
@@ -139,20 +146,28 @@ def _tokens(arguments: argparse.Namespace, model: Model, ui: Ui) -> Tokens:
 def _export(one: Chosen, arguments: argparse.Namespace, model: Model, ui: Ui) -> Export:
     """The export of a target. Raises UserError for what it cannot hold."""
     from recipes.estimate import Export
+    from smoothquant.static import budget_of, numbers_of
 
-    its = one.within(arguments)
+    its, more = one.within(arguments), 0
+    asked = its.keep_float or "auto" if "keep_float" in its else "none"
     with ui.about(one.target.name):
-        if getattr(its, "keep_float", None) is None and "keep_float" in its:
-            its.keep_float = "none"  # measured on the weights
-        writer = one.target.writer(its, _source(one, its, model), ui)
-    static = any(scheme.activations.static for scheme in writer.schemes)
-    if static and "keep_float" in its:
+        budget, source = budget_of(asked), _source(one, its, model)
+        if budget or asked == "auto":
+            its.keep_float = "none"  # which ones is measured on the weights
+        writer = one.target.writer(its, source, ui)
+        static = [scheme.activations.static for scheme in writer.schemes]
+        if budget and not any(static):
+            its.keep_float = asked
+            one.target.writer(its, source, ui)  # refuses it
+    if budget:  # in INT8, too, for a graph that has them so
+        more = round(budget * numbers_of(model) * (writer.held(model).itemsize - all(static)))
+    elif any(static) and asked == "auto":
         ui.note(f"{one.words}: linears that stay in float by measurement are not counted: they come on top")
     here, name = HERE.get(one.target.name), one.target.name
     gpu = [ELSEWHERE[name]] if name in ELSEWHERE else []
     if getattr(its, "engine", None) == "tensorrt":
         here, gpu = None, [its.engine]
-    return Export(name, writer, engines=(here,) if here else (), elsewhere=tuple(gpu), validated=int(bool(here)))
+    return Export(name, writer, more, (here,) if here else (), tuple(gpu), int(bool(here)))
 
 
 def _source(one: Chosen, arguments: argparse.Namespace, model: Model) -> Source:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from builders.validate.layers import TOKENS
 from recipes.estimate.sizes import ModelSizes, Tokens
 from smoothquant.hidden import IN_MEMORY
 from smoothquant.sweep import EMBEDDED
@@ -19,6 +20,8 @@ FP32 = torch.float32
 INT8 = 1  # bytes of a number
 WORKING = 40 << 20  # what threads, allocators and libraries take once they work
 TOKENIZER = 120 << 20  # what transformers imports as it loads a tokenizer
+BUILDING = 60 << 20  # the process of a build, which does without torch
+LOADED = {"onnxruntime": 1.0, "openvino": 1.7}  # what an engine holds at its peak, of its bytes: measured
 Bytes = dict[str, int]
 
 
@@ -81,13 +84,18 @@ def of_export(sizes: ModelSizes) -> Bytes:
 def of_validation(sizes: ModelSizes, text: Tokens, schemes: int) -> Bytes:
     """The float reference, and beside it one form of the layer for each scheme; hidden states of each."""
     forms = 1 + schemes
-    return _hidden(sizes, forms * text.count, FP32) | {
+    return _hidden(sizes, text.count + schemes * text.heard(TOKENS).count, FP32) | {
         "a layer as stored": sizes.layer * sizes.dtype.itemsize,
         "a layer in INT8 for each scheme": schemes * sizes.layer * INT8,
         "a linear in float32, twice": 2 * sizes.linear * FP32.itemsize,
         "a batch": forms * _batch(sizes, text, FP32),
         "statistics": 2 * sizes.smoothing,
     }
+
+
+def of_build(engine: int, name: str) -> Bytes:
+    """An engine of so many bytes, which is loaded and run once. name: of what runs it."""
+    return {"the engine, as it is loaded": round(LOADED[name] * engine)}
 
 
 def of_logits(sizes: ModelSizes, text: Tokens, engine: int) -> Bytes:

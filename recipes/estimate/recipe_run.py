@@ -18,6 +18,7 @@ def of_recipe(job: RecipeRun) -> EstimatedRun:
     """The same run. Raises UserError, as the run would, for what cannot be made here. Which linears a search leaves in
     float is not known yet: its whole budget counts."""
     check_run(job)
+    job.checked_budget()
     together: dict[str, list[Output]] = {}
     for output in job.outputs:
         together.setdefault(str(output.export(job.out).relative_to(job.out)), []).append(output)
@@ -25,7 +26,8 @@ def of_recipe(job: RecipeRun) -> EstimatedRun:
     [searched] = {output.searched for output in job.outputs} or {None}
     ranges = SEARCH if searched else CALIBRATE
     hessians = searched.memory if searched else Wanted.memory
-    return EstimatedRun(job.model, job.out, tokens_of(job.text), tokens_of(job.heldout), exports, (ranges,), hessians)
+    text, heldout = tokens_of(job.text), tokens_of(job.heldout)
+    return EstimatedRun(job.model, job.out, text, heldout, exports, (ranges,), hessians, job.memory)
 
 
 def tokens_of(text: Text) -> Tokens:

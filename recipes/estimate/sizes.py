@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from smoothquant.memory import Budget
 from smoothquant.model import ROWS, Model
 from smoothquant.roles import ROUTER, parsed
 from smoothquant.sidecars import SIDECARS, sidecar
@@ -29,6 +30,17 @@ class Tokens:
     def batch(self) -> int:
         """The tokens that go through a layer together."""
         return self.length * min(self.sequences, max(1, BATCH_TOKENS // self.length))
+
+    def heard(self, tokens: int) -> Tokens:
+        """So many of the first tokens, rounded up to whole batches: what a listener hears that wants no more."""
+        return self.of(min(self.sequences, -(-tokens // self.batch) * self.batch // self.length))
+
+    def readings(self, budget: Budget) -> int:
+        """How often a sweep reads a weight: once, or for each batch where the layer does not fit into the budget."""
+        if budget.numbers is None:
+            return 1
+        together = max(1, min(BATCH_TOKENS, budget.tokens or BATCH_TOKENS) // self.length)
+        return -(-self.sequences // together)
 
     def of(self, sequences: int) -> Tokens:
         """So many sequences of the same length."""

@@ -16,11 +16,13 @@ import torch
 
 from act_scales.search.passes import width_for
 from act_scales.search.search import APART, JUDGES, LEAST_SEQUENCES, POINTS, TRIAL
+from builders.validate.layers import TOKENS
 from recipes.estimate import memory
 from recipes.estimate.rates import FP32, Rates
 from recipes.estimate.sizes import ModelSizes, Tokens
 from smoothquant.hidden import IN_MEMORY
 from smoothquant.machine import free_memory
+from smoothquant.memory import for_calibration, for_export, for_validation
 from smoothquant.workroom import KEEP_EVERY
 
 TRIALS = 2  # that a search makes as a rule: it stops at the second where that is far behind
@@ -71,12 +73,14 @@ class StepCost:
 @dataclass
 class StepsOfRun:
     """The costs of the steps of one model on this machine. base: bytes of the process; tokenizing: of one that reads
-    text."""
+    text. limit: the bytes that --memory gives to calibration, export and the float model of validation, which raise
+    UserError for too little."""
 
     sizes: ModelSizes
     rates: Rates
     base: int
     tokenizing: int
+    limit: int | None = None
     _fits: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,15 +89,18 @@ class StepsOfRun:
     def calibrate(self, text: Tokens) -> StepCost:
         """Act scales."""
         sizes, rates = self.sizes, self.rates
-        work = self._fingerprint() | self._read(1) | self._sweep(text.count, rates.compute)
+        budget = for_calibration(sizes.model, self.limit, text.length, rates.compute)
+        readings = text.readings(budget)
+        work = self._fingerprint() | self._read(readings) | self._sweep(text.count, rates.compute)
         hidden = sizes.hidden(text.count, rates.compute)
-        mapped = hidden > IN_MEMORY
+        mapped = hidden > (IN_MEMORY if budget.states is None else budget.states)
         marks = sizes.layers if mapped else sum(work.values()) / KEEP_EVERY
         work |= {"keeping hidden states": marks * hidden * (1 / rates.write + 1 / rates.sha256)}
         return self._cost(
             "calibrate",
             memory.of_calibration(sizes, text, rates.compute),
-            read=2 * sizes.nbytes,
+            limit=self.limit,
+            read=(1 + readings) * sizes.nbytes,
             written=sizes.act_scales,
             scratch=(1 + mapped) * hidden,
             ways=(work,),
@@ -137,11 +144,14 @@ class StepsOfRun:
     def export(self, name: str, nbytes: int) -> StepCost:
         """All formats of one pass. nbytes: of all of them."""
         sizes, rates = self.sizes, self.rates
-        made = self._read(1) | {"smoothing, checking, quantizing": sizes.layers * sizes.layer / rates.quantize}
+        whole = for_export(sizes.model, self.limit).numbers is None
+        readings = 1 if whole else 2  # the first time, scales are chosen
+        made = self._read(readings) | {"smoothing, checking, quantizing": sizes.layers * sizes.layer / rates.quantize}
         return self._cost(
             name,
             memory.of_export(sizes),
-            read=sizes.nbytes,
+            limit=self.limit,
+            read=readings * sizes.nbytes,
             written=nbytes,
             ways=(made, {"writing": nbytes / rates.write}, {"SHA-256": nbytes / rates.sha256}),
         )
@@ -155,8 +165,9 @@ class StepsOfRun:
             "loading": nbytes / rates.read + nbytes / rates.take,
         }
         return self._cost(
-            name,
-            {"the engine, as it is loaded": 2 * nbytes},
+            f"build {name}",
+            memory.of_build(nbytes, name),
+            base=memory.BUILDING,
             read=3 * nbytes,
             written=nbytes,
             ways=(work,),
@@ -169,27 +180,29 @@ class StepsOfRun:
     def validate(self, text: Tokens, engines: Mapping[str, int], schemes: int) -> StepCost:
         """Every engine against one pass of the float model. engines: bytes in memory, by label."""
         sizes, rates = self.sizes, self.rates
-        flops = 2 * sizes.active * sizes.layers * text.count
+        budget = for_validation(sizes.model, self.limit, text.length, len(engines))
+        readings, heard = text.readings(budget), schemes * text.heard(TOKENS).count
+        flops = 2 * sizes.active * sizes.layers
         head = 2 * sizes.table * text.count
         work = {
-            **self._read(1),
-            "float products": flops / rates.products[FP32],
-            "W8A8 products": (2 * schemes + len(engines)) * flops / rates.int8,
-            "all but products": sizes.layers * text.count * (1 + schemes + len(engines)) * rates.plain,
+            **self._read(readings),
+            "float products": flops * text.count / rates.products[FP32],
+            "W8A8 products": flops * (2 * heard + len(engines) * text.count) / rates.int8,
+            "all but products": sizes.layers * (heard + (1 + len(engines)) * text.count) * rates.plain,
             "smoothing and quantizing": schemes * sizes.layers * sizes.layer / rates.quantize,
             "logits": (1 + len(engines)) * head / rates.products[FP32]
             + text.sequences * sizes.table * sizes.dtype.itemsize / rates.take,
             "SHA-256": sum(engines.values()) / rates.sha256,
             "loading": 2 * sum(engines.values()) * (1 / rates.read + 1 / rates.take),
         }
-        layers = memory.of_validation(sizes, text, schemes)
-        largest = memory.of_logits(sizes, text, 2 * max(engines.values(), default=0))
-        hidden = {"hidden states": layers["hidden states"]}
+        layers = _within(self.limit, memory.of_validation(sizes, text, schemes), self.tokenizing)
+        largest = memory.of_logits(sizes, text, max(engines.values(), default=0))
+        hidden = {"hidden states": layers.get("hidden states", budget.states or 0)}
         return self._cost(
             "validate",
             max(layers, hidden | largest, key=lambda held: sum(held.values())),
-            read=sizes.nbytes + 3 * sum(engines.values()),
-            scratch=2 * sizes.hidden((1 + schemes) * text.count, FP32),
+            read=readings * sizes.nbytes + 3 * sum(engines.values()),
+            scratch=2 * sizes.hidden(text.count + heard, FP32),
             ways=(work,),
             base=self.tokenizing,
         )
@@ -209,8 +222,10 @@ class StepsOfRun:
         scratch: int = 0,
         ways: tuple[Seconds, ...],
         base: int = 0,
+        limit: int | None = None,
     ) -> StepCost:
-        whole = {"the process": base or self.base, **held}
+        base = base or self.base
+        whole = {"the process": base, **_within(limit, held, base)}
         threads, cores = min(torch.get_num_threads(), self.rates.cores), self.rates.cores
         return StepCost(step, whole, read, written, scratch, ways, "", threads, cores)
 
@@ -231,3 +246,10 @@ class StepsOfRun:
         """All weights, read and taken into memory, so many times."""
         disk = 0 if self._fits else 1 / self.rates.read
         return {"reading weights": times * self.sizes.nbytes * (1 / self.rates.take + disk)}
+
+
+def _within(limit: int | None, held: Mapping[str, int], base: int) -> Mapping[str, int]:
+    """What a step holds beside its process of `base` bytes, or else as much as --memory leaves for that."""
+    if limit is None or base + sum(held.values()) <= limit:
+        return held
+    return {"what --memory leaves": max(0, limit - base)}

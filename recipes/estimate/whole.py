@@ -12,8 +12,10 @@ from recipes.estimate import memory
 from recipes.estimate.rates import Rates, measure_rates
 from recipes.estimate.sizes import ModelSizes, Tokens
 from recipes.estimate.steps import StepCost, StepsOfRun
+from smoothquant.device import choose_dtype
 from smoothquant.errors import OutputError
 from smoothquant.machine import free_memory
+from smoothquant.memory import for_calibration, for_export, for_validation
 from smoothquant.model import Model
 from smoothquant.workroom import SLACK
 
@@ -45,7 +47,8 @@ class EstimatedRun:
 
     out: the folder of the outputs, which need not be there. text: to calibrate or to search on. heldout: to validate
     on. ranges: how a run finds scales, of `CALIBRATE` and `SEARCH`; with both, it is one of them. hessians: bytes for
-    the second moments of a search.
+    the second moments of a search. memory: bytes that calibration, export and the float model of validation may each
+    take (`smoothquant.memory`); None for a layer.
     """
 
     model: Model
@@ -55,6 +58,7 @@ class EstimatedRun:
     exports: Sequence[Export]
     ranges: tuple[str, ...]
     hessians: int
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -129,19 +133,21 @@ class Estimate:
 
 
 def estimate(asked: EstimatedRun) -> Estimate:
-    """Measure this machine, and estimate every step. Raises OutputError where nothing can be written."""
+    """Measure this machine, and estimate every step. Raises OutputError where nothing can be written, and UserError for
+    too little memory."""
+    _check_memory(asked)
     free = free_memory()
     base, tokenizing = memory.of_process(), memory.of_tokenizing_process()
     sizes, place = ModelSizes(asked.model), existing(asked.out)
     rates = measure_rates(sizes, asked.text, place)
-    steps = StepsOfRun(sizes, rates, base, tokenizing)
+    steps = StepsOfRun(sizes, rates, base, tokenizing, asked.memory)
     costs = [steps.calibrate(asked.text)] if CALIBRATE in asked.ranges else []
     costs += [steps.search(asked.text, asked.hessians)] if SEARCH in asked.ranges else []
     nbytes = {export.label: export.nbytes(sizes) for export in asked.exports}
     costs.append(steps.export(f"export {', '.join(nbytes)}", sum(nbytes.values())))
     engines: dict[str, int] = {}
     for export in asked.exports:
-        costs += [steps.build(f"build {name}", nbytes[export.label]) for name in export.engines]
+        costs += [steps.build(name, nbytes[export.label]) for name in export.engines]
         costs += [
             steps.unknown(f"build {name}", "where it is built: it times kernels there") for name in export.elsewhere
         ]
@@ -150,6 +156,14 @@ def estimate(asked: EstimatedRun) -> Estimate:
         schemes = len({scheme for export in asked.exports if export.validated for scheme in export.writer.schemes})
         costs.append(steps.validate(asked.heldout, engines, schemes))
     return Estimate(asked.out, tuple(costs), rates, free, shutil.disk_usage(place).free)
+
+
+def _check_memory(asked: EstimatedRun) -> None:
+    """Raise UserError, before anything is measured, for less than the steps can do with."""
+    model, limit = asked.model, asked.memory
+    for_calibration(model, limit, asked.text.length, choose_dtype("auto", model.checkpoint.dtype, "cpu"))
+    for_export(model, limit)
+    for_validation(model, limit, asked.heldout.length, sum(export.validated for export in asked.exports))
 
 
 def existing(out: Path) -> Path:
