@@ -1,13 +1,15 @@
 """An INT8 cache beside a float one behind 2,048 tokens: speed, memory and accuracy, in two loops and two attentions.
 
-    python -m tests.benchmarks.int8_cache MODEL PLAN INT8_PLAN --text FILE [--rounds 7 --samples 8 --length 512]
+    python -m tests.benchmarks.int8_cache MODEL PLAN INT8_PLAN --text FILE --work DIR [--rounds 7 --samples 8]
 
 MODEL: a Hugging Face folder. PLAN, INT8_PLAN: folders that `search` made of it, the second with `--kv int8`; each is
-exported and built with standard and with grouped attention. Loops: `generate`'s own, and onnxruntime-genai.
+exported and built with standard and with grouped attention in DIR, unless it is there already. Loops: `generate`'s own,
+and onnxruntime-genai.
 
-Speed: seconds of a step, all loops in one process, which take turns; ratios are of times next to each other. Memory:
-each loop in a process of its own. A piece of 256 tokens comes first, which brings weights and buffers into memory;
-then a prompt of 2,048, in such pieces, whose resident memory counts beyond that. Accuracy: `validate`, on FILE.
+Speed: seconds of a step, all loops in one process, which take turns; ratios are of times next to each other. Seconds of
+processors are told beside those of the clock, since other work on the machine does not count there. Memory: each loop
+in a process of its own. A piece of 256 tokens comes first, which brings weights and buffers into memory; then a prompt
+of 2,048, in such pieces, whose resident memory counts beyond that. Accuracy: `validate`, on FILE.
 """
 
 from __future__ import annotations
@@ -30,13 +32,13 @@ import torch
 from builders.engine.generation import PIECE, pieces
 from builders.onnxruntime import OnnxRuntimeEngine
 from builders.onnxruntime.record import ATTENTION, STANDARD
-from smoothquant.files import scratch
 from smoothquant.reading import read_json
 from tests.benchmarks.results import Row, publish
 
 TOKENS, STEPS = 2048, 8
 GENERATE, GENAI = "generate", "onnxruntime-genai"
 FLOAT, INT8 = "float", "int8"
+SECONDS, PROCESSORS = "seconds", "processors"
 Append = Callable[[Sequence[int]], object]
 
 
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("plan", type=Path)
     parser.add_argument("int8_plan", type=Path)
     parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)
@@ -54,18 +57,18 @@ def main() -> None:
         return
     arguments = parser.parse_args()
     details: dict[str, object] = {"load_of_other_work": os.getloadavg()[0]}
-    with scratch() as place:
-        folders = engines(arguments.model, {FLOAT: arguments.plan, INT8: arguments.int8_plan}, place)
-        details["seconds"] = seconds = speeds(folders, arguments.rounds)
-        details["memory"] = memory = {
-            f"{loop}, {name}": json.loads(tool("tests.benchmarks.int8_cache", "--alone", loop, str(folder)))
-            for name, folder in folders.items()
-            for loop in (GENERATE, GENAI)
-        }
-        found = rows(arguments.model.name, seconds, memory, [cache_bytes(folders, cache) for cache in (FLOAT, INT8)])
-        publish("int8_cache", found, details)  # of those so far
-        details["metrics"] = metrics = accuracies(folders, arguments, place / "report.json")
-    publish("int8_cache", [*found, *accuracy_rows(arguments.model.name, metrics)], details)
+    name = arguments.model.name
+    folders = engines(arguments.model, {FLOAT: arguments.plan, INT8: arguments.int8_plan}, arguments.work)
+    details["speed"] = speed = speeds(folders, arguments.rounds)
+    details["memory"] = memory = {
+        f"{loop}, {engine}": json.loads(tool("tests.benchmarks.int8_cache", "--alone", loop, str(folder)))
+        for engine, folder in folders.items()
+        for loop in (GENERATE, GENAI)
+    }
+    found = rows(name, speed, memory, [cache_bytes(folders, cache) for cache in (FLOAT, INT8)])
+    publish("int8_cache", found, details)  # of those so far
+    details["metrics"] = metrics = accuracies(folders, arguments)
+    publish("int8_cache", [*found, *accuracy_rows(name, metrics)], details)
 
 
 def tool(module: str, *arguments: str) -> str:
@@ -73,15 +76,17 @@ def tool(module: str, *arguments: str) -> str:
     return subprocess.check_output([sys.executable, "-m", module, *arguments], text=True)
 
 
-def engines(model: Path, plans: dict[str, Path], place: Path) -> dict[str, Path]:
+def engines(model: Path, plans: dict[str, Path], work: Path) -> dict[str, Path]:
     """The engines by cache and attention, FLOAT-standard and so on."""
     folders = {}
     for cache, plan in plans.items():
-        tool("recipes.cli", "export", "onnx", str(model), str(plan), "--out", str(place / cache), "--quiet")
+        if not (work / cache).exists():
+            tool("recipes.cli", "export", "onnx", str(model), str(plan), "--out", str(work / cache), "--quiet")
         for attention in ATTENTION:
-            folders[f"{cache}-{attention}"] = folder = place / f"{cache}-{attention}"
-            command = ["build", "onnxruntime", str(place / cache), "--out", str(folder), "--attention", attention]
-            tool("recipes.cli", *command, "--quiet")
+            folders[f"{cache}-{attention}"] = folder = work / f"{cache}-{attention}"
+            command = ["build", "onnxruntime", str(work / cache), "--out", str(folder), "--attention", attention]
+            if not folder.exists():
+                tool("recipes.cli", *command, "--quiet")
     return folders
 
 
@@ -110,8 +115,8 @@ def prompt(tokens: int) -> list[int]:
     return numpy.random.default_rng(0).integers(1000, 40000, tokens).tolist()
 
 
-def speeds(folders: dict[str, Path], rounds: int) -> dict[str, list[float]]:
-    """Seconds of a step behind the prompt, by loop and engine, one of each round."""
+def speeds(folders: dict[str, Path], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds of a step behind the prompt, and of processors, by loop and engine, one of each round."""
     steps = {}
     for name, folder in folders.items():
         for loop in (GENERATE, GENAI):
@@ -120,13 +125,14 @@ def speeds(folders: dict[str, Path], rounds: int) -> dict[str, list[float]]:
                 append(piece)
             step()  # onnxruntime-genai's first takes a token of the logits that it has
             steps[f"{loop}, {name}"] = step
-    found: dict[str, list[float]] = {what: [] for what in steps}
+    found: dict[str, dict[str, list[float]]] = {what: {SECONDS: [], PROCESSORS: []} for what in steps}
     for _ in range(rounds):
         for what, step in steps.items():
-            begin = time.perf_counter()
+            begin, busy = time.perf_counter(), time.process_time()
             for _ in range(STEPS):
                 step()
-            found[what].append((time.perf_counter() - begin) / STEPS)
+            found[what][PROCESSORS].append((time.process_time() - busy) / STEPS)
+            found[what][SECONDS].append((time.perf_counter() - begin) / STEPS)
     torch.set_flush_denormal(False)  # onnxruntime-genai sets it for the thread, and leaves it so
     return found
 
@@ -157,8 +163,9 @@ def resident() -> tuple[int, int]:
     return int(now[1]) * 1024, int(peak[1]) * 1024
 
 
-def accuracies(folders: dict[str, Path], arguments: argparse.Namespace, report: Path) -> dict[str, dict[str, float]]:
+def accuracies(folders: dict[str, Path], arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """What `validate` finds, by engine."""
+    report = arguments.work / "report.json"
     given = ["--reference", arguments.model, "--plan", arguments.plan, "--plan", arguments.int8_plan]
     given += ["--text", arguments.text, "--samples", arguments.samples, "--length", arguments.length, "--out", report]
     command = ["validate", *folders.values(), *given, "--no-thresholds", "--quiet"]
@@ -170,21 +177,27 @@ def cache_bytes(folders: dict[str, Path], cache: str) -> int:
     return OnnxRuntimeEngine(folders[f"{cache}-{STANDARD}"]).cache_bytes(1, TOKENS)
 
 
-def rows(model: str, seconds: dict[str, list[float]], memory: dict[str, dict], sizes: list[int]) -> list[Row]:
+def rows(model: str, speed: dict[str, dict], memory: dict[str, dict], sizes: list[int]) -> list[Row]:
     whole, small = (f"{size / 1e6:.1f}" for size in sizes)
     found = [Row(f"{model}: keys and values of {TOKENS:,} tokens", f"{small} MB in INT8, {whole} MB in float32")]
     for attention in ATTENTION:
         for loop in (GENERATE, GENAI):
             float_one, int8_one = (f"{loop}, {cache}-{attention}" for cache in (FLOAT, INT8))
-            pairs = zip(seconds[float_one], seconds[int8_one], strict=True)
-            low, middle, high = quantiles([wide / narrow for wide, narrow in pairs], n=4)
-            rate, float_rate = (1 / median(seconds[what]) for what in (int8_one, float_one))
-            speed = f"{middle:.2f} ({low:.2f} to {high:.2f}) x as quick: {rate:.1f} against {float_rate:.1f} a second"
+            ratios = {
+                what: [
+                    wide / narrow for wide, narrow in zip(speed[float_one][what], speed[int8_one][what], strict=True)
+                ]
+                for what in (SECONDS, PROCESSORS)
+            }
+            low, middle, high = quantiles(ratios[SECONDS], n=4)
+            rate, float_rate = (1 / median(speed[what][SECONDS]) for what in (int8_one, float_one))
+            told = f"{middle:.2f} ({low:.2f} to {high:.2f}) x the speed: {rate:.1f} against {float_rate:.1f} a second"
             peak, float_peak = (memory[what]["peak"] / 1e6 for what in (int8_one, float_one))
+            told += f", processors {median(ratios[PROCESSORS]):.2f} x"
             found.append(
                 Row(
-                    f"{model}: tokens behind {TOKENS:,} with an INT8 cache to a float one, {attention}, {loop}",
-                    f"{speed}; peak memory of the prompt {peak:.0f} against {float_peak:.0f} MB",
+                    f"{model}: tokens behind {TOKENS:,}, INT8 cache to float cache, {attention}, {loop}",
+                    f"{told}; peak {peak:.0f} against {float_peak:.0f} MB",
                 )
             )
     return found
