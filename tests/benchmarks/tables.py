@@ -36,6 +36,7 @@ ORDER = (
     "serve_speed_2048",
     "serve_load",
     "batching",
+    "int8_cache",
     "export_memory",
     "memory_budget",
     "one_pass",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+import torch
 
 from builders.onnx_graph import OnnxGraph
 from builders.onnxruntime import build
@@ -74,6 +75,21 @@ def test_what_the_operator_takes(layout: str, changes: dict, turns: bool | None,
     expected, found = (read_logits(engine, tokens) for engine in engines)
     step = 2**-10 * abs(expected).max()  # of float16 numbers, at the largest logit
     assert abs(found - expected).max() <= (GRAPH if body == "fp32" else step)
+
+
+def test_an_int8_cache_gives_the_logits_of_the_exported_attention(llama: Model, tmp_path: Path) -> None:
+    """In pieces of a prompt, and in steps. The scales are so coarse that a float cache gives others."""
+    outputs = {name: torch.full((rows,), 4.0) for name, (rows, _) in llama.linears()}
+    source = Source(llama, SmoothingSettings(groups="none"), output_absmax=outputs)
+    [tokens] = sample_ids(sequences=1, tokens=20).tolist()
+    for kv in ("int8", "float"):
+        export(source, [onnx_writer(tmp_path / kv, "float", kv=kv)])
+        build(tmp_path / kv, tmp_path / f"{kv}-engine", attention=GROUPED)
+    expected = read_logits(OnnxRuntimeEngine(tmp_path / "int8"), tokens)
+    found, other = (read_logits(OnnxRuntimeEngine(tmp_path / f"{kv}-engine"), tokens) for kv in ("int8", "float"))
+    largest = abs(expected).max()
+    assert abs(found - expected).max() <= GRAPH * largest
+    assert abs(other - expected).max() > 500 * GRAPH * largest
 
 
 def read_logits(engine: OnnxRuntimeEngine, tokens: list[int]) -> numpy.ndarray:
