@@ -133,10 +133,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         details: dict = {"amount": amount, "memory": given.memory, "disk": given.disk}
-        details |= {
-            "threads": torch.get_num_threads(),
-            "estimate": estimated(folder / "whole", config, given.steps, amount),
-        }
+        estimates = list(dict.fromkeys([*STEPS[:2], *given.steps]))
+        said = estimated(folder / "whole", config, estimates, amount)
+        details |= {"threads": torch.get_num_threads(), "estimate": said}
         vocabulary, share = fitting(folder / "whole", config, given.disk * 1e9 - RESERVE)
         details |= {"vocabulary": vocabulary, "dense": share, "runs": runs}
         keep = partial(publish, f"largest_{given.model}", rows, details, command="largest")
@@ -145,8 +144,8 @@ def main() -> None:
             shorter = with_layers(config, layers) | {"vocab_size": vocabulary}
             for step, found in run(folder, shorter, share, given.steps, amount, ["--memory", given.memory]):
                 runs[step][str(layers)] = found
-                told = f"{found['seconds']:.0f} s ({found['processor']:.0f} s of processor), {found['peak_mb']:.0f} MB"
-                rows.append(Row(f"{given.model}, {step}, layers: {layers}", told))
+                words = f"{found['seconds']:.0f} s ({found['processor']:.0f} s of processor), {found['peak_mb']:.0f} MB"
+                rows.append(Row(f"{given.model}, {step}, layers: {layers}", words))
                 keep()
 
 
