@@ -135,7 +135,7 @@ def main() -> None:
         details: dict = {"amount": amount, "memory": given.memory, "disk": given.disk}
         estimates = list(dict.fromkeys([*STEPS[:2], *given.steps]))
         said = estimated(folder / "whole", config, estimates, amount)
-        details |= {"threads": torch.get_num_threads(), "estimate": said}
+        details |= {"threads": torch.get_num_threads(), "estimate": said, "load": _load()}
         vocabulary, share = fitting(folder / "whole", config, given.disk * 1e9 - RESERVE)
         details |= {"vocabulary": vocabulary, "dense": share, "runs": runs}
         keep = partial(publish, f"largest_{given.model}", rows, details, command="largest")
@@ -202,12 +202,14 @@ def run(
             words = [*step.split(), model, scales, "--out", out]
         found = measured([sys.executable, "-m", "recipes.cli", *words, *more, "--quiet"])
         shutil.rmtree(out, ignore_errors=True)
-        load = os.getloadavg()[1]  # of five minutes
-        yield (
-            step,
-            {"seconds": found.seconds, "processor": found.processor, "peak_mb": found.peak, "load": load},
-        )
+        numbers = {"seconds": found.seconds, "processor": found.processor, "peak_mb": found.peak}
+        yield step, numbers | {"load": _load()}
     shutil.rmtree(model)
+
+
+def _load() -> float:
+    """How many threads wanted to run on this machine, over the last five minutes."""
+    return os.getloadavg()[1]
 
 
 def save(folder: Path, config: dict, share: float) -> None:

@@ -68,21 +68,20 @@ def _time(seconds: float) -> str:
 def _note(name: str, result: dict) -> str:
     details, machine = result["details"], result["machine"]
     _, samples, _, length = details["amount"]
-    loads = [run["load"] for runs in details["runs"].values() for run in runs.values()]
+    runs = [run for runs in details["runs"].values() for run in runs.values()]
+    loads = [details["load"], *(run["load"] for run in runs)]
+    words = [f"{samples} x {length} tokens, threads: {details['threads']}"]
+    if runs:
+        words.append(f"`--memory {details['memory']}`, {details['dense']:.0%} of the layers' rows dense")
+        words.append(f"act scales of all layers {details['estimate'][ALWAYS[0]]['written'] / 1e6:.0f} MB")
+    whole = CONFIGS[name]["vocab_size"]
+    if runs and details["vocabulary"] < whole:
+        words.append(f"a vocabulary of {details['vocabulary']:,} instead of {whole:,}: less to copy for an export")
+    if max(loads) > 1:
+        words.append(
+            f"**other work ran beside it**: a load of {min(loads):.1f} to {max(loads):.1f}, of which 1 is ours"
+        )
     where = (
         f"`{result['command']}`; {machine['processor']}, {machine['cores']} cores, torch {result['versions']['torch']}"
     )
-    if not loads:
-        return f"* {name}: {samples} x {length} tokens ({where})"
-    words = [f"{samples} x {length} tokens, `--memory {details['memory']}`, threads: {details['threads']}"]
-    words.append(f"{details['dense']:.0%} of the layers' rows dense")
-    whole = CONFIGS[name]["vocab_size"]
-    if details["vocabulary"] < whole:
-        words.append(f"a vocabulary of {details['vocabulary']:,} instead of {whole:,}: less to copy for an export")
-    if ALWAYS[0] in details["estimate"]:
-        words.append(f"act scales of all layers {details['estimate'][ALWAYS[0]]['written'] / 1e6:.0f} MB")
-    if max(loads) > 1:
-        words.append(
-            f"**other work ran beside it**: the load was {min(loads):.1f} to {max(loads):.1f}, of which 1 is ours"
-        )
     return f"* {name}: {'; '.join(words)} ({where})"
