@@ -78,9 +78,8 @@ def _note(name: str, result: dict) -> str:
     if runs and details["vocabulary"] < whole:
         words.append(f"a vocabulary of {details['vocabulary']:,} instead of {whole:,}: less to copy for an export")
     if max(loads) > 1:
-        words.append(
-            f"**other work ran beside it**: a load of {min(loads):.1f} to {max(loads):.1f}, of which 1 is ours"
-        )
+        span = " to ".join(dict.fromkeys(f"{load:.1f}" for load in (min(loads), max(loads))))
+        words.append(f"**other work ran beside it**: a load of {span}, of which 1 is ours")
     where = (
         f"`{result['command']}`; {machine['processor']}, {machine['cores']} cores, torch {result['versions']['torch']}"
     )
