@@ -17,6 +17,7 @@ from tests.benchmarks import (
     cache_traffic,
     edge_llm_nodes,
     gpu,
+    largest_table,
     onnx_forms,
     readers,
     real_table,
@@ -241,7 +242,12 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "gpu": gpu.table,
         "edge-llm nodes": nodes,
     },
-    "recipes/README.md": {"meanings": families_table.meanings, "targets": targets, "models": models},
+    "recipes/README.md": {
+        "meanings": families_table.meanings,
+        "targets": targets,
+        "models": models,
+        "largest": largest_table.table,
+    },
 }
 
 PICTURES: dict[str, Callable[[], str]] = {"tests/benchmarks/results/serve_speed.svg": served}
