@@ -11,6 +11,11 @@ CALIBRATE = ("calibrate", MODEL, "--text", TEXT, "--samples", "4", "--length", "
 
 SEARCH = ("search", MODEL, "--text", TEXT, "--samples", "8", "--length", "16", "--device", "cpu")
 
+VALIDATE = (
+    *("validate", ONNX, TRTLLM, "--reference", MODEL, "--text", TEXT, "--samples", "4", "--length", "16"),
+    *("--report", "report.html", "--out", "report.json", "--device", "cpu"),
+)
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -37,9 +42,9 @@ def _both(name: str, command: Sequence[str], other: Sequence[str]) -> tuple[Scen
     return Scenario(name, command), Scenario(f"{name}-overwrite", (*command, "--overwrite"), other)
 
 
-def _team(name: str, command: Sequence[str]) -> Scenario:
+def _team(name: str, command: Sequence[str], resumed: Sequence[int] = (1, 2)) -> Scenario:
     """The command in two processes, with a batch of two sequences each."""
-    return Scenario(name, command, ranks=2, resumed=(1, 2), batch=32)
+    return Scenario(name, command, ranks=2, resumed=resumed, batch=32)
 
 
 SEVERAL = (
@@ -72,13 +77,8 @@ SCENARIOS = {
             ("build", "onnxruntime", ONNX, "--out", "out", "--triton", "repository"),
             _export("w8a8"),
         ),
-        Scenario(
-            "validate",
-            (
-                *("validate", ONNX, TRTLLM, "--reference", MODEL, "--text", TEXT, "--samples", "4", "--length", "16"),
-                *("--report", "report.html", "--out", "report.json", "--device", "cpu"),
-            ),
-        ),
+        Scenario("validate", VALIDATE),
+        _team("validate-team", VALIDATE, resumed=(2,)),  # one process would add sums up in another order
         *_both(
             "run",
             (*RUN, "--target", "onnxruntime", "--target", "tensorrt-llm"),

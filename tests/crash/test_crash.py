@@ -18,14 +18,14 @@ def crash(*options: str) -> subprocess.CompletedProcess:
 
 
 def test_interrupted_runs_end_as_if_nothing_had_happened() -> None:
-    names = [name for name in SCENARIOS if not name.startswith(("run", "search"))]
+    names = [name for name in SCENARIOS if not name.startswith(("run", "search", "validate-team"))]
     found = crash(*chain.from_iterable(("--scenario", name) for name in names), "--sample", "6", "--seed", "1")
     assert found.returncode == 0, found.stdout + found.stderr
     assert f"{6 * len(names)} interruptions, 0 faults" in found.stdout
 
 
-def test_a_run_of_all_steps_and_a_search_of_two_processes() -> None:
-    names = ("run", "run-overwrite", "search-team")
+def test_a_run_of_all_steps_and_steps_of_two_processes() -> None:
+    names = ("run", "run-overwrite", "search-team", "validate-team")
     found = crash(*chain.from_iterable(("--scenario", name) for name in names), "--sample", "2", "--seed", "1")
     assert found.returncode == 0, found.stdout + found.stderr
 
