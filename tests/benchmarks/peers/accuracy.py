@@ -1,0 +1,97 @@
+"""How near each engine comes to the float model on real weights: the mean KL divergence of its next tokens.
+
+    python -m tests.benchmarks.peers.accuracy MODEL --calibration valid.txt --text test.txt [--alpha 0.6]
+
+The float model is transformers' in float32. Ours and vLLM's folder are smoothed with act scales of the calibration text;
+the others are as their own tools make them. llama.cpp tells the probabilities of the token behind a prompt alone, so one
+position of 32 is asked of it; of NNCF's calibration, tokens are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy
+import torch
+from transformers import AutoModelForCausalLM
+
+from act_scales.collect import collect
+from act_scales.text import load_text
+from recipes.families import open_model
+from recipes.pipeline import source_of
+from smoothquant.machine import physical_cores
+from smoothquant.settings import SmoothingSettings
+from tests.benchmarks.peers.__main__ import make_all
+from tests.benchmarks.peers.forms import PEERS, Forms, chosen
+from tests.benchmarks.peers.process import PeerProcess
+from tests.benchmarks.results import Row, publish
+
+NOTE = "llama.cpp: one position of 32"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--alpha", type=float, default=0.6)
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=physical_cores())
+    parser.add_argument("--engines", nargs="+", metavar="NAME", choices=[peer.name for peer in PEERS])
+    given = parser.parse_args()
+    text = load_text(given.text, given.model, given.samples, given.length)
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        copy = place / "model"  # genai's builder and ours read it; nothing is written beside the given files
+        copy.mkdir()
+        for path in given.model.iterdir():
+            (copy / path.name).symlink_to(path)
+        model = open_model(copy)
+        scales = place / "act_scales.safetensors"
+        collect(model, load_text(given.calibration, given.model, 32, 512), scales)
+        forms = Forms(copy, place, source_of(model, scales, SmoothingSettings(given.alpha)))
+        folders, failed = make_all(forms, chosen(given.engines))
+        ids = torch.stack([sequence for sequence in text.sequences if len(sequence) == given.length])
+        reference = reference_logits(given.model, ids)
+        numpy.save(place / "ids.npy", ids[:1].numpy())
+        for peer, folder in folders.items():
+            try:
+                with PeerProcess(peer, folder, given.threads, place / "log") as process:
+                    each = []
+                    for number, row in enumerate(ids):
+                        numpy.save(place / "ids.npy", row[None].numpy())
+                        process.logits(place / "ids.npy", place / "logits.npy")
+                        logits = torch.from_numpy(numpy.load(place / "logits.npy"))[0]
+                        each.append(divergence(logits, reference[number]))
+                found[peer.name] = torch.cat(each).mean().item()
+                print(f"{peer.name}: {found[peer.name]:.5f}", file=sys.stderr)
+            except RuntimeError as error:
+                failed[peer.name] = str(error)
+                print(f"left out: {error}", file=sys.stderr)
+    rows = [Row(f"KL, {name}", f"{value:.5f}") for name, value in found.items()]
+    details = {"divergence": found, "tokens": ids.numel(), "note": NOTE, "failed": failed}
+    publish("peers_accuracy", rows, details, command="peers.accuracy")
+
+
+@torch.inference_mode()
+def reference_logits(model: Path, ids: torch.Tensor) -> list[torch.Tensor]:
+    """Transformers' logits in float32, (tokens, vocab) of each sequence. ids: (sequences, tokens)."""
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    return [loaded(row[None]).logits[0] for row in ids]
+
+
+def divergence(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """KL(reference || logits) in nats, float64 (known positions,). logits, reference: (tokens, vocab); a position whose
+    logits are NaN is unknown."""
+    known = ~logits[:, 0].isnan()
+    theirs, ours = (each[known].double().log_softmax(-1) for each in (logits[:, : reference.shape[1]], reference))
+    return (ours.exp() * (ours - theirs)).sum(-1)
+
+
+if __name__ == "__main__":
+    main()
