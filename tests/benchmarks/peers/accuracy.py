@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.peers.accuracy MODEL --calibration valid.txt --text test.txt [--alpha 0.6]
 
-The float model is transformers' in float32. Ours and vLLM's folder are smoothed with act scales of the calibration text;
-the others are as their own tools make them. llama.cpp tells the probabilities of the token behind a prompt alone, so one
-position of 32 is asked of it; of NNCF's calibration, tokens are random.
+The float model is transformers' in float32. Ours and vLLM's folder are smoothed with act scales of the calibration
+text; the others are as their own tools make them. llama.cpp tells the probabilities of the token behind a prompt alone,
+so one position of 32 is asked of it. NNCF calibrates with random tokens.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A Llama in llama.cpp with weights in Q8_0: its file, and its server inside this process (the package xllamacpp).
 
-Q8_0 has a float16 scale for 32 weights of a row; activations are rounded to the same form while it runs. The cache is in
-float16. Rows of q and k are stored in the order of llama.cpp's rotary embedding, pairs next to each other.
+Q8_0 has a float16 scale for 32 weights of a row; activations are rounded to the same form while it runs. The cache is
+in float16. Rows of q and k are stored in the order of llama.cpp's rotary embedding, pairs next to each other.
 """
 
 from __future__ import annotations

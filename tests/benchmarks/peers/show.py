@@ -64,8 +64,8 @@ def beside_vllm(facts: Mapping) -> Iterator[Row]:
                 found = ratios(cell, VLLM, best) if prompt else ratios(cell, best, VLLM)
                 unit = "x vLLM's time to the first token" if prompt else "x vLLM's tokens per second"
                 target = ("<= 1.0 x" if prompt else ">= 1.2 x") if alone else ""
-                text = f"{spread(found)} {unit}: {seconds(cell, best) * 1e3:.1f} against {seconds(cell, VLLM) * 1e3:.1f} ms"
-                yield Row(f"{what}, {best}, {head}", text, target)
+                spent = f"{seconds(cell, best) * 1e3:.1f} against {seconds(cell, VLLM) * 1e3:.1f} ms"
+                yield Row(f"{what}, {best}, {head}", f"{spread(found)} {unit}: {spent}", target)
 
 
 def explained(facts: Mapping, divergence: Mapping[str, float]) -> Iterator[str]:

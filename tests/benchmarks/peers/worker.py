@@ -201,13 +201,18 @@ class Genai(PeerEngine):
 class GenaiBatch(UnderWay):
     def __init__(self, genai: Any, model: Any, rows: Rows, longest: int) -> None:
         parameters = genai.GeneratorParams(model)
-        parameters.set_search_options(max_length=longest, do_sample=False, batch_size=len(rows))
+        parameters.set_search_options(max_length=longest, do_sample=False, batch_size=len(rows), min_length=longest)
         self.generator, self._batch = genai.Generator(model, parameters), len(rows)
         self.generator.append_tokens(numpy.array(rows, dtype=numpy.int32))
         torch.set_flush_denormal(False)  # its sessions set it for the thread that calls them, and leave it so
+        if self._batch > 1:
+            self.generator.generate_next_token()  # takes tokens from the logits that are there
 
     def step(self) -> None:
-        self.generator.append_tokens(numpy.ones((self._batch, 1), dtype=numpy.int32))
+        if self._batch > 1:  # a batch takes no tokens but its own
+            self.generator.generate_next_token()
+        else:
+            self.generator.append_tokens(numpy.ones((1, 1), dtype=numpy.int32))
 
 
 KINDS: dict[str, Callable[[Path, int], PeerEngine]] = {
