@@ -32,7 +32,7 @@ class UnderWay(ABC):
     def step(self) -> None:
         """Append a token to each and compute its logits."""
 
-    def close(self) -> None:  # noqa: B027: most have nothing to do
+    def close(self) -> None:  # noqa: B027
         """Forget them."""
 
 

@@ -89,7 +89,7 @@ def table(result: Mapping, accuracy: Mapping | None) -> str:
     divergence = accuracy["details"]["divergence"] if accuracy else {}
     times, model = facts["times"], facts["model"]
     lines = [
-        f"| hidden size {model['hidden']}, {model['layers']} layers | layers | head | KL on SmolLM2 | memory, batch 1 / 16 "
+        f"| hidden {model['hidden']}, {model['layers']} layers | body | head | KL on SmolLM2 | memory, batch 1 / 16 "
         f"| {' | '.join(times)} |",
         "|---" * (5 + len(times)) + "|",
     ]
