@@ -23,11 +23,13 @@ from smoothquant.device import choose_device, choose_dtype
 from smoothquant.errors import ActScalesError, OutputError, UserError
 from smoothquant.float16 import HeldMaxima
 from smoothquant.layers import FloatLayer, Layer
+from smoothquant.memory import for_calibration
 from smoothquant.model import Model
 from smoothquant.outputs import versions
 from smoothquant.quantization import absmax
 from smoothquant.roles import ROUTER
 from smoothquant.sweep import Listener, Progress, sweep
+from smoothquant.team import ALONE, Team
 from smoothquant.workspace import Workspace
 
 FILE = "act_scales.safetensors"
@@ -41,20 +43,28 @@ def collect(
     dtype: str = "auto",
     device: str = "auto",
     overwrite: bool = False,
+    memory: int | None = None,
+    team: Team = ALONE,
     progress: Progress = lambda done, total: None,
 ) -> ActScales:
     """Calibrate `model` on `text` and write the act scales file `out`; one made from the same inputs is reused.
 
     dtype: "auto" or the name of the dtype to compute in, device: "auto", "cpu", "cuda", "cuda:N" (see
-    `smoothquant.device`). Raises UserError for a text that the model cannot read, ActScalesError for NaN or Inf in
+    `smoothquant.device`). memory: the bytes that calibration may take (`smoothquant.memory`); None for a whole layer. A
+    file is the same with and without it but for the last bits of sums, and counts as the same. team: those that share
+    the text; all call this, and rank 0 writes the file.
+
+    Raises UserError for a text that the model cannot read, and for too little memory, ActScalesError for NaN or Inf in
     the activations, OutputError if `out` exists with other content or cannot be written.
     """
+    team.check_enough(len(text.sequences), text.source)
     out, text, device = Path(out), text.for_model(model), choose_device(device)
     compute = choose_dtype(dtype, model.checkpoint.dtype, device)
+    budget = for_calibration(model, memory, max(map(len, text.sequences)), compute)
     inputs = made_from(model, text, compute, device)
     if out.suffix != ".safetensors" or out.is_dir():
         raise OutputError(f"{out} cannot be written", expected="a file NAME.safetensors", do="choose another --out")
-    with Workspace(out, "calibrate", inputs, overwrite=overwrite, kind=_ActScalesFile(inputs)) as work:
+    with Workspace(out, "calibrate", inputs, overwrite=overwrite, kind=_ActScalesFile(inputs), team=team) as work:
         if work.finished:
             return load_act_scales(out)
         maxima, held, squares = Maxima(model, compute), HeldMaxima(model), MeanSquares(model)
@@ -66,10 +76,13 @@ def collect(
             weights=compute,
             device=device,
             work=work,
+            budget=budget,
+            team=team,
             progress=progress,
         )
         scales = ActScales(*maxima.split(), inputs | told_of(text), held.with_head(end), squares.found)
-        scales.save(work.path(FILE))
+        if team.leads:
+            scales.save(work.path(FILE))
         work.commit_file(FILE)
     return scales
 
@@ -120,6 +133,9 @@ class Maxima(Listener):
             self._last = (x, _channels(x))
         _take(self._input, role, self._last[1])
         _take(self._output, role, _channels(y))
+
+    def merge(self, team: Team) -> None:
+        self._input, self._output = team.largest(self._input), team.largest(self._output)
 
     def leave(self) -> None:
         """Note the maxima of every matrix. Those of an expert that no token reached stay 0. Raises ActScalesError."""

@@ -19,15 +19,17 @@ from smoothquant.layers import FloatLayer, Layer
 from smoothquant.model import Model
 from smoothquant.roles import ROUTER
 from smoothquant.sweep import Listener
+from smoothquant.team import Team
 
 LARGEST = 1e15
+TOGETHER = 128  # tokens whose squares are in memory
 
 
 class MeanSquares(Listener):
     """The mean squares of all inputs, over all tokens that the layers are given.
 
-    found: module name of a linear -> float32 (in,). Those of an expert that no token reached are 0. Sums over a batch
-    are in float32, and over batches in float64.
+    found: module name of a linear -> float32 (in,). Those of an expert that no token reached are 0. Sums over a few
+    tokens are in float32, and over more in float64.
     """
 
     def __init__(self, model: Model) -> None:
@@ -47,6 +49,9 @@ class MeanSquares(Listener):
             self._last = (x, _weighted(x.flatten(0, -2)))
         sums = self._last[1]
         self._sums[role] = self._sums[role] + sums if role in self._sums else sums
+
+    def merge(self, team: Team) -> None:
+        self._sums = team.total(self._sums)
 
     def leave(self) -> None:
         self._last = None
@@ -72,7 +77,10 @@ def _weighted(x: Tensor) -> Tensor:
 
     x: (tokens, channels). Values beyond LARGEST count as LARGEST, whose squares float32 can sum.
     """
-    squares = x.float().clamp(-LARGEST, LARGEST).square()
-    energy = squares.sum(dim=1)
-    weights = torch.where(energy > 0, 1 / energy, 0)
-    return torch.cat([weights @ squares, weights.sum()[None]]).double()
+    sums = torch.zeros(x.shape[1] + 1, dtype=torch.float64, device=x.device)
+    for some in x.split(TOGETHER):
+        squares = some.float().clamp(-LARGEST, LARGEST).square()
+        energy = squares.sum(dim=1)
+        weights = torch.where(energy > 0, 1 / energy, 0)
+        sums += torch.cat([weights @ squares, weights.sum()[None]])
+    return sums

@@ -1,13 +1,18 @@
 """One pass over the quantized layers, many formats.
 
     the system        reads the next layer from the disk
-    the caller        loads a layer, smooths it, checks the contract, quantizes it, and forgets it
-    a thread          hands the layer before to every writer
+    the caller        runs a layer, chooses its scales, runs it smoothed, and quantizes it on the way
+    a thread          hands what is quantized to every writer
     another thread    hashes what is written (`smoothquant.data_file`)
 
 A format is a `Writer`. All writers of a pass see the same layers; each has its own `Workspace`, and an interrupted
-pass goes on at the first layer that some writer had not noted. Two layers are in memory. A layer is handed on when the
-one before is written, and noted when it is written itself.
+pass goes on at the first layer that some writer had not noted. A weight is smoothed and quantized some rows at a time:
+as many as the budget has room for, or else all of them. Rows are handed on when those before are written, and a layer
+is noted when all of it is written.
+
+The contract runs each layer twice, as it is stored and smoothed, and both runs are of use: the first finds what scales
+are chosen from, the second makes the rows. So a weight is read twice where the layer does not fit into the budget (and
+once more where all its rows share a scale).
 """
 
 from __future__ import annotations
@@ -33,7 +38,9 @@ from smoothquant.capacity import Capacity
 from smoothquant.contract import TOLERANCE, Contract
 from smoothquant.errors import ActScalesError, UserError
 from smoothquant.head import UNPLANNED, PlannedHead
+from smoothquant.layers import float_layer
 from smoothquant.machine import return_freed_tensors
+from smoothquant.memory import UNLIMITED, Budget
 from smoothquant.model import Model
 from smoothquant.plan import Plan
 from smoothquant.readahead import expect_layer
@@ -41,7 +48,15 @@ from smoothquant.scheme import Precision, Scheme
 from smoothquant.settings import SmoothingSettings
 from smoothquant.static import linears_to_keep
 from smoothquant.steps import DEFAULT, Step, as_records
-from smoothquant.stream import QuantizedLayer, QuantizingLayer, SmoothedLayer, check_scales, smoothed_layers
+from smoothquant.stream import (
+    MeasuredLayer,
+    QuantizedLayer,
+    QuantizingLayer,
+    SmoothedLayer,
+    WeightRows,
+    check_scales,
+    smooth_layer,
+)
 from smoothquant.workroom import require_room
 from smoothquant.workspace import Workspace
 
@@ -93,8 +108,13 @@ class Writer(Protocol):
         yet, write what lies before the layers: files are hashed in the order of their bytes."""
         ...
 
+    def write_rows(self, layer: SmoothedLayer, rows: WeightRows) -> None:
+        """Write some rows of one of a layer's weights. Those of a weight arrive in order."""
+        ...
+
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
-        """Write one layer. quantized: with the weights of `schemes`; None where they are float."""
+        """Write all of a layer but the weights. quantized: its scales and biases by `schemes`; None where its weights
+        are float."""
         ...
 
     def end(self) -> None:
@@ -113,6 +133,7 @@ class Source:
     held_absmax: layer or head -> float32 (1,), see `smoothquant.float16`; empty where it is not known.
     input_mean_square: linear -> float32 (in,), see `act_scales.mean_squares`; empty where it is not known.
     plan: what a search has chosen for this model, with these settings.
+    budget: what may be in memory.
     """
 
     model: Model
@@ -124,12 +145,20 @@ class Source:
     held_absmax: Mapping[str, Tensor] = field(default_factory=dict)
     input_mean_square: Mapping[str, Tensor] = field(default_factory=dict)
     plan: Plan | None = None
+    budget: Budget = UNLIMITED
 
     def kept(self, choice: str, progress: Progress = lambda done, total: None) -> tuple[str, ...]:
         """Module names of the linears to leave in float where activations are static: `static.linears_to_keep`."""
         if choice not in self._kept:  # several formats ask, and it reads the whole model
             self._kept[choice] = linears_to_keep(
-                choice, self.model, self.input_absmax, self.settings, self.input_mean_square, self.steps, progress
+                choice,
+                self.model,
+                self.input_absmax,
+                self.settings,
+                self.input_mean_square,
+                self.steps,
+                progress,
+                self.budget,
             )
         return self._kept[choice]
 
@@ -244,22 +273,23 @@ def _run(source: Source, todo: Sequence[tuple[Writer, Workspace]], progress: Pro
     start, kept = last.next_layer, last.state()
     smoothing = {name: tensor for name, tensor in kept.items() if name.endswith(ENDS)}
     progress(start, layers)
-    ranges = (source.input_absmax, source.settings, start, source.output_absmax)
     with Behind() as behind:
         behind.do(_begin, source, todo)
         contract = Contract(model, kept)
-        for layer in smoothed_layers(model, *ranges, source.steps, source.plan):
-            expect_layer(model, layer.index + 1)
-            lacking = [(writer, work) for writer, work in todo if work.next_layer <= layer.index]
-            quantized = _quantized(source, layer, [writer for writer, _ in lacking], contract)
+        for index in range(start, layers):
+            lacking = [(writer, work) for writer, work in todo if work.next_layer <= index]
+            layer = _smoothed(source, index, contract)
+            if (
+                source.budget.numbers is None
+            ):  # else the system needs its memory for the layer itself, which is read twice
+                expect_layer(model, index + 1)
+            _write_layer(source, layer, [writer for writer, _ in lacking], contract, behind)
             smoothing.update(explain_layer(model, layer))
-            behind.do(_write, [writer for writer, _ in lacking], layer, quantized)
-            done = layer.index + 1
-            del layer, quantized  # the thread has them
+            del layer  # the thread has it
             for work in [work for _, work in lacking if work.due]:
                 behind.wait()
-                work.mark(done, {**contract.state(), **smoothing})
-            progress(done, layers)
+                work.mark(index + 1, {**contract.state(), **smoothing})
+            progress(index + 1, layers)
         heads = [source.head(writer) for writer, _ in todo]
         errors = {id(head): contract.finish(head) for head in {id(head): head for head in heads}.values()}
         behind.wait()
@@ -274,17 +304,34 @@ def _begin(source: Source, todo: Sequence[tuple[Writer, Workspace]]) -> None:
         writer.begin(source, work)
 
 
-def _quantized(
-    source: Source, layer: SmoothedLayer, writers: Sequence[Writer], contract: Contract
-) -> Mapping[Precision, QuantizedLayer]:
-    """A layer in each precision of weights that writers want, once the contract is checked."""
+def _smoothed(source: Source, index: int, contract: Contract) -> SmoothedLayer:
+    """A smoothed layer, whose stored form the contract has run."""
+    stored = float_layer(source.model, index, numbers=source.budget.numbers)
+    contract.run_original(stored if source.plan else MeasuredLayer(stored))
+    absmax, outputs = source.input_absmax or {}, source.output_absmax
+    return smooth_layer(source.model, index, absmax, source.settings, outputs, source.steps, stored, source.plan)
+
+
+def _write_layer(
+    source: Source, layer: SmoothedLayer, writers: Sequence[Writer], contract: Contract, behind: Behind
+) -> None:
+    """Quantize a layer and check its contract, while every writer writes what is quantized."""
     for writer in writers:
         if holds_float16(writer, source):
             float16.check_layer(layer, str(writer.out), writer.wider)
     wanted = dict.fromkeys(_weights(writer) for writer in writers)
-    quantizing = [QuantizingLayer(layer, weights) for weights in wanted if weights.quantized]
-    contract.check(layer, quantizing[0] if quantizing else None)
-    return {running.weights: running.quantized() for running in quantizing}
+
+    def hand(rows: WeightRows) -> None:
+        behind.do(_write_rows, writers, layer, rows)
+
+    quantizing = QuantizingLayer(layer, [weights for weights in wanted if weights.quantized], hand)
+    contract.run_smoothed(layer, quantizing)
+    behind.do(_write, writers, layer, quantizing.rest())
+
+
+def _write_rows(writers: Sequence[Writer], layer: SmoothedLayer, rows: WeightRows) -> None:
+    for writer in writers:
+        writer.write_rows(layer, rows)
 
 
 def _write(writers: Sequence[Writer], layer: SmoothedLayer, quantized: Mapping[Precision, QuantizedLayer]) -> None:

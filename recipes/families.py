@@ -8,6 +8,7 @@ from pathlib import Path
 from recipes import bloom, falcon, gemma, granite, llama, mistral, mixtral, olmo2, opt, phi, qwen, qwen_moe
 from recipes.trust import check_family
 from recipes.trust.known import model_type_of, transformers_class
+from smoothquant.announced import AnnouncedCheckpoint, AnnouncedModel
 from smoothquant.checkpoint import Checkpoint
 from smoothquant.errors import CheckpointError, UserError
 from smoothquant.family import Family
@@ -51,6 +52,13 @@ def open_model(
     return _with_family(Checkpoint(folder, again=again), family_file, length, trust_family)
 
 
+def open_announced(
+    folder: str | Path, family_file: str | Path | None = None, *, length: int | None = None, trust_family: bool = False
+) -> Model:
+    """Open a folder that holds config.json and no weights. The arguments and errors are those of `open_model`."""
+    return _with_family(AnnouncedCheckpoint(folder), family_file, length, trust_family, AnnouncedModel)
+
+
 def open_int8_model(
     folder: str | Path,
     family_file: str | Path | None = None,
@@ -67,9 +75,15 @@ def open_int8_model(
     return Int8Model(checkpoint, _with_family(checkpoint, family_file, length, trust_family))
 
 
-def _with_family(checkpoint: Checkpoint, family_file: str | Path | None, length: int | None, trusted: bool) -> Model:
+def _with_family(
+    checkpoint: Checkpoint,
+    family_file: str | Path | None,
+    length: int | None,
+    trusted: bool,
+    kind: type[Model] = Model,
+) -> Model:
     family = load_family(family_file) if family_file else family_of(checkpoint)
-    model = Model(checkpoint, family, length)
+    model = kind(checkpoint, family, length)
     check_family(model, family, Path(family_file) if family_file else None, trusted=trusted)
     return model
 

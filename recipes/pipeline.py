@@ -28,7 +28,9 @@ from builders.validate.card import note_measured
 from builders.validate.report import check_report, read_report, write_json, write_plan_page, write_report
 from exporters.export import Source, Writer, export
 from recipes.targets import Target
+from smoothquant.device import choose_device, choose_dtype
 from smoothquant.errors import UserError
+from smoothquant.memory import UNLIMITED, Budget, for_calibration, for_export, for_validation
 from smoothquant.model import Model
 from smoothquant.outputs import check_content, load_manifest
 from smoothquant.packages import require
@@ -95,13 +97,34 @@ class Output:
 
 @dataclass(frozen=True)
 class RecipeRun:
-    """What `run` does. text: to calibrate on; heldout: to validate on; out: the folder for everything."""
+    """What `run` does. text: to calibrate on; heldout: to validate on; out: the folder for everything; memory: the
+    bytes that calibration, export and the float model of validation may each take (`smoothquant.memory`); None for a
+    layer."""
 
     model: Model
     text: Text
     heldout: Text
     out: Path
     outputs: tuple[Output, ...]
+    memory: int | None = None
+
+    def checked_budget(self) -> Budget:
+        """The budget of the exports. Raises UserError for a search, whose memory has no bound, and for too little for
+        any step."""
+        model, memory = self.model, self.memory
+        if memory is None:
+            return UNLIMITED
+        if any(output.searched for output in self.outputs):
+            raise UserError(
+                "--memory with a search, which holds a layer and the second moments of its inputs",
+                expected="--no-search, or --alpha",
+                do="drop --memory, or search first: smoothquant search --hessian-memory",
+            )
+        compute = choose_dtype("auto", model.checkpoint.dtype, choose_device())
+        for_calibration(model, memory, max(map(len, self.text.sequences)), compute)
+        engines = sum(output.thresholds is not None for output in self.outputs)
+        for_validation(model, memory, max(map(len, self.heldout.sequences)), engines)
+        return for_export(model, memory)
 
 
 @dataclass(frozen=True)
@@ -169,20 +192,24 @@ def split_text(text: Text, heldout: int) -> tuple[Text, Text]:
 def run(job: RecipeRun, stage: Stage, *, overwrite: bool = False) -> Made:
     """Search or calibrate, export, build, validate. Raises UserError before any work for what cannot be made here, else
     at the first stage that fails."""
-    out = job.out
-    for output in job.outputs:
-        output.check(job.model)
-    searches = _searches(job)
-    for path in (out / VALIDATION, out / REPORT, *map(page_beside, searches.values())):
-        check_report(path, "--out")
+    budget = job.checked_budget()
+    out, searches = job.out, check_run(job)
     plans = _plans(job, searches, stage, overwrite)
     scales = [plan.act_scales for plan in plans.values()]
     if not all(output.searched for output in job.outputs):
         with stage("calibrate") as progress:
-            collect(job.model, job.text, out / ACT_SCALES, overwrite=overwrite, progress=progress)
+            collect(
+                job.model,
+                job.text,
+                out / ACT_SCALES,
+                overwrite=overwrite,
+                memory=job.memory,
+                progress=progress,
+            )
         scales.append(out / ACT_SCALES)
     with stage("smooth, quantize, export") as progress:
-        for source, outputs in _passes(job, plans):
+        for unbounded, outputs in _passes(job, plans):
+            source = replace(unbounded, budget=budget)
             writers = {output.export(out): output.writer(out, source) for output in outputs}
             export(source, list(writers.values()), overwrite=overwrite, progress=progress)
     folders: dict[str, Path] = {}
@@ -202,8 +229,19 @@ def run(job: RecipeRun, stage: Stage, *, overwrite: bool = False) -> Made:
             progress,
             plans=tuple(plans.values()),
             overwrite=overwrite,
+            memory=job.memory,
         )
     return Made(folders, found, tuple(plans.values()), tuple(scales))
+
+
+def check_run(job: RecipeRun) -> dict[Wanted, Path]:
+    """The folders of the plans of all searches. Raises UserError for what cannot be made here."""
+    for output in job.outputs:
+        output.check(job.model)
+    searches = _searches(job)
+    for path in (job.out / VALIDATION, job.out / REPORT, *map(page_beside, searches.values())):
+        check_report(path, "--out")
+    return searches
 
 
 def _searches(job: RecipeRun) -> dict[Wanted, Path]:
@@ -246,6 +284,7 @@ def validated(
     plans: Sequence[Plan] = (),
     exact: bool = False,
     overwrite: bool = False,
+    memory: int | None = None,
 ) -> list[Validation]:
     """Validate engines; leave `validation.json` and `report.html` in `out`.
 
@@ -276,6 +315,7 @@ def validated(
         plans=plans,
         exact=exact,
         work=out / VALIDATION,
+        memory=memory,
         progress=progress,
     )
     for validation in found:

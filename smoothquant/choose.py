@@ -13,7 +13,6 @@ from smoothquant.fold import Scales
 from smoothquant.layers import FloatLayer
 from smoothquant.model import Model
 from smoothquant.norms import Norm
-from smoothquant.quantization import absmax
 from smoothquant.settings import SmoothingSettings
 
 
@@ -42,7 +41,7 @@ def group_ranges(
 ) -> tuple[Tensor, Tensor]:
     """The maxima of a group's input and of its linears' weights, float32, for the channels of its source: the paper's
     equation makes a scale from them. act: as in `choose_scales`."""
-    columns = [absmax(source.weights[role], dim=0).float() for role in group.linears]
+    columns = [source.column_absmax(role) for role in group.linears]
     weight_absmax = torch.stack(columns).amax(dim=0)
     return shared(model, group, act[group.linears[0]]), shared(model, group, weight_absmax)
 

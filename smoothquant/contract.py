@@ -49,12 +49,20 @@ class Contract:
         """The hidden states before the next layer, float32 (tokens, hidden)."""
         return {name: found.clone() for name, found in self._sweep.hidden.state(0).items()}
 
-    def check(self, layer: SmoothedLayer, running: Layer | None = None) -> None:
-        """Raise ContractError if smoothing has changed the output of this layer. running: a layer to run in its
+    def check(self, layer: SmoothedLayer) -> None:
+        """Raise ContractError if smoothing has changed the output of this layer."""
+        self.run_original(layer.source)
+        self.run_smoothed(layer)
+
+    def run_original(self, layer: Layer) -> None:
+        """Run the stored layer, whose scales need not be chosen yet."""
+        self._before = self._sweep.states(0).clone()
+        self._sweep.take(layer)
+
+    def run_smoothed(self, layer: SmoothedLayer, running: Layer | None = None) -> None:
+        """Run the smoothed layer after it. Raises ContractError if their outputs differ. running: a layer to run in its
         place."""
-        before = self._sweep.states(0).clone()
-        self._sweep.take(layer.source)
-        found = self._after(running or layer, before)
+        before, found = self._before, self._after(running or layer, self._before)
         error = relative_error(found, self._sweep.states(0))
         self._judge(error, f"the output of layer {layer.index}", lambda: self._apart(layer, before.double()))
 

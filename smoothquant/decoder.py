@@ -100,12 +100,8 @@ def logits(model: Model, hidden: Tensor) -> Tensor:
     hidden: the hidden states after the last layer, (batch, tokens, hidden).
     """
     x = head_input(model, hidden)
-    flat, done = x.flatten(0, -2), 0
-    found = flat.new_empty(len(flat), model.info(model.lm_head).shape[0])
-    for rows in model.rows(model.lm_head):
-        torch.mm(flat, rows.to(x.device, x.dtype).t(), out=found[:, done : done + len(rows)])
-        done += len(rows)
-    return finished(model, found.view(*x.shape[:-1], -1))
+    parts = [functional.linear(x, rows.to(x.device, x.dtype)) for rows in model.rows(model.lm_head)]
+    return finished(model, torch.cat(parts, dim=-1))
 
 
 def finished(model: Model, products: Tensor) -> Tensor:

@@ -33,6 +33,11 @@ def choose_device(name: str = "auto") -> str:
     return name
 
 
+def free_bytes(device: str) -> int:
+    """The bytes of memory that are free on a GPU."""
+    return torch.cuda.mem_get_info(device)[0]
+
+
 def choose_dtype(name: str, stored: torch.dtype, device: str) -> torch.dtype:
     """The dtype to compute in. stored: the dtype of the checkpoint.
 

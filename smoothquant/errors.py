@@ -58,6 +58,12 @@ class MissingPackageError(UserError):
     exit_code = 3
 
 
+class LostRankError(UserError):
+    """Another process of the same run has ended."""
+
+    exit_code = 4
+
+
 class CheckError(UserError):
     """An engine would refuse the checked model, or run a part of it in floating point that should run in INT8."""
 

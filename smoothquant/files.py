@@ -162,9 +162,10 @@ def open_log(path: Path) -> TextIO:
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder for other programs to write in, outside of every output, which is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="smoothquant-") as folder:
+def scratch(place: Path | None = None) -> Iterator[Path]:
+    """A folder for other programs to write in, outside of every output, which is gone afterwards. place: the folder
+    that holds it; None for the system's own."""
+    with tempfile.TemporaryDirectory(prefix="smoothquant-", dir=place) as folder:
         yield Path(folder)
 
 

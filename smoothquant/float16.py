@@ -26,7 +26,8 @@ from smoothquant.fold import SmoothedLayer
 from smoothquant.layers import ROW_PARALLEL, FloatLayer, Layer
 from smoothquant.model import Model
 from smoothquant.roles import parsed
-from smoothquant.sweep import BATCH_TOKENS, FLOAT, Listener, Sweep
+from smoothquant.sweep import Listener, Sweep
+from smoothquant.team import Team
 
 LARGEST = torch.finfo(torch.float16).max
 MARGIN = 1.25  # how many times as far other text than the calibration's may reach
@@ -50,6 +51,9 @@ class HeldMaxima(Listener):
     def residual(self, x: Tensor) -> None:
         self._largest = torch.maximum(self._largest.to(x.device), _largest(x))
 
+    def merge(self, team: Team) -> None:
+        self._largest = team.largest({self._name: self._largest})[self._name]
+
     def leave(self) -> None:
         self.found[self._name].copy_(self._largest)
 
@@ -72,20 +76,23 @@ def head_absmax(end: Sweep) -> Tensor:
     The longest input times the longest row is a bound on the logits, and as a rule far within float16. Only where it is
     not they are computed, which for a small model takes as long as some of its layers.
     """
-    model, hidden = end.model, end.hidden.before(end.index, FLOAT)
+    model = end.model
     reach, length, row = torch.zeros(3)
-    for states in hidden.split(BATCH_TOKENS):
+    for states in end.outputs():
         x = decoder.head_input(model, states.to(end.device)).float().cpu()
+        end.hidden.release()
         reach, length = torch.maximum(reach, _largest(x)), torch.maximum(length, x.norm(dim=-1).amax())
+    reach, length = end.team.largest({"": torch.stack((reach, length))})[""]
     for rows in model.rows(model.lm_head):
         row = torch.maximum(row, rows.float().norm(dim=-1).amax())
     if length * row <= LARGEST / MARGIN:
         return torch.maximum(reach, length * row)[None]
-    for states in hidden.split(BATCH_TOKENS):
+    for states in end.outputs():
         x = decoder.head_input(model, states.to(end.device))
+        end.hidden.release()
         for rows in model.rows(model.lm_head):
             reach = torch.maximum(reach, _largest(torch.nn.functional.linear(x, rows.to(x.device, x.dtype))).cpu())
-    return reach[None]
+    return end.team.largest({"": reach[None]})[""]
 
 
 def layers(model: Model) -> tuple[str, ...]:

@@ -12,18 +12,19 @@ validation reads the recorded scales and folds them by the same function.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from smoothquant import kv_cache, smoothing
-from smoothquant.layers import FloatLayer, float_linear
+from smoothquant.layers import FloatLayer, sliced_linear
 from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.scheme import Precision
 from smoothquant.settings import SmoothingSettings
+from smoothquant.slices import Part
 
 # (the stored layer, role, smoothed weight float32 (out, in), its precision) -> the weight to quantize
 Edit = Callable[["SmoothedLayer", str, Tensor, Precision], Tensor]
@@ -89,12 +90,21 @@ class SmoothedLayer:
 
     def weight(self, role: str) -> Tensor:
         """The smoothed weight, float32 (out, in), computed anew at every call."""
-        weight = self.source.weights[role].to(torch.float32, copy=True)
-        if role in self.column:
-            weight *= self.column[role]
-        if role in self.row:
-            weight /= self.row[role][:, None]
-        return weight
+        parts = [part for _, part in self.parts(role)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def parts(self, role: str) -> Iterator[Part]:
+        """The smoothed weight, some rows at a time, float32 (rows, in) each. One that edits may change comes whole."""
+        source = self.source
+        whole = ((slice(0, source.rows(role)), source.weights[role]) for _ in self.edits[:1])
+        for rows, stored in whole if self.edits else source.parts(role):
+            weight = stored.to(torch.float32, copy=True)
+            del stored
+            if role in self.column:
+                weight *= self.column[role]
+            if role in self.row:
+                weight /= self.row[role][rows, None]
+            yield rows, weight
 
     def edited(self, role: str, weight: Tensor, precision: Precision) -> Tensor:
         """The weight after all edits, (out, in), which is then quantized. weight: the smoothed weight. precision: its
@@ -118,7 +128,7 @@ class SmoothedLayer:
 
     def linear(self, role: str, x: Tensor) -> Tensor:
         """The output of the smoothed linear in float, for the decoder."""
-        return float_linear(self.divided(role, x), self.weight(role), self.bias(role))
+        return sliced_linear(self.divided(role, x), self.source.rows(role), self.parts(role), self.bias(role))
 
     def cached(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         return keys, values

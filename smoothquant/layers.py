@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -13,8 +13,9 @@ from torch.nn import functional
 from smoothquant import kv_cache
 from smoothquant.model import Model
 from smoothquant.norms import Norm
-from smoothquant.quantization import w8a8_linear
+from smoothquant.quantization import absmax, w8a8_linear
 from smoothquant.scheme import Precision
+from smoothquant.slices import Part, StoredWeights, joined
 
 ROW_PARALLEL = ("o", "down")  # linears whose input is divided among the ranks of tensor parallelism
 Listener = Callable[[str, Tensor, Tensor], None]  # (role, input, output) of a linear
@@ -42,8 +43,8 @@ class Layer(Protocol):
 class FloatLayer:
     """A layer with float weights, computed in the dtype of its input.
 
-    weights, biases, norms: the tensors by role. listen: a function that is called with (role, input, output) of every
-    linear.
+    weights, biases, norms: the tensors by role; weights may be `StoredWeights`, of which a slice is in memory.
+    listen: a function that is called with (role, input, output) of every linear. measured: what `column_absmax` found.
     """
 
     index: int
@@ -51,14 +52,47 @@ class FloatLayer:
     biases: Mapping[str, Tensor]
     norms: Mapping[str, Norm]
     listen: Listener | None = None
+    measured: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def to(self, device: str, dtype: torch.dtype | None = None) -> FloatLayer:
         """The same layer on a device, with weights and biases in `dtype` if one is given."""
-        weights, biases = _moved(self.weights, device, dtype), _moved(self.biases, device, dtype)
+        biases = _moved(self.biases, device, dtype)
+        weights: Mapping[str, Tensor]
+        if isinstance(self.weights, StoredWeights):
+            weights = self.weights.to(device, dtype)
+        else:
+            weights = _moved(self.weights, device, dtype)
         return FloatLayer(self.index, weights, biases, _norms(self.norms, device), self.listen)
 
+    def rows(self, role: str) -> int:
+        """The number of rows of a weight."""
+        return self.weights.rows(role) if isinstance(self.weights, StoredWeights) else len(self.weights[role])
+
+    def parts(self, role: str) -> Iterator[Part]:
+        """A weight, some of its rows at a time; all of them where the weights are in memory."""
+        if isinstance(self.weights, StoredWeights):
+            return self.weights.parts(role)
+        return iter([(slice(0, self.rows(role)), self.weights[role])])
+
+    def column_absmax(self, role: str) -> Tensor:
+        """The largest magnitude in each column of a weight, float32 (in,). It is found once."""
+        if role not in self.measured:
+            for _ in self.measuring(role):
+                pass
+        return self.measured[role]
+
+    def measuring(self, role: str) -> Iterator[Part]:
+        """The same as `parts`, for who uses the weight and wants `column_absmax` afterwards: it is read once."""
+        found: Tensor | None = None
+        for rows, part in self.parts(role):
+            yield rows, part
+            largest = absmax(part, dim=0).float()
+            found = largest if found is None else torch.maximum(found, largest)
+        assert found is not None  # a weight has rows
+        self.measured[role] = found
+
     def linear(self, role: str, x: Tensor) -> Tensor:
-        y = float_linear(x, self.weights[role], self.biases.get(role))
+        y = sliced_linear(x, self.rows(role), self.parts(role), self.biases.get(role))
         if self.listen:
             self.listen(role, x, y)
         return y
@@ -135,36 +169,52 @@ class W8A8Layer:
         return kv_cache.cached(keys, key_scale), kv_cache.cached(values, value_scale)
 
 
+Stored = FloatLayer | W8A8Layer  # a layer as a folder holds it
+
+
 def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The output of a float linear, in the dtype of x."""
     return functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
+def sliced_linear(x: Tensor, rows: int, weight: Iterable[Part], bias: Tensor | None) -> Tensor:
+    """The output of a float linear, (..., rows), in the dtype of x. weight: some of its rows at a time."""
+    parts = ((part, float_linear(x, found, None if bias is None else bias[part])) for part, found in weight)
+    return joined(rows, parts)
+
+
 def _moved(tensors: Mapping[str, Tensor], device: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    return {role: tensor.to(device, dtype) for role, tensor in tensors.items()}
+    return {role: tensor.to(device, dtype, non_blocking=tensor.is_pinned()) for role, tensor in tensors.items()}
 
 
 def _norms(norms: Mapping[str, Norm], device: str) -> dict[str, Norm]:
     return {role: norm.to(device) for role, norm in norms.items()}
 
 
+def pinned(layer: Stored) -> Stored:
+    """The same layer with its weights in pinned memory, out of which a GPU copies while the processor goes on."""
+    return replace(layer, weights={role: weight.pin_memory() for role, weight in layer.weights.items()})
+
+
 def float_layer(
     model: Model,
     index: int,
     dtype: torch.dtype | None = None,
-    device: str = "cpu",
     listen: Listener | None = None,
     among: Collection[str] | None = None,
+    numbers: int | None = None,
 ) -> FloatLayer:
     """One layer, read from a checkpoint. dtype: the dtype of its linears; None keeps the dtype on disk. among: the
-    module names of the matrices to read, where the others are not float; None for all."""
+    module names of the matrices to read, where the others are not float; None for all. numbers: how many numbers of a
+    matrix are in memory at a time, whenever it is used; None to read all matrices now."""
     weights: dict[str, Tensor] = {}
     biases: dict[str, Tensor] = {}
     for name, roles in model.stored.items():
         full = model.family.module(index, name)
-        if among is None or full in among:
-            weights |= model.split(name, model.read(f"{full}.weight").to(device, dtype))
+        if numbers is None and (among is None or full in among):
+            weights |= model.split(name, model.read(f"{full}.weight").to(dtype=dtype))
         if model.family.has_bias(roles[0], model.geometry):
-            biases |= model.split(name, model.read(f"{full}.bias").to(device, dtype))
-    norms = {role: model.norm_at(model.norm(index, role)).to(device) for role in model.family.norms}
-    return FloatLayer(index, weights, biases, norms, listen)
+            biases |= model.split(name, model.read(f"{full}.bias").to(dtype=dtype))
+    norms = {role: model.norm_at(model.norm(index, role)) for role in model.family.norms}
+    stored = weights if numbers is None else StoredWeights(model, index, numbers, dtype)
+    return FloatLayer(index, stored, biases, norms, listen)

@@ -8,12 +8,43 @@ The functions work on anything with a row per output channel: weights (out, in),
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from smoothquant.family import Family, Geometry
+
+
+@dataclass(frozen=True)
+class RoleRows:
+    """Where the rows of a role lie in their matrix: runs of `run` rows, the first at row `first`, each `stride` rows
+    after the one before."""
+
+    first: int
+    run: int
+    stride: int
+
+    def runs(self, rows: slice) -> Iterator[tuple[slice, slice]]:
+        """Some of the role's rows, run by run: which they are of `rows`, and which of the matrix."""
+        start = rows.start
+        while start < rows.stop:
+            number, within = divmod(start, self.run)
+            stop = min(rows.stop, start + self.run - within)
+            place = self.first + number * self.stride + within
+            yield slice(start - rows.start, stop - rows.start), slice(place, place + stop - start)
+            start = stop
+
+
+def role_rows(family: Family, geometry: Geometry, role: str) -> RoleRows:
+    """Where the rows of a role lie in its matrix on disk."""
+    name = family.linear(role)
+    sizes = {one: family.shape(one, geometry)[0] for one in family.stored(geometry)[name]}
+    if name in family.interleaved:
+        sizes = {one: size // geometry.kv_heads for one, size in sizes.items()}
+    before = list(sizes)[: list(sizes).index(role)]
+    return RoleRows(sum(sizes[one] for one in before), sizes[role], sum(sizes.values()))
 
 
 def split(family: Family, geometry: Geometry, name: str, tensor: Tensor) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from pathlib import Path
 INT8_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx2", "asimddp")  # they multiply integers; best first
 CGROUPS = Path("/sys/fs/cgroup")
 M_MMAP_THRESHOLD = -3  # a constant of <malloc.h>
+MADV_DONTNEED = 4  # a constant of <sys/mman.h>
 C = ctypes.CDLL(None)
 ENVIRONMENT = ctypes.c_uint32 * 8  # room for <fenv.h>'s fenv_t
 FLUSHES = {  # machine -> the word of fenv_t that is the control register, and its bits that make subnormals zero
@@ -96,6 +97,14 @@ def return_freed_tensors() -> None:
     mallopt = getattr(C, "mallopt", None)  # other C libraries have no such limit
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 4 << 20)
+
+
+def release_mapped(address: int, nbytes: int) -> None:
+    """Take pages of a file that is mapped and shared out of this process's memory. The system keeps them in its cache,
+    also what was changed, as long as it likes; they come back when they are used. address: of a page's beginning."""
+    madvise = getattr(C, "madvise", None)
+    if madvise is not None:
+        madvise(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), MADV_DONTNEED)
 
 
 @contextmanager

@@ -151,14 +151,15 @@ class Model:
         """Where a tensor lies, by its full name, which the checkpoint may hold without its first part."""
         return self.checkpoint.tensors[self.on_disk(name)]
 
-    def read(self, name: str) -> Tensor:
-        """A tensor in the dtype it has on disk; CheckpointError, naming it, if it holds NaN or Inf."""
-        return self._finite(name, self.checkpoint.read(self.on_disk(name)))
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor, or some of its rows, in the dtype it has on disk; CheckpointError, naming it, if it holds NaN or
+        Inf."""
+        return self._finite(name, self.checkpoint.read(self.on_disk(name), rows))
 
     def rows(self, name: str, step: int = ROWS) -> Iterator[Tensor]:
         """A large tensor, `step` rows at a time, checked like `read`."""
         for start in range(0, self.info(name).shape[0], step):
-            yield self._finite(name, self.checkpoint.read(self.on_disk(name), slice(start, start + step)))
+            yield self.read(name, slice(start, start + step))
 
     def norm_at(self, name: str) -> Norm:
         """The norm with this module name."""
@@ -179,6 +180,10 @@ class Model:
     def split(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """Rows of a matrix on disk, or numbers per row, by role. name: within the layer."""
         return layout.split(self.family, self.geometry, name, tensor)
+
+    def role_rows(self, role: str) -> layout.RoleRows:
+        """Where the rows of a role lie in its matrix on disk."""
+        return layout.role_rows(self.family, self.geometry, role)
 
     def join(self, name: str, parts: Mapping[str, Tensor]) -> Tensor:
         """The inverse of `split`."""

@@ -24,6 +24,7 @@ scales alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -49,18 +50,22 @@ class Noise:
         return (self.activations + self.weights) / self.signal if self.signal else 0.0
 
 
-def static_noise(weight: Tensor, input_absmax: Tensor, input_mean_square: Tensor) -> Noise:
+def static_noise(weight: Iterable[Tensor], input_absmax: Tensor, input_mean_square: Tensor) -> Noise:
     """The expected noise of a linear with one static scale for its input and one scale per row of its weight.
 
-    weight: smoothed, (out, in). input_absmax, input_mean_square: of the smoothed input, float32 (in,).
+    weight: smoothed, (out, in), some rows at a time. input_absmax, input_mean_square: of the smoothed input, float32
+    (in,).
     """
-    columns = weight.float().square().sum(dim=0).double()
+    columns = torch.zeros(len(input_absmax), dtype=torch.float64)
+    squares = torch.zeros((), dtype=torch.float64)  # of the steps of weights
+    for rows in weight:
+        columns += rows.float().square().sum(dim=0)
+        squares += weight_scale(absmax(rows, dim=1)).double().square().sum()
     mean_square, step = input_mean_square.double(), input_scale(input_absmax).double()
-    steps = weight_scale(absmax(weight, dim=1)).double()
     return Noise(
         signal=(columns * mean_square).sum().item(),
         activations=(columns * mean_square.clamp_max(step.square() / 12)).sum().item(),
-        weights=(steps.square().sum() / 12 * mean_square.sum()).item(),
+        weights=(squares / 12 * mean_square.sum()).item(),
     )
 
 

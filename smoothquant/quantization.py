@@ -39,16 +39,28 @@ def quantize_weight(weight: Tensor, precision: Precision = WEIGHTS["per-channel"
     precision: the precision of a scheme's weights or head. With one scale per tensor every channel has the largest.
     """
     weight = weight.float()
-    scale = weight_scale(absmax(weight, dim=1))
+    scale = row_scales(absmax(weight, dim=1), precision)
+    return quantize_rows(weight, scale), scale
+
+
+def row_scales(weight_absmax: Tensor, precision: Precision) -> Tensor:
+    """The weight_scale of a whole weight, float32 (out,). weight_absmax: the largest magnitude of each row, (out,)."""
+    scale = weight_scale(weight_absmax)
     if precision == WEIGHTS["per-tensor"]:
-        scale = scale.amax().repeat(len(scale))
-    elif precision != WEIGHTS["per-channel"]:
+        return scale.amax().repeat(len(scale))
+    if precision != WEIGHTS["per-channel"]:
         raise ValueError(f"weights as {precision}")
+    return scale
+
+
+def quantize_rows(weight: Tensor, weight_scale: Tensor) -> Tensor:
+    """Rows of a weight as int8 (rows, in) in [-127, 127]. weight: float32 (rows, in). weight_scale: float32 (rows,)."""
     quantized = torch.empty_like(weight, dtype=torch.int8)
     rows = max(1, AT_ONCE // weight.shape[1])
-    for part, found, step in zip(quantized.split(rows), weight.split(rows), scale[:, None].split(rows), strict=True):
+    steps = weight_scale[:, None].split(rows)
+    for part, found, step in zip(quantized.split(rows), weight.split(rows), steps, strict=True):
         part.copy_((found / step).round_().clamp_(-QMAX, QMAX))
-    return quantized, scale
+    return quantized
 
 
 def absmax(x: Tensor, dim: int) -> Tensor:
@@ -143,7 +155,7 @@ def _int8_is_fast() -> bool:
 
 def _step(x: Tensor) -> Tensor:
     # 1/127 as the float32 constant that the graphs hold, in float64 too: every engine rounds the same numbers
-    return torch.tensor(1 / QMAX, dtype=torch.float32, device=x.device).to(x.dtype)
+    return torch.full((), 1 / QMAX, dtype=torch.float32, device=x.device).to(x.dtype)
 
 
 def _round_(steps: Tensor) -> Tensor:

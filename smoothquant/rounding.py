@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from smoothquant.quantization import QMAX, absmax, weight_scale
+from smoothquant.team import Team
 
 DAMPING = 0.01  # of the mean of the diagonal, added to it: a Hessian of few tokens has no inverse
 BLOCK, STEP = 128, 16  # columns after which all others are made up to date; columns after which those of the block are
@@ -26,8 +27,9 @@ PANEL = 256  # columns of a Hessian that are summed at a time
 class Hessian:
     """The second moments of a linear's input, E x x^T, in diagonal blocks of at most `width` channels.
 
-    moments: sums of x x^T, float32, a block each, from the first channels on; of a block, that is symmetric, the lower
-    half counts. tokens: how many were summed. device: where they are summed.
+    moments: sums of x x^T, a block each, from the first channels on; of a block, that is symmetric, the lower half
+    counts. Each product is float32 and the sums are float64, so that their order does not show. tokens: how many were
+    summed. device: where they are summed.
     """
 
     def __init__(self, channels: int, width: int | None = None, device: str = "cpu") -> None:
@@ -35,7 +37,7 @@ class Hessian:
             slice(at, min(at + (width or channels), channels)) for at in range(0, channels, width or channels)
         ]
         sizes = [part.stop - part.start for part in self.parts]
-        self.moments = [torch.zeros(size, size, device=device) for size in sizes]
+        self.moments = [torch.zeros(size, size, dtype=torch.float64, device=device) for size in sizes]
         self.tokens = 0
 
     def add(self, x: Tensor) -> None:
@@ -44,7 +46,12 @@ class Hessian:
         for part, moment in zip(self.parts, self.moments, strict=True):
             mine = x[:, part]
             for start in range(0, len(moment), PANEL):
-                moment[start:, start : start + PANEL].addmm_(mine[:, start:].T, mine[:, start : start + PANEL])
+                moment[start:, start : start + PANEL] += mine[:, start:].T @ mine[:, start : start + PANEL]
+
+    def merge(self, team: Team) -> None:
+        """Count the tokens of all ranks."""
+        self.moments = [team.total_of(moment) for moment in self.moments]
+        self.tokens = sum(team.gathered(self.tokens))
 
     def to(self, device: str) -> None:
         """Move the sums to a device."""
@@ -54,7 +61,8 @@ class Hessian:
         """The blocks for the input x / scale, rounded. scale: (in,). noise: mean square of rounding's error."""
         found = []
         for part, moment in zip(self.parts, self.moments, strict=True):
-            block = (moment.tril() + moment.tril(-1).T) / max(self.tokens, 1) / scale[part] / scale[part][:, None]
+            lower = moment.float()
+            block = (lower.tril() + lower.tril(-1).T) / max(self.tokens, 1) / scale[part] / scale[part][:, None]
             block.diagonal().add_(noise)
             found.append(block)
         return found
@@ -67,7 +75,7 @@ class Hessian:
     @property
     def mean_square(self) -> Tensor:
         """E x_j^2 of each channel, (in,)."""
-        return torch.cat([moment.diagonal() for moment in self.moments]) / max(self.tokens, 1)
+        return torch.cat([moment.diagonal().float() for moment in self.moments]) / max(self.tokens, 1)
 
     @property
     def left_over(self) -> Tensor:

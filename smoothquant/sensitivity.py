@@ -23,6 +23,7 @@ from torch import Tensor
 
 from smoothquant import decoder
 from smoothquant.fold import SmoothedLayer
+from smoothquant.memory import UNLIMITED, Budget
 from smoothquant.model import Model
 from smoothquant.noise import Noise, guessed_mean_square, static_noise
 from smoothquant.norms import Norm
@@ -55,16 +56,17 @@ def measured(
     settings: SmoothingSettings,
     steps: Sequence[Step] = DEFAULT,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    budget: Budget = UNLIMITED,
 ) -> tuple[SharedInput, ...]:
     """All inputs of quantized linears, in order. It reads every layer once.
 
     input_absmax, input_mean_square: every linear's, unsmoothed, float32 (in,), by module name. Without mean squares,
-    they are guessed (`noise.guessed_mean_square`).
+    they are guessed (`noise.guessed_mean_square`). budget: what may be in memory.
     """
     found: list[SharedInput] = []
     stream = _embedded(model)
     apart = replace(settings, cache="none")  # what a cache's scale wants is not known here
-    for layer in smoothed_layers(model, input_absmax, apart, steps=steps):
+    for layer in smoothed_layers(model, input_absmax, apart, steps=steps, budget=budget):
         noises = {role: _noise(layer, role, input_mean_square) for role in model.quantized_roles}
         reach: dict[str, float] = {}  # kind of linear -> its branch's share of the stream
         for branch, kinds in BRANCHES:
@@ -106,7 +108,7 @@ def _noise(layer: SmoothedLayer, role: str, input_mean_square: Mapping[str, Tens
     reach = layer.input_absmax[role]
     known = input_mean_square.get(layer.model.linear(layer.index, role))
     mean_square = guessed_mean_square(reach) if known is None else known / layer.column.get(role, torch.ones(())) ** 2
-    return static_noise(layer.weight(role), reach, mean_square)
+    return static_noise((rows for _, rows in layer.parts(role)), reach, mean_square)
 
 
 def _signal(layer: SmoothedLayer, noises: Mapping[str, Noise], branch: str, end: str) -> float:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from smoothquant.errors import UserError
+from smoothquant.memory import UNLIMITED, Budget
 from smoothquant.model import Model
 from smoothquant.roles import parsed
 from smoothquant.sensitivity import SharedInput, measured, quantized_inputs
@@ -37,11 +38,13 @@ def linears_to_keep(
     input_mean_square: Mapping[str, Tensor] | None = None,
     steps: Sequence[Step] = DEFAULT,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    memory: Budget = UNLIMITED,
 ) -> tuple[str, ...]:
     """Module names, in order, of the linears that a user wants in float. Linears that read one input stay together.
 
     choice: "auto"; "none"; a budget, as in "5%"; or roles, as in "down" or "o,down". input_absmax, input_mean_square:
-    every linear's, unsmoothed, float32 (in,); the mean squares are guessed where there are none.
+    every linear's, unsmoothed, float32 (in,); the mean squares are guessed where there are none. memory: what may be in
+    memory.
     Raises UserError for a role that the model does not have, and for a budget that buys nothing or everything.
     """
     budget = budget_of(choice)
@@ -49,7 +52,7 @@ def linears_to_keep(
         return ()
     if budget is None and choice != "auto":
         return _of_kinds(choice.split(","), model)
-    inputs = measured(model, input_absmax, input_mean_square or {}, settings, steps, progress)
+    inputs = measured(model, input_absmax, input_mean_square or {}, settings, steps, progress, memory)
     if budget:
         check_budget(choice, budget, [one.numbers for one in inputs])
     chosen = worth(inputs, budget) if budget else {one for one in inputs if one.loss > LIMIT}

@@ -15,24 +15,27 @@ Peak memory is one layer on disk plus a few copies of its largest matrix, whatev
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
 from smoothquant import kv_cache
 from smoothquant.choose import choose_scales
 from smoothquant.errors import ActScalesError
 from smoothquant.fold import SmoothedLayer, fold
-from smoothquant.layers import FloatLayer, W8A8Layer, float_layer, float_linear
+from smoothquant.layers import FloatLayer, W8A8Layer, float_layer, sliced_linear
+from smoothquant.memory import UNLIMITED, Budget
 from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.plan import Plan, PlannedLayer
-from smoothquant.quantization import input_scale, quantize_weight
+from smoothquant.quantization import absmax, input_scale, quantize_rows, quantize_weight, row_scales
 from smoothquant.ranges import check_act_scales, input_ranges, output_ranges
-from smoothquant.scheme import PER_TOKEN, Precision, Scheme
+from smoothquant.scheme import PER_TOKEN, WEIGHTS, Precision, Scheme
 from smoothquant.settings import SmoothingSettings
+from smoothquant.slices import Part
 from smoothquant.steps import DEFAULT, Step, run_steps
 
 
@@ -40,10 +43,11 @@ from smoothquant.steps import DEFAULT, Step, run_steps
 class QuantizedLinear:
     """A quantized linear.
 
-    name: its module name in the checkpoint, which linears of one matrix share. weight: int8 (out, in). weight_scale:
-    float32 (out,), > 0. input_scale: a float32 scalar > 0, for static activations; None without act scales. bias:
-    float32 (out,), or None. smoothing_scale: float32 (in,); None if the input is not smoothed. smoother: the
-    smoothing_scale if the engine divides the input by it, or else None.
+    name: its module name in the checkpoint, which linears of one matrix share. weight: int8 (out, in); where its rows
+    were handed over one after another, a tensor of this shape on the device "meta", which holds no numbers.
+    weight_scale: float32 (out,), > 0. input_scale: a float32 scalar > 0, for static activations; None without act
+    scales. bias: float32 (out,), or None. smoothing_scale: float32 (in,); None if the input is not smoothed. smoother:
+    the smoothing_scale if the engine divides the input by it, or else None.
     """
 
     name: str
@@ -96,17 +100,20 @@ def smoothed_layers(
     output_absmax: Mapping[str, Tensor] | None = None,
     steps: Sequence[Step] = DEFAULT,
     plan: Plan | None = None,
+    budget: Budget = UNLIMITED,
 ) -> Iterator[SmoothedLayer]:
     """Yield the smoothed layers from `start` on.
 
     input_absmax: the input maxima of every linear, float32 (in,), by module name. Without smoothing and static scales
     (groups "none", per token) it may be None. output_absmax: the known output maxima, float32 (out,), by module name.
     steps: the steps between smoothing and storing. plan: what a search has chosen, with `settings`.
+    budget: what may be in memory.
     Raises the errors of `check_scales`, and CheckpointError for NaN and Inf.
     """
     check_scales(model, input_absmax, settings)
     for index in range(start, model.geometry.layers):
-        yield smooth_layer(model, index, input_absmax or {}, settings, output_absmax or {}, steps, plan=plan)
+        source = float_layer(model, index, numbers=budget.numbers)
+        yield smooth_layer(model, index, input_absmax or {}, settings, output_absmax or {}, steps, source, plan)
 
 
 def check_scales(model: Model, input_absmax: Mapping[str, Tensor] | None, settings: SmoothingSettings) -> None:
@@ -162,7 +169,16 @@ def planned_layer(
 
 def quantize_layer(layer: SmoothedLayer, scheme: Scheme = PER_TOKEN) -> QuantizedLayer:
     """The layer with quantized linears; some stay in float by the scheme. One float32 matrix is in memory at a time."""
-    return QuantizingLayer(layer, scheme.weights, scheme.float_linears).quantized()
+    kept = [role for role in layer.source.weights if _in_float(layer, role, scheme)]
+    roles = [role for role in layer.model.quantized_roles if role not in kept]
+    return QuantizedLayer(
+        layer.index,
+        {role: quantize_linear(layer, role, layer.weight(role), scheme.weights) for role in roles},
+        {role: layer.weight(role) for role in kept},
+        layer.norms,
+        layer.smoother,
+        {role: bias for role in kept if (bias := layer.bias(role)) is not None},
+    )
 
 
 def runnable(layer: SmoothedLayer, scheme: Scheme) -> W8A8Layer:
@@ -174,16 +190,20 @@ def runnable(layer: SmoothedLayer, scheme: Scheme) -> W8A8Layer:
 def quantize_linear(layer: SmoothedLayer, role: str, weight: Tensor, precision: Precision) -> QuantizedLinear:
     """One quantized linear of a smoothed layer: as a plan has rounded it, or else rounded to nearest. weight:
     `layer.weight(role)`. precision: the weight's precision."""
-    planned, bias = layer.rounded.get(role), layer.bias(role)
+    planned = layer.rounded.get(role)
     if planned is None:
-        quantized, scale = quantize_weight(layer.edited(role, weight, precision), precision)
-    else:
-        quantized, scale = planned.weight, planned.weight_scale
-        bias = bias if planned.bias is None else planned.bias
+        return _linear(layer, role, *quantize_weight(layer.edited(role, weight, precision), precision))
+    return _linear(layer, role, planned.weight, planned.weight_scale)
+
+
+def _linear(layer: SmoothedLayer, role: str, weight: Tensor, weight_scale: Tensor) -> QuantizedLinear:
+    planned, bias = layer.rounded.get(role), layer.bias(role)
+    if planned is not None and planned.bias is not None:
+        bias = planned.bias
     return QuantizedLinear(
         name=layer.model.linear(layer.index, role),
-        weight=quantized,
-        weight_scale=scale,
+        weight=weight,
+        weight_scale=weight_scale,
         input_scale=input_scale(layer.input_absmax[role]) if role in layer.input_absmax else None,
         bias=bias,
         smoothing_scale=layer.column.get(role),
@@ -191,37 +211,94 @@ def quantize_linear(layer: SmoothedLayer, role: str, weight: Tensor, precision: 
     )
 
 
-class QuantizingLayer:
-    """A smoothed layer that the decoder runs in float, quantized on the way: each weight is computed once for both.
+def _in_float(layer: SmoothedLayer, role: str, scheme: Scheme) -> bool:
+    return role not in layer.model.quantized_roles or layer.model.linear(layer.index, role) in scheme.float_linears
 
-    weights: the precision of weights. kept: the module names of linears that stay in float.
-    """
 
-    def __init__(
-        self, layer: SmoothedLayer, weights: Precision = PER_TOKEN.weights, kept: Collection[str] = ()
-    ) -> None:
-        self.layer, self.index, self.norms, self.weights = layer, layer.index, layer.norms, weights
-        model = layer.model
-        self._roles = [role for role in model.quantized_roles if model.linear(layer.index, role) not in kept]
-        self._linears: dict[str, QuantizedLinear] = {}
+class MeasuredLayer:
+    """A stored layer that the decoder runs, whose columns are measured on the way (`FloatLayer.column_absmax`)."""
+
+    def __init__(self, source: FloatLayer) -> None:
+        self.source, self.index, self.norms = source, source.index, source.norms
 
     def linear(self, role: str, x: Tensor) -> Tensor:
-        weight = self.layer.weight(role)
-        if role in self._roles:
-            self._linears[role] = self._quantize(role, weight)
-        return float_linear(self.layer.divided(role, x), weight, self.layer.bias(role))
+        source = self.source
+        return sliced_linear(x, source.rows(role), source.measuring(role), source.biases.get(role))
 
     def cached(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         return keys, values
 
-    def quantized(self) -> QuantizedLayer:
-        """The quantized layer. Linears that the decoder did not run (experts without a token) are done now."""
-        layer = self.layer
-        linears = {role: self._linears.get(role) or self._quantize(role, layer.weight(role)) for role in self._roles}
-        in_float = [role for role in layer.source.weights if role not in linears]
-        weights = {role: layer.weight(role) for role in in_float}
-        biases = {role: bias for role in in_float if (bias := layer.bias(role)) is not None}
-        return QuantizedLayer(layer.index, linears, weights, layer.norms, layer.smoother, biases)
 
-    def _quantize(self, role: str, weight: Tensor) -> QuantizedLinear:
-        return quantize_linear(self.layer, role, weight, self.weights)
+@dataclass(frozen=True)
+class WeightRows:
+    """Some rows of a linear's smoothed weight. rows: which. weight: float32 (rows, in). int8: the same rounded, int8
+    (rows, in), by the precision of weights; empty for a linear that is never quantized."""
+
+    role: str
+    rows: slice
+    weight: Tensor
+    int8: Mapping[Precision, Tensor]
+
+
+class QuantizingLayer:
+    """A smoothed layer that the decoder runs in float, quantized on the way: each weight is computed once for both, and
+    handed over some rows at a time.
+
+    weights: the precisions of weights. hand: is given all rows of all linears.
+    """
+
+    def __init__(self, layer: SmoothedLayer, weights: Sequence[Precision], hand: Callable[[WeightRows], None]) -> None:
+        self.layer, self.index, self.norms, self.weights, self._hand = layer, layer.index, layer.norms, weights, hand
+        self._scales: dict[str, dict[Precision, list[Tensor]]] = {}  # role -> the scales of the rows so far
+
+    def linear(self, role: str, x: Tensor) -> Tensor:
+        x, bias = self.layer.divided(role, x), self.layer.bias(role)
+        return sliced_linear(x, self.layer.source.rows(role), self._handed(role), bias)
+
+    def cached(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return keys, values
+
+    def rest(self) -> dict[Precision, QuantizedLayer]:
+        """What was handed over, in each precision, without the weights. Linears that the decoder did not run (experts
+        without a token) are handed over now."""
+        layer = self.layer
+        for role in layer.source.weights:
+            for _ in self._handed(role) if role not in self._scales else ():
+                pass
+        found = {}
+        for precision in self.weights:
+            linears = {}
+            for role in layer.model.quantized_roles:
+                shape = layer.model.family.shape(role, layer.model.geometry)
+                weight = torch.empty(shape, dtype=torch.int8, device="meta")
+                linears[role] = _linear(layer, role, weight, torch.cat(self._scales[role][precision]))
+            found[precision] = QuantizedLayer(layer.index, linears, {}, layer.norms, layer.smoother)
+        return found
+
+    def _handed(self, role: str) -> Iterator[Part]:
+        """The weight, some rows at a time, each of which was handed over."""
+        layer = self.layer
+        precisions = self.weights if role in layer.model.quantized_roles else ()
+        self._scales[role] = {precision: [] for precision in precisions}
+        scales = {precision: _scale_of_all(layer, role, precision) for precision in precisions}
+        planned = layer.rounded.get(role)
+        for rows, weight in layer.parts(role):
+            int8 = {}
+            for precision, all_rows in scales.items():
+                edited = layer.edited(role, weight, precision)
+                scale = row_scales(absmax(edited, dim=1), precision) if all_rows is None else all_rows[rows]
+                int8[precision] = quantize_rows(edited, scale) if planned is None else planned.weight[rows]
+                self._scales[role][precision].append(scale)
+            self._hand(WeightRows(role, rows, weight, int8))
+            yield rows, weight
+
+
+def _scale_of_all(layer: SmoothedLayer, role: str, precision: Precision) -> Tensor | None:
+    """The weight_scale of all rows, float32 (out,), where one row does not tell its own; None where it does."""
+    planned = layer.rounded.get(role)
+    if planned is not None:
+        return planned.weight_scale
+    if precision == WEIGHTS["per-channel"]:
+        return None
+    reach = [absmax(layer.edited(role, part, precision), dim=1) for _, part in layer.parts(role)]
+    return row_scales(torch.cat(reach), precision)

@@ -3,29 +3,38 @@
     hidden states <- embedding of all tokens
     for each layer:  read it -> run all sequences through it, while listeners hear its linears -> forget it
 
-One layer and the hidden states of all sequences are in memory (`hidden.Hidden`; large states lie in mapped files).
+One layer and the hidden states of all sequences are in memory (`hidden.Hidden`; large states lie in mapped files). On a
+GPU there is one layer, too, and a thread reads the next into pinned memory while it runs.
 Sequences of one length go through a layer together, `BATCH_TOKENS` tokens at a time. A workspace keeps the hidden
 states and the results of the listeners. An interrupted run continues at the layer where they were kept, and its results
 are those of an uninterrupted run.
+
+Several ranks share the batches: each has a run of them, with their hidden states in its memory. What listeners have
+heard of a layer is put together before they leave it. A state is that of one process, and any number of ranks goes on
+from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from smoothquant import decoder
+from smoothquant.ahead import ahead
 from smoothquant.attention import patterns
 from smoothquant.embedding import Embedding
 from smoothquant.errors import CheckpointError
-from smoothquant.hidden import Forms, Hidden
-from smoothquant.layers import FloatLayer, Layer, W8A8Layer, float_layer
+from smoothquant.hidden import PREFIX, Forms, Hidden
+from smoothquant.layers import FloatLayer, Layer, Stored, float_layer, pinned
+from smoothquant.memory import UNLIMITED, Budget
 from smoothquant.model import Model
+from smoothquant.team import ALONE, Team
 from smoothquant.workroom import Workroom
 
 BATCH_TOKENS = 1024  # tokens in one matrix product: enough for efficiency, and small beside a layer
@@ -33,14 +42,13 @@ EMBEDDED = 256 << 20  # bytes of embeddings that are made at a time; each time r
 FLOAT = "float"  # the form of the stored layers
 
 Progress = Callable[[int, int], None]  # (done, total) layers
-Stored = FloatLayer | W8A8Layer  # a layer as a folder holds it
 
 
 class Listener:
     """An object that a sweep calls. This class does nothing; its subclasses collect results.
 
     For every layer the sweep calls `enter`; then for every batch of sequences `listen` for each linear, `residual` and
-    `advance`; then `leave`.
+    `advance`; then `merge`, and `leave`.
 
     forms: the other forms of the layers that run beside the stored form, each with hidden states of its own.
     tokens: how many of the first tokens it hears, rounded up to whole batches; its forms run on these alone. None for
@@ -66,6 +74,9 @@ class Listener:
     def advance(self, hidden: Mapping[str, Tensor]) -> None:
         """Hear the output of the layer for one batch. hidden: the output of each form, (sequences, tokens, hidden)."""
 
+    def merge(self, team: Team) -> None:
+        """Put together what all ranks have heard of the layer: each has all of it then."""
+
     def leave(self) -> None:
         """End the layer and compute its results."""
 
@@ -90,11 +101,19 @@ class Batch:
     rows: slice
     length: int
 
+    def behind(self, tokens: int) -> Batch:
+        """The same, with places among the tokens behind the first ones."""
+        return Batch(slice(self.rows.start - tokens, self.rows.stop - tokens), self.length)
+
 
 class Sweep:
     """Sequences under way through the layers of a model. The caller gives it one layer after another.
 
-    dtype: the dtype of the arithmetic. device: the device that runs layers. index: the index of the next layer.
+    dtype: the dtype of the arithmetic. device: the device that runs layers. budget: for hidden states and batches.
+    team: those that share the sequences.
+
+    index: the index of the next layer. batches: those of this rank, whose tokens alone `hidden` has. sequences: the
+    places of theirs. first: how many tokens the ranks before it have. tokens: how many all ranks have.
     """
 
     def __init__(
@@ -106,43 +125,70 @@ class Sweep:
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
         work: Workroom | None = None,
+        budget: Budget = UNLIMITED,
+        team: Team = ALONE,
     ) -> None:
         self.model, self.listeners, self.device = model, listeners, device
-        self.batches = list(_batches(sequences))
-        forms, tokens = {FLOAT: dtype}, {FLOAT: sum(map(len, sequences))}
+        self.budget, self.team = budget, team
+        batches = list(_batches(sequences, budget))
+        mine = batches[team.share(len(batches))]
+        self.first = mine[0].rows.start if mine else 0
+        self.sequences = shared_sequences(sequences, team, budget)
+        self.batches = [batch.behind(self.first) for batch in mine]
+        forms, tokens = {FLOAT: dtype}, {FLOAT: self.batches[-1].rows.stop if mine else 0}
         for listener in listeners:
             forms |= listener.forms
-            heard = max(batch.rows.stop for batch in self.batches if _hears(listener, batch))
+            heard = max((batch.rows.stop for batch in self.batches if self._hears(listener, batch)), default=0)
             tokens |= dict.fromkeys(listener.forms, heard)
-        self.index, self._hearing = 0, list(listeners)
-        self.hidden = Hidden(tokens, model.geometry.hidden_size, forms, work)
-        longest = max(batch.length for batch in self.batches)
+        self.index, self._hearing, self.tokens = 0, list(listeners), sum(map(len, sequences))
+        width, mappable = model.geometry.hidden_size, not team.linked
+        self.hidden = Hidden(tokens, width, forms, work, budget.states, device, mappable=mappable)
+        longest = max(batch.length for batch in batches)
         self._patterns = {kind: patterns(model, longest, kind, device) for kind in dict.fromkeys(forms.values())}
         self._sequences = sequences
 
     def embed(self, embedding: Embedding | None = None) -> None:
         """Compute the input of the first layer. embedding: in place of the model's own."""
-        ids = torch.cat(list(self._sequences))
-        positions = torch.cat([torch.arange(len(sequence)) for sequence in self._sequences])
+        mine = slice(self.first, self.first + self.hidden.tokens[FLOAT])
+        ids = torch.cat(list(self._sequences))[mine]
+        positions = torch.cat([torch.arange(len(sequence)) for sequence in self._sequences])[mine]
         embeddings = dict.fromkeys(self.hidden.forms, embedding or Embedding(self.model))
         for listener in self.listeners:
             if listener.embedding:
                 embeddings |= dict.fromkeys(listener.forms, listener.embedding)
         dtype = self.hidden.forms[FLOAT]
-        step = max(1, EMBEDDED // (self.hidden.before(0, FLOAT).shape[1] * dtype.itemsize))
+        room = EMBEDDED if self.budget.states is None else min(EMBEDDED, self.budget.states // 8)
+        step = max(1, room // (self.hidden.before(0, FLOAT).shape[1] * dtype.itemsize))
         for start in range(0, len(ids), step):
             part = slice(start, start + step)
             found = {
                 one: one.embed(ids[part][None], dtype, positions[part][None])[0] for one in set(embeddings.values())
             }
             for form, one in embeddings.items():
-                room = self.hidden.before(0, form)[part]
-                room.copy_(found[one][: len(room)])
+                states = self.hidden.before(0, form)[part]
+                states.copy_(found[one][: len(states)])
+            self.hidden.release()
 
     def states(self, sequence: int, form: str = FLOAT) -> Tensor:
-        """The hidden states of one sequence before layer `index`, (tokens, hidden)."""
-        start = sum(map(len, self._sequences[:sequence]))
+        """The hidden states of one sequence of this rank before layer `index`, (tokens, hidden)."""
+        start = sum(map(len, self._sequences[:sequence])) - self.first
         return self.hidden.before(self.index, form)[start : start + len(self._sequences[sequence])]
+
+    def whole(self) -> None:
+        """Give every rank the hidden states before layer `index` of all sequences: it goes on alone."""
+        if not self.team.linked:
+            return
+        rows = {form: self.team.rows_of_all(self.hidden.before(self.index, form)) for form in self.hidden.forms}
+        tokens = {form: len(states) for form, states in rows.items()}
+        self.hidden = Hidden(tokens, self.model.geometry.hidden_size, self.hidden.forms)
+        self.hidden.restore({PREFIX + form: states for form, states in rows.items()})
+        self.batches, self.first, self.team = list(_batches(self._sequences)), 0, ALONE
+        self.sequences = range(len(self._sequences))
+
+    def outputs(self) -> Iterator[Tensor]:
+        """Yield the hidden states before layer `index` of this rank's batches, (tokens, hidden)."""
+        for batch in self.batches:
+            yield self.hidden.before(self.index, FLOAT)[batch.rows]
 
     @torch.no_grad()
     def layer(self, source: Stored) -> None:
@@ -152,12 +198,14 @@ class Sweep:
             assert isinstance(source, FloatLayer)
             running |= listener.enter(source)
         for batch in self.batches:
-            self._hearing = [listener for listener in self.listeners if _hears(listener, batch)]
-            deaf = {form for listener in self.listeners if not _hears(listener, batch) for form in listener.forms}
+            self._hearing = [listener for listener in self.listeners if self._hears(listener, batch)]
+            deaf = {form for listener in self.listeners if not self._hears(listener, batch) for form in listener.forms}
             made = {form: self._run(layer, form, batch) for form, layer in running.items() if form not in deaf}
             for listener in self._hearing:
                 listener.advance(made)
+            self.hidden.release()
         for listener in self.listeners:
+            listener.merge(self.team)
             listener.leave()
             if listener.leftover:
                 raise CheckpointError(
@@ -176,10 +224,11 @@ class Sweep:
             listener.enter(source)
         layer = replace(source.to(self.device, self.hidden.forms[FLOAT]), listen=self._listen)
         for batch in self.batches:
-            if tokens is not None and batch.rows.start >= tokens:
+            if tokens is not None and self.first + batch.rows.start >= tokens:
                 break
             self._after(layer, FLOAT, batch)
         for listener in self.listeners:
+            listener.merge(self.team)
             listener.leave()
 
     @torch.no_grad()
@@ -191,16 +240,23 @@ class Sweep:
         self.index = layer.index + 1
 
     def state(self) -> dict[str, Tensor]:
-        """The hidden states before the next layer and the results of the listeners, by name."""
-        kept = self.hidden.state(self.index)
+        """The hidden states before the next layer and the results of the listeners, by name; rank 0 has those of all
+        ranks."""
+        kept = {name: self.team.rows_at_lead(rows) for name, rows in self.hidden.state(self.index).items()}
         for number, listener in enumerate(self.listeners):
             kept |= {f"{number}.{name}": values for name, values in listener.state().items()}
         return kept
 
     def restore(self, index: int, state: Mapping[str, Tensor]) -> None:
-        """Continue before layer `index` from the `state` there. Raises KeyError if entries are missing or left over."""
+        """Continue before layer `index` from the `state` there, which rank 0 has. Raises KeyError if entries are
+        missing or left over."""
         left = dict(state)
-        self.hidden.restore(left)
+        rows = {}
+        for form in () if self.hidden.mapped else self.hidden.forms:
+            whole = left.pop(PREFIX + form) if self.team.leads else None
+            rows[PREFIX + form] = self.team.rows_from_lead(whole, self.hidden.before(index, form))
+        self.hidden.restore(rows)
+        left = self.team.same(left)
         for number, listener in enumerate(self.listeners):
             theirs = {name: left.pop(name) for name in list(left) if name.startswith(f"{number}.")}
             taken = {name.partition(".")[2]: values for name, values in theirs.items()}
@@ -209,6 +265,10 @@ class Sweep:
         if left:
             raise KeyError(*left)
         self.index = index
+
+    def _hears(self, listener: Listener, batch: Batch) -> bool:
+        """Whether a listener hears a batch."""
+        return listener.tokens is None or self.first + batch.rows.start < listener.tokens
 
     def _run(self, layer: Layer, form: str, batch: Batch) -> Tensor:
         after = self._after(layer, form, batch, heard=form == FLOAT)
@@ -241,7 +301,9 @@ def sweep(
     weights: torch.dtype | None = None,
     device: str = "cpu",
     work: Workroom | None = None,
+    team: Team = ALONE,
     keep_last: bool = False,
+    budget: Budget = UNLIMITED,
     stored: Callable[[int], Stored] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Sweep:
@@ -250,39 +312,66 @@ def sweep(
     weights: the dtype that layers are read in; None keeps the dtype on disk and widens weights when they are used.
     work: the workspace that keeps the state when it is due, and after the last layer if `keep_last`. An interrupted
         sweep continues from it. Mapped files need no copy: each finished layer is noted.
+    budget: what may be in memory; with one, a layer's matrices are read whenever they are used.
+    team: those that share the sequences; all call this.
     stored: a function that reads a layer; None reads float layers.
 
     Raises OutputError if the disk has no room for the hidden states, CheckpointError for statistics that a listener
     cannot assign to a matrix.
     """
     layers, start = model.geometry.layers, work.next_layer if work else 0
-    under_way = Sweep(model, sequences, listeners, dtype=dtype, device=device, work=work)
+    under_way = Sweep(model, sequences, listeners, dtype=dtype, device=device, work=work, budget=budget, team=team)
     if work and start:
         under_way.restore(start, work.state())
     else:
         under_way.embed()
-    # other forms are made from the layer on the CPU; without them the layer need not be there as a whole
-    place = "cpu" if any(listener.forms for listener in listeners) else device
     progress(start, layers)
-    for index in range(start, layers):
-        under_way.layer(stored(index) if stored else float_layer(model, index, weights, place))
-        if work and (keep_last if index + 1 == layers else under_way.hidden.mapped or work.due):
-            work.mark(index + 1, under_way.state())
-        progress(index + 1, layers)
+    with closing(_read(model, weights, device, budget, stored, range(start, layers))) as sources:
+        for source in sources:
+            under_way.layer(source)
+            del source  # before the next is there
+            done = under_way.index
+            if work and (keep_last if done == layers else under_way.hidden.mapped or work.due):
+                work.mark(done, under_way.state())
+            progress(done, layers)
     return under_way
 
 
-def _hears(listener: Listener, batch: Batch) -> bool:
-    """Whether a listener hears a batch."""
-    return listener.tokens is None or batch.rows.start < listener.tokens
+def _read(
+    model: Model,
+    weights: torch.dtype | None,
+    device: str,
+    budget: Budget,
+    stored: Callable[[int], Stored] | None,
+    indices: range,
+) -> Generator[Stored, None, None]:
+    """Yield layers, on the CPU. While a GPU runs one, the next is read, unless a budget has slices read when they are
+    used."""
+
+    def layer(index: int) -> Stored:
+        return stored(index) if stored else float_layer(model, index, weights, numbers=budget.numbers)
+
+    if device == "cpu" or budget.numbers is not None:
+        yield from map(layer, indices)
+    else:
+        yield from ahead(lambda index: pinned(layer(index)), indices)
 
 
-def _batches(sequences: Sequence[Tensor]) -> Iterator[Batch]:
+def shared_sequences(sequences: Sequence[Tensor], team: Team, budget: Budget = UNLIMITED) -> range:
+    """The places of the sequences that this rank runs."""
+    batches = list(_batches(sequences, budget))
+    mine = batches[team.share(len(batches))]
+    starts = [0, *accumulate(map(len, sequences))]
+    return range(starts.index(mine[0].rows.start), starts.index(mine[-1].rows.stop)) if mine else range(0)
+
+
+def _batches(sequences: Sequence[Tensor], budget: Budget = UNLIMITED) -> Iterator[Batch]:
     """Yield batches of consecutive sequences of one length."""
+    tokens = min(BATCH_TOKENS, budget.tokens or BATCH_TOKENS)
     start = 0
     for length, group in groupby(sequences, key=len):
         end = start + length * len(list(group))
-        step = max(length, BATCH_TOKENS - BATCH_TOKENS % max(1, length))
+        step = max(length, tokens - tokens % max(1, length))
         for begin in range(start, end, step):
             yield Batch(slice(begin, min(begin + step, end)), length)
         start = end

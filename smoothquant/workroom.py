@@ -20,6 +20,8 @@ from smoothquant import files
 from smoothquant.data_file import DataFile
 from smoothquant.errors import OutputError
 from smoothquant.journal import SCRATCH, STATE, Journal
+from smoothquant.outputs import versions
+from smoothquant.team import ALONE, Team
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,13 +39,16 @@ class Workroom:
     out: what the folder lies beside. step: what makes it, as in "export onnx". inputs: JSON values that determine the
     result: fingerprints and settings.
 
+    team: all of its ranks use it; the folder is that of rank 0, which writes what is written once.
+
     folder: where to write. next_layer: first layer that is not done yet.
 
-    Raises OutputError: the folder cannot be written, another process holds it, or it holds what is not ours.
+    Raises OutputError: the folder cannot be written, another process holds it, or it holds what is not ours; UserError
+    if ranks have other inputs.
     """
 
-    def __init__(self, out: str | Path, step: str, inputs: Mapping) -> None:
-        self.given, self.out = Path(out), _real(out)
+    def __init__(self, out: str | Path, step: str, inputs: Mapping, team: Team = ALONE) -> None:
+        self.given, self.out, self.team = Path(out), _real(out), team
         self.step, self.inputs = step, json.loads(json.dumps(inputs))
         self.next_layer = 0
         self._last = time.monotonic()  # when the state was kept
@@ -52,15 +57,18 @@ class Workroom:
         self.folder = self._journal.folder
 
     def __enter__(self) -> Self:
-        self._begin()
+        self._agree()
+        if self.team.leads:
+            self._begin()
+        self.next_layer = self.team.same(self.next_layer)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._journal.close()
 
     def path(self, name: str) -> Path:
-        """A file in the folder being made. The folders on the way to it are made."""
-        return self._journal.path(name)
+        """A file in the folder being made. The folders on the way to it are made; by rank 0, before others write."""
+        return self._journal.path(name) if self.team.leads else self.folder / name
 
     def data(self, name: str) -> DataFile:
         """A large file in the folder being made, which is written in place; with what an interrupted run wrote."""
@@ -76,7 +84,8 @@ class Workroom:
 
     def require(self, nbytes: int) -> None:
         """Raise OutputError now if the disk cannot hold an output of `nbytes`, part of which may be written."""
-        require_room([(self, nbytes)])
+        if self.team.leads:
+            require_room([(self, nbytes)])
 
     def adopt(self, source: Path, name: str) -> None:
         """Put a copy of a file of another output into the folder, as `name`. It shares the other's room on a disk that
@@ -85,27 +94,35 @@ class Workroom:
         files.copy(source, self.path(name))
 
     def state(self, name: str = STATE) -> dict[str, Tensor]:
-        """Tensors that an interrupted run kept: those that the next layer starts from, or others by their name."""
+        """Tensors that an interrupted run kept: those that the next layer starts from, or others by their name. Rank 0
+        has them."""
         return self._kept.get(name, {})
 
     @property
     def due(self) -> bool:
         """Whether it is time to keep the state again."""
-        return time.monotonic() - self._last > KEEP_EVERY
+        return self.team.same(time.monotonic() - self._last > KEEP_EVERY)
 
     def mark(self, next_layer: int, state: Mapping[str, Tensor] | None = None) -> None:
         """Note that all layers before `next_layer` are done and on the disk, with what the next one starts from."""
-        self._journal.mark(next_layer, state)
+        if self.team.leads:
+            self._journal.mark(next_layer, state)
         self.next_layer, self._last = next_layer, time.monotonic()
 
     def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Note more tensors, for `state(name)` to find. name: of letters."""
-        self._journal.keep(name, tensors)
+        if self.team.leads:
+            self._journal.keep(name, tensors)
         self._last = time.monotonic()
 
     def forget(self) -> None:
         """Remove the folder: what was made in it is of no more use."""
         self._journal.remove()
+
+    def _agree(self) -> None:
+        """Raise UserError unless all ranks make the same from the same."""
+        told = {f"version of {name}": version for name, version in versions().items()} if self.team.linked else {}
+        self.team.agree({"step": self.step, "--out": str(self.out), **told, **self.inputs})
 
     def _begin(self) -> None:
         self._journal.open()

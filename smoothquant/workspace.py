@@ -30,6 +30,7 @@ from smoothquant.outputs import (
     save_manifest,
     versions,
 )
+from smoothquant.team import ALONE, Team
 from smoothquant.workroom import Workroom
 
 if TYPE_CHECKING:
@@ -59,12 +60,20 @@ class Workspace(Workroom):
         overwrite: bool = False,
         manifest: str = MANIFEST,
         kind: OneFile | None = None,
+        team: Team = ALONE,
     ) -> None:
-        super().__init__(out, step, inputs)
+        super().__init__(out, step, inputs, team)
         self.overwrite, self.manifest, self.kind = overwrite, manifest, kind
         self.finished = False
 
     def __enter__(self) -> Self:
+        self._agree()
+        if self.team.leads:
+            self._open()
+        self.finished, self.next_layer = self.team.same((self.finished, self.next_layer))
+        return self
+
+    def _open(self) -> None:
         if self._recover() or (not self.overwrite and self._is_finished()):
             self.finished = True
             self._journal.close()
@@ -72,7 +81,6 @@ class Workspace(Workroom):
         else:
             self._check_out()
             self._begin()
-        return self
 
     def commit(
         self,
@@ -80,27 +88,33 @@ class Workspace(Workroom):
         *,
         contract: Promise | None = None,
         geometry: ModelFacts | None = None,
-    ) -> Manifest:
-        """Write the manifest and give the folder its name. Returns the manifest. results: JSON values."""
+    ) -> None:
+        """Write the manifest and give the folder its name. results: JSON values."""
+        if self.team.leads:
+            self._commit(results or {}, contract, geometry)
+        self.team.wait()
+
+    def commit_file(self, name: str) -> None:
+        """The output is one file: give it its name and drop the folder."""
+        if self.team.leads:
+            path = self.path(name)
+            files.DISK.sync(path)
+            self._name(path, files.sha256(path))
+        self.team.wait()
+
+    def _commit(self, results: Mapping, contract: Promise | None, geometry: ModelFacts | None) -> None:
         self._journal.check_foreign()
         files.remove_file(self.folder / self.manifest)  # of an interrupted run
         found = {}
         for name in files.files_in(self.folder):
             path = self.folder / name
             found[name] = FileFacts(path.stat().st_size, self._journal.file(path).sha256())
-        manifest = Manifest(FORMAT, self.step, self.inputs, found, versions(), contract, geometry, results or {})
+        manifest = Manifest(FORMAT, self.step, self.inputs, found, versions(), contract, geometry, results)
         save_manifest(self.path(self.manifest), manifest)
         files.sync_tree(self.folder)
         self._name(self.folder, files.sha256(self.folder / self.manifest))
         for name, facts in found.items():
             digests.remember(self.out / name, facts.sha256)
-        return manifest
-
-    def commit_file(self, name: str) -> None:
-        """The output is one file: give it its name and drop the folder."""
-        path = self.path(name)
-        files.DISK.sync(path)
-        self._name(path, files.sha256(path))
 
     def _name(self, made: Path, digest: str) -> None:
         """Give what was made its name, and remove the working folder. digest: by which the next process knows it."""

@@ -83,17 +83,17 @@ def measured(
     embedding: Embedding | None = None,
 ) -> list[Distance]:
     """The distances of models with some linears in float. smoothed: makes a layer by the plan. points: for each model
-    the module names of its linears in float. progress: called with the number of layers done.
+    the module names of its linears in float; ranks take turns with them. progress: called with the layers done.
     head: of all of them, where it is in INT8. embedding: of all of them, in place of the model's own."""
-    model = target.model
-    sweeps = [target.sweep(sequences, embedding=embedding) for _ in points]
-    for index in range(model.geometry.layers):
+    model, mine = target.model, target.team.turns(points)
+    sweeps = [target.sweep(sequences, embedding=embedding) for _ in mine]
+    for index in range(model.geometry.layers if mine else 0):
         layer = smoothed(index)
-        for names, sweep in zip(points, sweeps, strict=True):
+        for names, sweep in zip(mine, sweeps, strict=True):
             scheme = replace(target.scheme, float_linears=names)
             sweep.take(runnable(layer, scheme).to(target.device))
         progress(index + 1)
-    return distances(model, sequences, reference, sweeps, head)
+    return target.team.woven(distances(model, sequences, reference, sweeps, head) if mine else [])
 
 
 def nearest(curve: Sequence[PlanOutcome], target_kl: float) -> PlanOutcome:

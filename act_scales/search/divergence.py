@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from smoothquant.roles import ROUTER, parsed
 from smoothquant.sensitivity import quantized_inputs
 from smoothquant.stream import runnable
 from smoothquant.sweep import Listener, Sweep
+from smoothquant.team import Team
 
 TOKENS = 1024  # of the first sequences; with twice or four times as many, the ranking is the same
 ROWS = 256  # of these, whose logits are there at a time
@@ -62,6 +64,13 @@ class Trail(Listener):
 
     def advance(self, hidden: Mapping[str, Tensor]) -> None:
         self._begins = True
+
+    def merge(self, team: Team) -> None:
+        kept: list[Tensor] = []
+        for batch in chain(*team.gathered(self.inputs[-1])):
+            if sum(one.shape[0] * one.shape[1] for one in kept) < TOKENS:
+                kept.append(batch)
+        self.inputs[-1] = kept
 
 
 @torch.enable_grad()

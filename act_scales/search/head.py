@@ -31,7 +31,7 @@ from smoothquant.quantization import QMAX, absmax, quantize_weight, w8a8_linear
 from smoothquant.rounding import Feedback, Hessian
 from smoothquant.scheme import Scheme
 from smoothquant.smoothing import skip_dead_channels, smoothing_scale
-from smoothquant.sweep import BATCH_TOKENS, FLOAT, Sweep
+from smoothquant.sweep import Sweep
 
 ROWS = 2048  # rows of the weight that the descent looks at
 MOST, LEAST = 80.0, 1e-6  # added to a logit, and E_p[exp d]: forms beyond that are of no use, and float32 ends
@@ -74,12 +74,15 @@ class _HeadSearch:
         channels = self.model.geometry.embedded_size
         self._moments = Hessian(channels, target.width, target.device)
         self._reach = torch.zeros(channels, device=target.device)
-        parts = []
+        parts = [torch.empty(0, channels, device=target.device)]
         for x in _inputs(text):
             self._moments.add(x)
             self._reach = torch.maximum(self._reach, absmax(x, dim=0))
             parts.append(x[:: _stride(text)])
-        self._x, self._judging = torch.cat(parts), torch.cat([x[:: _stride(apart)] for x in _inputs(apart)])
+        self._moments.merge(text.team)
+        self._reach = text.team.largest({"": self._reach})[""].to(target.device)
+        self._x = torch.cat(text.team.gathered(torch.cat(parts).cpu())).to(target.device)
+        self._judging = torch.cat([x[:: _stride(apart)] for x in _inputs(apart)])
         self._scales: dict[str, Tensor | None] = {NONE: None}  # by candidate
         self._look()
 
@@ -88,7 +91,9 @@ class _HeadSearch:
         """What all candidates cost."""
         if is_smoothable(self.model) and self._reach.any():
             self._scales |= {f"{a:g}": self._held(smoothing_scale(self._reach, self._columns, a)) for a in alphas}
-        found = {name: self._costs(scale) for name, scale in self._scales.items()}
+        team, names = self.target.team, list(self._scales)
+        costs = team.woven([self._costs(self._scales[name]) for name in team.turns(names)])
+        found = dict(zip(names, costs, strict=True))
         if len(found) > 1:
             best = self._scales[_least(found)[0]]
             start = torch.ones_like(self._reach) if best is None else best
@@ -176,12 +181,12 @@ class _HeadSearch:
 
 def _inputs(end: Sweep) -> Iterator[Tensor]:
     """What the head reads behind the last layer, float32 (tokens, in)."""
-    for states in end.hidden.before(end.index, FLOAT).split(BATCH_TOKENS):
+    for states in end.outputs():
         yield decoder.head_input(end.model, states.to(end.device)).float()
 
 
 def _stride(end: Sweep) -> int:
-    return max(1, len(end.hidden.before(end.index, FLOAT)) // SAMPLE)
+    return max(1, end.tokens // SAMPLE)
 
 
 def _divided(x: Tensor, scale: Tensor | None) -> Tensor:

@@ -21,6 +21,7 @@ from smoothquant.head import INPUT, PlannedHead
 from smoothquant.model import Model
 from smoothquant.quantization import w8a8_linear
 from smoothquant.sweep import FLOAT, Sweep
+from smoothquant.team import ALONE, Team
 
 TOKENS = 1024  # that are compared at a time; each time reads the whole head
 
@@ -46,13 +47,15 @@ def distances(
     reference: Sweep,
     found: Sequence[Sweep],
     head: PlannedHead | None = None,
+    team: Team = ALONE,
 ) -> list[Distance]:
     """The distances of models from the reference, each after the last layer. sequences: ids of each, the first of those
-    that went through the models. head: the output head in INT8 of all models; None for the float one."""
-    ids, sums = torch.cat(sequences), [_Sums() for _ in found]
+    that went through the models. head: the output head in INT8 of all models; None for the float one. team: the
+    processes that share the tokens, each of which has the hidden states of all."""
+    ids, mine = torch.cat(sequences), []
     ends = torch.tensor([len(sequence) for sequence in sequences]).cumsum(0) - 1
     following = ids.roll(-1).index_fill(0, ends, -1)
-    for part in torch.arange(len(ids)).split(TOKENS):
+    for part in team.turns(torch.arange(len(ids)).split(TOKENS)):
         inputs = [_input(one, part) for one in (reference, *found)]
         true = _True(following[part].to(inputs[0].device))
         others = [_Other(true) for _ in found]
@@ -62,7 +65,8 @@ def distances(
             true.add(logits)
             for other, theirs in zip(others, made, strict=True):
                 other.add(theirs)
-        sums = [one + other.sums() for one, other in zip(sums, others, strict=True)]
+        mine.append([other.sums() for other in others])
+    sums = [sum(parts, _Sums()) for parts in zip(*team.woven(mine), strict=True)]
     predicted = max(len(ids) - len(ends), 1)
     return [Distance(max(one.kl, 0.0) / len(ids), math.exp(one.losses / predicted), one.top / len(ids)) for one in sums]
 

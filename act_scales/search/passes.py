@@ -32,6 +32,7 @@ from smoothquant.settings import SmoothingSettings
 from smoothquant.steps import DEFAULT, run_steps
 from smoothquant.stream import planned_layer, runnable
 from smoothquant.sweep import Sweep
+from smoothquant.team import ALONE, Team
 
 LEAST = 64  # channels of a Hessian's blocks
 JUDGING, JUDGED = 1024, 256  # tokens of the first sequences kept apart; as many of them judge a layer's forms
@@ -41,22 +42,25 @@ Sequences = tuple[Tensor, ...]  # ids, (tokens,) each
 
 @dataclass(frozen=True)
 class SearchTarget:
-    """What is quantized and how. width: channels of a Hessian's blocks. device: of the arithmetic."""
+    """What is quantized and how. width: channels of a Hessian's blocks. device: of the arithmetic. team: the processes
+    that share the search."""
 
     model: Model
     scheme: Scheme
     settings: SmoothingSettings
     width: int
     device: str = "cpu"
+    team: Team = ALONE
 
     def sweep(
         self,
         sequences: Sequences,
         *listeners: Statistics | Maxima | MeanSquares | HeldMaxima,
         embedding: Embedding | None = None,
+        team: Team = ALONE,
     ) -> Sweep:
-        """Sequences before the first layer. embedding: in place of the model's own."""
-        found = Sweep(self.model, sequences, listeners, device=self.device)
+        """Sequences before the first layer. embedding: in place of the model's own. team: that shares them."""
+        found = Sweep(self.model, sequences, listeners, device=self.device, team=team)
         found.embed(embedding)
         return found
 
@@ -94,10 +98,10 @@ class Pass:
         self.target, self.policy, self._reach = target, policy, reach
         model = target.model
         self._maxima, self._held, self._squares = Maxima(model, torch.float32), HeldMaxima(model), MeanSquares(model)
-        self._heard = Statistics(model, sum(map(len, chosen)), target.width)
-        self._judged = Statistics(model, min(JUDGING, sum(map(len, apart))), 0, JUDGED)
-        self.text = target.sweep(chosen, self._maxima, self._held, self._squares, self._heard)
-        self.apart = target.sweep(apart, self._judged)
+        self._heard = Statistics(model, sum(map(len, chosen)), target.width, device=target.device)
+        self._judged = Statistics(model, min(JUDGING, sum(map(len, apart))), 0, JUDGED, target.device)
+        self.text = target.sweep(chosen, self._maxima, self._held, self._squares, self._heard, team=target.team)
+        self.apart = target.sweep(apart, self._judged, team=target.team)
         self.choices = Choices()
 
     def take(self, source: FloatLayer) -> PlannedLayer:
@@ -110,12 +114,12 @@ class Pass:
         act |= {role: torch.maximum(act[role], further) for role, further in reach.items()}
         ranges = Ranges(act, output_ranges(target.model, index, outputs))
         scales, groups = ScaleSearch(
-            target.model, source, ranges, self._heard, self._judged, target.scheme, target.settings
+            target.model, source, ranges, self._heard, self._judged, target.scheme, target.settings, target.team
         ).choose(self.policy)
         unrounded = PlannedLayer(scales, rounded={})
         smoothed = run_steps(DEFAULT, planned_layer(target.model, source, unrounded, ranges.output, target.settings))
         smoothed.cache_scales, caches = self._cache_scales(smoothed)
-        smoothed.rounded, linears = choose_rounding(smoothed, self._heard, self._judged, target.scheme)
+        smoothed.rounded, linears = choose_rounding(smoothed, self._heard, self._judged, target.scheme, target.team)
         self.choices = self.choices.after(groups, linears, caches)
         layer = runnable(smoothed, target.scheme).to(target.device)
         self.text.take(layer)
@@ -149,7 +153,7 @@ class Pass:
 
     def restore(self, index: int, state: Mapping[str, Tensor]) -> None:
         """Go on before layer `index` from the `state` there."""
-        self.choices = read(Choices, unpacked(state[CHOICES]), CHOICES)
+        self.choices = read(Choices, unpacked(self.target.team.same(state.get(CHOICES))), CHOICES)
         for start, sweep in (("text.", self.text), ("apart.", self.apart)):
             sweep.restore(index, {n.removeprefix(start): v for n, v in state.items() if n.startswith(start)})
 
@@ -158,7 +162,7 @@ def width_for(model: Model, memory: int) -> int:
     """The channels of a Hessian's blocks, such that those of a layer fit into `memory` bytes; 64 at least."""
     inputs = [model.family.shape(roles[0], model.geometry)[1] for roles in quantized_inputs(model)]
     width = max(inputs)
-    while width > LEAST and 4 * sum(channels * min(width, channels) for channels in inputs) > memory:
+    while width > LEAST and 8 * sum(channels * min(width, channels) for channels in inputs) > memory:
         width = max(LEAST, width // 2)
     return width
 
@@ -168,6 +172,7 @@ def packed(content: object) -> Tensor:
     return torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
 
 
-def unpacked(values: Tensor) -> object:
+def unpacked(values: Tensor | None) -> object:
     """The JSON values that `packed` was given."""
+    assert values is not None
     return json.loads(values.numpy().tobytes())

@@ -9,7 +9,7 @@ Linears that read one input take the same: the one whose outputs are nearest to 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,35 +22,45 @@ from smoothquant.layers import float_linear
 from smoothquant.quantization import QMAX, absmax, input_scale, quantize_weight, w8a8_linear
 from smoothquant.rounding import Feedback
 from smoothquant.scheme import Scheme
+from smoothquant.team import ALONE, Team
 
 Form = dict[str, Rounded]  # by role
 
 
 def choose_rounding(
-    layer: SmoothedLayer, heard: Statistics, apart: Statistics, scheme: Scheme
+    layer: SmoothedLayer, heard: Statistics, apart: Statistics, scheme: Scheme, team: Team = ALONE
 ) -> tuple[dict[str, Rounded], tuple[LinearChoice, ...]]:
     """The linears of a smoothed layer that are not rounded to nearest, by role, and the choice for every matrix.
 
-    heard: of the text. apart: of the tokens kept apart.
+    heard: of the text. apart: of the tokens kept apart. team: the processes that share the linears.
     """
-    model = layer.model
+    mine = list(_chosen(layer, heard, apart, scheme, team.turns(layer.model.side_by_side)))
     found: dict[str, Rounded] = {}
     choices: list[LinearChoice] = []
+    for rounded, told in team.woven(mine):
+        found |= rounded
+        choices += told
+    return found, tuple(choices)
+
+
+def _chosen(
+    layer: SmoothedLayer, heard: Statistics, apart: Statistics, scheme: Scheme, inputs: Sequence[tuple[str, ...]]
+) -> Iterator[tuple[Form, list[LinearChoice]]]:
+    """The linears that are not rounded to nearest and the choices, for the linears that read each input."""
+    model = layer.model
     feedbacks: dict[int, Feedback] = {}  # by what was heard: experts share one
-    for roles in model.side_by_side:
+    for roles in inputs:
         read = heard.input(roles[0])
         if read is not None and read.moments is not None and len(read.x) and id(read) not in feedbacks:
             feedbacks[id(read)] = _feedback(layer, roles[0], read, scheme)
         forms = _Forms(layer, roles, read, apart.input(roles[0]), scheme, feedbacks.get(id(read)))
-        chosen = forms.best
-        if chosen != NEAREST:
-            found |= forms.made[chosen]
+        chosen, choices = forms.best, []
         for name in dict.fromkeys(model.linear(layer.index, role) for role in roles):
             mine = [role for role in roles if model.linear(layer.index, role) == name]
             errors = {form: sum(by_role[role] for role in mine) / len(mine) for form, by_role in forms.errors.items()}
             numbers = sum(forms.weights[role].numel() for role in mine)
             choices.append(LinearChoice(name, numbers, chosen, errors))
-    return found, tuple(choices)
+        yield forms.made[chosen] if chosen != NEAREST else {}, choices
 
 
 def _feedback(layer: SmoothedLayer, role: str, heard: Heard, scheme: Scheme) -> Feedback:

@@ -33,6 +33,7 @@ from smoothquant.roles import ROUTER
 from smoothquant.scheme import Precision, Scheme
 from smoothquant.settings import SmoothingSettings
 from smoothquant.smoothing import smoothing_scale
+from smoothquant.team import ALONE, Team
 
 ROWS = 512  # rows of a group's weights that candidates are judged by
 
@@ -62,7 +63,8 @@ class Ranges:
 
 
 class ScaleSearch:
-    """The scales of one layer. source: the layer in float. heard: of the text. apart: of the tokens kept apart."""
+    """The scales of one layer. source: the layer in float. heard: of the text. apart: of the tokens kept apart. team:
+    the processes that share its groups."""
 
     def __init__(
         self,
@@ -73,7 +75,9 @@ class ScaleSearch:
         apart: Statistics,
         scheme: Scheme,
         settings: SmoothingSettings,
+        team: Team = ALONE,
     ) -> None:
+        self.team = team
         self.model, self.source, self.ranges, self.heard = model, source, ranges, heard
         self.apart = apart
         self.scheme, self.settings = scheme, settings
@@ -81,8 +85,9 @@ class ScaleSearch:
     def choose(self, policy: Policy) -> tuple[Scales, tuple[GroupChoice, ...]]:
         """The scales by a policy, as the folds hold them, and why."""
         choices, wanted = [], {}
-        for group in self.settings.chosen(self.model.groups, self.model.quantized_roles):
-            choice, scale = self._scale(group, policy)
+        groups = self.settings.chosen(self.model.groups, self.model.quantized_roles)
+        found = self.team.woven([self._scale(group, policy) for group in self.team.turns(groups)])
+        for group, (choice, scale) in zip(groups, found, strict=True):
             choices.append(choice)
             if scale is not None:
                 wanted[group] = scale

@@ -48,6 +48,7 @@ from smoothquant.settings import SmoothingSettings
 from smoothquant.static import numbers_of
 from smoothquant.stream import smooth_layer
 from smoothquant.sweep import Progress, sweep
+from smoothquant.team import ALONE, Team
 from smoothquant.workspace import Workspace
 
 TRIALS = "trials"  # in the workspace
@@ -81,19 +82,21 @@ def search(
     *,
     device: str = "auto",
     overwrite: bool = False,
+    team: Team = ALONE,
     progress: Progress = lambda done, total: None,
 ) -> Plan:
     """Search on `text` and write the plan to the folder `out`; one made from the same inputs is reused.
 
     The last sequences of the text, a quarter of them and at most `APART`, only judge. device: "auto", "cpu", "cuda",
-    "cuda:N". Raises UserError for a text that is too short; once the plan is there, for a distance
-    that no share of the curve reaches.
+    "cuda:N". team: the processes that share the search; all call this. Raises UserError for a text that is too short;
+    once the plan is there, for a distance that no share of the curve reaches.
     """
+    team.check_enough(len(text.sequences), text.source)
     text, device = text.for_model(model), choose_device(device)
     if wanted.scheme.kv_cache.quantized:
         check_keys(model.family.norms, f"a plan for {model.checkpoint.folder}")
     chosen, apart = split(text)
-    target = SearchTarget(model, wanted.scheme, wanted.settings, width_for(model, wanted.memory), device)
+    target = SearchTarget(model, wanted.scheme, wanted.settings, width_for(model, wanted.memory), device, team)
     inputs = {
         **made_from(model, text, torch.float32, device),
         "settings": as_json(wanted.settings),
@@ -104,7 +107,7 @@ def search(
         "head_limit": wanted.head_limit if math.isfinite(wanted.head_limit) else None,
         "embedding_limit": wanted.embedding_limit if math.isfinite(wanted.embedding_limit) else None,
     }
-    with Workspace(out, STEP, inputs, overwrite=overwrite) as work:
+    with Workspace(out, STEP, inputs, overwrite=overwrite, team=team) as work:
         if not work.finished:
             work.require(numbers_of(model) + numbers_of_head(model, wanted.scheme))  # an int8 each
             _Search(target, wanted, text, chosen, apart, work, progress).run()
@@ -138,6 +141,7 @@ class _Search:
         progress: Progress,
     ) -> None:
         self.target, self.wanted, self.text, self.work, self.model = target, wanted, text, work, target.model
+        self.team = target.team
         self.chosen, self.apart = chosen, apart
         self.layers = self.model.geometry.layers
         self.trail = Trail()
@@ -150,15 +154,21 @@ class _Search:
     def run(self) -> None:
         self._step(0)
         self.reference = sweep(
-            self.model, self.apart, [self.trail], device=self.target.device, progress=lambda done, _: self._step(done)
+            self.model,
+            self.apart,
+            [self.trail],
+            device=self.target.device,
+            team=self.team,
+            progress=lambda done, _: self._step(done),
         )
+        self.reference.whole()
         self._done += self.layers
         self.trials = self._tried()
         policy = self.trials.best
         winner = self._winner(policy)
 
         def outcome(head: PlannedHead | None = None) -> PlanOutcome:
-            [found] = distances(self.model, self.apart, self.reference, [winner.apart], head)
+            [found] = distances(self.model, self.apart, self.reference, [winner.apart], head, self.team)
             return found.outcome(policy.name, 0.0)
 
         choice = None
@@ -167,6 +177,7 @@ class _Search:
             self._done += self.passes
             if choice.in_int8.kl - choice.in_float.kl <= self.wanted.head_limit:
                 self.head = head
+            if self.head and self.team.leads:
                 save_tensors(self.work.path(HEAD), head.tensors(self.model))
             first = choice.in_int8 if self.head else choice.in_float
         else:
@@ -195,7 +206,8 @@ class _Search:
         smoothed, limit = partial(self._smoothed, facts), self.wanted.embedding_limit
         facts = with_embedding(self.target, facts, smoothed, self.apart, self.reference, self._step, self.head, limit)
         self._report(self._total, self._total)  # sooner, where the best alpha is the recipe's
-        write_json(self.work.path(PLAN), as_json(facts))
+        if self.team.leads:
+            write_json(self.work.path(PLAN), as_json(facts))
         self.work.commit({"kl": facts.curve[0].kl})
 
     def _step(self, done: int) -> None:
@@ -203,7 +215,7 @@ class _Search:
 
     def _tried(self) -> Trials:
         """All trials. Those that an interrupted search has made are known."""
-        known = {**self.work.state(TRIALS), **self.work.state()}.get(TRIALS)
+        known = self.team.same({**self.work.state(TRIALS), **self.work.state()}.get(TRIALS))
         found = self.trials if known is None else read(Trials, unpacked(known), TRIALS)
         self._done += self.layers * len(found.outcomes)
         while policy := found.next:
@@ -218,7 +230,7 @@ class _Search:
         if not self.target.scheme.activations.static:
             return {}
         maxima = Maxima(self.model, torch.float32)
-        sweep(self.model, self.chosen, [maxima], device=self.target.device)
+        sweep(self.model, self.chosen, [maxima], device=self.target.device, team=self.team)
         return maxima.split()[0]
 
     def _trial(self, policy: Policy) -> tuple[PlanOutcome, tuple[GroupChoice, ...]]:
@@ -228,7 +240,8 @@ class _Search:
             under_way.take(float_layer(self.model, index))
             self._step(index + 1)
         self._done += self.layers
-        [found] = distances(self.model, self.apart[:JUDGES], self.reference, [under_way.apart])
+        under_way.apart.whole()
+        [found] = distances(self.model, self.apart[:JUDGES], self.reference, [under_way.apart], team=self.team)
         return found.outcome(policy.name, 0.0), under_way.choices.groups
 
     def _winner(self, policy: Policy) -> Pass:
@@ -238,7 +251,8 @@ class _Search:
             under_way.restore(start, self.work.state())
         for index in range(start, self.layers):
             planned = under_way.take(float_layer(self.model, index))
-            save_tensors(self.work.path(layer_file(index)), planned.tensors(self.model, index))
+            if self.team.leads:
+                save_tensors(self.work.path(layer_file(index)), planned.tensors(self.model, index))
             if self.work.due:
                 self.work.mark(index + 1, {TRIALS: packed(as_json(self.trials)), **under_way.state()})
             self._step(index + 1)
@@ -246,13 +260,19 @@ class _Search:
         device = self.target.device
         metadata = made_from(self.model, self.text, torch.float32, device) | told_of(self.text)
         self.scales = under_way.act_scales(metadata)
-        self.scales.save(self.work.path(ACT_SCALES))
+        if self.team.leads:
+            self.scales.save(self.work.path(ACT_SCALES))
+        under_way.apart.whole()
+        self.team.wait()  # all read what rank 0 has written
         return under_way
 
     def _with_curve(self, facts: PlanFacts) -> PlanFacts:
         """The facts with what each linear loses, the curve, and the linears in float that were wanted."""
         smoothed = partial(self._smoothed, facts)
-        lost = divergence(self.target, smoothed, self.trail, self.reference, self._step)
+        lost = {}
+        if self.team.leads:  # one pass backward over one batch, which nobody can share
+            lost = divergence(self.target, smoothed, self.trail, self.reference, self._step)
+        lost = self.team.same(lost)
         self._done += self.layers
         facts = replace(facts, linears=with_losses(facts.linears, lost))
         shares = sorted({*POINTS, self.wanted.budget} - {0.0})

@@ -18,6 +18,7 @@ from smoothquant.roles import ROUTER
 from smoothquant.rounding import Hessian
 from smoothquant.sensitivity import quantized_inputs
 from smoothquant.sweep import Listener
+from smoothquant.team import Team
 
 SAMPLE = 512  # tokens of each input that are kept as they are
 LEAST = 1e-6  # of the mean square of an output: tokens with less count as much as those with this
@@ -73,12 +74,13 @@ class Statistics(Listener):
     """The inputs of one layer after another.
 
     sample: tokens to keep. tokens: of all sequences. width: channels of a Hessian's blocks; 0 for no Hessians.
+    device: that of the sweep.
     heard: by the roles that read it, each input of the layer that was heard last. values: of the attention, of its
     sampled tokens, float32 (tokens, kv_size) each.
     """
 
-    def __init__(self, model: Model, tokens: int, width: int, sample: int = SAMPLE) -> None:
-        self.model, self.width = model, width
+    def __init__(self, model: Model, tokens: int, width: int, sample: int = SAMPLE, device: str = "cpu") -> None:
+        self.model, self.width, self.device = model, width, device
         self._stride = max(1, tokens // sample)
         self._owner = {role: roles for roles in quantized_inputs(model) for role in roles}
 
@@ -93,7 +95,7 @@ class Statistics(Listener):
         if role == ROUTER:
             return
         roles = self._owner[role]
-        moments = Hessian(flat.shape[1], self.width, str(x.device)) if self.width and roles not in self.heard else None
+        moments = Hessian(flat.shape[1], self.width, self.device) if self.width and roles not in self.heard else None
         heard = self.heard.setdefault(roles, Heard(moments))
         if self._inputs.get(roles) is not x:
             self._inputs[roles] = x
@@ -108,6 +110,36 @@ class Statistics(Listener):
         heard.squares[-1][role] = squares[:: self._stride].cpu()
         heard.sums[role] = heard.sums.get(role, 0.0) + squares.double().sum().item()
         heard.tokens[role] = heard.tokens.get(role, 0) + len(squares)
+
+    def merge(self, team: Team) -> None:
+        if not team.linked:
+            return
+        mine = {roles: (one.parts, one.squares, one.sums, one.tokens) for roles, one in self.heard.items()}
+        every = team.gathered((mine, self.values))
+        self.values = [part for _, values in every for part in values]
+        together: dict[tuple[str, ...], Heard] = {}
+        for roles in dict.fromkeys(roles for told, _ in every for roles in told):
+            found = Heard(self._moments_of_all(roles, team))
+            for parts, squares, sums, tokens in (told[roles] for told, _ in every if roles in told):
+                found.parts += parts
+                found.squares += squares
+                for role in sums:
+                    found.sums[role] = found.sums.get(role, 0.0) + sums[role]
+                    found.tokens[role] = found.tokens.get(role, 0) + tokens[role]
+            together[roles] = found
+        self.heard = together
+
+    def _moments_of_all(self, roles: tuple[str, ...], team: Team) -> Hessian | None:
+        """The moments of an input over the tokens of all ranks."""
+        if not self.width:
+            return None
+        heard = self.heard.get(roles)
+        found = heard.moments if heard else None
+        if found is None:
+            channels = self.model.family.shape(roles[0], self.model.geometry)[1]
+            found = Hessian(channels, self.width, self.device)
+        found.merge(team)
+        return found
 
     def leave(self) -> None:
         self._inputs = {}

@@ -11,6 +11,8 @@ from smoothquant.digests import combined
 from smoothquant.errors import UserError
 from smoothquant.outputs import load_manifest
 
+EXPORT = "export onnx"  # the step
+
 
 @dataclass(frozen=True)
 class OnnxExport:
@@ -32,15 +34,38 @@ class OnnxExport:
         contents = self.manifest.contents
         return combined({name: contents[name] for name in (self.graph.name, *self.files)})
 
+    @property
+    def capacity(self) -> int | None:
+        """The tokens of a cache that is written in place; None for a cache that grows."""
+        return self.origin.onnx.capacity if self.origin.onnx else None
+
     def check_for_tensorrt(self) -> None:
-        """Raise UserError for an embedding that TensorRT cannot look up."""
-        embedding = self.origin.scheme.embedding
+        """Raise UserError for an embedding that TensorRT cannot look up, and for integers that it cannot write in
+        place."""
+        embedding, kv_cache = self.origin.scheme.embedding, self.origin.scheme.kv_cache
+        if self.capacity is not None and kv_cache.quantized:
+            raise UserError(
+                f"{self.folder}: its cache is in {kv_cache.dtype} and written in place",
+                expected="one in float: TensorRT's KVCacheUpdate takes no integers",
+                do="export it again without --kv, or without --cache in-place",
+            )
         if embedding.quantized:
             raise UserError(
                 f"{self.folder}: its embedding is in {embedding.dtype}",
                 expected="one in float: TensorRT looks up no integers",
                 do="export it again with --embedding float",
             )
+
+
+def check_grown(folder: Path, origin: Origin, reader: str) -> None:
+    """Raise UserError for a cache that is written in place. folder: an export or an engine; origin: the inputs of the
+    export; reader: who runs no such graph."""
+    if origin.onnx is not None and origin.onnx.capacity is not None:
+        raise UserError(
+            f"{folder}: its cache is written in place, which {reader} does not run",
+            expected="a cache that grows",
+            do="export it again without --cache in-place",
+        )
 
 
 def open_export(folder: str | Path, activations: str | None = None) -> OnnxExport:
@@ -51,7 +76,7 @@ def open_export(folder: str | Path, activations: str | None = None) -> OnnxExpor
     """
     folder = Path(folder)
     made = load_manifest(folder)
-    if made.step != "export onnx":
+    if made.step != EXPORT:
         raise UserError(
             f"{folder}: made by {made.step!r}", expected="an ONNX export", do="smoothquant export onnx MODEL ..."
         )

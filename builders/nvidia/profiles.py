@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, PAST, POSITION_IDS
+from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, PAST, POSITION_IDS, WRITE_INDICES
 
 Shape = tuple[int, ...]
 Range = tuple[int, int, int]  # least, usual, most
@@ -67,4 +67,4 @@ def single_profile(batch: int, tokens: int, past: int) -> Profile:
 
 def is_decoder_input(name: str, rank: int) -> bool:
     """Whether an input of this name and rank is one of our decoder graphs', whose dimensions have known places."""
-    return rank == 4 if name.startswith(PAST) else name in (INPUT_IDS, ATTENTION_MASK, POSITION_IDS)
+    return rank == 4 if name.startswith(PAST) else name in (INPUT_IDS, ATTENTION_MASK, POSITION_IDS, WRITE_INDICES)

@@ -3,7 +3,7 @@
     model.onnx, model.onnx.data     linked from the export if the disk allows, or else copied; or model.onnx with
                                     grouped attention (`grouped`)
     config.json, tokenizer files    for `smoothquant generate`, onnxruntime-genai, optimum
-    genai_config.json               for onnxruntime-genai
+    genai_config.json               for onnxruntime-genai, which knows no cache that is written in place
     smoothquant/smoothing.safetensors   for validation
     smoothquant/manifest.json       the export's inputs, threads, and the number of integer kernels
 
@@ -34,7 +34,7 @@ from builders.onnxruntime.record import (
     OnnxRuntimeInputs,
     OnnxRuntimeResults,
 )
-from builders.onnxruntime.session import check_body, operators_run, run_product
+from builders.onnxruntime.session import check_body, check_in_place, operators_run, run_product
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.artifacts.ports import MODEL
 from smoothquant.artifacts.record import as_json
@@ -80,6 +80,7 @@ def build(
     if chosen.execution_provider == TENSORRT:
         check_size(found.folder, OnnxGraph(found.graph).nbytes)
     check_body(found.folder, found.origin)
+    check_in_place(found.folder, found.origin, provider, attention)
     if provider == CPU and (found.origin.scheme.quantized or found.origin.scheme.head.quantized):
         check_exact("ONNX Runtime", run_product, "use onnxruntime >= 1.20, or report this processor")
     threads = physical_cores()
@@ -93,7 +94,8 @@ def build(
                 write_bytes(work.path(MODEL), grouped_graph(found.graph, made.facts.max_positions).SerializeToString())
             else:
                 work.adopt(found.graph, MODEL)
-            write_json(work.path(GENAI), genai_config(work.folder, made.facts, threads, provider, shared=grouped))
+            if found.capacity is None:  # onnxruntime-genai knows no write_indices
+                write_json(work.path(GENAI), genai_config(work.folder, made.facts, threads, provider, shared=grouped))
             whole = found.graph.name == MODEL and not grouped
             running = found.folder if whole else work.folder  # errors name the user's own folder
             kernels = _check(running, replace(made, inputs=inputs), provider)

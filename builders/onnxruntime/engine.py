@@ -10,10 +10,10 @@ import numpy
 
 from builders.engine.generation import reaches, tokens_to_keep
 from builders.engine.slots import PieceDecoding, SeparateDecoding, SeparateSlots, ServableEngine, Slots
-from builders.onnxruntime.grouped_slots import GroupedDecoding, GroupedSlots
+from builders.onnxruntime.grouped_slots import BufferDecoding, BufferSlots, GroupedSlots, InPlaceSlots
 from builders.onnxruntime.providers import find_provider
 from builders.onnxruntime.record import CPU, GROUPED, attention_of, provider_of
-from builders.onnxruntime.session import check_body, first_feed, open_session
+from builders.onnxruntime.session import check_body, check_in_place, first_feed, open_session
 from smoothquant.artifacts.ports import (
     ATTENTION_MASK,
     INPUT_IDS,
@@ -45,7 +45,9 @@ class OnnxRuntimeEngine(ServableEngine):
         self.manifest = load_manifest(folder)
         check_body(self.folder, self.manifest.origin)
         self.provider = find_provider(provider or provider_of(self.manifest))
-        self.grouped = attention_of(self.manifest) == GROUPED
+        onnx, attention = self.manifest.origin.onnx, attention_of(self.manifest)
+        self.grouped, self.capacity = attention == GROUPED, onnx.capacity if onnx else None
+        check_in_place(self.folder, self.manifest.origin, self.provider.name, attention)
         if self.grouped and self.provider.name != CPU:
             raise UserError(
                 f"{self.folder}: its attention is an operator of ONNX Runtime that this tool runs on a processor",
@@ -54,10 +56,24 @@ class OnnxRuntimeEngine(ServableEngine):
             )
         self.session = open_session(self.folder, provider=self.provider.name, threads=threads)
 
+    @property
+    def longest(self) -> int:
+        return self.capacity or super().longest
+
+    def check_length(self, tokens: int) -> None:
+        """Raise UserError if a sequence of so many tokens does not fit into a cache that is written in place."""
+        if self.capacity is not None and tokens > self.capacity:
+            raise UserError(
+                f"{self.folder}: a sequence of {tokens} tokens",
+                expected=f"at most {self.capacity}, the capacity of its cache",
+                do="export it with a larger --capacity, or give a smaller --length",
+            )
+
     def logits(self, ids: Tensor) -> Tensor:
         """The logits of whole sequences without padding, float32 (batch, tokens, vocab). ids: int64 (batch, tokens)."""
         import torch
 
+        self.check_length(ids.shape[1])
         feed = first_feed(self.session, ids.numpy())
         with subnormals_as_zero():
             return torch.from_numpy(self.session.run([LOGITS], feed)[0])
@@ -72,17 +88,23 @@ class OnnxRuntimeEngine(ServableEngine):
 
     def empty(self) -> PieceDecoding:
         """A sequence without tokens."""
-        return GroupedDecoding(self.session, self.longest) if self.grouped else OnnxRuntimeDecoding(self)
+        buffers = self._buffers(1, self.longest)
+        return OnnxRuntimeDecoding(self) if buffers is None else BufferDecoding(buffers)
 
     def kept_tokens(self, length: int) -> int:
-        """The most tokens in the cache of a sequence of so many. One buffer for all sequences keeps every token."""
-        return length if self.grouped else super().kept_tokens(length)
+        """The most tokens in the cache of a sequence of so many. One buffer for all sequences keeps every token; one
+        that is written in place has room for all that the graph can take."""
+        return self.capacity or (length if self.grouped else super().kept_tokens(length))
 
     def slots(self, count: int, length: int) -> Slots:
         """Room for sequences. count: their number. length: the largest number of tokens of each."""
-        if self.grouped:
-            return GroupedSlots(self.session, count, length)
-        return SeparateSlots(count, length, lambda: OnnxRuntimeDecoding(self))
+        return self._buffers(count, length) or SeparateSlots(count, length, lambda: OnnxRuntimeDecoding(self))
+
+    def _buffers(self, count: int, length: int) -> BufferSlots | None:
+        """Room for sequences in one buffer; None for a graph that writes into none."""
+        if self.capacity is not None:
+            return InPlaceSlots(self.session, count, min(length, self.capacity))
+        return GroupedSlots(self.session, count, length) if self.grouped else None
 
 
 class OnnxRuntimeDecoding(SeparateDecoding):

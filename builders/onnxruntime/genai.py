@@ -2,6 +2,9 @@
 
 The keys are those of onnxruntime-genai 0.18. Past and present share a buffer where the attention is grouped, and
 Concat grows the cache where it is not.
+
+An INT8 cache needs no key and no file of scales: the graph holds them. `kv_cache_scale_file` is an option of
+onnxruntime-genai's builder, which puts the scales of a JSON file into the graph that it makes itself.
 """
 
 from __future__ import annotations

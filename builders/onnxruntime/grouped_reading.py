@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from onnx import NodeProto
 
 OPERATOR = "GroupQueryAttention"
+MASKING = ("Add", "Where")  # of a mask to scores, and of scores or what stands for hidden ones
 MULTIPLE = 8  # of which a head's channels are one
 
 
@@ -81,18 +82,21 @@ def read_attention(graph: OnnxGraph, number: int) -> LayerAttention:
     product = walk.through(keys.present, "MatMul", "Transpose", "DequantizeLinear", "Cast")
     scaled = walk.back(product.input[0], "Mul")
     rows = walk.back(scaled.input[0], "Reshape")
-    masked, cap = walk.reader(product, "Div", "Add"), 0.0
+    masked, cap = walk.reader(product, "Reshape", "Div", *MASKING), 0.0
+    apart = masked.op_type == "Reshape"  # the heads that share a kv head, for the mask
+    masked = walk.reader(masked, "Div", *MASKING) if apart else masked
     if masked.op_type == "Div":  # cap * tanh(scores / cap)
         cap = walk.one(masked.input[1])
-        masked = walk.reader(walk.reader(walk.reader(masked, "Tanh"), "Mul"), "Add")
+        masked = walk.reader(walk.reader(walk.reader(masked, "Tanh"), "Mul"), *MASKING)
     softmax = walk.reader(masked, "Softmax")
+    weights = walk.reader(softmax, "Reshape") if apart else softmax
     mixed = walk.through(values.present, "MatMul", "DequantizeLinear", "Cast")
-    if mixed.input[0] != softmax.output[0]:
+    if mixed.input[0] != weights.output[0]:
         raise walk.unlike()
     heads = walk.reader(mixed, "Reshape")
     flat = walk.reader(walk.reader(heads, "Transpose"), "Reshape")
     _, kv_heads, _, channels = walk.numbers(rows.input[1])
-    window, bias = walk.mask(masked.input[1])
+    window, bias = walk.mask(masked)
     if channels % MULTIPLE:
         raise UserError(
             f"{graph.path}: heads of {channels} channels",
@@ -213,18 +217,16 @@ class Walk:
             node = self.reader(node, kind, *between)
         return node
 
-    def mask(self, value: str) -> tuple[int, str]:
-        """The window that a mask has, -1 for none, and the bias that it holds, "" for none."""
-        node = self.graph.producer.get(value)
-        while node is not None and node.op_type in ("Concat", "Reshape"):
-            node = self.graph.producer.get(node.input[0])
-        if node is None or node.op_type != "Where":
+    def mask(self, masked: NodeProto) -> tuple[int, str]:
+        """The window that a mask has, -1 for none, and the bias that it holds, "" for none. masked: of `MASKING`."""
+        chosen = masked if masked.op_type == "Where" else _made(self.graph, masked.input[1], "Where")
+        if chosen is None:
             raise self.unlike()
-        bias = "" if self.graph.is_constant(node.input[1]) else node.input[1]
-        waiting, window = [node.input[0]], -1
+        bias = "" if chosen is masked or self.graph.is_constant(chosen.input[1]) else chosen.input[1]
+        waiting, window = [chosen.input[0]], -1
         while waiting:
             made = self.graph.producer.get(waiting.pop())
-            if made is None or made.op_type not in ("And", "Greater", "Unsqueeze", "LessOrEqual"):
+            if made is None or made.op_type not in ("Concat", "And", "Greater", "Unsqueeze", "LessOrEqual"):
                 continue
             if made.op_type == "Greater":
                 oldest = self.graph.producer[made.input[1]]

@@ -3,19 +3,21 @@
     buffers    keys and values of every layer, (sequences, kv_heads, tokens, channels); the graph writes into them
     rows       a step runs the first n rows, so sequences that take part move there if they are elsewhere
 
-A buffer grows as its longest sequence does, to twice its length. What is computed for a sequence is the same alone and
-in any company (`grouped`), so its tokens are, too.
+Two forms of graphs write so. Of grouped attention, a buffer grows as its longest sequence does, to twice its length;
+what is computed for a sequence is the same alone and in any company (`grouped`), so its tokens are, too. Of a cache in
+place (`exporters.onnx.cache`), buffers have the capacity of the graph, and are read whole in every step.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy
 
 from builders.engine.slots import PieceDecoding, Slots, free_slot
-from builders.onnxruntime.session import CACHES
+from builders.onnxruntime.session import CACHES, capacity_of
 from smoothquant.artifacts.ports import (
     ATTENTION_MASK,
     INPUT_IDS,
@@ -24,31 +26,35 @@ from smoothquant.artifacts.ports import (
     PAST,
     POSITION_IDS,
     PRESENT,
+    WRITE_INDICES,
 )
+from smoothquant.errors import UserError
 from smoothquant.machine import subnormals_as_zero
 from smoothquant.packages import require
 
 FIRST = 256  # tokens of a new buffer
 
 
-class GroupedSlots(Slots):
-    """Room for sequences. session: of a grouped graph."""
+class BufferSlots(Slots):
+    """Room for sequences. session: of a graph that writes into its buffers."""
 
     together = True
 
     def __init__(self, session: Any, count: int, length: int) -> None:
         super().__init__(count, length)
         self._value = require("onnxruntime").OrtValue.ortvalue_from_numpy
-        self._buffers = {
-            value.name.removeprefix(PAST): numpy.empty(
-                (count, value.shape[1], min(FIRST, length), value.shape[3]), CACHES[value.type]
-            )
-            for value in session.get_inputs()
-            if value.name.startswith(PAST)
-        }
+        self._buffers = {}
+        for value in session.get_inputs():
+            if value.name.startswith(PAST):
+                shape = (count, value.shape[1], capacity_of(value) or min(FIRST, length), value.shape[3])
+                self._buffers[value.name.removeprefix(PAST)] = numpy.zeros(shape, CACHES[value.type])
         self._rows: dict[int, int] = {}  # slot -> row
         self._tokens = [0] * count  # of each row
         self._step, self._piece = _Run(session), _Run(session)
+
+    @abstractmethod
+    def _feed(self, ids: numpy.ndarray, before: numpy.ndarray) -> dict[str, numpy.ndarray]:
+        """The inputs of a run beside its buffers. ids: (rows, tokens). before: (rows,), the tokens before these."""
 
     def open(self) -> int:
         slot, row = free_slot(self._rows, self.count), free_slot(self._rows.values(), self.count)
@@ -60,12 +66,7 @@ class GroupedSlots(Slots):
         row = self._rows[slot]
         before = self._tokens[row]
         self._reserve(before + len(tokens))
-        positions = numpy.arange(before, before + len(tokens), dtype=numpy.int64)[None]
-        feed = {
-            INPUT_IDS: numpy.array([tokens], dtype=numpy.int64),
-            POSITION_IDS: positions,
-            ATTENTION_MASK: numpy.ones((1, before + len(tokens)), dtype=numpy.int64),
-        }
+        feed = self._feed(numpy.array([tokens], dtype=numpy.int64), numpy.array([before], dtype=numpy.int64))
         [logits] = self._piece(feed, self._value(numpy.array([keep], dtype=numpy.int64)), self._buffers, row, row + 1)
         self._tokens[row] += len(tokens)
         return logits
@@ -75,11 +76,7 @@ class GroupedSlots(Slots):
         slots = sorted(tokens, key=self._rows.__getitem__)
         count, before = len(slots), numpy.array(self._tokens[: len(slots)], dtype=numpy.int64)
         self._reserve(int(before.max()) + 1)
-        feed = {
-            INPUT_IDS: numpy.array([[tokens[slot]] for slot in slots], dtype=numpy.int64),
-            POSITION_IDS: before[:, None],
-            ATTENTION_MASK: (numpy.arange(before.max() + 1) <= before[:, None]).astype(numpy.int64),
-        }
+        feed = self._feed(numpy.array([[tokens[slot]] for slot in slots], dtype=numpy.int64), before)
         logits = self._step(feed, self._value(numpy.ones(1, dtype=numpy.int64)), self._buffers, 0, count)
         for row in range(count):
             self._tokens[row] += 1
@@ -98,7 +95,9 @@ class GroupedSlots(Slots):
         del self._rows[slot]
 
     def _reserve(self, tokens: int) -> None:
-        """Make the buffers long enough for a sequence of so many tokens."""
+        """Make the buffers long enough for a sequence of so many tokens. Raises UserError if that is too long."""
+        if tokens > self.length:
+            raise UserError(f"a sequence of {tokens} tokens", expected=f"at most {self.length}, its room in the cache")
         size = next(iter(self._buffers.values())).shape[2]
         if tokens <= size:
             return
@@ -142,11 +141,30 @@ class GroupedSlots(Slots):
         return None
 
 
-class GroupedDecoding(PieceDecoding):
-    """One sequence under way, in a buffer of its own."""
+class GroupedSlots(BufferSlots):
+    """Room for sequences of a graph with grouped attention."""
 
-    def __init__(self, session: Any, length: int) -> None:
-        self._slots = GroupedSlots(session, 1, length)
+    def _feed(self, ids: numpy.ndarray, before: numpy.ndarray) -> dict[str, numpy.ndarray]:
+        ends = before[:, None] + ids.shape[1]
+        return {
+            INPUT_IDS: ids,
+            POSITION_IDS: before[:, None] + numpy.arange(ids.shape[1], dtype=numpy.int64),
+            ATTENTION_MASK: (numpy.arange(ends.max()) < ends).astype(numpy.int64),
+        }
+
+
+class InPlaceSlots(BufferSlots):
+    """Room for sequences of a graph whose cache is written in place."""
+
+    def _feed(self, ids: numpy.ndarray, before: numpy.ndarray) -> dict[str, numpy.ndarray]:
+        return {INPUT_IDS: ids, WRITE_INDICES: before}
+
+
+class BufferDecoding(PieceDecoding):
+    """One sequence under way, in a buffer of its own. slots: room for this one."""
+
+    def __init__(self, slots: BufferSlots) -> None:
+        self._slots = slots
         self._slots.open()
 
     def append(self, tokens: Sequence[int], keep: int = 1) -> numpy.ndarray:

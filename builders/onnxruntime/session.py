@@ -33,8 +33,9 @@ from builders.onnxruntime.providers import (
     rtx_devices,
     rtx_options,
 )
+from builders.onnxruntime.record import CPU, GROUPED
 from smoothquant.artifacts.manifest import Manifest, Origin
-from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, MODEL, PAST, POSITION_IDS
+from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, MODEL, PAST, POSITION_IDS, WRITE_INDICES
 from smoothquant.artifacts.record import as_json
 from smoothquant.errors import UserError, raise_refusal
 from smoothquant.files import scratch
@@ -64,6 +65,22 @@ def check_body(folder: Path, origin: Origin) -> None:
             expected="a body of fp32 or fp16",
             do="export with --dtype fp32 or fp16; bf16 is for TensorRT",
         )
+
+
+def check_in_place(folder: Path, origin: Origin, provider: str, attention: str) -> None:
+    """Raise UserError if a cache in place is to run elsewhere than on a processor, or with grouped attention.
+
+    origin: the origin of the export. provider: a name of `providers.PROVIDERS`. attention: of `record.ATTENTION`.
+    """
+    if origin.onnx is None or origin.onnx.capacity is None:
+        return
+    for what, wrong in ((f"the provider {provider}", provider != CPU), ("grouped attention", attention == GROUPED)):
+        if wrong:
+            raise UserError(
+                f"{folder}: a cache that is written in place, with {what}",
+                expected=f"the provider {CPU} and standard attention, or TensorRT",
+                do="export without --cache in-place, or use smoothquant build tensorrt",
+            )
 
 
 def open_session(
@@ -131,14 +148,25 @@ def first_feed(session: Any, ids: numpy.ndarray, mask: numpy.ndarray | None = No
     """The inputs of a run on whole sequences with an empty cache, by name.
 
     ids: int64 (batch, tokens). mask: (batch, tokens), 0 for padding on the left and 1 elsewhere; the default has no
-    padding.
+    padding, and a cache that is written in place knows none.
     """
     mask = numpy.ones_like(ids) if mask is None else mask
-    feed = {INPUT_IDS: ids, ATTENTION_MASK: mask, POSITION_IDS: numpy.maximum(mask.cumsum(axis=1) - 1, 0)}
-    for value in session.get_inputs():
+    feed = {INPUT_IDS: ids}
+    inputs = session.get_inputs()
+    if any(value.name == WRITE_INDICES for value in inputs):
+        feed[WRITE_INDICES] = numpy.zeros(len(ids), dtype=numpy.int64)
+    else:
+        feed |= {ATTENTION_MASK: mask, POSITION_IDS: numpy.maximum(mask.cumsum(axis=1) - 1, 0)}
+    for value in inputs:
         if value.name.startswith(PAST):
-            feed[value.name] = numpy.zeros((len(ids), value.shape[1], 0, value.shape[3]), CACHES[value.type])
+            shape = (len(ids), value.shape[1], capacity_of(value) or 0, value.shape[3])
+            feed[value.name] = numpy.zeros(shape, CACHES[value.type])
     return feed
+
+
+def capacity_of(past: Any) -> int | None:
+    """The tokens of a buffer that is written in place, None for a cache that grows. past: an input of a session."""
+    return past.shape[2] if isinstance(past.shape[2], int) else None
 
 
 def run_product(folder: Path, x: numpy.ndarray) -> numpy.ndarray:

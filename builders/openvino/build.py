@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy
 
 from builders.check.lint import Product, products_to_run
-from builders.engine.exports import OnnxExport, open_export
+from builders.engine.exports import OnnxExport, check_grown, open_export
 from builders.engine.kernels import IntegerKernels, check_kernels, check_logits
 from builders.engine.saturation import check_exact
 from builders.openvino.engine import OpenVinoRequest
@@ -50,6 +50,7 @@ def build(export: str | Path, out: str | Path, *, activations: str | None = None
     made = found.manifest
     check_content(found.folder, made)
     _check_body(found)
+    check_grown(found.folder, found.origin, f"OpenVINO {version}")  # it has no TensorScatter
     if found.origin.scheme.quantized or found.origin.scheme.head.quantized:
         check_exact(f"OpenVINO {version}", run_product, "build for ONNX Runtime here: smoothquant build onnxruntime")
     inputs = as_json(OpenVinoInputs(found.origin, found.digest, physical_cores(), version, int8_flag(cpu_flags())))

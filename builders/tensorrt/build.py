@@ -70,7 +70,7 @@ def build(
     made = found.manifest
     check_content(found.folder, made)
     found.check_for_tensorrt()
-    held = limits_for(made.facts, **(limits or {}))
+    held = limits_for(made.facts, capacity=found.capacity, **(limits or {}))
     graph = OnnxGraph(found.graph)
     quantized = _products(graph, found.origin.scheme)
     version, gpu = hardware.require_tensorrt(), hardware.find_gpu()

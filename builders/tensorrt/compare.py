@@ -25,8 +25,7 @@ import torch
 from builders.onnxruntime.session import first_feed, open_session
 from builders.tensorrt.engine import TensorRTEngine
 from builders.tensorrt.limits import profile_of
-from builders.tensorrt.runtime import Binding
-from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, PAST, PRESENT
+from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, POSITION_IDS, PRESENT, WRITE_INDICES, past_of
 from smoothquant.errors import UserError
 from smoothquant.outputs import load_manifest
 from smoothquant.packages import require
@@ -86,22 +85,23 @@ def compare(graph: str | Path, engine: TensorRTEngine, *, tokens: int = 32, seed
 def run_once(engine: TensorRTEngine, feed: Mapping[str, numpy.ndarray]) -> Feed:
     """All outputs of one run of an engine. feed: all of its inputs."""
     gpu, plan = engine.session.gpu, engine.session.plan
-    (batch, tokens), total = feed[INPUT_IDS].shape, feed[ATTENTION_MASK].shape[1]
-    bindings = {}
+    (batch, tokens), tensors, shapes = feed[INPUT_IDS].shape, {}, {}
     with gpu.use():
-        for name, port in plan.ports.items():
+        for name, port in sorted(plan.ports.items(), key=lambda named: not named[1].is_input):
             if port.is_input:
                 tensor = torch.from_numpy(numpy.ascontiguousarray(feed[name])).to(gpu.device)
-                buffer = tensor if tensor.numel() else tensor.new_empty(1)  # an empty input needs an address, too
-                bindings[name] = Binding(tuple(tensor.shape), buffer)
+                shapes[name] = tuple(tensor.shape)
+                tensors[name] = tensor if tensor.numel() else tensor.new_empty(1)  # an empty input has an address, too
+            elif name.startswith(PRESENT) and engine.limits.capacity is not None:
+                tensors[name] = tensors[past_of(name)]  # one memory
             else:
-                cache = (batch, port.shape[1], total, port.shape[-1])
-                shape = cache if name.startswith(PRESENT) else (batch, tokens, port.shape[-1])
-                bindings[name] = Binding(shape, torch.empty(shape, dtype=port.dtype, device=gpu.device))
-        plan.run(profile_of(tokens), bindings)
+                shape: tuple[int, ...] = (batch, tokens, port.shape[-1])
+                if name.startswith(PRESENT):
+                    shape = (batch, port.shape[1], feed[ATTENTION_MASK].shape[1], port.shape[-1])
+                tensors[name] = torch.empty(shape, dtype=port.dtype, device=gpu.device)
+        plan.run(profile_of(tokens), shapes, {name: tensor.data_ptr() for name, tensor in tensors.items()})
     gpu.wait()
-    outputs = (name for name, port in plan.ports.items() if not port.is_input)
-    return {name: bindings[name].buffer.cpu().numpy() for name in outputs}
+    return {name: tensors[name].cpu().numpy() for name, port in plan.ports.items() if not port.is_input}
 
 
 def _check_same(graph: Path, engine: TensorRTEngine) -> None:
@@ -122,11 +122,12 @@ def _feeds(session: Any, ids: numpy.ndarray) -> Iterator[Feed]:
     yield prefill
     names = [value.name for value in session.get_outputs()]
     ran = dict(zip(names, session.run(names, prefill), strict=True))
+    before = numpy.full((1, 1), ids.shape[1] - 1, dtype=numpy.int64)
+    in_place = WRITE_INDICES in prefill
     yield {
-        "input_ids": ids[:, -1:],
-        "attention_mask": numpy.ones_like(ids),
-        "position_ids": numpy.full((1, 1), ids.shape[1] - 1, dtype=numpy.int64),
-        **{PAST + name.removeprefix(PRESENT): array for name, array in ran.items() if name.startswith(PRESENT)},
+        INPUT_IDS: ids[:, -1:],
+        **({WRITE_INDICES: before[0]} if in_place else {ATTENTION_MASK: numpy.ones_like(ids), POSITION_IDS: before}),
+        **{past_of(name): array for name, array in ran.items() if name.startswith(PRESENT)},
     }
 
 

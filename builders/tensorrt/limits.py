@@ -15,6 +15,9 @@ length. The first chunk is the short one, so the cache holds at most length - ch
 holds one more for servers whose cache begins with a hidden position: `builders.serving.triton.config`.) Where every
 layer looks back a window at most, the cache holds twice the window (`builders.engine.generation.tokens_to_keep`), and
 past is bounded by that.
+
+A cache that is written in place has the capacity of the graph in every run: of its inputs, batch and sequence alone
+vary.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ class Limits:
 
     batch: the sequences of a run. length: the tokens of a sequence, prompt and continuation. chunk: the tokens of a
     prompt in one run. usual_prompt, usual_context: the sizes that kernels are chosen for (tokens of a prefill run;
-    tokens in the cache of a decode run). window: the tokens that any layer looks back; None for all.
+    tokens in the cache of a decode run). window: the tokens that any layer looks back; None for all. capacity: the
+    tokens of a cache that is written in place; None for a cache that grows.
     """
 
     batch: int
@@ -50,6 +54,7 @@ class Limits:
     usual_prompt: int
     usual_context: int
     window: int | None = None
+    capacity: int | None = None
 
     @property
     def cache(self) -> int:
@@ -81,16 +86,26 @@ def limits_for(
     chunk: int | None = None,
     usual_prompt: int | None = None,
     usual_context: int | None = None,
+    capacity: int | None = None,
 ) -> Limits:
     """The limits of an engine, with defaults for absent ones. geometry: the model's sizes, from the export's manifest.
+    capacity: of a cache that is written in place, which keeps what lies behind a window, too.
 
     Raises UserError if limits contradict the model's or one another.
     """
     longest, window = geometry.max_positions, geometry.cache_window
-    batch = 1 if batch is None else batch
+    batch, known = 1 if batch is None else batch, "the positions that the model knows"
+    if capacity is not None:
+        longest, window, known = capacity, None, "the capacity of the export's cache"
+        length = capacity if length is None else length
+        if usual_context is not None:
+            raise UserError(
+                f"--usual-context {usual_context}",
+                expected="none for a cache that is written in place: every run reads all of it",
+            )
     length = min(longest, DEFAULT_LENGTH) if length is None else length
     if not 2 <= length <= longest:
-        raise UserError(f"--max-length {length}", expected=f"2 to {longest}, the positions that the model knows")
+        raise UserError(f"--max-length {length}", expected=f"2 to {longest}, {known}")
     chunk = min(length, DEFAULT_CHUNK) if chunk is None else chunk
     if not 2 <= chunk <= length:
         raise UserError(f"--chunk {chunk}", expected=f"2 to {length}, the --max-length")
@@ -103,4 +118,4 @@ def limits_for(
     usual_context = max(1, cache // 2) if usual_context is None else usual_context
     if not 1 <= usual_context <= cache:
         raise UserError(f"--usual-context {usual_context}", expected=f"1 to {cache}, the tokens of the cache")
-    return Limits(batch, length, chunk, usual_prompt, usual_context, window)
+    return Limits(batch, length, chunk, usual_prompt, usual_context, window, capacity)

@@ -1,17 +1,17 @@
 """Run a plan on the GPU: load it, and bind the addresses of its inputs and outputs.
 
-One context serves both profiles and switches between them, since two contexts would hold two sets of activations. All
-work goes to the GPU's stream; nothing here waits for it.
+One context serves both profiles and switches between them, since two contexts would hold two sets of activations. It
+is told a shape or an address only where that has changed since it was last told, since a token's run is many calls and
+little work. All work goes to the GPU's stream; nothing here waits for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from builders.nvidia import garbage
 from builders.nvidia.driver import Messages, logger
@@ -31,16 +31,6 @@ class Port:
     dtype: torch.dtype
     shape: Shape
     is_input: bool
-
-
-class Binding(NamedTuple):
-    """The tensor that an input or output is bound to: the first elements of a buffer, in this shape.
-
-    buffer: it has an address even if the shape has no elements.
-    """
-
-    shape: Shape
-    buffer: Tensor
 
 
 class LoadedPlan:
@@ -76,6 +66,8 @@ class LoadedPlan:
             self.engine.weight_streaming_budget_v2 = self.engine.get_weight_streaming_automatic_budget()
         self.ports = {port.name: port for port in self._ports()}
         self._context: trt.IExecutionContext | None = None
+        self._shapes: dict[str, Shape] = {}  # what the context was told in this profile
+        self._addresses: dict[str, int] = {}
 
     def layers(self) -> str:
         """The engine inspector's table of all layers, as JSON."""
@@ -84,16 +76,21 @@ class LoadedPlan:
         inspector = self.engine.create_engine_inspector()
         return inspector.get_engine_information(trt.LayerInformationFormat.JSON)
 
-    def run(self, profile: int, bindings: Mapping[str, Binding]) -> None:
-        """Put a run on the stream. profile: its index. bindings: one for every input and output."""
-        context = self._select(profile)
-        for name, port in self.ports.items():
-            shape, buffer = bindings[name]
-            if buffer.dtype != port.dtype:
-                raise ValueError(f"{name} is {buffer.dtype}, but the engine has {port.dtype}")
-            if port.is_input and not context.set_input_shape(name, shape):
-                raise self._failed(f"takes no {name} of shape {shape} in profile {profile}")
-            context.set_tensor_address(name, buffer.data_ptr())
+    def run(self, profile: int, shapes: Mapping[str, Shape], addresses: Mapping[str, int]) -> None:
+        """Put a run on the stream. profile: its index.
+
+        shapes: the shape of every input. addresses: where every input and output lies, in the dtype of its port.
+        """
+        context, told, placed = self._select(profile), self._shapes, self._addresses
+        for name, shape in shapes.items():
+            if told.get(name) != shape:
+                if not context.set_input_shape(name, shape):
+                    raise self._failed(f"takes no {name} of shape {shape} in profile {profile}")
+                told[name] = shape
+        for name, address in addresses.items():
+            if placed.get(name) != address:
+                context.set_tensor_address(name, address)
+                placed[name] = address
         if not context.execute_async_v3(self.gpu.stream):
             raise self._failed("does not run")
 
@@ -106,6 +103,7 @@ class LoadedPlan:
             if not self._context.set_optimization_profile_async(profile, self.gpu.stream):
                 raise self._failed(f"does not switch to profile {profile}")
             self._profile = profile
+            self._shapes, self._addresses = {}, {}
         return self._context
 
     def _ports(self) -> list[Port]:

@@ -26,9 +26,10 @@ UNBOUND = ("export hf", "export w8a8")  # they hold both sets of LongRoPE's freq
 
 
 class Candidate:
-    """The comparison of one engine so far. `add` every sequence in order, then take the `result`.
+    """The comparison of one engine so far. `add` every sequence in order, `merge` what all ranks have, then take the
+    `result`.
 
-    manifest: the manifest of the engine's folder. compared: the number of sequences so far.
+    manifest: the manifest of the engine's folder. compared: the number of the rank's sequences so far.
     Raises UserError for an engine of another model.
     """
 
@@ -44,6 +45,8 @@ class Candidate:
         self._ranges, self._channels = activation_ranges(reference.model, reference.act_absmax, scheme)
         self._overflow = overflow(manifest, reference, self._ranges)
         self._comparison = Comparison(reference.tokens)
+        before = reference.text.sequences[: reference.sequences.start]
+        self._comparison.skip(map(len, before), reference.model.geometry.vocab_size)
         self._squares = torch.zeros(3, dtype=torch.float64)  # |engine - exact|^2, |PyTorch - exact|^2, |exact|^2
 
     @property
@@ -62,7 +65,7 @@ class Candidate:
 
         Raises UserError for an engine with another vocabulary, ThresholdError for logits that are not finite.
         """
-        reference, sequence = self.reference, self.compared
+        reference, sequence = self.reference, self.reference.sequences[self.compared]
         ids = reference.text.sequences[sequence]
         logits = engine.logits(ids[None]) if engine else reference.w8a8_logits(self.scheme, sequence)[None]
         check_logits(logits, len(ids), reference.model.geometry.vocab_size, sequence, self._overflow)
@@ -74,6 +77,11 @@ class Candidate:
             parts = (found - true, pytorch - true, true)
             self._squares += torch.stack([part.double().square().sum() for part in parts]).cpu()
         self.compared += 1
+
+    def merge(self) -> None:
+        """Put together what all ranks have compared, each its sequences."""
+        self._comparison.merge(self.reference.team)
+        self._squares = self.reference.team.total({"": self._squares})[""]
 
     def state(self) -> dict[str, Tensor]:
         """The sums over all sequences so far, by name."""

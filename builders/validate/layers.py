@@ -32,6 +32,7 @@ from smoothquant.layers import FloatLayer, Layer
 from smoothquant.model import Model
 from smoothquant.stream import SmoothedLayer
 from smoothquant.sweep import FLOAT, Listener
+from smoothquant.team import Team
 
 TOKENS = 2048  # that tell the errors of linears and of the hidden states
 NO_ERROR = 200.0  # dB, for no error at all; float32 resolves no more than 150 dB
@@ -103,7 +104,7 @@ class W8A8Stream(Listener):
         self._column = {role: scale.to(self.device) for role, scale in divided.items()}
         self._row = {role: scale.to(self.device) for role, scale in smoothed.row.items()}
         self._powers: dict[str, Tensor] = {}  # by role
-        self._squares, self._tokens = 0.0, 0
+        self._squares, self._tokens = 0.0, 0.0
         return dict.fromkeys(self.forms, self._layer)
 
     def listen(self, role: str, x: Tensor, y: Tensor) -> None:
@@ -121,6 +122,11 @@ class W8A8Stream(Listener):
         error = (found - reference).norm(dim=-1) / reference.norm(dim=-1).clamp_min(1e-30)
         self._squares += error.double().square().sum().item()
         self._tokens += error.numel()
+
+    def merge(self, team: Team) -> None:
+        self._powers = team.total(self._powers)
+        sums = torch.tensor([self._squares, self._tokens], dtype=torch.float64)
+        self._squares, self._tokens = team.total({"": sums})[""].tolist()
 
     def leave(self) -> None:
         """Store the layer's errors."""

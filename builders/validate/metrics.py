@@ -17,13 +17,14 @@ exchange them. So the likeliest successor of an ambiguous token is left to chanc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from smoothquant.errors import ThresholdError, UserError
+from smoothquant.team import Team
 
 ELEMENTS = 1 << 18  # the logits in float64 at a time: a few rows, which stay in the cache of one core
 POINTS = 5000  # points of the scatter plot
@@ -114,6 +115,22 @@ class Comparison:
         self._agreeing, self._gaps = [state["agreeing"]], [state["gaps"]]
         self._generator.set_state(state["generator"])
 
+    def skip(self, lengths: Iterable[int], vocabulary: int) -> None:
+        """Draw the plotted points of sequences that another process adds, before any is added. lengths: in tokens."""
+        for length in lengths:
+            self._places(length, vocabulary)
+
+    def merge(self, team: Team) -> None:
+        """Put together what all ranks have added, in their order."""
+        first, *others = team.gathered(self.state())
+        for name in ("kl", "agreeing", "gaps", "points"):
+            first[name] = torch.cat([first[name], *(other[name] for other in others)])
+        for other in others:
+            first["largest"] = torch.maximum(first["largest"], other["largest"])
+            for name in ("sums", "losses", "predicted", "errors"):
+                first[name] = first[name] + other[name]
+        self.restore(first)
+
     def metrics(self) -> Metrics:
         """The measures over all sequences so far."""
         difference, reference, engine, product = self._sums.tolist()
@@ -176,9 +193,13 @@ class Comparison:
         self._predicted += len(successors)
 
     def _sample(self, reference: Tensor, engine: Tensor) -> None:
-        count = math.ceil(self._share * len(reference))
-        where = torch.randint(reference.numel(), (count,), generator=self._generator).to(reference.device)
+        where = self._places(*reference.shape).to(reference.device)
         self._points.append(torch.stack((reference.flatten()[where], engine.flatten()[where]), dim=1).cpu())
+
+    def _places(self, tokens: int, vocabulary: int) -> Tensor:
+        """The logits of a sequence that are plotted, by their places among all of them."""
+        count = math.ceil(self._share * tokens)
+        return torch.randint(tokens * vocabulary, (count,), generator=self._generator)
 
 
 def check_logits(logits: Tensor, tokens: int, vocabulary: int, sequence: int, overflow: str = "") -> None:

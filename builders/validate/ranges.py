@@ -19,6 +19,7 @@ from smoothquant.layers import FloatLayer, Layer
 from smoothquant.model import Model
 from smoothquant.quantization import absmax
 from smoothquant.sweep import Listener
+from smoothquant.team import Team
 
 BARS = 256  # the most values of a channel plot; each is the maximum of some neighbours
 
@@ -64,12 +65,19 @@ class InputMaxima(Listener):
 
     def enter(self, source: FloatLayer) -> dict[str, Layer]:
         self._index = source.index
+        self._heard: dict[str, Tensor] = {}  # of this layer
         return {}
 
     def listen(self, role: str, x: Tensor, y: Tensor) -> None:
         if role in self._first_of_input:
             name, seen = self.model.linear(self._index, role), absmax(x.flatten(0, -2), dim=0).cpu()
-            self.found[name] = torch.maximum(seen, self.found.get(name, seen))
+            self._heard[name] = torch.maximum(seen, self._heard.get(name, seen))
+
+    def merge(self, team: Team) -> None:
+        self._heard = team.largest(self._heard)
+
+    def leave(self) -> None:
+        self.found |= self._heard
 
     def state(self) -> dict[str, Tensor]:
         return self.found

@@ -18,8 +18,10 @@ from builders.validate.scheme import EngineScheme
 from smoothquant import decoder
 from smoothquant.errors import UserError
 from smoothquant.float16 import HeldMaxima
+from smoothquant.memory import UNLIMITED, Budget
 from smoothquant.model import Model
 from smoothquant.sweep import FLOAT, Progress, sweep
+from smoothquant.team import ALONE, Team
 from smoothquant.workroom import Workroom
 
 STORED = {torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32"}
@@ -47,8 +49,8 @@ class Reference:
     """The results of a model on a text, in float and in the W8A8 forms of `schemes`.
 
     exact: whether to compute the W8A8 forms in float64, too, the yardstick of exactness. device: the device that
-    computes. work: the workspace of an interrupted pass, which is continued. progress: called with (layers done, all
-    layers).
+    computes. work: the workspace of an interrupted pass, which is continued. budget: what may be in memory. team: the
+    processes that share the sequences. progress: called with (layers done, all layers).
 
     Attributes:
         fingerprint: the fingerprint of the model. name: "FP16", "BF16" or "FP32", the dtype of the stored weights.
@@ -57,6 +59,7 @@ class Reference:
         held_absmax: for each layer, and the head, how far it reaches on this text, float32 (1,)
             (`smoothquant.float16`).
         streams: for each scheme key its `W8A8Stream` with its errors; float engines have none.
+        sequences: the places of those that this rank has the hidden states of.
 
     Raises UserError for a text that is too short or too long for the model, or made with another tokenizer.
     """
@@ -70,10 +73,12 @@ class Reference:
         exact: bool = False,
         device: str = "cpu",
         work: Workroom | None = None,
+        budget: Budget = UNLIMITED,
+        team: Team = ALONE,
         progress: Progress = lambda done, total: None,
     ) -> None:
         check_text(model, text)
-        self.model, self.text, self.device = model, text, device
+        self.model, self.text, self.device, self.team = model, text, device, team
         self.fingerprint = model.checkpoint.fingerprint
         self.name = STORED[model.checkpoint.dtype]
         quantized = {scheme.key: scheme for scheme in schemes if scheme.scheme.quantized}
@@ -85,9 +90,12 @@ class Reference:
             [maxima, held, *self.streams.values()],
             device=device,
             work=work,
+            team=team,
             keep_last=True,
+            budget=budget,
             progress=progress,
         )
+        self.sequences = self._end.sequences
         self.act_absmax, self.held_absmax = maxima.found, held.with_head(self._end)
 
     @property
@@ -100,7 +108,7 @@ class Reference:
         return sum(len(ids) for ids in self.text.sequences)
 
     def hidden(self, sequence: int, form: str = FLOAT) -> Tensor:
-        """The hidden states of one sequence after the last layer, (tokens, hidden). form: the form of the layers."""
+        """The hidden states of one of `sequences` after the last layer, (tokens, hidden). form: of the layers."""
         return self._end.states(sequence, form)
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from builders.engine.generation import GeneratingEngine
@@ -29,15 +30,18 @@ from builders.validate.validation import Validation
 from smoothquant.artifacts.manifest import Manifest
 from smoothquant.device import choose_device
 from smoothquant.errors import UserError
+from smoothquant.memory import for_validation
 from smoothquant.model import Model
 from smoothquant.outputs import check_content, versions
 from smoothquant.plan import Plan
 from smoothquant.scheme import IN_FLOAT
-from smoothquant.sweep import Progress
+from smoothquant.sweep import Progress, shared_sequences
+from smoothquant.team import ALONE, Team
 from smoothquant.workroom import Workroom
 
 HELD = 2 << 30  # bytes of the reference's logits in memory at a time, if several engines need them
-COMPARED = "compared"  # tensors in the workspace: the sums of all engines so far
+COMPARED = "compared"  # tensors in the workspace: the sums of all engines so far, of each rank
+RANKS = "ranks"  # among them: how many these are
 # the scheme of an engine whose smoothing is not recorded: its layers cannot be rebuilt
 UNKNOWN = EngineScheme("", IN_FLOAT)
 
@@ -52,6 +56,8 @@ def validate_engines(
     exact: bool = False,
     device: str = "auto",
     work: str | Path | None = None,
+    memory: int | None = None,
+    team: Team = ALONE,
     progress: Progress = lambda done, total: None,
 ) -> list[Validation]:
     """The validations of engine folders against one pass of the reference. One engine is open at a time.
@@ -63,6 +69,8 @@ def validate_engines(
     device: the device of the reference ("auto", "cpu", "cuda", "cuda:N"). Engines choose their own devices.
     work: the folder WORK.smoothquant-work keeps the results of an interrupted validation, and the same call continues
         them. It stays until `workroom.forget(work)`. Without `work`, an interrupted validation begins again.
+    memory: the bytes that the float model may take beside the engines (`smoothquant.memory`); None for a layer.
+    team: the processes that share the sequences; all call this. What engines were compared on is known to as many.
     progress: called with (done, total), counted in layers of the reference and sequences of an engine.
 
     Raises UserError before any work if a folder is not an engine, if an engine is of another model, for another
@@ -84,22 +92,26 @@ def validate_engines(
             )
     _check_plans(plans, list(schemes.values()))
     check_text(model, text)
+    budget = for_validation(model, memory, max(map(len, text.sequences)), len(folders))
+    team.check_enough(len(text.sequences), text.source)
     inputs = {
         "model": model.checkpoint.fingerprint,
         **model.choices,
         "text": text.fingerprint,
         "engines": [_identity(folders[label], manifest) for label, manifest in manifests.items()],
         "exact": exact,
-        "device": device,
+        "device": device.partition(":")[0],
         "versions": versions(),
     }
-    layers, total = model.geometry.layers, model.geometry.layers + len(folders) * len(text.sequences)
+    team.agree(inputs)
+    layers, mine = model.geometry.layers, shared_sequences(text.sequences, team, budget)
+    total = layers + len(folders) * len(mine)
     progress(0, total)
     for label, folder in folders.items():
         if schemes[label].folder is None:
             _try(folder, text)
     with ExitStack() as stack:
-        kept = stack.enter_context(Workroom(work, "validate", inputs)) if work else None
+        kept = stack.enter_context(Workroom(work, "validate", inputs, team)) if work else None
         reference = Reference(
             model,
             text,
@@ -107,6 +119,8 @@ def validate_engines(
             exact=exact,
             device=device,
             work=kept,
+            budget=budget,
+            team=team,
             progress=lambda done, _: progress(done, total),
         )
         candidates = [
@@ -114,6 +128,8 @@ def validate_engines(
             for label in folders
         ]
         _compare(candidates, list(folders.values()), reference, kept, lambda done: progress(layers + done, total))
+        for candidate in candidates:
+            candidate.merge()
     return [candidate.result() for candidate in candidates]
 
 
@@ -131,8 +147,9 @@ def validate(
     ThresholdError for logits that are not finite. The result holds missed thresholds; they are not raised.
     """
     candidate = Candidate(label, engine.manifest, scheme, thresholds, reference)
-    for sequence in range(len(reference.text.sequences)):
+    for sequence in reference.sequences:
         candidate.add(engine, reference.logits(sequence))
+    candidate.merge()
     return candidate.result()
 
 
@@ -143,52 +160,61 @@ def _compare(
     work: Workroom | None,
     progress: Callable[[int], None],
 ) -> None:
-    """Compare every engine on all sequences that it has not been compared on yet."""
+    """Compare every engine on all sequences of this rank that it has not been compared on yet."""
     if work:
         _restore(candidates, work)
-        progress(sum(candidate.compared for candidate in candidates))
+    done = sum(candidate.compared for candidate in candidates)
+    progress(done)
+    left = max(reference.team.gathered(len(candidates) * len(reference.sequences) - done))
     opened: tuple[Candidate, Engine | None] | None = None
     order = list(zip(candidates, folders, strict=True))
     for block in _blocks(reference, HELD if len(candidates) > 1 else 0):
         held: dict[int, Tensor] = {}
         for candidate, folder in order:
-            for sequence in block[max(0, candidate.compared - block.start) :]:
+            for sequence in block[max(0, reference.sequences.start + candidate.compared - block.start) :]:
                 if opened is None or opened[0] is not candidate:
                     opened = None  # an engine is closed before the next is opened
                     opened = (candidate, None if candidate.streamed else open_engine(folder))
                 if sequence not in held:
                     held[sequence] = reference.logits(sequence)
                 candidate.add(opened[1], held[sequence])
-                progress(sum(candidate.compared for candidate in candidates))
+                done, left = done + 1, left - 1
+                progress(done)
                 if work and work.due:
                     _save(candidates, work)
         order.reverse()  # the engine that is open goes first in the next block
     if work:
+        for _ in range(left):  # other ranks have more, and save with all
+            if work.due:
+                _save(candidates, work)
         _save(candidates, work)
 
 
 def _blocks(reference: Reference, nbytes: int) -> Iterator[range]:
-    """Yield blocks of consecutive sequences. The logits of a block take at most `nbytes`, unless one sequence takes
-    more."""
-    start, size = 0, 0
-    for number, ids in enumerate(reference.text.sequences):
-        more = 4 * len(ids) * reference.model.geometry.vocab_size
+    """Yield blocks of consecutive sequences of this rank. The logits of a block take at most `nbytes`, unless one
+    sequence takes more."""
+    start, size = reference.sequences.start, 0
+    for number in reference.sequences:
+        more = 4 * len(reference.text.sequences[number]) * reference.model.geometry.vocab_size
         if number > start and size + more > nbytes:
             yield range(start, number)
             start, size = number, 0
         size += more
-    yield range(start, len(reference.text.sequences))
+    yield range(start, reference.sequences.stop)
 
 
 def _save(candidates: Sequence[Candidate], work: Workroom) -> None:
-    state = {f"{n}.{name}": values for n, one in enumerate(candidates) for name, values in one.state().items()}
-    work.keep(COMPARED, state)
+    mine = {f"{n}.{name}": values for n, one in enumerate(candidates) for name, values in one.state().items()}
+    every = enumerate(work.team.gathered(mine))
+    state = {f"{rank}.{name}": values for rank, theirs in every for name, values in theirs.items()}
+    work.keep(COMPARED, {RANKS: torch.tensor([work.team.count]), **state})
 
 
 def _restore(candidates: Sequence[Candidate], work: Workroom) -> None:
-    state = work.state(COMPARED)
-    for n, candidate in enumerate(candidates) if state else ():
-        start = f"{n}."
+    state = work.team.same(work.state(COMPARED))
+    known = state and state[RANKS].item() == work.team.count  # else sequences are shared in another way
+    for n, candidate in enumerate(candidates) if known else ():
+        start = f"{work.team.rank}.{n}."
         candidate.restore({key.removeprefix(start): state[key] for key in state if key.startswith(start)})
 
 

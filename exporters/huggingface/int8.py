@@ -21,7 +21,7 @@ from smoothquant.errors import UserError
 from smoothquant.int8_checkpoint import BIAS, INPUT_SCALE, WEIGHT, WEIGHT_SCALE
 from smoothquant.model import Model
 from smoothquant.scheme import Scheme
-from smoothquant.stream import QuantizedLayer, QuantizedLinear, SmoothedLayer
+from smoothquant.stream import QuantizedLayer, QuantizedLinear, SmoothedLayer, WeightRows
 
 
 class Int8Writer(CheckpointWriter):
@@ -84,9 +84,6 @@ class Int8Writer(CheckpointWriter):
         """The tensors of one matrix. shape: (out, in); name: within the layer."""
         full, roles = model.family.module(layer, name), model.stored[name]
 
-        def weight(_: SmoothedLayer, quantized: QuantizedLayer | None) -> Tensor:
-            return model.join(name, {role: linear.weight for role, linear in _linears(quantized, roles)})
-
         def weight_scale(_: SmoothedLayer, quantized: QuantizedLayer | None) -> Tensor:
             return model.join(name, {role: linear.weight_scale for role, linear in _linears(quantized, roles)})
 
@@ -95,9 +92,14 @@ class Int8Writer(CheckpointWriter):
             assert scale is not None  # `check` has seen to it
             return scale
 
-        contents = {full + WEIGHT: weight, full + WEIGHT_SCALE: weight_scale, full + INPUT_SCALE: input_scale}
+        def int8(rows: WeightRows) -> Tensor:
+            return rows.int8[self.scheme.weights]
+
+        contents = {full + WEIGHT_SCALE: weight_scale, full + INPUT_SCALE: input_scale}
         return {
             tensor: CheckpointTensor(planned, layer, self._shaped(tensor, contents[tensor]))
+            if tensor in contents
+            else CheckpointTensor(planned, layer, rows=int8)
             for tensor, planned in self.dialect.plan(full, shape, self.scheme).items()
         }
 

@@ -1,13 +1,13 @@
 """A Hugging Face checkpoint as a plan: name, shape, dtype and content of every tensor, said once, and its writer.
 
-In a layer, a tensor's content is a function of the layer, smoothed and quantized. Outside of the layers, it is what the
-checkpoint holds, read some rows at a time.
+In a layer, a weight comes some rows at a time, and another tensor's content is a function of the layer, smoothed and
+quantized. Outside of the layers, it is what the checkpoint holds, read some rows at a time.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,23 +23,27 @@ from smoothquant.capacity import FOLDED
 from smoothquant.device import declared_dtype
 from smoothquant.errors import ContractError
 from smoothquant.files import write_json
+from smoothquant.int8_checkpoint import BIAS, WEIGHT
 from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.quantization import is_finite
 from smoothquant.sidecars import copy_sidecars
-from smoothquant.stream import QuantizedLayer, SmoothedLayer
+from smoothquant.stream import QuantizedLayer, SmoothedLayer, WeightRows
 from smoothquant.workspace import Workspace
 
 LayerTensorContent = Callable[[SmoothedLayer, QuantizedLayer | None], Tensor]
+RowsContent = Callable[[WeightRows], Tensor]  # what a weight holds of some of a linear's rows
 
 
 @dataclass(frozen=True)
 class CheckpointTensor:
-    """One tensor of the output. layer, content: None outside of the layers."""
+    """One tensor of the output. layer: None outside of the layers. A layer's tensor has `content`, or, if it is a
+    weight, `rows`."""
 
     planned: Planned
     layer: int | None = None
     content: LayerTensorContent | None = None
+    rows: RowsContent | None = None
 
 
 class CheckpointWriter(ABC):
@@ -81,11 +85,19 @@ class CheckpointWriter(ABC):
         if work.next_layer == 0:
             self._write_outer(BEFORE)
 
+    def write_rows(self, layer: SmoothedLayer, rows: WeightRows) -> None:
+        name = self.model.linear(layer.index, rows.role) + WEIGHT
+        of_rows = self.tensors[name].rows
+        assert of_rows is not None  # it is a weight
+        content = self._rounded(name, of_rows(rows))
+        for part, there in self.model.role_rows(rows.role).runs(rows.rows):
+            self.files.write_part(name, content[part], there.start)
+
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
         for name in self.names[layer.index]:
             content = self.tensors[name].content
-            assert content is not None  # it is a layer's
-            self.files.write(name, self._rounded(name, content(layer, quantized)))
+            if content is not None:
+                self.files.write(name, self._rounded(name, content(layer, quantized)))
 
     def end(self) -> None:
         self._write_outer(AFTER)
@@ -117,26 +129,23 @@ def float_tensors(model: Model, dtype: torch.dtype | None = None) -> dict[str, C
     }
 
 
-def _layers(model: Model) -> Iterator[tuple[str, tuple[int, LayerTensorContent]]]:
+def _layers(model: Model) -> Iterator[tuple[str, tuple[int, LayerTensorContent | None, RowsContent | None]]]:
     for layer in range(model.geometry.layers):
         for role in model.family.norms:
             name = model.norm(layer, role)
-            yield f"{name}.weight", (layer, _of_norm(role, lambda norm: norm.weight))
-            yield f"{name}.bias", (layer, _of_norm(role, lambda norm: norm.bias))
+            yield f"{name}.weight", (layer, _of_norm(role, lambda norm: norm.weight), None)
+            yield f"{name}.bias", (layer, _of_norm(role, lambda norm: norm.bias), None)
         for name, roles in model.stored.items():
             full = model.family.module(layer, name)
-            yield f"{full}.weight", (layer, joined(model, name, roles, lambda smoothed, role: smoothed.weight(role)))
-            yield f"{full}.bias", (layer, joined(model, name, roles, lambda smoothed, role: smoothed.bias(role)))
+            yield full + WEIGHT, (layer, None, lambda rows: rows.weight)
+            yield full + BIAS, (layer, _of_biases(model, name, roles), None)
 
 
-def joined(
-    model: Model, name: str, roles: tuple[str, ...], part: Callable[[SmoothedLayer, str], Tensor | None]
-) -> LayerTensorContent:
-    """The parts of a matrix's linears, or numbers for each of its rows, as they lie on disk. name: within the layer."""
+def _of_biases(model: Model, name: str, roles: tuple[str, ...]) -> LayerTensorContent:
+    """The biases of a matrix's linears, as they lie on disk. name: within the layer."""
 
     def content(smoothed: SmoothedLayer, _: QuantizedLayer | None) -> Tensor:
-        parts: Mapping[str, Tensor] = {role: tensor for role in roles if (tensor := part(smoothed, role)) is not None}
-        return model.join(name, parts)
+        return model.join(name, {role: bias for role in roles if (bias := smoothed.bias(role)) is not None})
 
     return content
 

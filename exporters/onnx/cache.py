@@ -1,7 +1,13 @@
-"""Keys and values of earlier tokens: inputs of the graph, lengthened by the new ones, outputs again.
+"""Keys and values of earlier tokens: inputs of the graph, joined by the new ones, outputs again.
 
-float   all = Concat(past, new)
-int8    all = Concat(past, QuantizeLinear(new, scale))      queries read DequantizeLinear(all, scale)
+grown      all = Concat(past, new)                                     a copy of the whole cache in every run
+in place   all = TensorScatter(past, new, write_indices)               buffers of a fixed capacity; past and all may be
+                                                                       one memory, and then nothing is copied
+int8       new = QuantizeLinear(keys or values, scale)                 queries read DequantizeLinear(all, scale)
+
+TensorScatter is how ONNX (opset 24) spells TensorRT's KVCacheUpdate: TensorRT's parser makes this layer of it, which
+wants a capacity that is a number in the graph, and float buffers. Buffers begin with any finite numbers: what no token
+has written yet is hidden by the mask, not left out.
 
 The integers are what goes in and comes out: a cache of a quarter of the size, or half. New keys and values are read as
 the cache gives them back, so that a prompt run in pieces is the prompt run whole. Scales are static, of a layer's keys
@@ -27,10 +33,13 @@ class CacheNodes:
     """The caches of all layers: keys and values, (batch, kv_heads, past, head_dim) each.
 
     dtype: that they are held in. names: the module names of the layers; a scale is stored under its layer's name.
+    capacity: the tokens of a buffer that is written in place; None for a cache that grows.
     """
 
-    def __init__(self, graph: Graph, geometry: Geometry, dtype: torch.dtype, names: list[str]) -> None:
-        self.graph, self.geometry, self.dtype, self.names = graph, geometry, dtype, names
+    def __init__(
+        self, graph: Graph, geometry: Geometry, dtype: torch.dtype, names: list[str], capacity: int | None = None
+    ) -> None:
+        self.graph, self.geometry, self.dtype, self.names, self.capacity = graph, geometry, dtype, names, capacity
         self._present: list[tuple[str, str]] = []
         for layer in range(len(names)):
             for part in CACHED:
@@ -49,7 +58,11 @@ class CacheNodes:
             )
             steps = [scale, graph.constant(0, torch.int8)]
             new = graph.op("QuantizeLinear", graph.wide(new), *steps)
-        held = graph.op("Concat", ports.past(layer, part), new, axis=2)
+        past = ports.past(layer, part)
+        if self.capacity is None:
+            held = graph.op("Concat", past, new, axis=2)
+        else:
+            held = graph.op("TensorScatter", past, new, ports.WRITE_INDICES, axis=2, mode="linear")
         self._present.append((held, ports.present(layer, part)))
         seen = graph.op("Transpose", held, perm=[0, 1, 3, 2]) if flipped else held
         return graph.narrow(graph.op("DequantizeLinear", seen, *steps)) if steps else seen
@@ -60,4 +73,4 @@ class CacheNodes:
             self.graph.output(held, name, self.dtype, self._shape("total"))
 
     def _shape(self, tokens: str) -> tuple[int | str, ...]:
-        return ("batch", self.geometry.kv_heads, tokens, self.geometry.head_dim)
+        return ("batch", self.geometry.kv_heads, self.capacity or tokens, self.geometry.head_dim)

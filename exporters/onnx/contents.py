@@ -8,31 +8,30 @@ outside the layers     tables, projections and the output head, read some rows a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from exporters.onnx.external_data import Content
+from exporters.onnx.external_data import Content, WeightContent
 from smoothquant.artifacts.ports import CACHED
 from smoothquant.head import UNPLANNED, PlannedHead
 from smoothquant.model import Model
 from smoothquant.norms import Norm
 from smoothquant.roles import ROUTER
+from smoothquant.scheme import Precision
 from smoothquant.stream import QuantizedLayer, SmoothedLayer
 
-Contents = Mapping[str, Content]  # kind of tensor, the end of its name -> content
+Contents = Mapping[str, Content | WeightContent]  # kind of tensor, the end of its name -> content
 
 
-def of_linears(model: Model, layer: int, roles: tuple[str, ...], kept: bool) -> Contents:
+def of_linears(model: Model, layer: int, roles: tuple[str, ...], weights: Precision, kept: bool) -> Contents:
     """Of linears side by side in one matrix (in, out); without a bias if none of them has one. kept: whether they stay
-    in float in a quantized graph."""
+    in float in a quantized graph. weights: the precision of those that do not."""
     family, geometry = model.family, model.geometry
 
-    def weight(smoothed: SmoothedLayer, _: QuantizedLayer | None) -> Iterator[Tensor]:
-        return (smoothed.weight(role) for role in roles)
-
-    def weight_int8(_: SmoothedLayer, quantized: QuantizedLayer) -> Iterator[Tensor]:
-        return (quantized.linears[role].weight for role in roles)
+    rows = {role: family.shape(role, geometry)[0] for role in roles}
+    starts = dict(zip(roles, accumulate(rows.values(), initial=0), strict=False))
 
     def weight_scale(_: SmoothedLayer, quantized: QuantizedLayer) -> Iterator[Tensor]:
         return (quantized.linears[role].weight_scale for role in roles)
@@ -45,11 +44,11 @@ def of_linears(model: Model, layer: int, roles: tuple[str, ...], kept: bool) -> 
     def bias(smoothed: SmoothedLayer, quantized: QuantizedLayer | None) -> Iterator[Tensor]:
         for role in roles:
             found = quantized.linears[role].bias if quantized is not None and not kept else smoothed.bias(role)
-            yield torch.zeros(family.shape(role, geometry)[0]) if found is None else found
+            yield torch.zeros(rows[role]) if found is None else found
 
-    contents = {
-        "weight": Content(weight, layer, transposed=True),
-        "weight_int8": Content(weight_int8, layer, transposed=True),
+    contents: dict[str, Content | WeightContent] = {
+        "weight": WeightContent(layer, lambda found: found.weight, starts),
+        "weight_int8": WeightContent(layer, lambda found: found.int8[weights], starts),
         "weight_scale": Content(weight_scale, layer),
         "input_scale": Content(input_scale, layer),
     }
@@ -58,9 +57,9 @@ def of_linears(model: Model, layer: int, roles: tuple[str, ...], kept: bool) -> 
     return contents
 
 
-def of_router(layer: int) -> Content:
+def of_router(layer: int) -> WeightContent:
     """Of the linear that chooses a layer's experts, (in, out)."""
-    return Content(lambda smoothed, _: [smoothed.weight(ROUTER)], layer, transposed=True)
+    return WeightContent(layer, lambda found: found.weight, {ROUTER: 0})
 
 
 def of_cache_scale(layer: int, part: str) -> Content:

@@ -4,6 +4,9 @@ inputs   input_ids, position_ids (batch, sequence) int64; attention_mask (batch,
          past_key_values.N.key/value (batch, kv_heads, past, head_dim), past may be 0; total = past + sequence (`cache`)
 outputs  logits (batch, sequence, vocab) float32; present.N.key/value (batch, kv_heads, total, head_dim)
 
+In place, write_indices (batch,) int64 stands for attention_mask and position_ids, and past and present have the shape
+(batch, kv_heads, capacity, head_dim) (`places`).
+
 Standard operators only. Keys and values are never repeated: the query heads that share a kv head become rows of one
 matrix, (batch, kv_heads, group * sequence, head_dim). Linears that read the same input are one matrix product: one
 quantization of the input, one integer kernel.
@@ -24,10 +27,11 @@ from exporters.onnx.graph import Graph
 from exporters.onnx.linears import FORMS, FloatLinears, Input, Linears, Stored
 from exporters.onnx.mlp import Mlp
 from exporters.onnx.norms import Norms
+from exporters.onnx.places import Grown, InPlace
 from exporters.onnx.positions import Positions
 from exporters.onnx.products import QKV, Products, quantized_names
 from exporters.onnx.tables import FloatTable, Table, float_table, int8_table
-from smoothquant.artifacts.ports import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_TO_KEEP, POSITION_IDS
+from smoothquant.artifacts.ports import INPUT_IDS, LOGITS, LOGITS_TO_KEEP
 from smoothquant.embedding import embedding_of
 from smoothquant.head import UNPLANNED, PlannedHead
 from smoothquant.model import Model
@@ -44,7 +48,7 @@ class DecoderGraph:
         self.graph = Graph(form.dtype, form.opset, data)
         scheme = self.scheme = form.scheme
         quantized, plain = FORMS[scheme.activations](self.graph), FloatLinears(self.graph)
-        self.products = Products(self.graph, model, quantized, plain, scheme.float_linears)
+        self.products = Products(self.graph, model, quantized, plain, scheme)
         self.norms = Norms(self.graph, model)
         self.mlp = Mlp(self.graph, model, self.products)
         self.branch: Mlp | Experts = Experts(self.graph, model, self.mlp) if model.geometry.experts else self.mlp
@@ -57,16 +61,25 @@ class DecoderGraph:
         linears = quantized_names(self.model, self.scheme.float_linears) if self.scheme.quantized else []
         return linears + ([self.model.family.lm_head] if self.scheme.head.quantized else [])
 
+    @property
+    def _attention_operator(self) -> bool:
+        """Whether attention is one operator. Of a cache in place, TensorRT copies keys and values for basic operators
+        before each product, and for this one it does not (TensorRT-RTX 1.7, a token at a time); but it has none for
+        float32, nor with a softcap."""
+        if self.form.capacity is None:
+            return self.form.opset >= 23
+        return self.form.dtype.itemsize == 2 and not self.geometry.attention_softcap
+
     def _build(self) -> None:
         graph, geometry, family = self.graph, self.geometry, self.model.family
         ids = graph.input(INPUT_IDS, torch.int64, ("batch", "sequence"))
-        mask = graph.input(ATTENTION_MASK, torch.int64, ("batch", "total"))
-        position_ids = graph.input(POSITION_IDS, torch.int64, ("batch", "sequence"))
+        capacity = self.form.capacity
+        places = Grown(graph, ids) if capacity is None else InPlace(graph, ids, capacity)
         layers = [family.layer.format(layer) for layer in range(geometry.layers)]
-        self.cache = CacheNodes(graph, geometry, self.form.cache_dtype, layers)
-        self.positions = Positions(graph, self.model, ids, mask, position_ids, grouped=graph.opset < 23)
+        self.cache = CacheNodes(graph, geometry, self.form.cache_dtype, layers, capacity)
+        self.positions = Positions(graph, self.model, places)
         head = self._head_matrix()
-        hidden = self._embed(self._table(head), ids, position_ids)
+        hidden = self._embed(self._table(head), ids, places.position_ids)
         for layer in range(geometry.layers):
             hidden = self._layer(layer, hidden)
         graph.output(self._logits(hidden, head), LOGITS, torch.float32, ("batch", "kept", geometry.vocab_size))
@@ -138,8 +151,8 @@ class DecoderGraph:
         graph, geometry, kind = self.graph, self.geometry, self.geometry.attention[layer]
         graph.scope = self.model.family.module(layer, "attention")
         q, k, v = self._heads(layer, qkv)
-        keys = self.cache.extended(layer, "key", k, flipped=graph.opset < 23)
-        y = self._attend(q, keys, self.cache.extended(layer, "value", v), self.positions.mask(kind.window))
+        keys = self.cache.extended(layer, "key", k, flipped=not self._attention_operator)
+        y = self._attend(q, keys, self.cache.extended(layer, "value", v), kind.window)
         y = graph.op("Transpose", y, perm=[0, 2, 1, 3])
         y = graph.op("Reshape", y, graph.constant([0, 0, geometry.query_size]))
         return self.products.of(layer, y, "o")
@@ -170,18 +183,35 @@ class DecoderGraph:
         x = self.graph.op("Reshape", x, self.graph.constant([0, 0, heads, self.geometry.head_dim]))
         return self.graph.op("Transpose", x, perm=[0, 2, 1, 3])
 
-    def _attend(self, q: str, keys: str, values: str, mask: str) -> str:
+    def _attend(self, q: str, keys: str, values: str, window: int | None) -> str:
         """q: (batch, heads, sequence, head_dim); returns the same shape. keys: flipped for basic operators."""
         graph, geometry = self.graph, self.geometry
-        if graph.opset >= 23:
+        if self._attention_operator:
             cap: dict[str, Any] = {"softcap": geometry.attention_softcap} if geometry.attention_softcap else {}
+            mask = self.positions.mask(window)
             return graph.op("Attention", q, keys, values, mask, scale=geometry.score_scale, **cap)
         q = graph.op("Reshape", q, graph.constant([0, geometry.kv_heads, -1, geometry.head_dim]))
         q = graph.op("Mul", q, graph.number(geometry.score_scale))
-        scores = graph.op("MatMul", q, keys)
-        scores = graph.op("Add", self._capped(scores, geometry.attention_softcap), mask)
-        y = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), values)
+        weights = self._weights(graph.op("MatMul", q, keys), window)
+        y = graph.op("MatMul", weights, values)
         return graph.op("Reshape", y, graph.constant([0, geometry.heads, -1, geometry.head_dim]))
+
+    def _weights(self, scores: str, window: int | None) -> str:
+        """The softmax of scores, (batch, kv_heads, group * sequence, total), behind the mask.
+
+        TensorRT fuses attention in half precision, and there alone, if the scores keep their shape: then whether a key
+        is seen is repeated for each row. Otherwise heads come apart for the mask, which is one for all of them.
+        """
+        graph, geometry, positions = self.graph, self.geometry, self.positions
+        grouped = geometry.heads != geometry.kv_heads
+        if grouped and graph.body.itemsize == 2 and self.model.family.alibi is None:
+            scores = self._capped(scores, geometry.attention_softcap)
+            return graph.op("Softmax", graph.op("Where", positions.seen(window), scores, positions.hidden), axis=-1)
+        if grouped:
+            scores = graph.op("Reshape", scores, graph.constant([0, geometry.heads, -1, 0]))
+        scores = self._capped(scores, geometry.attention_softcap)
+        weights = graph.op("Softmax", graph.op("Add", scores, positions.mask(window)), axis=-1)
+        return graph.op("Reshape", weights, graph.constant([0, geometry.kv_heads, -1, 0])) if grouped else weights
 
     def _logits(self, hidden: str, head: FloatTable | Stored) -> str:
         graph, geometry, family = self.graph, self.geometry, self.model.family

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from exporters.onnx.graph import OPSET, OPSETS
+from exporters.onnx.graph import IN_PLACE_OPSET, OPSET, OPSETS
 from exporters.onnx.linears import FORMS
 from smoothquant.errors import UserError
 from smoothquant.scheme import CACHES, PER_TOKEN, WEIGHTS, Scheme
@@ -36,18 +36,26 @@ class Form:
     """The form of a graph.
 
     scheme: what is INT8. body: "fp32", "fp16" or "bf16" (for TensorRT alone), the dtype of everything that is not.
-    opset: a key of `graph.OPSETS`.
+    opset: a key of `graph.OPSETS`. capacity: the tokens of a cache that is written in place, opset 24; None for a cache
+    that grows.
     """
 
     scheme: Scheme = PER_TOKEN
     body: str = "fp32"
     opset: int = OPSET
+    capacity: int | None = None
 
     def __post_init__(self) -> None:
         self._check_scheme()
         for value, choices in ((self.body, BODIES), (self.opset, OPSETS)):
             if value not in choices:
                 raise UserError(f"ONNX export: {value!r}", expected=f"one of {', '.join(map(str, choices))}")
+        if (self.capacity is None) == (self.opset == IN_PLACE_OPSET):
+            raise UserError(
+                f"ONNX export: opset {self.opset} with a cache {'that grows' if self.capacity is None else 'in place'}",
+                expected=f"opset {IN_PLACE_OPSET} for a cache in place, and for nothing else",
+                do="leave --opset out",
+            )
         for what, chosen in (("a bfloat16 body", self.body == "bf16"), (f"opset {self.opset}", self.opset < OPSET)):
             if chosen and self.scheme.embedding.quantized:
                 raise UserError(
@@ -106,4 +114,5 @@ class Form:
         told |= {"kv_cache": scheme.kv_cache.dtype} if scheme.kv_cache.quantized else {}
         told |= {"embedding": scheme.embedding.dtype} if scheme.embedding.quantized else {}
         told |= {"opset": self.opset} if self.opset != OPSET else {}
+        told |= {"capacity": self.capacity} if self.capacity is not None else {}
         return told | ({"float_linears": list(scheme.float_linears)} if scheme.float_linears else {})

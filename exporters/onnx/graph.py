@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from exporters.onnx.external_data import FILE, Content, ExternalData
+from exporters.onnx.external_data import FILE, Content, ExternalData, WeightContent
 from smoothquant.packages import require
 
 if TYPE_CHECKING:
@@ -18,8 +18,9 @@ OPSETS = {  # opset -> IR version of its time
     17: 8,  # TensorRT 8.6
     21: 10,  # ONNX Runtime >= 1.18 and TensorRT >= 10
     23: 11,  # with Attention as one operator: TensorRT >= 10.14, half precision only
+    24: 12,  # with TensorScatter, a cache in place: TensorRT >= 10.15
 }
-OPSET = 21
+OPSET, IN_PLACE_OPSET = 21, 24
 ELEMENTS = {
     torch.float32: "FLOAT",
     torch.float16: "FLOAT16",
@@ -40,7 +41,7 @@ class Graph:
         self.onnx = require("onnx")
         self.body, self.opset = body, opset
         self.data = ExternalData() if data is None else data
-        self._weights: dict[str, Content] = {}
+        self._weights: dict[str, Content | WeightContent] = {}
         self.scope = ""
         self._nodes: list[onnx.NodeProto] = []
         self._names: dict[str, int] = {}
@@ -72,7 +73,7 @@ class Graph:
         """A constant in the body's dtype."""
         return self.constant(value, self.body)
 
-    def weight(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, content: Content) -> str:
+    def weight(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, content: Content | WeightContent) -> str:
         """A tensor in external data, whose content is written later. With the very same content it is there once, for
         all that ask for it."""
         if name in self._weights:

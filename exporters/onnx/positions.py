@@ -1,7 +1,8 @@
 """What depends on positions alone, computed once for all layers that agree in it: masks, ALiBi, cos and sin.
 
-mask     (batch, 1, group * sequence, total), or with ALiBi (batch, kv_heads, group * sequence, total), in the body's
-         dtype, to be added to the scores: the query heads that share a kv head are rows of one matrix
+mask     (batch, 1, sequence, total), or with ALiBi (batch, heads, sequence, total), in the body's dtype, to be added to
+         the scores of all heads
+seen     (batch, 1, group * sequence, total) bool, whether a key is seen, for the rows of all heads that share a kv head
 rotary   cos and sin, each (batch, 1, sequence, rotated channels); the first half of sin is negative, for `rotate`
 """
 
@@ -13,34 +14,32 @@ from typing import Any
 import torch
 
 from exporters.onnx.graph import Graph
+from exporters.onnx.places import Places
 from smoothquant.attention import alibi_slopes
 from smoothquant.family import Attention
 from smoothquant.model import Model
 
 
 class Positions:
-    """ids, attention_mask, position_ids: the graph's inputs. Everything is built when a layer first asks for it.
+    """places: of the tokens. Everything is built when a layer first asks for it."""
 
-    grouped: whether the rows of a mask are those of all query heads that share a kv head.
-    """
-
-    def __init__(
-        self,
-        graph: Graph,
-        model: Model,
-        ids: str,
-        attention_mask: str,
-        position_ids: str,
-        grouped: bool = True,
-    ) -> None:
-        self.grouped = grouped
-        self.graph, self.model = graph, model
-        self.ids, self.attention_mask, self.position_ids = ids, attention_mask, position_ids
+    def __init__(self, graph: Graph, model: Model, places: Places) -> None:
+        self.graph, self.model, self.places = graph, model, places
         self._made: dict[tuple, Any] = {}
 
     def mask(self, window: int | None) -> str:
-        """The mask of layers with this window."""
+        """The mask of layers with this window, to be added."""
         return self._once(("mask", window), lambda: self._mask(window))
+
+    def seen(self, window: int | None) -> str:
+        """Which keys the rows of a layer with this window see."""
+        return self._once(("seen", window), lambda: self._seen(window))
+
+    @property
+    def hidden(self) -> str:
+        """What the score of a hidden key becomes, or gets added: half of the dtype's least value, not -inf. A padding
+        token that sees nothing stays finite."""
+        return self.graph.number(torch.finfo(self.graph.body).min / 2)
 
     def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
         if key not in self._made:
@@ -66,7 +65,7 @@ class Positions:
         graph = self.graph
         with graph.within("rotary"):
             frequencies = graph.constant([[list(kind.inv_freq)]], torch.float32)
-            positions = graph.op("Cast", self.position_ids, to=graph.element(torch.float32))
+            positions = graph.op("Cast", self.places.position_ids, to=graph.element(torch.float32))
             angle = graph.op("Mul", graph.op("Unsqueeze", positions, graph.constant([2])), frequencies)
             cos, sin = graph.op("Cos", angle), graph.op("Sin", angle)
             if kind.rotary_scale != 1:
@@ -78,42 +77,18 @@ class Positions:
             return graph.narrow(cos), graph.narrow(sin)
 
     def _mask(self, window: int | None) -> str:
-        """Causality, the window and padding. What is hidden gets half of the dtype's least value, not -inf: a padding
-        token that sees nothing stays finite."""
+        graph = self.graph
+        with graph.within("mask"):
+            bias = self._once(("alibi",), self._alibi) if self.model.family.alibi else graph.number(0.0)
+            return graph.op(
+                "Where", self._once(("allowed", window), lambda: self.places.seen(window)), bias, self.hidden
+            )
+
+    def _seen(self, window: int | None) -> str:
         graph, geometry = self.graph, self.model.geometry
         with graph.within("mask"):
-            rows, columns = self._once(("range",), self._range)
-            seen = graph.op("LessOrEqual", columns, rows)  # (sequence, total)
-            if window is not None:
-                oldest = graph.op("Sub", rows, graph.constant(window))
-                seen = graph.op("And", seen, graph.op("Greater", columns, oldest))
-            present = graph.op("Cast", self.attention_mask, to=graph.onnx.TensorProto.BOOL)
-            allowed = graph.op("And", seen, graph.op("Unsqueeze", present, graph.constant([1, 2])))
-            hidden = graph.number(torch.finfo(graph.body).min / 2)
-            group = geometry.heads // geometry.kv_heads if self.grouped else 1
-            if self.model.family.alibi is None:
-                mask = graph.op("Where", allowed, graph.number(0.0), hidden)
-                return graph.op("Concat", *[mask] * group, axis=2) if group > 1 else mask
-            mask = graph.op(
-                "Where", allowed, self._once(("alibi",), self._alibi), hidden
-            )  # (batch, heads, sequence, total)
-            if group == 1:
-                return mask
-            total = graph.op("Unsqueeze", self._length(self.attention_mask), graph.constant([0]))
-            shape = graph.op("Concat", graph.constant([0, geometry.kv_heads, -1]), total, axis=0)
-            return graph.op("Reshape", mask, shape)
-
-    def _range(self) -> tuple[str, str]:
-        """Columns of the queries, (sequence, 1), and of the keys, (total,), both int64."""
-        graph = self.graph
-        sequence, total = self._length(self.ids), self._length(self.attention_mask)
-        columns = graph.op("Range", graph.constant(0), total, graph.constant(1))
-        rows = graph.op("Range", graph.op("Sub", total, sequence), total, graph.constant(1))
-        return graph.op("Unsqueeze", rows, graph.constant([1])), columns
-
-    def _length(self, x: str) -> str:
-        """Second dimension of an input, a scalar."""
-        return self.graph.op("Gather", self.graph.op("Shape", x), self.graph.constant(1))
+            allowed = self._once(("allowed", window), lambda: self.places.seen(window))
+            return graph.op("Concat", *[allowed] * (geometry.heads // geometry.kv_heads), axis=2)
 
     def _alibi(self) -> str:
         """(batch, heads, sequence, total) in the body's dtype: the key's bias minus that of the query's own position.
@@ -127,9 +102,8 @@ class Positions:
             x = graph.rounded(graph.op("Unsqueeze", x, graph.constant(axes)), alibi.dtype)
             return graph.rounded(graph.op("Mul", x, graph.constant(slopes.tolist(), torch.float32)), alibi.dtype)
 
-        counted = graph.op("CumSum", self.attention_mask, graph.constant(1))
-        counted = graph.op("Max", graph.op("Sub", counted, graph.constant(1)), graph.constant(0))
-        relative = graph.op("Sub", bias(counted, [1, 2]), bias(self.position_ids, [1, 3]))
+        keys, queries = self.places.key_positions, self.places.position_ids
+        relative = graph.op("Sub", bias(keys, [1, 2]), bias(queries, [1, 3]))
         if alibi.scaled:
             relative = graph.op("Mul", relative, graph.constant(geometry.score_scale, torch.float32))
         return graph.narrow(relative)

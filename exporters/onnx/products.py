@@ -9,6 +9,7 @@ from exporters.onnx.graph import Graph
 from exporters.onnx.linears import Input, Linears, Stored
 from smoothquant.model import Model
 from smoothquant.roles import parsed
+from smoothquant.scheme import Scheme
 
 QKV = ("q", "k", "v")
 MERGED = {  # the names that serving engines use, and theirs put together
@@ -34,13 +35,11 @@ def quantized_names(model: Model, kept: Collection[str] = ()) -> list[str]:
 
 
 class Products:
-    """The matrix products of a graph. quantized, plain: the two ways to spell one. kept: module names of the linears
-    that are spelled plain."""
+    """The matrix products of a graph. quantized, plain: the two ways to spell one. scheme: says which linears are
+    spelled plain, and how the others hold their weights."""
 
-    def __init__(
-        self, graph: Graph, model: Model, quantized: Linears, plain: Linears, kept: Collection[str] = ()
-    ) -> None:
-        self.graph, self.model, self.quantized, self.plain, self.kept = graph, model, quantized, plain, kept
+    def __init__(self, graph: Graph, model: Model, quantized: Linears, plain: Linears, scheme: Scheme) -> None:
+        self.graph, self.model, self.quantized, self.plain, self.scheme = graph, model, quantized, plain, scheme
 
     def form(self, layer: int, *roles: str) -> Linears:
         """How the product of these linears is spelled."""
@@ -56,13 +55,13 @@ class Products:
         """The same, for an input that is normalized already."""
         model, geometry = self.model, self.model.geometry
         shape = (self.width(roles), model.family.shape(roles[0], geometry)[1])
-        contents = of_linears(model, layer, roles, kept=self._in_float(layer, roles))
+        contents = of_linears(model, layer, roles, self.scheme.weights, kept=self._in_float(layer, roles))
         stored = Stored(merged_name(model, layer, roles), shape, contents)
         with self.graph.within(stored.name):
             return self.form(layer, *roles).linear(x, stored)
 
     def _in_float(self, layer: int, roles: tuple[str, ...]) -> bool:
-        return self.model.linear(layer, roles[0]) in self.kept
+        return self.model.linear(layer, roles[0]) in self.scheme.float_linears
 
     def width(self, roles: tuple[str, ...]) -> int:
         """Output channels of these linears."""

@@ -18,9 +18,9 @@ from act_scales.kept_tokenizer import KEPT, kept_form
 from exporters.card import ONNX, write_card
 from exporters.export import Source, check_outputs, check_static
 from exporters.onnx.decoder import DecoderGraph
-from exporters.onnx.external_data import FILE, ExternalData
+from exporters.onnx.external_data import FILE, Content, ExternalData, WeightContent
 from exporters.onnx.form import Form
-from exporters.onnx.graph import OPSET
+from exporters.onnx.graph import IN_PLACE_OPSET, OPSET
 from exporters.turns import AFTER, BEFORE, Turn, in_turn
 from smoothquant.artifacts.manifest import OnnxOptions
 from smoothquant.artifacts.ports import graph_files
@@ -35,7 +35,7 @@ from smoothquant.quantization import is_finite
 from smoothquant.scheme import PER_TOKEN, Scheme
 from smoothquant.settings import GRAPH_FACTS
 from smoothquant.sidecars import copy_sidecars
-from smoothquant.stream import QuantizedLayer, SmoothedLayer
+from smoothquant.stream import QuantizedLayer, SmoothedLayer, WeightRows
 from smoothquant.workspace import Workspace
 
 
@@ -43,18 +43,27 @@ class OnnxWriter:
     """Writes the ONNX export to the folder `out`.
 
     schemes: of its graph, or of two that share their weights and differ in their activations; `PER_TOKEN` by default. A
-    float one makes the unquantized twin, an engine's reference. body, opset: see `Form`.
+    float one makes the unquantized twin, an engine's reference. body, opset, capacity: see `Form`.
     """
 
     step = "export onnx"
     smoothing = FOLDED
     wider = "export with --dtype fp32, or for TensorRT with --dtype bf16"
 
-    def __init__(self, out: str | Path, *schemes: Scheme, body: str = "fp32", opset: int = OPSET) -> None:
+    def __init__(
+        self,
+        out: str | Path,
+        *schemes: Scheme,
+        body: str = "fp32",
+        opset: int | None = None,
+        capacity: int | None = None,
+    ) -> None:
         require("onnx")
         self.out, self.schemes = Path(out), schemes or (PER_TOKEN,)
-        self.forms = {file: Form(scheme, body, opset) for file, scheme in graph_files(self.schemes).items()}
-        self.options = {"onnx": OnnxOptions(body, opset)}
+        if opset is None:
+            opset = OPSET if capacity is None else IN_PLACE_OPSET
+        self.forms = {file: Form(scheme, body, opset, capacity) for file, scheme in graph_files(self.schemes).items()}
+        self.options = {"onnx": OnnxOptions(body, opset, capacity)}
 
     def held(self, model: Model) -> torch.dtype:
         return next(iter(self.forms.values())).dtype
@@ -75,8 +84,21 @@ class OnnxWriter:
         self.data = next(iter(self.decoders.values())).graph.data
         self.data.open(work.data(FILE))
         self.names = in_turn({name: place.content.layer for name, place in self.data.places.items()})
+        self.weights = {
+            (place.content.layer, role): name
+            for name, place in self.data.places.items()
+            if isinstance(place.content, WeightContent)
+            for role in place.content.starts
+        }
         if work.next_layer == 0:
             self._write(BEFORE)
+
+    def write_rows(self, layer: SmoothedLayer, rows: WeightRows) -> None:
+        name = self.weights[layer.index, rows.role]
+        place = self.data.places[name]
+        assert isinstance(place.content, WeightContent)  # by what `begin` has gathered
+        column = place.content.starts[rows.role] + rows.rows.start
+        self.data.write_columns(name, column, _rounded(name, place.content.rows(rows), place.dtype))
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
         self._write(layer.index, layer, quantized)
@@ -90,11 +112,14 @@ class OnnxWriter:
             write_text(self.work.path(KEPT), kept)
 
     def _write(self, turn: Turn, *layer: SmoothedLayer | QuantizedLayer | None) -> None:
-        """Write the planned tensors whose turn it is: a layer's, or what lies before or behind all layers."""
+        """Write the planned tensors whose turn it is: a layer's, but its weights, or what lies before or behind all
+        layers."""
         for name in self.names[turn]:
             place = self.data.places[name]
-            write = self.data.write_transposed if place.content.transposed else self.data.write_rows
-            write(name, (_rounded(name, part, place.dtype) for part in place.content.parts(*layer)))
+            content = place.content
+            if isinstance(content, Content):
+                write = self.data.write_transposed if content.transposed else self.data.write_rows
+                write(name, (_rounded(name, part, place.dtype) for part in content.parts(*layer)))
 
     def _decoders(self, model: Model, planned: PlannedHead = UNPLANNED) -> dict[str, DecoderGraph]:
         """file -> its graph; they share one file of weights."""

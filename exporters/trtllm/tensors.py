@@ -40,7 +40,7 @@ from exporters.trtllm.modes import Mode
 from exporters.trtllm.sharding import Sharded, divided, repeated_heads, whole
 from smoothquant.model import Model
 from smoothquant.quantization import QMAX
-from smoothquant.stream import QuantizedLayer, QuantizedLinear
+from smoothquant.stream import QuantizedLayer, QuantizedLinear, WeightRows
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,23 @@ class LayerContent:
 
 @dataclass(frozen=True)
 class LayerTensor:
-    """A tensor of a layer. name: within the layer; shape: of one rank's part; content: the unsharded tensor."""
+    """A tensor of a layer. name: within the layer; shape: of one rank's part; content: the unsharded tensor; None for
+    a weight, of which `LayerTensors.of_rows` gives some rows at a time."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    content: Callable[[LayerContent], Sharded]
+    content: Callable[[LayerContent], Sharded] | None
+
+
+@dataclass(frozen=True)
+class RankRows:
+    """Some rows of a weight of one rank. name: within the layer. row: the first."""
+
+    name: str
+    rank: int
+    row: int
+    content: Tensor
 
 
 @dataclass(frozen=True)
@@ -120,10 +131,34 @@ class LayerTensors:
         for role in self.model.family.norms:
             yield from self._norm(role)
 
+    def of_rows(self, rows: WeightRows) -> Iterator[RankRows]:
+        """What each rank of a stage holds of some rows of a linear; its kv heads are repeated where there are fewer
+        than ranks."""
+        matrix = next(matrix for matrix in matrices(self.model.family.gated) if rows.role in matrix.roles)
+        name, int8 = f"{matrix.name}.weight", rows.int8[self.mode.scheme.weights]
+        if not matrix.column:
+            for rank, columns in enumerate(int8.chunk(self.tp, dim=1)):
+                yield RankRows(name, rank, rows.rows.start, columns)
+            return
+        family, geometry = self.model.family, self.model.geometry
+        times = {role: self._times(role) for role in matrix.roles}
+        each = {role: family.shape(role, geometry)[0] * times[role] // self.tp for role in matrix.roles}
+        row = sum(each[role] for role in matrix.roles[: matrix.roles.index(rows.role)])
+        for rank in range(self.tp):
+            first = rank // times[rows.role] * each[rows.role]
+            begin, end = max(first, rows.rows.start), min(first + each[rows.role], rows.rows.stop)
+            if begin < end:
+                mine = int8[begin - rows.rows.start : end - rows.rows.start]
+                yield RankRows(name, rank, row + begin - first, mine)
+
+    def _times(self, role: str) -> int:
+        """How many ranks hold the same rows of a linear."""
+        return max(1, self.tp // self.model.geometry.kv_heads) if role in ("k", "v") else 1
+
     def _linear(self, matrix: Matrix) -> Iterator[LayerTensor]:
         family, geometry = self.model.family, self.model.geometry
         rows, columns = self._shape(matrix)
-        yield matrix.tensor("weight", (rows, columns), self._weight, torch.int8)
+        yield LayerTensor(f"{matrix.name}.weight", (rows, columns), torch.int8, None)
         yield from (self._for_plugin if self.mode.plugin else self._for_tensorrt)(matrix, rows, columns)
         if any(family.has_bias(role, geometry) for role in matrix.roles):
             yield matrix.tensor("bias", (rows,), self._bias, self.dtype)
@@ -173,14 +208,9 @@ class LayerTensors:
         """Rows and columns of a rank's part."""
         family, geometry, tp = self.model.family, self.model.geometry, self.tp
         shapes = {role: family.shape(role, geometry) for role in matrix.roles}
-        times = max(1, tp // geometry.kv_heads)
-        rows = sum(out * (times if role in ("k", "v") else 1) for role, (out, _) in shapes.items())
+        rows = sum(out * self._times(role) for role, (out, _) in shapes.items())
         columns = shapes[matrix.roles[0]][1]
         return (rows // tp, columns) if matrix.column else (rows, columns // tp)
-
-    def _weight(self, matrix: Matrix, content: LayerContent) -> Sharded:
-        weights = [linear.weight for linear in matrix.of(content.layer)]
-        return self._rows(matrix, weights) if matrix.column else divided(1, weights[0])
 
     def _weight_scale(self, matrix: Matrix, content: LayerContent) -> Sharded:
         scales = [linear.weight_scale for linear in matrix.of(content.layer)]

@@ -21,7 +21,7 @@ from exporters.trtllm.decoders import config
 from exporters.trtllm.modes import MODES, Mode
 from exporters.trtllm.sharding import Ranks, outer_tensors
 from exporters.trtllm.suitable import check_dtype, check_model, decoder_of, needs_float16
-from exporters.trtllm.tensors import LayerContent, LayerTensor, LayerTensors
+from exporters.trtllm.tensors import LayerContent, LayerTensors
 from exporters.trtllm.versions import STABLE, check_version
 from smoothquant.artifacts.manifest import TrtllmOptions
 from smoothquant.artifacts.safetensors_files import Planned, SafetensorsFile
@@ -32,7 +32,7 @@ from smoothquant.model import Model
 from smoothquant.quantization import is_finite
 from smoothquant.settings import GROUPS
 from smoothquant.sidecars import copy_sidecars
-from smoothquant.stream import QuantizedLayer, SmoothedLayer
+from smoothquant.stream import QuantizedLayer, SmoothedLayer, WeightRows
 from smoothquant.workspace import Workspace
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -101,7 +101,8 @@ class TrtllmWriter:
     def begin(self, source: Source, work: Workspace) -> None:
         model = source.model
         self.model, self.work = model, work
-        self.tensors = self._layer_tensors(model)
+        self.layers = self._layer_tensors(model)
+        self.tensors = tuple(self.layers.planned())
         self.files = [
             SafetensorsFile(work.data(f"rank{rank}.safetensors"), plan)
             for stage in range(self.ranks.pp)
@@ -111,13 +112,20 @@ class TrtllmWriter:
         if work.next_layer == 0:
             self._write_outer(first=True)
 
+    def write_rows(self, layer: SmoothedLayer, rows: WeightRows) -> None:
+        stage, local = self._place(layer.index)
+        files = self._files(stage)
+        for part in self.layers.of_rows(rows):
+            files[part.rank].write_part(_full(local, part.name), part.content, part.row)
+
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
         assert quantized is not None  # the scheme's weights are
-        layers = self.model.geometry.layers
-        stage, local = self.ranks.stage(layer.index, layers), self.ranks.local(layer.index, layers)
+        stage, local = self._place(layer.index)
         content = LayerContent(quantized, layer.output_absmax, layer.cache_scales[0] if layer.cache_scales else None)
         for tensor in self.tensors:
-            full, sharded = _full(local, tensor), tensor.content(content)
+            if tensor.content is None:
+                continue
+            full, sharded = _full(local, tensor.name), tensor.content(content)
             for rank, file in enumerate(self._files(stage)):
                 file.write(full, self._finite(full, sharded.of(rank, self.ranks.tp)))
 
@@ -135,6 +143,11 @@ class TrtllmWriter:
             if outer.first == first:
                 outer.write(self.model, self._files(0 if first else self.ranks.pp - 1), self._cast)
 
+    def _place(self, layer: int) -> tuple[int, int]:
+        """The stage that holds a layer, and the layer's index within it."""
+        layers = self.model.geometry.layers
+        return self.ranks.stage(layer, layers), self.ranks.local(layer, layers)
+
     def _files(self, stage: int) -> list[SafetensorsFile]:
         return [self.files[rank] for rank in self.ranks.ranks(stage)]
 
@@ -147,13 +160,13 @@ class TrtllmWriter:
             return {outer.name: outer.plan(model, dtype, tp) for outer in mine}
 
         plan = outside(first=True) if stage == 0 else {}
-        tensors = self._layer_tensors(model)
+        tensors = tuple(self._layer_tensors(model).planned())
         for local in range(layers // self.ranks.pp):
-            plan |= {_full(local, tensor): Planned(tensor.shape, tensor.dtype) for tensor in tensors}
+            plan |= {_full(local, tensor.name): Planned(tensor.shape, tensor.dtype) for tensor in tensors}
         return plan | (outside(first=False) if stage == self.ranks.pp - 1 else {})
 
-    def _layer_tensors(self, model: Model) -> tuple[LayerTensor, ...]:
-        return tuple(LayerTensors(model, self.mode, DTYPES[self.dtype], self.ranks.tp).planned())
+    def _layer_tensors(self, model: Model) -> LayerTensors:
+        return LayerTensors(model, self.mode, DTYPES[self.dtype], self.ranks.tp)
 
     def _cast(self, name: str, tensor: Tensor) -> Tensor:
         return self._finite(name, tensor.to(DTYPES[self.dtype]))
@@ -164,6 +177,6 @@ class TrtllmWriter:
         return tensor
 
 
-def _full(local: int, tensor: LayerTensor) -> str:
-    """Name of a layer's tensor in its stage's files. local: the layer's index in its stage."""
-    return f"transformer.layers.{local}.{tensor.name}"
+def _full(local: int, name: str) -> str:
+    """Name of a layer's tensor in its stage's files. local: the layer's index in its stage. name: within the layer."""
+    return f"transformer.layers.{local}.{name}"

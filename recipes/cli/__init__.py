@@ -18,8 +18,10 @@ from recipes.cli import (
     convert,
     demo,
     doctor,
+    estimate,
     export,
     generate,
+    options,
     places,
     recipes,
     reproduce,
@@ -36,6 +38,7 @@ from recipes.cli.ui import Ui
 from smoothquant import __version__
 
 COMMANDS = (
+    estimate,
     calibrate,
     search,
     export,
@@ -96,10 +99,11 @@ def main(argv: list[str] | None = None) -> int:
         check_words(given)
         arguments = parser().parse_args(given)
         set_up_libraries()
-        ui = Ui(json=arguments.json, quiet=arguments.quiet)
-        with ui.listening():
-            places.check(arguments)
-            arguments.run(arguments, ui)
+        with options.joined(arguments) as team:
+            ui = Ui(json=arguments.json, quiet=arguments.quiet, mute=not team.leads)
+            with ui.listening():
+                places.check(arguments)
+                arguments.run(arguments, ui)
 
     return guarded(command)
 

@@ -33,9 +33,13 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         default="auto",
         help="arithmetic (default auto: 16 bits where the checkpoint has them and the machine is quick at them)",
     )
+    options.add_memory(
+        command, "a matrix is read some rows at a time, whenever it is used, and hidden states lie in mapped files"
+    )
     options.add_device(command)
     options.add_family(command)
     options.add_overwrite(command)
+    options.share_team(command)
     command.set_defaults(run=run)
 
 
@@ -64,11 +68,22 @@ def warn_of_silence(ui: Ui, scales: ActScales, model: Model) -> None:
         )
 
 
+def check_memory(arguments: argparse.Namespace, memory: int | None, model: Model) -> None:
+    """Raise UserError, before the text is read, if --memory is below the least."""
+    from smoothquant.device import choose_device, choose_dtype
+    from smoothquant.memory import for_calibration
+
+    dtype = choose_dtype(arguments.dtype, model.checkpoint.dtype, choose_device(arguments.device))
+    for_calibration(model, memory, arguments.length, dtype)
+
+
 def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from act_scales.collect import collect
     from smoothquant import float16
 
+    memory = options.memory(arguments)
     model = options.open_model(arguments, arguments.model, ui)
+    check_memory(arguments, memory, model)
     note_what_is_folded(ui, model)
     text = options.load_text(arguments, ui, arguments.text, model, arguments.samples, arguments.length)
     begun = f", each sequence begins with {text.sequence_start}" if text.sequence_start else ""
@@ -81,6 +96,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             dtype=arguments.dtype,
             device=arguments.device,
             overwrite=arguments.overwrite,
+            memory=memory,
+            team=arguments.team,
             progress=progress,
         )
     warn_of_silence(ui, scales, model)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # torch is imported when a command runs, not for --help
     from act_scales.tokenizer import Encoder
     from recipes.recipe import Recipe
     from smoothquant.model import Model
+    from smoothquant.team import Team
 
 TOKENIZER = "tokenizer"  # of --sequence-start
 TEXT_HELP = "a .txt, .jsonl or .jsonl.zst file, or a dataset, hf:ORG/NAME[/CONFIG][:SPLIT]"
@@ -94,12 +96,60 @@ def add_overwrite(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_memory(command: argparse.ArgumentParser, what: str) -> None:
+    """Add --memory, which `memory` reads. what: the command does with less, in words."""
+    command.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help=f"the most memory to take, as in 2GB: {what} (default: a whole layer). Less than the least that would do "
+        "is refused at once",
+    )
+
+
+def memory(arguments: argparse.Namespace) -> int | None:
+    """The bytes that --memory gives; None without it. Raises UserError for what is no size."""
+    from smoothquant.memory import parse
+
+    return None if arguments.memory is None else parse(arguments.memory)
+
+
 def add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--device",
         default="auto",
         help="where PyTorch computes: cpu, cuda, cuda:1, ... (default auto: a GPU if there is one)",
     )
+
+
+def share_team(command: argparse.ArgumentParser) -> None:
+    """Let several processes share a command, which finds them in `team`."""
+    command.set_defaults(team=None)
+
+
+@contextmanager
+def joined(arguments: argparse.Namespace) -> Iterator[Team]:
+    """The processes that torchrun has started for a command, which is given them; this one alone where it has not.
+
+    Raises UserError for a command that one process runs.
+    """
+    from smoothquant import torchrun
+    from smoothquant.team import ALONE
+
+    if not torchrun.is_one_of_several():
+        arguments.team = ALONE
+        yield ALONE
+        return
+    if "team" not in arguments:
+        raise UserError(
+            f"smoothquant {arguments.command} under torchrun",
+            expected="calibrate, search or validate, which several processes can share",
+            do="run it without torchrun",
+        )
+    with torchrun.joined() as team:
+        arguments.team = team
+        if "device" in arguments:
+            arguments.device = team.device(arguments.device)
+        yield team
 
 
 def add_engine(command: argparse.ArgumentParser) -> None:
@@ -125,9 +175,10 @@ def add_triton(command: argparse.ArgumentParser) -> None:
 def check_triton(arguments: argparse.Namespace) -> None:
     """Find out before a build whether --triton can be written after it."""
     if arguments.triton is not None:
-        from builders.serving.triton import check_repository
+        from builders.serving.triton import check_cache, check_repository
 
         check_repository(arguments.out, arguments.triton)
+        check_cache(arguments.export)
 
 
 def write_triton(arguments: argparse.Namespace) -> dict[str, str]:
@@ -208,8 +259,11 @@ def check_tokens(text: Text, encoder: Encoder, other: Encoder) -> None:
         )
 
 
-def add_text(command: argparse.ArgumentParser, *, samples: int | None, length: int | None) -> None:
-    command.add_argument("--text", required=True, metavar="TEXT", help=TEXT_HELP)
+def add_text(
+    command: argparse.ArgumentParser, *, samples: int | None, length: int | None, required: bool = True
+) -> None:
+    """Add --text and what goes with it. required: whether a command needs a text, or --samples and --length will do."""
+    command.add_argument("--text", required=required, metavar="TEXT", help=TEXT_HELP)
     add_text_field(command)
     shown = [value if value is not None else "the recipe's" for value in (samples, length)]
     command.add_argument("--samples", type=int, default=samples, help=f"sequences to use (default {shown[0]})")

@@ -6,7 +6,8 @@
     2  bad input
     3  a package or a device is missing
 
-Whatever ends a command is one line on stderr, never a traceback; what is left over is a defect of ours.
+Whatever ends a command is one line on stderr, never a traceback; what is left over is a defect of ours. Of several
+processes that share a command, the first that fails says its line.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from recipes.cli.ui import printable
+from smoothquant import torchrun
 from smoothquant.errors import UserError
 from smoothquant.packages import what_is_missing
 
@@ -86,7 +88,8 @@ def guarded(command: Callable[[], None]) -> int:
         if isinstance(error, SystemExit):
             raise
         message, status = (INTERRUPTED, 130) if interrupt.came else _verdict(error)
-        _say(f"smoothquant: {printable(message)}")
+        if torchrun.speaks():
+            _say(f"smoothquant: {printable(message)}")
         return status
     return 0
 

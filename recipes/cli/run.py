@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from recipes.cli import calibrate, options, search, validate
+from recipes.cli import calibrate, estimate, options, search, validate
 from recipes.cli.ui import Ui
 from recipes.targets import TARGETS, hold_embedding
 from smoothquant.scheme import ACTIVATIONS, EMBEDDINGS, HEADS, PER_TOKEN, quantized_names, scheme_of
@@ -64,6 +64,16 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         "rounding, linears in float and, where an engine may have them in INT8, output head and embedding are searched "
         "(smoothquant search), which takes as long as about six calibrations",
     )
+    options.add_memory(
+        command,
+        "of calibration, exports and the float model of validation, each by itself, as their commands have it; engines "
+        "and who builds them are not counted, and a search has no such bound",
+    )
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="make nothing: check what a run checks before any work, and estimate its memory, disk and time",
+    )
     options.add_family(command)
     options.add_overwrite(command)
     command.set_defaults(run=run)
@@ -104,6 +114,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from act_scales.store import load_act_scales
     from recipes import pipeline
 
+    memory = options.memory(arguments)
     model = options.open_model(arguments, arguments.model, ui)
     recipe = options.find_recipe(arguments.recipe, model, ui)
     given = {"samples": arguments.samples, "length": arguments.length}
@@ -129,9 +140,12 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         )
         for name, validated in _wanted(arguments.target, recipe.targets).items()
     )
-    job = pipeline.RecipeRun(model, text, heldout, Path(arguments.out), outputs)
+    job = pipeline.RecipeRun(model, text, heldout, Path(arguments.out), outputs, memory)
     scales = "scales by search" if searched else f"alpha {settings.alpha}"
     ui.note(f"recipe {recipe.name}: {scales}, {len(text.sequences)} x {recipe.length} tokens")
+    if arguments.dry_run:
+        estimate.dry_run(ui, job)
+        return
     made = pipeline.run(job, ui.progress, overwrite=arguments.overwrite)
     for file in made.act_scales:
         calibrate.warn_of_silence(ui, load_act_scales(file), model)

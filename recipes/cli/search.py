@@ -30,9 +30,9 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
         description="Run a text through the model, layer by layer. For every group of linears try no smoothing, alphas "
         "and scales that balance the rounding of activations against that of weights, in the target's own arithmetic; "
         "round the weights with error feedback where that is nearer to the float model; measure what linears in float "
-        "buy. The last sequences of the text, up to 8, only judge. The plan holds ranges, scales and rounded weights: "
-        "smoothquant export FORMAT MODEL --plan PLAN needs nothing else. An interrupted search goes on near where it "
-        "stopped.",
+        "buy. A layer is in memory, as it is stored and in float32, and beside it what --hessian-memory says. The last "
+        "sequences of the text, up to 8, only judge. The plan holds ranges, scales and rounded weights: smoothquant "
+        "export FORMAT MODEL --plan PLAN needs nothing else. An interrupted search goes on near where it stopped.",
     )
     command.add_argument("model", metavar="MODEL", help="Hugging Face model folder")
     options.add_text(command, samples=40, length=512)
@@ -91,6 +91,7 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
     options.add_device(command)
     options.add_family(command)
     options.add_overwrite(command)
+    options.share_team(command)
     command.set_defaults(run=run)
 
 
@@ -135,9 +136,11 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from act_scales.search import search
     from act_scales.store import load_act_scales
     from recipes.pipeline import write_page_of
+    from smoothquant.memory import check_search
 
     _check_report(arguments)
     model = options.open_model(arguments, arguments.model, ui)
+    check_search(model)
     wanted = wanted_of(arguments, model)
     calibrate.note_what_is_folded(ui, model)
     text = options.load_text(arguments, ui, arguments.text, model, arguments.samples, arguments.length)
@@ -149,9 +152,10 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             wanted,
             device=arguments.device,
             overwrite=arguments.overwrite,
+            team=arguments.team,
             progress=progress,
         )
-    if arguments.report:
+    if arguments.report and arguments.team.leads:
         write_page_of(plan, model, arguments.report)
     calibrate.warn_of_silence(ui, load_act_scales(plan.act_scales), model)
     show(ui, plan.facts)

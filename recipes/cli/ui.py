@@ -38,12 +38,13 @@ def printable(text: str, keep: str = "") -> str:
 
 
 class Ui:
-    """Where a command writes. json: print results as JSON. quiet: show no progress."""
+    """Where a command writes. json: print results as JSON. quiet: show no progress. mute: write nothing at all, since
+    another process of the same run does."""
 
-    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
-        self.json, self.quiet = json, quiet
-        self.out = Piped(width=None if sys.stdout.isatty() else 120)
-        self.err = Piped(stderr=True)
+    def __init__(self, *, json: bool = False, quiet: bool = False, mute: bool = False) -> None:
+        self.json, self.quiet = json and not mute, quiet or mute
+        self.out = Piped(width=None if sys.stdout.isatty() else 120, quiet=mute)
+        self.err = Piped(stderr=True, quiet=mute)
         self._subject = ""
 
     @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING
 
@@ -69,10 +70,16 @@ def add(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -
     for name, meaning in LIMITS.items():
         command.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=f"threshold: {meaning}")
     command.add_argument("--exact", action="store_true", help="measure the distance to the exact (float64) W8A8 logits")
+    options.add_memory(
+        command,
+        "matrices of the float model are read some rows at a time, and hidden states lie in mapped files; a layer of "
+        "each W8A8 form is held as it is, and what the engines themselves hold is not counted",
+    )
     options.add_device(command)
     command.add_argument("--report", metavar="FILE.html", help="write a report with plots")
     command.add_argument("--out", metavar="FILE.json", help="write the results, with everything that the plots show")
     options.add_family(command)
+    options.share_team(command)
     command.set_defaults(run=run)
 
 
@@ -82,16 +89,19 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
     from act_scales.tokenizer import Encoder, has_tokenizer
     from builders.engine.protocol import FOREIGN
     from builders.validate import validate_engines
-    from builders.validate.card import note_measured
     from builders.validate.int8_folder import is_int8_folder
-    from builders.validate.report import check_report, write_json, write_report
+    from builders.validate.report import check_report
+    from smoothquant.memory import for_validation
     from smoothquant.plan import read_plan
-    from smoothquant.workroom import forget
 
     for option, path in (("--report", arguments.report), ("--out", arguments.out)):
         if path:
             check_report(Path(path), option)
+    memory = options.memory(arguments)
     model = options.open_model(arguments, arguments.reference, ui)
+    for_validation(
+        model, memory, arguments.length, len(arguments.engines)
+    )  # refuses too little before anything is read
     plans = [read_plan(folder).for_model(model) for folder in arguments.plan]
     limits = _limits(arguments, ui, model)
     text = options.load_text(arguments, ui, arguments.text, model, arguments.samples, arguments.length)
@@ -112,6 +122,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             exact=arguments.exact,
             device=arguments.device,
             work=work,
+            memory=memory,
+            team=arguments.team,
             progress=progress,
         )
     show(ui, found)
@@ -122,6 +134,17 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         for label in (validation.label for validation in found if validation.subject["engine"] == FOREIGN):
             ui.warn(f"{label}: no distance to the exact logits, because its smoothing is not recorded")
     ui.result({"validations": [summary(validation) for validation in found]})
+    if arguments.team.leads:
+        _write(arguments, ui, folders, found)
+    raise_if_missed(found)
+
+
+def _write(arguments: argparse.Namespace, ui: Ui, folders: Mapping[str, str | Path], found: list[Validation]) -> None:
+    """Write what was found to where it was asked for, and into the engines' cards."""
+    from builders.validate.card import note_measured
+    from builders.validate.report import write_json, write_report
+    from smoothquant.workroom import forget
+
     for validation in found:
         if note_measured(folders[validation.label], validation):
             ui.note(f"{folders[validation.label]}/README.md: now says what was measured")
@@ -129,9 +152,8 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
         write_report(arguments.report, found)
     if arguments.out:
         write_json(arguments.out, found)
-    if work:
+    if work := _work(arguments):
         forget(work)
-    raise_if_missed(found)
 
 
 def _work(arguments: argparse.Namespace) -> Path | None:

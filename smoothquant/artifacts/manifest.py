@@ -51,10 +51,12 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class OnnxOptions:
-    """The options of an ONNX graph. body: "fp32", "fp16" or "bf16", the dtype of everything that is not INT8."""
+    """The options of an ONNX graph. body: "fp32", "fp16" or "bf16", the dtype of everything that is not INT8. capacity:
+    the tokens of a cache that is written in place; None for a cache that grows."""
 
     body: str
     opset: int
+    capacity: Annotated[int, POSITIONS] | None = None
 
 
 @dataclass(frozen=True)

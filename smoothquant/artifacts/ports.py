@@ -3,9 +3,15 @@
     inputs   input_ids, attention_mask, position_ids, past_key_values.N.key, past_key_values.N.value
     outputs  logits, present.N.key, present.N.value
 
-Hugging Face's optimum uses the same names. N is the index of the layer. Who wants the logits of the last tokens alone
-gives logits_to_keep, as in transformers: how many of them, int64 (1,). It may be left away: without it, and with 0,
-there are the logits of all.
+or, where the cache has buffers of a fixed capacity that a run writes in place (past and present are one memory):
+
+    inputs   input_ids, write_indices, past_key_values.N.key, past_key_values.N.value
+    outputs  logits, present.N.key, present.N.value
+
+Hugging Face's optimum uses the names of the first form; write_indices is the word of ONNX (TensorScatter) and TensorRT
+(KVCacheUpdate): how many tokens of each sequence its buffer already holds. N is the index of the layer. Who wants the
+logits of the last tokens alone gives logits_to_keep, as in transformers: how many of them, int64 (1,). It may be left
+away: without it, and with 0, there are the logits of all.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ from smoothquant.scheme import Scheme
 
 MODEL = "model.onnx"
 INPUT_IDS, ATTENTION_MASK, POSITION_IDS = "input_ids", "attention_mask", "position_ids"
+WRITE_INDICES = "write_indices"
 LOGITS, LOGITS_TO_KEEP = "logits", "logits_to_keep"
 PAST, PRESENT = "past_key_values.", "present."
 KEY = "key"

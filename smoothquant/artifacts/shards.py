@@ -53,6 +53,10 @@ class SafetensorsShards:
         """Write a whole tensor. Shape and dtype must be as planned."""
         self._files[name].write(name, tensor)
 
+    def write_part(self, name: str, part: Tensor, row: int) -> None:
+        """Write some rows of a tensor, from `row` on."""
+        self._files[name].write_part(name, part, row)
+
     def write_rows(self, name: str, parts: Iterable[Tensor]) -> None:
         """Write a tensor that comes some rows at a time."""
         self._files[name].write_rows(name, parts)

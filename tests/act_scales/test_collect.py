@@ -16,7 +16,7 @@ from act_scales.collect import collect
 from act_scales.mean_squares import MeanSquares
 from act_scales.store import ActScales, load_act_scales
 from act_scales.text import Text
-from smoothquant import decoder, sweep, workroom
+from smoothquant import decoder, hidden, sweep, workroom
 from smoothquant.errors import ActScalesError, MissingPackageError, OutputError, UserError
 from smoothquant.journal import work_folder
 from smoothquant.layers import float_layer
@@ -178,9 +178,9 @@ class Interrupt(KeyboardInterrupt):
     """Stands for Ctrl-C."""
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
+@pytest.mark.parametrize(("stop", "mapped"), [(1, False), (2, True), (3, False)])
 def test_an_interrupted_run_goes_on_to_the_same_bytes(
-    stop: int, make_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: int, mapped: bool, make_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workroom, "KEEP_EVERY", -1.0)  # keep the state after every layer
     model, text, out = open_llama(make_llama(num_hidden_layers=4)), text_of(32, 32, 9), tmp_path / "a.safetensors"
@@ -189,8 +189,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
         if done == stop:
             raise Interrupt
 
+    monkeypatch.setattr(hidden, "IN_MEMORY", 0 if mapped else 1 << 30)
     with pytest.raises(Interrupt):
         collect(model, text, out, device="cpu", progress=interrupt)
+    monkeypatch.setattr(hidden, "IN_MEMORY", 1 << 30 if mapped else 0)  # it goes on where its states lie
     assert not out.exists()
     seen: list[int] = []
     collect(model, text, out, device="cpu", progress=lambda done, total: seen.append(done))

@@ -82,7 +82,7 @@ def test_a_hessian_has_a_budget(llama_folder: Path, tmp_path: Path) -> None:
     inputs = (64, 64, 64, 128)  # q k v, o, gate up, down
 
     def needed(width: int) -> int:
-        return 4 * sum(channels * min(width, channels) for channels in inputs)
+        return 8 * sum(channels * min(width, channels) for channels in inputs)
 
     assert width_for(model, needed(128)) == 128
     assert width_for(model, needed(128) - 1) == LEAST == 64

@@ -164,12 +164,13 @@ def test_the_head_goes_by_in_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert second.facts.head.tried[scale] == pytest.approx(tried, rel=1e-3)
 
 
-def refusing(model: Model, name: str) -> Callable[[str], Tensor]:
+def refusing(model: Model, name: str) -> Callable[..., Tensor]:
+    """`Model.read`, which refuses to read one tensor as a whole."""
     read = model.read
 
-    def found(asked: str) -> Tensor:
-        assert asked != name
-        return read(asked)
+    def found(asked: str, rows: slice | None = None) -> Tensor:
+        assert asked != name or rows is not None
+        return read(asked, rows)
 
     return found
 

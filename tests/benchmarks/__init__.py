@@ -2,6 +2,7 @@
 
 python -m tests.benchmarks.engine_speed         INT8 against FP32, ONNX Runtime
 python -m tests.benchmarks.export_memory        peak memory of exports
+python -m tests.benchmarks.memory_budget        peak memory of a 530B model's layer with --memory 2GB
 python -m tests.benchmarks.trtllm_ranks         memory and time of a TensorRT-LLM export, by ranks
 python -m tests.benchmarks.onnx_forms           how accurate each form of an ONNX export is
 python -m tests.benchmarks.tensorrt_rtx         what TensorRT's compiler makes of our graphs

@@ -23,6 +23,7 @@ FORMS: Mapping[str, dict] = {  # of the bundled model's exports
     "per-tensor fp16": {"activations": "per-tensor", "body": "fp16"},
     "int8 head": {"activations": "per-token", "lm_head": "int8"},
     "int8 kv": {"activations": "per-token", "kv": "int8"},
+    "fp16, cache in place": {"activations": "per-token", "body": "fp16", "capacity": 128},  # TensorRT >= 10.15
 }
 SIZES = (1024, 4096, 11008)  # input channels
 PHASES = ("prefill", "decode")

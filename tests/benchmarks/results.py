@@ -57,7 +57,7 @@ def publish(name: str, rows: Sequence[Row], details: Mapping | None = None, comm
 
 def show(rows: Sequence[Row]) -> None:
     """Print the rows."""
-    width = max(len(row.what) for row in rows)
+    width = max((len(row.what) for row in rows), default=0)
     for row in rows:
         print(f"{row.what:<{width}}  {row.measured}" + (f"  (target {row.target})" if row.target else ""))
 

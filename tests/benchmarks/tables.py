@@ -13,7 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recipes.models import RECIPES
-from tests.benchmarks import gpu, onnx_forms, readers, real_table, serve_plot, trtllm_forms
+from tests.benchmarks import (
+    cache_traffic,
+    edge_llm_nodes,
+    gpu,
+    onnx_forms,
+    readers,
+    real_table,
+    serve_plot,
+    trtllm_forms,
+)
 from tests.benchmarks import quantizers as quantizers_table
 from tests.benchmarks.peers import show as peers_table
 from tests.benchmarks.results import FOLDER
@@ -28,6 +37,7 @@ ORDER = (
     "serve_load",
     "batching",
     "export_memory",
+    "memory_budget",
     "one_pass",
     "validate_speed",
     "integrity_cost",
@@ -35,6 +45,7 @@ ORDER = (
     "calibration_speed",
     "search_cost",
     "tensorrt_rtx",
+    "tensorrt_host",
     "demo",
 )
 PACKAGES = ("torch", "onnxruntime", "transformers", "llmcompressor")
@@ -197,6 +208,11 @@ def served() -> str:
     return serve_plot.picture([result(name) for name in ("serve_speed", "serve_speed_2048")])
 
 
+def nodes() -> str:
+    """Our graph beside NVIDIA's own, node by node."""
+    return edge_llm_nodes.table(result("edge_llm_nodes")["details"])
+
+
 def result(name: str) -> dict:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -219,7 +235,12 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "readers": readers.table,
         "reader runs": readers.runs,
     },
-    "docker/README.md": {"container": container, "gpu": gpu.table},
+    "docker/README.md": {
+        "container": container,
+        "cache traffic": cache_traffic.table,
+        "gpu": gpu.table,
+        "edge-llm nodes": nodes,
+    },
     "recipes/README.md": {"meanings": families_table.meanings, "targets": targets, "models": models},
 }
 

@@ -41,7 +41,7 @@ FORMS: dict[str, dict] = {  # opset 21, unless it says another
 KERNELS = ("kgen", "gemm", "runtime_fusion")
 HEADS = "[batch, {0}, {1}, 128]"
 BASIC = """r = Reshape(q, rows)  h = Mul(r, half)  t = Transpose <perm = [0, 1, 3, 2]> (k)  c = MatMul(h, t)
-    f = Where(mask, zero_half, low_half)  g = Concat <axis = 2> (f, f, f, f)  a = Add(c, g)
+    g = Concat <axis = 2> (mask, mask, mask, mask)  a = Where(g, c, low_half)
     p = Softmax <axis = -1> (a)  o = MatMul(p, v)  y = Reshape(o, heads)"""
 ATTENTIONS = {
     "basic operators, grouped rows": (21, BASIC),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import pytest
@@ -19,6 +20,7 @@ from exporters.trtllm import MODES, Ranks, TrtllmWriter
 from smoothquant import stream
 from smoothquant.checkpoint import Checkpoint
 from smoothquant.errors import OutputError, UserError
+from smoothquant.memory import Budget
 from smoothquant.outputs import check_content, load_manifest
 from smoothquant.scheme import scheme_of
 from tests.exporters.trtllm.checkpoints import makers
@@ -35,6 +37,8 @@ TRTLLM: dict[str, Callable[[Path], list[TrtllmWriter]]] = {  # by layout
     "phi3": lambda out: [TrtllmWriter(out)],
 }
 CHANGES = {"falcon-40b": {"activation": "gelu_pytorch_tanh"}}  # TensorRT-LLM's gelu is always that
+
+AT_ONCE = 700  # numbers of a weight in memory: a few rows, which divide neither heads nor matrices
 
 
 def writers(layout: str, out: Path) -> list[Writer]:
@@ -59,10 +63,20 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Source]:
 
 @pytest.mark.parametrize("layout", TRTLLM)
 def test_the_bytes_of_single_exports(layout: str, make: Callable[[str], Source], tmp_path: Path) -> None:
+    """In one pass whole matrices are in memory, in the single ones a few rows: nothing that is written tells."""
     export(make(layout), writers(layout, tmp_path / "together"))
     for writer in writers(layout, tmp_path / "alone"):
-        export(make(layout), [writer])
+        export(replace(make(layout), budget=Budget(AT_ONCE)), [writer])
     assert contents(tmp_path / "together") == contents(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("layout", ["llama", "mixtral"])
+def test_a_slice_is_read_twice(layout: str, make: Callable[[str], Source], tmp_path: Path) -> None:
+    """Once for the scales, once for the rows, also of an expert that the contract's tokens do not reach."""
+    source = make(layout)
+    work = counted(replace(source, budget=Budget(AT_ONCE)), [W8A8Writer(tmp_path / "out")])
+    for name, (rows, columns) in source.model.linears():
+        assert work.reads[f"{name}.weight"] == 2 * -(-rows // (AT_ONCE // columns)) > 2
 
 
 def test_the_bytes_by_a_plan(tmp_path: Path) -> None:
@@ -89,17 +103,17 @@ class Work(NamedTuple):
 def counted(source: Source, made: list[Writer]) -> Work:
     """Export, and count."""
     work = Work(Counter(), Counter())
-    read, quantize = Checkpoint.read, stream.quantize_weight
+    read, quantize = Checkpoint.read, stream.quantize_rows
 
     def reading(self: Checkpoint, name: str, rows: slice | None = None) -> Tensor:
         work.reads[name] += 1
         return read(self, name, rows)
 
-    def quantizing(weight: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    def quantizing(weight: Tensor, scale: Tensor) -> Tensor:
         work.quantized[weight.shape] += 1
-        return quantize(weight, *options)
+        return quantize(weight, scale)
 
-    with mock.patch.object(Checkpoint, "read", reading), mock.patch.object(stream, "quantize_weight", quantizing):
+    with mock.patch.object(Checkpoint, "read", reading), mock.patch.object(stream, "quantize_rows", quantizing):
         export(source, made)
     return work
 

@@ -17,7 +17,7 @@ from builders.tensorrt.compiler import Options, compile_graph
 from builders.tensorrt.engine import TensorRTEngine
 from builders.tensorrt.hardware import find_gpu
 from builders.tensorrt.kernels import built_products
-from builders.tensorrt.runtime import Binding, LoadedPlan
+from builders.tensorrt.runtime import LoadedPlan
 from exporters.export import Source, export
 from recipes import tiny_llama
 from smoothquant.model import Model
@@ -94,7 +94,7 @@ def test_scales_and_overflow(inner: int, float16_scales: bool, tmp_path: Path, n
     with device.use():
         x = torch.full((1, inner), 127 * overflow.SCALE, dtype=torch.float16, device=device.device)
         y = torch.empty(1, overflow.COLUMNS, dtype=torch.float16, device=device.device)
-        plan.run(0, {"x": Binding((1, inner), x), "y": Binding((1, overflow.COLUMNS), y)})
+        plan.run(0, {"x": (1, inner)}, {"x": x.data_ptr(), "y": y.data_ptr()})
     device.wait()
     expected = overflow.EXPECTED * inner
     if float16_scales:

@@ -28,6 +28,7 @@ TO_S = ("--out", "out.safetensors")
 TO = ("--out", "out")
 SEVERAL = "export --target w8a8 --target onnx:act=both,dtype=fp16 --target trtllm:pp=2"  # a form of export
 COMMANDS: dict[str, tuple[str, ...]] = {
+    "estimate": ("model", "--samples", "2", "--length", "32"),
     "calibrate": ("model", "--text", "text.txt", *FEW, *TO_S),
     "search": ("model", "--text", "text.txt", "--samples", "4", "--length", "16", *TO),
     "export hf": ("model", "scales.safetensors", *TO),

@@ -80,6 +80,17 @@ def test_all_at_once(case: Case, scales: Path, tmp_path: Path, capsys: pytest.Ca
             ("--for", "tensorrt", "--embedding", "int8"),
             "--embedding int8; expected a float embedding: TensorRT",
         ),
+        (("--cache", "in-place"), "--cache in-place without --capacity; expected --cache in-place with --capacity N"),
+        (("--capacity", "32"), "--cache grown with --capacity 32; expected --cache in-place with --capacity N"),
+        (("--cache", "in-place", "--capacity", "9999"), "--capacity 9999; expected 2 to "),
+        (
+            ("--cache", "in-place", "--capacity", "32", "--opset", "21"),
+            "opset 21 with a cache in place; expected opset 24",
+        ),
+        (
+            ("--cache", "in-place", "--capacity", "32", "--for", "tensorrt", "--kv", "int8"),
+            "expected a float cache: TensorRT writes no integers in place; drop --kv, or leave --cache out",
+        ),
         (("--opset", "17", "--dtype", "bf16"), "a bfloat16 body in opset 17; expected opset 21; give TensorRT 8.6"),
     ],
 )

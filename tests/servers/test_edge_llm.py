@@ -11,7 +11,6 @@ word: so it is not enough that it makes a graph.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
@@ -27,6 +26,8 @@ from builders.readers.devices import this_cpu
 from recipes.families import open_int8_model
 from smoothquant.scheme import scheme_of
 from tests import zoo
+from tests.benchmarks import edge_llm_nodes
+from tests.benchmarks.tables import result
 from tests.families.case import Case
 from tests.models import sample_ids
 from tests.servers.edge_llm_graph import Graph, RefusedError, edge_llm_export
@@ -38,7 +39,6 @@ pytestmark = [
     pytest.mark.skipif(EDGE_LLM.python is None, reason="python -m tests.servers edge-llm makes its environment"),
 ]
 
-TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # without one it does not finish
 HEADS: dict[str, object] = {"head_dim": 64}
 LAYOUTS: dict[str, dict[str, object]] = {
     "llama": HEADS,
@@ -83,8 +83,7 @@ class Exported:
 
     def __init__(self, case: Case) -> None:
         self.case, self.ids = case, sample_ids()
-        settings = case.folder / "tokenizer_config.json"
-        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": TEMPLATE}))
+        edge_llm_nodes.give_template(case.folder)
         self.folder = case.export("modelopt")
 
     @cached_property
@@ -217,6 +216,11 @@ def test_it_is_refused(name: str, exported: Callable[[str], Exported], record_pr
         _ = exported(name).graph
     assert said in str(caught.value)
     record(record_property, name, Outcome.REFUSED, said)
+
+
+def test_its_nodes_are_those_of_the_table(tmp_path: Path) -> None:
+    found = edge_llm_nodes.theirs(Case("llama", tmp_path, edge_llm_nodes.HEADS))
+    assert found == result("edge_llm_nodes")["details"]["theirs"]
 
 
 def test_the_table_knows_every_layout() -> None:

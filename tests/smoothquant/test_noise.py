@@ -37,7 +37,7 @@ def test_the_noise_is_that_of_the_real_arithmetic(seed: int, spread: float, spik
     x, weight = data(seed, spread, spike)
     quantized, weight_scale = quantize_weight(weight)
     absmax = x.abs().amax(dim=0)
-    expected = static_noise(weight, absmax, x.square().mean(dim=0))
+    expected = static_noise(weight.split(5), absmax, x.square().mean(dim=0))
     scale = input_scale(absmax)
     integers, _ = quantize_tensor(x, scale)
     error = integers * scale.double() - x
@@ -59,24 +59,24 @@ def test_noise_never_exceeds_three_times_the_formula() -> None:
     x = torch.full((4, 8), 0.4999, dtype=torch.float64)
     weight = torch.eye(8, dtype=torch.float64)
     integers, scale = quantize_tensor(x, input_scale(absmax))
-    noise = static_noise(weight, absmax, x.square().mean(dim=0))
+    noise = static_noise(weight.split(5), absmax, x.square().mean(dim=0))
     assert mean(integers * scale - x) / noise.activations == pytest.approx(3, rel=1e-3)
 
 
 def test_a_spike_ruins_the_others_and_a_fold_saves_them() -> None:
     x, weight = data(0, 0.0, 1.0)
     absmax, square = x.abs().amax(dim=0), x.square().mean(dim=0)
-    plain = static_noise(weight, absmax, square).share
+    plain = static_noise([weight], absmax, square).share
     spiked = absmax.clone()
     spiked[7] *= 1000  # what one rare token does: the mean square of an ordinary one stays
-    ruined = static_noise(weight, spiked, square)
+    ruined = static_noise([weight], spiked, square)
     assert plain < 1e-3 < 0.9 < ruined.activations / ruined.signal
     factor = torch.ones(IN, dtype=torch.float64)
     factor[7] = 1000
-    folded = static_noise(weight * factor, spiked / factor, square / factor**2)
+    folded = static_noise([weight * factor], spiked / factor, square / factor**2)
     others = torch.arange(IN) != 7
     saved = static_noise(
-        weight[:, others], torch.full((IN - 1,), (spiked / factor).max().item()), square[others]
+        [weight[:, others]], torch.full((IN - 1,), (spiked / factor).max().item()), square[others]
     ).activations
     itself = (
         weight[:, 7].square().sum() * square[7]
@@ -90,7 +90,7 @@ def test_without_mean_squares_a_spike_is_no_signal() -> None:
     absmax[0] = 127 * 12**0.5 / 4 / 10**0.5
     guessed = guessed_mean_square(absmax)
     torch.testing.assert_close(guessed, torch.full((65,), 1 / 16))
-    noise = static_noise(torch.eye(65), absmax, guessed)
+    noise = static_noise([torch.eye(65)], absmax, guessed)
     assert noise.activations / noise.signal == pytest.approx(0.1, rel=1e-5)
     assert not guessed_mean_square(torch.zeros(4)).any()
-    assert static_noise(torch.eye(4), torch.zeros(4), torch.zeros(4)).share == 0
+    assert static_noise([torch.eye(4)], torch.zeros(4), torch.zeros(4)).share == 0

@@ -41,7 +41,7 @@ def test_the_logits_stay(groups: str, dtype: str, calibrated: tuple[Model, dict,
     ids, settings = sample_ids(sequences=2), SmoothingSettings(0.5, groups, smoother_dtype=dtype)
     hidden, positions = decoder.embed(model, ids, torch.float32), patterns(model, ids.shape[1], torch.float32)
     for layer in smoothed_layers(model, inputs, settings):
-        hidden = decoder.forward(model, QuantizingLayer(layer), hidden, positions)
+        hidden = decoder.forward(model, QuantizingLayer(layer, (), lambda rows: None), hidden, positions)
     assert relative_error(decoder.logits(model, hidden), float_logits(model, ids)) <= TOLERANCE
 
 

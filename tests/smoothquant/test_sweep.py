@@ -104,7 +104,9 @@ def test_hidden_states_are_those_of_transformers(
             theirs(ids[None])
 
     def off(order: Callable[[int], int]) -> float:
-        monkeypatch.setattr(sweep, "float_layer", lambda model, n, *rest: _at(float_layer(model, order(n), *rest), n))
+        monkeypatch.setattr(
+            sweep, "float_layer", lambda model, n, *rest, **more: _at(float_layer(model, order(n), *rest, **more), n)
+        )
         found, _ = run(model, sequences, tmp_path / str(order(0)))
         wide = [found[f"{FORM} {n}"] for n in range(len(sequences))]
         return max((mine - true).abs().max().item() for mine, true in zip(wide, expected, strict=True))

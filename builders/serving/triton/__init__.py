@@ -6,6 +6,14 @@ without batching of sequences in flight. If you need these, use TensorRT-LLM's b
 
 from builders.serving.triton.accelerator import check_provider
 from builders.serving.triton.client import TritonEngine
-from builders.serving.triton.repository import check_repository, model_name, server_options, write_model
+from builders.serving.triton.repository import check_cache, check_repository, model_name, server_options, write_model
 
-__all__ = ["TritonEngine", "check_provider", "check_repository", "model_name", "server_options", "write_model"]
+__all__ = [
+    "TritonEngine",
+    "check_cache",
+    "check_provider",
+    "check_repository",
+    "model_name",
+    "server_options",
+    "write_model",
+]

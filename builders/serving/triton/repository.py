@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from builders.engine.exports import EXPORT, check_grown
 from builders.onnx_graph import OnnxGraph
 from builders.onnxruntime.record import CPU, OnnxRuntimeInputs
 from builders.serving.triton import accelerator
@@ -55,6 +56,14 @@ def check_repository(engine: str | Path, repository: str | Path) -> None:
     check_place(out / MANIFEST, "--triton", repository)
 
 
+def check_cache(folder: str | Path) -> None:
+    """Raise UserError for a cache that is written in place. folder: an export or an engine. A state of Triton could be
+    one buffer of a fixed size (use_same_buffer_for_input_output), but nobody has tried that."""
+    manifest = load_manifest(folder)
+    if manifest.step in (EXPORT, *DECODERS):
+        check_grown(Path(folder), manifest.origin, "this tool's configuration of Triton")
+
+
 def write_model(engine: str | Path, repository: str | Path, *, overwrite: bool = False) -> Path:
     """Put an engine into a model repository. Returns the model's folder.
 
@@ -68,6 +77,7 @@ def write_model(engine: str | Path, repository: str | Path, *, overwrite: bool =
             f"{engine}: made by {manifest.step!r}, which Triton's backends do not run",
             expected=f"made by {' or '.join(DECODERS)}",
         )
+    check_cache(engine)
     describe, names = DECODERS[manifest.step]
     text = config(describe(engine, manifest))
     contents = manifest.contents

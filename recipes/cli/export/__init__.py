@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from recipes.cli import options
-from recipes.cli.export.by_plan import add_plan, left_in_float, plan_of
+from recipes.cli.export.by_plan import add_plan, is_by_plan, left_in_float, plan_of
 from recipes.cli.export.chosen import Chosen, chosen
 from recipes.cli.export.hf import HuggingFace
 from recipes.cli.export.modelopt import ModelOpt
@@ -81,6 +82,7 @@ def _add_options(command: argparse.ArgumentParser, out: str) -> None:
     command.add_argument("--out", required=True, metavar="DIR", help=out)
     options.add_smoothing(command, "that of the recipe for the model's family and size")
     add_plan(command)
+    options.add_memory(command, "a matrix is read, smoothed, quantized and written some rows at a time")
     options.add_family(command)
     options.add_overwrite(command)
 
@@ -103,13 +105,16 @@ def _export(asked: Sequence[Chosen], arguments: argparse.Namespace, ui: Ui) -> l
     """Export to all targets in one pass. Returns the results, for programs. arguments: those that all share."""
     from builders.readers import check_served, facts_of
     from exporters.export import export
+    from smoothquant.memory import for_export
 
+    memory = options.memory(arguments)
     model = options.open_model(arguments, arguments.model, ui)
     alpha, by = options.usual_alpha(model)
+    budget = for_export(model, memory, planned=is_by_plan(arguments))
     plan = plan_of(arguments, model)
     every = [one.within(arguments) for one in asked]
     sources = [one.target.source(its, model, plan, alpha) for one, its in zip(asked, every, strict=True)]
-    source = _shared(asked, sources)
+    source = replace(_shared(asked, sources), budget=budget)
     writers = []
     for one, its in zip(asked, every, strict=True):
         with ui.about(one.target.name if len(asked) > 1 else ""):

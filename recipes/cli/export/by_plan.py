@@ -25,10 +25,15 @@ def add_plan(command: argparse.ArgumentParser) -> None:
     )
 
 
+def is_by_plan(arguments: argparse.Namespace) -> bool:
+    """Whether an export is by a plan, which may stand in the place of ACT_SCALES."""
+    return arguments.plan is not None or (arguments.act_scales is not None and os.path.isdir(arguments.act_scales))
+
+
 def plan_of(arguments: argparse.Namespace, model: Model) -> Plan | None:
     """The plan that --plan names, or that stands in the place of ACT_SCALES, which is this model's; None without one.
     Raises UserError for options that the plan stands in for."""
-    if arguments.plan is None and arguments.act_scales is not None and os.path.isdir(arguments.act_scales):
+    if arguments.plan is None and is_by_plan(arguments):
         arguments.plan, arguments.act_scales = arguments.act_scales, None  # scales are a file, a plan is a folder
     if arguments.plan is None:
         return None

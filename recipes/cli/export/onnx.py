@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from smoothquant.model import Model
     from smoothquant.plan import Plan
 
+CACHE_FORMS = _, IN_PLACE = ("grown", "in-place")  # of --cache
 BOTH = ("per-token", "per-tensor")  # forms of --act both
 
 
@@ -64,14 +65,29 @@ class Onnx(ExportTarget):
             "--opset",
             type=int,
             choices=(17, 21, 23),
-            default=21,
             help="default 21, for ONNX Runtime and TensorRT 10 and 11; 17 is for TensorRT 8.6; 23 has attention as one "
             "operator, which is for ONNX Runtime, and for TensorRT from 10.14 on with a half body",
+        )
+        command.add_argument(
+            "--cache",
+            choices=CACHE_FORMS,
+            default=CACHE_FORMS[0],
+            help="grown: every run puts past and new keys and values together, a copy of all (default). in-place: it "
+            "writes into buffers of --capacity tokens (TensorScatter, opset 24): no copy, and no shape grows with the "
+            "sequence. For TensorRT from 10.15 on, with a float cache, and for ONNX Runtime on a CPU",
+        )
+        command.add_argument(
+            "--capacity",
+            type=int,
+            metavar="N",
+            help="of --cache in-place: the most tokens of a sequence, prompt and continuation. Attention reads a whole "
+            "buffer, however many tokens it holds",
         )
         add_keep_float(command)
 
     def smoothing(self, arguments: argparse.Namespace, model: Model) -> Capacity:
         _body(arguments, model)
+        _capacity(arguments, model)
         if arguments.engine == "tensorrt" and EMBEDDINGS[arguments.embedding or "float"].quantized:
             raise UserError(
                 f"--for tensorrt with --embedding {arguments.embedding}",
@@ -105,7 +121,9 @@ class Onnx(ExportTarget):
         kv, head, embedding = (named or "float" for named in (arguments.kv, arguments.lm_head, arguments.embedding))
         schemes = [scheme_of(form, kv_cache=kv, head=head, embedding=embedding) for form in forms]
         held = with_kept(schemes, arguments, source, ui)
-        return OnnxWriter(arguments.out, *held, body=_body(arguments, source.model), opset=arguments.opset)
+        capacity = _capacity(arguments, source.model)
+        body = _body(arguments, source.model)
+        return OnnxWriter(arguments.out, *held, body=body, opset=arguments.opset, capacity=capacity)
 
     def notes(self, arguments: argparse.Namespace, source: Source, ui: Ui) -> None:
         head, embedding = HEADS[arguments.lm_head or "float"], EMBEDDINGS[arguments.embedding or "float"]
@@ -115,6 +133,29 @@ class Onnx(ExportTarget):
             ui.note(
                 "opset 23 with an fp32 body is for ONNX Runtime alone: TensorRT has no attention kernel for float32"
             )
+
+
+def _capacity(arguments: argparse.Namespace, model: Model) -> int | None:
+    """The capacity that --cache and --capacity ask for, None for a cache that grows. Raises UserError if they
+    contradict each other, the model or the engine."""
+    capacity, in_place = arguments.capacity, arguments.cache == IN_PLACE
+    longest = model.geometry.max_positions
+    if in_place != (capacity is not None):
+        raise UserError(
+            f"--cache {arguments.cache} {'without --capacity' if in_place else f'with --capacity {capacity}'}",
+            expected="--cache in-place with --capacity N, the most tokens of a sequence",
+        )
+    if capacity is None:
+        return None
+    if not 2 <= capacity <= longest:
+        raise UserError(f"--capacity {capacity}", expected=f"2 to {longest}, the positions that the model knows")
+    if arguments.engine == "tensorrt" and CACHES[arguments.kv or "float"].quantized:
+        raise UserError(
+            f"--for tensorrt with --cache in-place and --kv {arguments.kv}",
+            expected="a float cache: TensorRT writes no integers in place",
+            do="drop --kv, or leave --cache out",
+        )
+    return capacity
 
 
 def _body(arguments: argparse.Namespace, model: Model) -> str:

@@ -2,7 +2,8 @@
 
 A plan is a note of which graph it was built from and with which profiles. A context reads its inputs at the addresses
 it was given, and writes its outputs there, as TensorRT does; it refuses what TensorRT refuses: a shape outside of the
-profile, an input without a shape or an address, an output that lies on an input. Everything it is told is in `calls`.
+profile, an input without a shape or an address, an output that lies on an input. (A cache that is written in place must
+lie on its past.) Everything it is told is in `calls`.
 """
 
 from __future__ import annotations
@@ -156,6 +157,8 @@ class _Shapes:
         """Every range grows, and the graph is consistent at its three points."""
         grow = all(a <= b <= c for shapes in self.shapes.values() for a, b, c in zip(*shapes, strict=True))
         past = next(shapes for name, shapes in self.shapes.items() if name.startswith("past"))
+        if "write_indices" in self.shapes:
+            return grow
         ids, mask = self.shapes["input_ids"], self.shapes["attention_mask"]
         same = all(mask[point][1] == past[point][2] + ids[point][1] for point in range(3))
         return grow and same and self.shapes["position_ids"] == ids
@@ -352,12 +355,18 @@ class Context:
         assert stream == 7
         inputs, outputs = self.engine.inputs, self.engine.outputs
         feed = {tensor.name: self._array(tensor, self.shapes[tensor.name]).copy() for tensor in inputs}
-        self.trt.calls.append(("run", self.profile, self.shapes["input_ids"], self.shapes["attention_mask"]))
+        places = self.shapes.get("attention_mask") or tuple(feed["write_indices"].tolist())
+        self.trt.calls.append(("run", self.profile, self.shapes["input_ids"], places))
         with subnormals_as_zero():
             found = self.session.run([tensor.name for tensor in outputs], feed)
         read = {self._range(tensor, self.shapes[tensor.name]) for tensor in inputs}
+        updated = {node.output[0]: node.input[0] for node in self.engine.graph.node if node.op_type == "TensorScatter"}
         for tensor, array in zip(outputs, found, strict=True):
             first, last = self._range(tensor, array.shape)
+            if tensor.name in updated:
+                assert first == self.addresses[updated[tensor.name]], f"{tensor.name} does not lie on its past"
+                self._array(tensor, array.shape)[...] = array
+                continue
             assert all(last <= start or end <= first for start, end in read), f"{tensor.name} lies on an input"
             self._array(tensor, array.shape)[...] = array
         return True

@@ -51,7 +51,8 @@ def test_engine_folder(make: Callable[..., Path], exports: dict[str, Path], gpu:
     assert inputs["export"] == source.inputs
     assert inputs["tensorrt"] == {"version": "11.1.0.106", "gpu": gpu.name, "capability": [9, 0]}
     assert inputs["limits"] == {
-        "batch": 3, "length": 64, "chunk": 16, "usual_prompt": 16, "usual_context": 31, "window": None
+        "batch": 3, "length": 64, "chunk": 16, "usual_prompt": 16, "usual_context": 31, "window": None,
+        "capacity": None,
     }  # fmt: skip
     assert (manifest.geometry, manifest.contract) == (source.geometry, source.contract)
     assert manifest.results["warnings"] == ["Make sure input input_ids has Int64 binding."]

@@ -18,7 +18,7 @@ from builders.tensorrt.cache import Cache
 from builders.tensorrt.engine import TensorRTEngine
 from builders.tensorrt.runtime import Port
 from smoothquant.errors import UserError
-from tests.builders.tensorrt.fake import FakeGpu
+from tests.builders.tensorrt.fake import Context, FakeGpu
 from tests.models import sample_ids
 
 PROMPT = [256, 5, 6, 7, 40, 41]
@@ -88,6 +88,42 @@ def test_work_is_done_before_it_is_read(make: Callable[..., Path], gpu: FakeGpu)
     assert gpu.waited == before + 2
 
 
+def test_a_token_tells_the_context_only_what_has_changed(
+    make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def noted(call: Callable[[Context, str, Any], bool]) -> Callable[[Context, str, Any], bool]:
+        return lambda self, name, value: told.append(name) or call(self, name, value)  # type: ignore[func-returns-value]
+
+    for call in ("set_input_shape", "set_tensor_address"):
+        monkeypatch.setattr(Context, call, noted(getattr(Context, call)))
+    engine = TensorRTEngine(make("float"))
+    decoding = engine.start(PROMPT)
+    for token in range(4):
+        told.clear()
+        decoding.step(token)
+    inputs = [name for name, port in engine.session.plan.ports.items() if port.is_input]
+    past = [name for name in inputs if name.startswith("past")]
+    present = ["present" + name.removeprefix("past_key_values") for name in past]
+    assert sorted(told) == sorted(["attention_mask", *past, *past, *present])
+
+
+def test_sequences_that_take_turns(make: Callable[..., Path]) -> None:
+    """They share a context, and each has a cache of its own."""
+    engine = TensorRTEngine(make("float"))
+    first, second = engine.start(PROMPT), engine.start(PROMPT[:3])
+    kept = first.logits
+    for token in range(20, 30):
+        first.step(token)
+        second.step(token + 1)
+    for found, ids in ((first, [*PROMPT, *range(20, 30)]), (second, [*PROMPT[:3], *range(21, 31)])):
+        expected = engine.logits(torch.tensor([ids]))[0, -1].numpy()
+        assert abs(found.logits - expected).max() <= 5e-6 * abs(expected).max()
+    expected = engine.logits(torch.tensor([PROMPT]))[0, -1].numpy()
+    assert abs(kept - expected).max() <= 5e-6 * abs(expected).max()  # a step does not write into earlier logits
+
+
 # -- the cache ---------------------------------------------------------------------------------------------------------
 
 PORTS = [Port(f"past_key_values.{layer}.{part}", torch.float32, (-1, 2, -1, 3), True) for layer in (0, 1)
@@ -96,27 +132,29 @@ PORTS = [Port(f"past_key_values.{layer}.{part}", torch.float32, (-1, 2, -1, 3), 
 
 def filled(cache: Cache, tokens: int, first: int) -> list[tuple[int, int]]:
     """Run as an engine would: the present is the past and, per token, its number. Returns (past, present) addresses."""
-    bindings = dict(cache.bindings(tokens))
+    shapes, addresses = cache.shapes(), cache.place(tokens)
     places = []
     for port in PORTS:
-        (past_shape, past), (shape, present) = bindings[port.name], bindings["present." + port.name[16:]]
-        new = torch.arange(first, first + tokens).float().view(1, 1, -1, 1).expand(shape[0], 2, tokens, 3)
-        old = past[: torch.Size(past_shape).numel()].view(past_shape)
-        present[: torch.Size(shape).numel()].view(shape).copy_(torch.cat([old, new], dim=2))
-        places.append((past.data_ptr(), present.data_ptr()))
+        batch, heads, past, channels = shapes[port.name]
+        old, write = cache.read[port.name], cache.write[port.name]
+        place = (addresses[port.name], addresses["present." + port.name[16:]])
+        assert place == (old.data_ptr(), write.data_ptr())
+        new = torch.arange(first, first + tokens).float().view(1, 1, -1, 1).expand(batch, heads, tokens, channels)
+        present = torch.cat([old[: batch * heads * past * channels].view(shapes[port.name]), new], dim=2)
+        write[: present.numel()] = present.flatten()
+        places.append(place)
     cache.advance(tokens)
     return places
 
 
 def content(cache: Cache) -> list[int]:
     """Numbers of the tokens in the cache, the same in every layer, head and channel."""
-    bindings = dict(cache.bindings(1))
     found = []
-    for port in PORTS:
-        shape, past = bindings[port.name]
-        values = past[: torch.Size(shape).numel()].view(shape)
+    for name, shape in cache.shapes().items():
+        values = cache.read[name][: torch.Size(shape).numel()].view(shape)
         assert (values == values[:1, :1, :, :1]).all()
         found.append(values[0, 0, :, 0].tolist())
+    assert len(found) == len(PORTS)
     assert all(one == found[0] for one in found)
     return found[0]
 

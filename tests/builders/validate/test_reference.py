@@ -13,19 +13,25 @@ from act_scales.text import Text
 from builders.validate import Reference, read_scheme
 from smoothquant import sweep
 from smoothquant.errors import UserError
+from smoothquant.memory import Budget
 from smoothquant.model import Model
 from tests.models import hooked_absmax, open_llama, sample_ids
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("batch", [1, 60, 10_000])
+@pytest.mark.parametrize(("batch", "numbers"), [(1, None), (60, 500), (10_000, None)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_are_those_of_transformers(
-    dtype: torch.dtype, batch: int, make_llama: Callable[..., Path], text: Text, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype,
+    batch: int,
+    numbers: int | None,
+    make_llama: Callable[..., Path],
+    text: Text,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sweep, "BATCH_TOKENS", batch)
     folder = make_llama(dtype=dtype)
-    found = Reference(open_llama(folder), text)
+    found = Reference(open_llama(folder), text, budget=Budget(numbers))
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for index, ids in enumerate(text.sequences):
         expected = model(ids[None]).logits[0]

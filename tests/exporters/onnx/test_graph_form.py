@@ -10,13 +10,27 @@ from pathlib import Path
 import numpy
 import onnx
 import pytest
+import torch
 
+from builders.check.tensorrt_rtx import compile_onnx
+from builders.nvidia.profiles import single_profile
 from builders.onnxruntime.session import first_feed
 from exporters.export import Source, export
 from smoothquant.errors import ActScalesError, ContractError, MissingPackageError, UserError
 from smoothquant.model import Model
 from smoothquant.settings import SmoothingSettings
-from tests.exporters.onnx.graphs import FLOAT, FORMS, PER_TENSOR, PER_TOKEN, Runner, export_onnx, products, source_of
+from tests.exporters.onnx.graphs import (
+    FLOAT,
+    FORMS,
+    PER_TENSOR,
+    PER_TOKEN,
+    Runner,
+    export_onnx,
+    expose,
+    products,
+    source_of,
+)
+from tests.lacking import with_compiler
 from tests.models import sample_ids
 from tests.smoothquant.test_decoder import VARIANTS
 from tests.writers import onnx_writer
@@ -181,3 +195,27 @@ def test_without_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingPackageError, match="onnx is not installed; pip install"):
         onnx_writer(tmp_path / "out")
+
+
+def test_a_mask_is_not_repeated_for_the_heads_of_a_group(make_llama: Callable[..., Path], tmp_path: Path) -> None:
+    """Half precision repeats bits, since TensorRT fuses its attention only so; all else repeats nothing."""
+    folder, ids = make_llama(num_key_value_heads=1), sample_ids(2, 10)
+    for form, kind, shape in ((FLOAT, "Add", (2, 1, 10, 10)), (FLOAT | {"body": "fp16"}, "Where", (2, 1, 4 * 10, 10))):
+        out = export_onnx(source_of(folder), tmp_path / kind, **form)
+        nodes = onnx.load(out / "model.onnx", load_external_data=False).graph.node
+        producer = {name: node for node in nodes for name in node.output}
+        masked = {
+            producer[node.input[0]].op_type: producer[node.input[0]] for node in nodes if node.op_type == "Softmax"
+        }
+        mask = masked[kind].input[1 if kind == "Add" else 0]
+        [found] = expose(out, [mask]).run(ids, outputs=[mask])
+        assert found.shape == shape
+        assert found.dtype == (torch.float32 if kind == "Add" else torch.bool)
+
+
+@with_compiler
+def test_attention_in_half_precision_is_one_kernel(make_llama: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_llama(hidden_size=256, head_dim=64, num_hidden_layers=1)
+    out = export_onnx(source_of(folder), tmp_path / "out", **FLOAT, body="fp16")
+    found = compile_onnx(out / "model.onnx", single_profile(1, 64, 192))
+    assert [layer.name for layer in found.layers if "mha" in layer.name]

@@ -65,7 +65,7 @@ def absent_operator(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
 @BOOK.rule(
     "new-operator",
     "this TensorRT already has the operator",
-    "release notes: Attention came with 10.14, RMSNormalization and RotaryEmbedding with 10.15",
+    "release notes: Attention came with 10.14, RMSNormalization, RotaryEmbedding and TensorScatter with 10.15",
     Effect.REFUSED,
 )
 def new_operator(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
@@ -165,3 +165,21 @@ def attention_dtype(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
         if found is not None and found.elem_type == graph.onnx.TensorProto.FLOAT:
             what = "TensorRT has no kernel for Attention in FLOAT"
             yield name_of(node), what, "export with --dtype fp16, or write the attention in basic operators"
+
+
+@BOOK.rule(
+    "scatter-cache",
+    "the cache of TensorScatter holds floats, and its capacity is a number in the graph",
+    "the parser makes KVCacheUpdate of it, which takes FLOAT, FLOAT16 and BFLOAT16 alone, and no capacity that varies",
+    Effect.REFUSED,
+)
+def scatter_cache(graph: OnnxGraph, tensorrt: Version) -> Iterator[tuple]:
+    for node in graph.standard("TensorScatter"):
+        found = graph.inferred.get(node.input[0])
+        if found is None:
+            continue
+        if found.elem_type == graph.onnx.TensorProto.INT8:
+            yield name_of(node), "TensorRT writes no integers in place", "export with a float cache, or let it grow"
+        axis = attribute(node, "axis", -2)
+        if found.shape.dim and not found.shape.dim[axis].dim_value:
+            yield name_of(node), "the capacity of the cache is no number", "give past and present a fixed capacity"

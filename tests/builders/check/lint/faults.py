@@ -12,6 +12,7 @@ HEADS = "[batch, 4, tokens, 64]"
 QKV = f"float16{HEADS} q, float16[batch, 4, total, 64] k, float16[batch, 4, total, 64] v"
 ATTENDED = f"float16{HEADS} y"
 CACHE = "float16[batch, 4, {0}, 64] {1}k, float16[batch, 4, {0}, 64] {1}v"
+IN_PLACE = "float16[batch, 4, 32, 64] p, float16[batch, 4, tokens, 64] u, int64[batch] i", "float16[batch, 4, 32, 64] o"
 ROWS = f"float[tokens, {K}] x"
 SCATTERED = f"{ROWS}, float[n, {K}] u, int64[n, 1] i", f"float[tokens, {K}] y"
 IF = """m = ReduceMax <keepdims = 0> (x)  c = Greater(m, two)
@@ -158,6 +159,24 @@ FAULTS = {
         "Attention in FLOAT",
         (QKV.replace("float16", "float"), ATTENDED.replace("float16", "float")),
         opset=23,
+        also=("no-quantization",),
+    ),
+    "integers in place": Fault(
+        "scatter-cache",
+        "[a__TensorScatter] o = TensorScatter <axis = 2> (p, u, i)",
+        "refused",
+        "no integers in place",
+        tuple(text.replace("float16", "int8") for text in IN_PLACE),
+        opset=24,
+        also=("no-quantization",),
+    ),
+    "a capacity that varies": Fault(
+        "scatter-cache",
+        "[a__TensorScatter] o = TensorScatter <axis = 2> (p, u, i)",
+        "refused",
+        "capacity of the cache is no number",
+        tuple(text.replace("32", "past") for text in IN_PLACE),
+        opset=24,
         also=("no-quantization",),
     ),
     "zero point of an activation": Fault(

@@ -1,0 +1,78 @@
+"""Two processes of one thread beside one process of one thread, by turns:  python -m tests.benchmarks.team_speed
+
+What is timed is calibration alone, without imports, on a random Llama. A quiet machine with two cores is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 2, 1024, 2816, 2000
+SAMPLES, LENGTH = 48, 512
+SMALL = {"TORCH_CPP_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def calibrate(folder: Path) -> None:
+    """Calibrate as one of the processes that torchrun has started; rank 0 writes how long it took."""
+    import torch
+
+    from act_scales.collect import collect
+    from act_scales.text import Text
+    from recipes.families import open_model
+    from smoothquant.torchrun import joined
+
+    torch.set_num_threads(1)
+    ids = torch.randint(0, VOCABULARY, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(0))
+    model, text = open_model(folder / "model"), Text(tuple(ids), "random")
+    with joined() as team:
+        team.wait()
+        began = time.perf_counter()
+        collect(model, text, folder / "scales.safetensors", dtype="float32", device="cpu", overwrite=True, team=team)
+        if team.leads:
+            (folder / "seconds").write_text(str(time.perf_counter() - began))
+
+
+def seconds(folder: Path, ranks: int) -> float:
+    """How long a calibration takes with so many ranks."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    command += ["-m", "tests.benchmarks.team_speed", "--folder", str(folder)]
+    subprocess.run(command, check=True, env={**os.environ, **SMALL})
+    return float((folder / "seconds").read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions (default 3)")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.folder:
+        calibrate(arguments.folder)
+        return
+    from recipes.synthetic import save_random_llama
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        save_random_llama(
+            folder / "model",
+            hidden=HIDDEN,
+            layers=LAYERS,
+            intermediate=INTERMEDIATE,
+            heads=16,
+            kv_heads=16,
+            vocabulary=VOCABULARY,
+        )
+        found = [(seconds(folder, 1), seconds(folder, 2)) for _ in range(arguments.rounds)]
+    ratio = statistics.median(one / two for one, two in found)
+    print(json.dumps({"seconds of one and of two ranks": found, "speedup": round(ratio, 2)}))
+
+
+if __name__ == "__main__":
+    main()
