@@ -109,6 +109,8 @@ def checkpoints() -> str:
 
 def peers() -> str:
     """Engines for CPUs beside each other."""
+    if not _peers():
+        return peers_table.first_table(result("peers"))
     accuracy = result("peers_accuracy") if (FOLDER / "peers_accuracy.json").exists() else None
     return "\n".join(peers_table.table(found, accuracy) for found in _peers())
 
@@ -224,7 +226,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "float budget": float_budget,
         "real weights": real_weights,
         "onnx forms": forms,
-        **({"peers": peers} if _peers() else {}),
+        "peers": peers,
         "trtllm forms": checkpoints,
         "families": families,
         "quantizers": quantizers,

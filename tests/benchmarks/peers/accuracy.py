@@ -4,7 +4,8 @@
 
 The float model is transformers' in float32. Ours and vLLM's folder are smoothed with act scales of the calibration
 text; the others are as their own tools make them. llama.cpp tells the probabilities of the token behind a prompt alone,
-so one position of 32 is asked of it. NNCF calibrates with random tokens.
+so one position of 32 is asked of it. NNCF calibrates with the same text as ours. Each number is saved as soon as it is
+there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy
@@ -25,10 +27,9 @@ from recipes.families import open_model
 from recipes.pipeline import source_of
 from smoothquant.machine import physical_cores
 from smoothquant.settings import SmoothingSettings
-from tests.benchmarks.peers.__main__ import make_all
-from tests.benchmarks.peers.forms import PEERS, Forms, chosen
+from tests.benchmarks.peers.forms import PEERS, Forms, chosen, make_all, missing
 from tests.benchmarks.peers.process import PeerProcess
-from tests.benchmarks.results import Row, publish
+from tests.benchmarks.results import Row, keep, show
 
 NOTE = "llama.cpp: one position of 32"
 
@@ -39,8 +40,9 @@ def main() -> None:
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--text", required=True)
     parser.add_argument("--alpha", type=float, default=0.6)
-    parser.add_argument("--samples", type=int, default=4)
-    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--samples", type=int, default=4, help="sequences of the text")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a sequence")
+    parser.add_argument("--calibrate", type=int, default=32, help="sequences of the calibration, of that length")
     parser.add_argument("--threads", type=int, default=physical_cores())
     parser.add_argument("--engines", nargs="+", metavar="NAME", choices=[peer.name for peer in PEERS])
     given = parser.parse_args()
@@ -52,8 +54,10 @@ def main() -> None:
         shutil.copytree(given.model, copy)
         model = open_model(copy)
         scales = place / "act_scales.safetensors"
-        collect(model, load_text(given.calibration, given.model, 32, 512), scales)
-        forms = Forms(copy, place, source_of(model, scales, SmoothingSettings(given.alpha)))
+        calibration = load_text(given.calibration, given.model, given.calibrate, given.length)
+        collect(model, calibration, scales)
+        source = source_of(model, scales, SmoothingSettings(given.alpha))
+        forms = Forms(copy, place, source, calibration.sequences)
         folders, failed = make_all(forms, chosen(given.engines))
         ids = torch.stack([sequence for sequence in text.sequences if len(sequence) == given.length])
         reference = reference_logits(given.model, ids)
@@ -71,9 +75,24 @@ def main() -> None:
             except RuntimeError as error:
                 failed[peer.name] = str(error)
                 print(f"left out: {error}", file=sys.stderr)
-    rows = [Row(f"KL, {name}", f"{value:.5f}") for name, value in found.items()]
-    details = {"divergence": found, "tokens": ids.numel(), "note": NOTE, "failed": failed}
-    publish("peers_accuracy", rows, details, command="peers.accuracy")
+            keep("peers_accuracy", rows(found), details_of(given, ids, found, failed), command="peers.accuracy")
+    show(rows(found))
+
+
+def rows(found: Mapping[str, float]) -> list[Row]:
+    """A line for each engine. found: its KL, by its name."""
+    return [Row(f"KL, {name}", f"{value:.5f}") for name, value in found.items()]
+
+
+def details_of(given: argparse.Namespace, ids: torch.Tensor, found: Mapping[str, float], failed: Mapping) -> dict:
+    return {
+        "divergence": dict(found),
+        "tokens": ids.numel(),
+        "calibration": given.calibrate * given.length,
+        "note": NOTE,
+        "failed": dict(failed),
+        "missing": missing(),
+    }
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy
 from tokenizers import Tokenizer, models
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from builders import openvino
@@ -33,11 +34,13 @@ OURS = ("ours", "ours, INT8 head", "ours in OpenVINO", "ours in OpenVINO, INT8 h
 
 @dataclass(frozen=True)
 class Forms:
-    """A model, and what is made of it. place: where; source: what exports start from."""
+    """A model, and what is made of it. place: where; source: what exports start from; calibration: sequences of tokens
+    for tools that calibrate, each (tokens,) int64; random ones if there are none."""
 
     model: Path
     place: Path
     source: Source
+    calibration: Sequence[Tensor] = ()
 
     @cached_property
     def exports(self) -> dict[str, Path]:
@@ -99,15 +102,15 @@ def by_genai(forms: Forms, out: Path, precision: str) -> Path:
 
 
 def by_nncf(forms: Forms, out: Path) -> Path:
-    """Our float graph by NNCF: INT8 with its SmoothQuant, from random tokens or those of the model's text."""
+    """Our float graph by NNCF: INT8 with its SmoothQuant and static scales, from the calibration's tokens."""
     import nncf
     import openvino as runtime
 
     model = runtime.Core().read_model(forms.exports["FP32"] / MODEL)
     graph._open_logits_to_keep(model)
-    random = numpy.random.default_rng(0)
-    facts = forms.source.model.geometry
-    feeds = [_feed(model, random.integers(0, facts.vocab_size, (1, 128))) for _ in range(8)]
+    random, words = numpy.random.default_rng(0), forms.source.model.geometry.vocab_size
+    sequences = [one.numpy() for one in forms.calibration] or [random.integers(0, words, 128) for _ in range(8)]
+    feeds = [_feed(model, sequence[None]) for sequence in sequences]
     kinds = {"model_type": nncf.ModelType.TRANSFORMER, "preset": nncf.QuantizationPreset.PERFORMANCE}
     quantized = nncf.quantize(model, nncf.Dataset(feeds), subset_size=len(feeds), **kinds)
     graph._keep_cache(quantized)
@@ -146,8 +149,7 @@ class PeerForm:
     """An engine of the table.
 
     kind: of `worker.KINDS`, or vllm. body, head: how it computes the layers and the output head. make: its folder.
-    packages: modules that it needs beside ours. flags: of which the processor must have one. why: the reason where it
-    is quicker than ours.
+    packages: modules that it needs beside ours. flags: of which the processor must have one.
     """
 
     name: str
@@ -157,7 +159,6 @@ class PeerForm:
     make: Callable[[Forms, Path], Path]
     packages: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
-    why: str = ""
 
     @property
     def missing(self) -> str:
@@ -184,7 +185,6 @@ PEERS = (
         "INT8 per tensor",
         "INT8",
         dynamic,
-        why="one scale for a whole batch of tokens, which costs less than one for each",
     ),
     PeerForm("OpenVINO, FP32", "openvino", "FP32", "FP32", partial(in_openvino, which="FP32")),
     PeerForm("OpenVINO, BF16", "openvino-bf16", "BF16", "BF16", partial(in_openvino, which="FP32"), flags=BF16),
@@ -195,7 +195,6 @@ PEERS = (
         "INT8",
         by_nncf,
         ("nncf",),
-        why="its scales are constants: no token is searched for its largest value, and integers stay between operators",
     ),
     PeerForm("PyTorch, BF16", "torch-bf16", "BF16", "BF16", itself, flags=BF16),
     PeerForm("torchao, INT8 dynamic", "torchao", ROUNDED, "INT8", itself, ("torchao",)),
@@ -214,7 +213,6 @@ PEERS = (
         "INT4",
         partial(by_genai, precision="int4"),
         ("onnx_ir",),
-        why="half the bytes of a weight",
     ),
     PeerForm(
         "llama.cpp, Q8_0",
@@ -223,7 +221,6 @@ PEERS = (
         "Q8_0",
         q8_0,
         ("xllamacpp", "gguf"),
-        why="its cache is in float16, half the bytes of ours",
     ),
 )
 
@@ -234,7 +231,26 @@ def chosen(names: Sequence[str] | None) -> list[PeerForm]:
     for peer in PEERS:
         if names is None or peer.name in names or peer.name == BASE:
             if peer.missing:
-                print(f"left out: {peer.name}: here is no {peer.missing}", file=sys.stderr)
+                print(f"left out: {peer.name}: it needs {peer.missing}", file=sys.stderr)
             else:
                 found.append(peer)
     return found
+
+
+def missing() -> dict[str, str]:
+    """What engines lack here, by their names."""
+    return {peer.name: peer.missing for peer in PEERS if peer.missing}
+
+
+def make_all(forms: Forms, peers: list[PeerForm]) -> tuple[dict[PeerForm, Path], dict[str, str]]:
+    """The folder of each engine, and why others have none, by name."""
+    folders, failed = {}, {}
+    for peer in peers:
+        try:
+            folders[peer] = peer.make(forms, forms.folder(peer.name))
+        except Exception as error:  # of any tool: the others are measured all the same
+            if peer.name == BASE:
+                raise
+            failed[peer.name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            print(f"left out: {peer.name}: {failed[peer.name]}", file=sys.stderr)
+    return folders, failed

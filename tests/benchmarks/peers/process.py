@@ -45,7 +45,10 @@ class PeerProcess:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        try:
+            self._process.stdin.close()
+        except OSError:  # it is gone, and what it was asked last lies in the pipe
+            self._process.kill()
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
@@ -62,7 +65,10 @@ class PeerProcess:
 
     def _ask(self, asked: dict) -> dict:
         assert self._process.stdin is not None
-        print(json.dumps(asked), file=self._process.stdin, flush=True)
+        try:
+            print(json.dumps(asked), file=self._process.stdin, flush=True)
+        except OSError:  # it is gone
+            raise RuntimeError(f"{self._name}: the process ended") from None
         answer = self._answer()
         self.peak = answer["peak"]
         if "failed" in answer:

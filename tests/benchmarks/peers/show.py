@@ -30,14 +30,15 @@ def seconds(cell: Cell, name: str) -> float:
     return median(cell[name][1:] or cell[name])
 
 
-def cell_text(cell: Cell, name: str) -> str:
-    """Median, quartiles and seconds; one number where an engine ran once."""
+def cell_text(cell: Cell, name: str, failures: Mapping[str, str]) -> str:
+    """Median, quartiles and seconds; one number where an engine ran once. failures: of the cell, by engine."""
     if name not in cell:
-        return "too long"
+        return "failed" if name in failures else "too long"
     if BASE not in cell:
         return f"{seconds(cell, name) * 1e3:.1f} ms"
     found = ratios(cell, name, BASE)
-    return f"{spread(found)}, {seconds(cell, name) * 1e3:.1f} ms"
+    stopped = ", then failed" if name in failures else ""
+    return f"{spread(found)}, {seconds(cell, name) * 1e3:.1f} ms{stopped}"
 
 
 def spread(found: Sequence[float]) -> str:
@@ -49,7 +50,12 @@ def spread(found: Sequence[float]) -> str:
 
 def rows(facts: Mapping) -> list[Row]:
     """What the benchmark prints."""
-    found = [Row(f"{what}, {name}", cell_text(cell, name)) for what, cell in facts["times"].items() for name in cell]
+    stopped = facts["failures"]
+    found = [
+        Row(f"{what}, {name}", cell_text(cell, name, stopped.get(what, {})))
+        for what, cell in facts["times"].items()
+        for name in cell
+    ]
     return [*found, *beside_vllm(facts)]
 
 
@@ -68,9 +74,9 @@ def beside_vllm(facts: Mapping) -> Iterator[Row]:
                 yield Row(f"{what}, {best}, {head}", f"{spread(found)} {unit}: {spent}", target)
 
 
-def explained(facts: Mapping, divergence: Mapping[str, float]) -> Iterator[str]:
-    """A line for each cell in which an engine that is as accurate as ours is quicker than each of ours."""
-    why = {peer.name: peer.why for peer in PEERS}
+def quicker(facts: Mapping, divergence: Mapping[str, float]) -> Iterator[str]:
+    """A line for each cell in which an engine that is as accurate as ours is quicker than each of ours. No profile says
+    why."""
     for what, cell in facts["times"].items():
         ours = [name for name in OURS if name in cell]
         for name in cell:
@@ -79,8 +85,7 @@ def explained(facts: Mapping, divergence: Mapping[str, float]) -> Iterator[str]:
             best = min(ours, key=lambda one: seconds(cell, one))
             faster = median(ratios(cell, name, best))
             if divergence[name] <= AS_NEAR * divergence[best] and faster > 1:
-                reason = why[name] or "its products or its attention cost less here; ours has no counterpart yet"
-                yield f"* {what}: {name} is {faster:.2f} times as quick as {best}: {reason}."
+                yield f"* {what}: {name} is {faster:.2f} times as quick as {best}: not explained."
 
 
 def table(result: Mapping, accuracy: Mapping | None) -> str:
@@ -97,31 +102,56 @@ def table(result: Mapping, accuracy: Mapping | None) -> str:
         if not any(peer.name in cell for cell in times.values()):
             continue
         near = f"{divergence[peer.name]:.4f}" if peer.name in divergence else ""
-        memory = " / ".join(f"{size / 1e9:.2f}" for size in facts["memory"][peer.name].values()) + " GB"
+        peaks = facts["memory"].get(peer.name, {}).values()
+        memory = " / ".join(f"{size / 1e9:.2f} GB" for size in peaks)
         cells = [
             peer.name,
             peer.body,
             peer.head,
             near,
             memory,
-            *(cell_text(cell, peer.name) for cell in times.values()),
+            *(cell_text(cell, peer.name, facts["failures"].get(what, {})) for what, cell in times.items()),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *explained(facts, divergence)]
+    lines += ["", *quicker(facts, divergence)]
     lines += ["", "| W8A8 folder and graph of one model | measured | target |", "|---|---|---|"]
     lines += [f"| {row.what} | {row.measured} | {row.target} |" for row in beside_vllm(facts)]
-    missing = [f"{name} ({what})" for name, what in (facts["missing"] | facts["failed"]).items()]
+    why = {name: f"needs {what}" for name, what in facts["missing"].items()} | facts["failed"]
+    measured = {name for cell in times.values() for name in cell}
+    missing = [f"{name} ({said})" for name, said in why.items() if name not in measured]
+    stopped = [said for name, said in facts["failed"].items() if name in measured]
+    stopped += [f"{what}, {said}" for what, cell in facts["failures"].items() for said in cell.values()]
+    lines += ["", f"* `{result['command']}` ({where(result)}; {facts['threads']} threads, vLLM's max_num_seqs 16)"]
+    if missing:
+        lines.append(f"* Not measured: {'; '.join(missing)}")
+    if stopped:
+        lines.append(f"* Failed: {'; '.join(stopped)}")
+    if accuracy:
+        known = accuracy["details"]
+        lines.append(f"* KL: `{accuracy['command']}`, {known['tokens']} tokens; {known['note']}")
+    return "\n".join(lines) + "\n"
+
+
+def first_table(result: Mapping) -> str:
+    """The table of results/peers.json: one sequence at a time, before vLLM, llama.cpp and NNCF took part."""
+    cells = [(*row["what"].partition(", "), row["measured"]) for row in result["rows"]]
+    cases = list(dict.fromkeys(case for case, *_ in cells))
+    engines = list(dict.fromkeys(name for _, _, name, _ in cells))
+    found = {(case, name): measured for case, _, name, measured in cells}
+    lines = [f"| hidden 2048, 4 layers; times FP32 in ONNX Runtime | {' | '.join(cases)} |", "|---" * 4 + "|"]
+    lines += [f"| {name} | {' | '.join(found[case, name] for case in cases)} |" for name in engines]
+    later = [peer.name for peer in PEERS if peer.kind in ("vllm", "llama.cpp") or "nncf" in peer.packages]
+    missing = "; ".join(
+        [*later, "batches of several sequences", "memory", "how near an engine comes to the float model"]
+    )
+    return "\n".join([*lines, "", f"* `{result['command']}` ({where(result)})", f"* Not measured: {missing}"]) + "\n"
+
+
+def where(result: Mapping) -> str:
+    """The machine and the packages of a result."""
     machine, versions = result["machine"], result["versions"]
     tried = ", ".join(f"{name} {versions[name]}" for name in ("onnxruntime", "openvino", "torch"))
-    where = f"{machine['processor']}, {machine['cores']} cores, {', '.join(machine['features'][:3])}; {tried}"
-    lines += ["", f"* `{result['command']}` ({where}; {facts['threads']} threads, vLLM's max_num_seqs 16)"]
-    if missing:
-        lines.append(f"* Not measured here: {'; '.join(missing)}")
-    if accuracy:
-        lines.append(
-            f"* KL: `{accuracy['command']}`, {accuracy['details']['tokens']} tokens; {accuracy['details']['note']}"
-        )
-    return "\n".join(lines) + "\n"
+    return f"{machine['processor']}, {machine['cores']} cores, {', '.join(machine['features'][:3])}; {tried}"
 
 
 def picture(results: Sequence[Mapping]) -> str:

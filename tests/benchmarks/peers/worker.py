@@ -182,12 +182,15 @@ class TorchBatch(UnderWay):
 
 
 class Genai(PeerEngine):
-    """The model by onnxruntime-genai's own builder. threads: as its own default has them."""
+    """The model by onnxruntime-genai's own builder."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         import onnxruntime_genai
 
-        self.genai, self.model = onnxruntime_genai, onnxruntime_genai.Model(str(folder))
+        settings = onnxruntime_genai.Config(str(folder))
+        sessions = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
+        settings.overlay(json.dumps({"model": {"decoder": {"session_options": sessions}}}))
+        self.genai, self.model = onnxruntime_genai, onnxruntime_genai.Model(settings)
         self.vocabulary = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]["vocab_size"]
 
     def start(self, rows: Rows) -> GenaiBatch:
