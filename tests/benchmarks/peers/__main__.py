@@ -20,7 +20,7 @@ memory does not hold all (hidden 4096). The result is saved behind every round; 
 marked, and the others go on.
 
 Every engine has the same number of threads, genai's sessions too. Times are of the clock on the wall, but for a step of
-llama.cpp: its server shows no step, so that time is its own timing.
+llama.cpp: its server shows no step, so that time is its own timing, always of the tokens next to the prompt.
 """
 
 from __future__ import annotations

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from statistics import mean
 
@@ -120,23 +122,34 @@ class LlamaCpp(PeerEngine):
         return time.perf_counter() - begin
 
     def step_seconds(self, rows: Rows, steps: int) -> float:
-        """By the server's own timings, of requests that run side by side."""
-        return mean(answer["timings"]["predicted_per_token_ms"] for answer in self._ask(rows, steps + 1)) / 1e3
+        """By the server's own timings, of requests that run side by side.
+
+        Prompts are read first, each in a slot of its own: while the server reads one, the steps of others wait for it.
+        """
+        places: list[dict[str, object]] = [{"id_slot": number, "cache_prompt": True} for number in range(len(rows))]
+        self._ask(rows, 1, places)
+        answers = self._ask(rows, steps + 1, places)
+        return mean(answer["timings"]["predicted_ms"] for answer in answers) / steps / 1e3
 
     def logits(self, ids: numpy.ndarray) -> numpy.ndarray:
         """One request for each position that is shown."""
         found = numpy.full((*ids.shape, self.vocabulary), numpy.nan, numpy.float32)
         for number, row in enumerate(ids.tolist()):
             for position in range(SHOWN - 1, len(row), SHOWN):
-                [answer] = self._ask([row[: position + 1]], 1, n_probs=self.vocabulary, cache_prompt=True, id_slot=0)
-                [told] = answer["completion_probabilities"]
+                shows = {"n_probs": self.vocabulary, "cache_prompt": True, "id_slot": 0}
+                [answer] = self._ask([row[: position + 1]], 1, [shows])
+                [told] = answer["choices"][0]["logprobs"]["content"]
                 shown = {one["id"]: one["logprob"] for one in told["top_logprobs"]}
                 lowest = min((value for value in shown.values() if math.isfinite(value)), default=0.0)
                 values = [max(shown.get(token, lowest), lowest) for token in range(self.vocabulary)]
                 found[number, position] = values
         return found
 
-    def _ask(self, rows: Rows, tokens: int, **options: object) -> list[dict]:
-        asked = {"n_predict": tokens, "ignore_eos": True, "cache_prompt": False, "temperature": 0.0, **options}
-        requests = [self._pool.submit(self.server.handle_completions, {"prompt": row, **asked}) for row in rows]
+    def _ask(self, rows: Rows, tokens: int, options: Sequence[Mapping[str, object]] = ()) -> list[dict]:
+        """The answers to requests side by side. options: of each, if any."""
+        asked = {"n_predict": tokens, "ignore_eos": True, "cache_prompt": False, "temperature": 0.0}
+        requests = [
+            self._pool.submit(self.server.handle_completions, {"prompt": row, **asked, **(own or {})})
+            for row, own in zip_longest(rows, options)
+        ]
         return [request.result() for request in requests]
