@@ -14,7 +14,7 @@ import argparse
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy
@@ -27,7 +27,7 @@ from recipes.families import open_model
 from recipes.pipeline import source_of
 from smoothquant.machine import physical_cores
 from smoothquant.settings import SmoothingSettings
-from tests.benchmarks.peers.forms import PEERS, Forms, chosen, make_all, missing
+from tests.benchmarks.peers.forms import PEERS, Forms, PeerForm, chosen, make_all, missing
 from tests.benchmarks.peers.process import PeerProcess
 from tests.benchmarks.results import Row, keep, show
 
@@ -48,6 +48,7 @@ def main() -> None:
     given = parser.parse_args()
     text = load_text(given.text, given.model, given.samples, given.length)
     found: dict[str, float] = {}
+    failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         copy = place / "model"  # genai's builder and ours read it; nothing is written beside the given files
@@ -58,25 +59,33 @@ def main() -> None:
         collect(model, calibration, scales)
         source = source_of(model, scales, SmoothingSettings(given.alpha))
         forms = Forms(copy, place, source, calibration.sequences)
-        folders, failed = make_all(forms, chosen(given.engines))
         ids = torch.stack([sequence for sequence in text.sequences if len(sequence) == given.length])
         reference = reference_logits(given.model, ids)
-        for peer, folder in folders.items():
+        for peer in chosen(given.engines):
+            folders, refused = make_all(forms, [peer])
+            failed |= refused
             try:
-                with PeerProcess(peer, folder, given.threads, place / "log") as process:
-                    each = []
-                    for number, row in enumerate(ids):
-                        numpy.save(place / "ids.npy", row[None].numpy())
-                        process.logits(place / "ids.npy", place / "logits.npy")
-                        logits = torch.from_numpy(numpy.load(place / "logits.npy"))[0]
-                        each.append(divergence(logits, reference[number]))
-                found[peer.name] = torch.cat(each).mean().item()
-                print(f"{peer.name}: {found[peer.name]:.5f}", file=sys.stderr)
+                if peer in folders:
+                    found[peer.name] = measured(peer, folders[peer], given, place, ids, reference)
+                    print(f"{peer.name}: {found[peer.name]:.5f}", file=sys.stderr)
             except RuntimeError as error:
                 failed[peer.name] = str(error)
                 print(f"left out: {error}", file=sys.stderr)
             keep("peers_accuracy", rows(found), details_of(given, ids, found, failed), command="peers.accuracy")
     show(rows(found))
+
+
+def measured(
+    peer: PeerForm, folder: Path, given: argparse.Namespace, place: Path, ids: torch.Tensor, reference: Sequence
+) -> float:
+    """The KL of an engine. ids: int64 (sequences, tokens); reference: the logits of each sequence, (tokens, vocab)."""
+    each = []
+    with PeerProcess(peer, folder, given.threads, place / "log") as process:
+        for number, row in enumerate(ids):
+            numpy.save(place / "ids.npy", row[None].numpy())
+            process.logits(place / "ids.npy", place / "logits.npy")
+            each.append(divergence(torch.from_numpy(numpy.load(place / "logits.npy"))[0], reference[number]))
+    return torch.cat(each).mean().item()
 
 
 def rows(found: Mapping[str, float]) -> list[Row]:
