@@ -81,7 +81,8 @@ class VllmBatch(UnderWay):
             waiting -= {found.request_id for found in engine.step() if found.outputs and found.outputs[0].token_ids}
 
     def step(self) -> None:
-        self.engine.step()
+        if not set(self.names) <= {found.request_id for found in self.engine.step()}:
+            raise RuntimeError("a step gave no token to some sequences")
 
     def close(self) -> None:
         self.engine.abort_request(self.names)
