@@ -45,11 +45,16 @@ def ratio_text(seconds: Sequence[float], base: Sequence[float]) -> str:
 
 
 def publish(name: str, rows: Sequence[Row], details: Mapping | None = None, command: str | None = None) -> None:
-    """Print the rows and write results/NAME.json. Its command names what lies elsewhere by the name alone.
+    """Print the rows, and `keep` them."""
+    show(rows)
+    keep(name, rows, details, command)
+
+
+def keep(name: str, rows: Sequence[Row], details: Mapping | None = None, command: str | None = None) -> None:
+    """Write results/NAME.json. Its command names what lies elsewhere by the name alone.
 
     command: the benchmark's module; None if that is the name.
     """
-    show(rows)
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     line = " ".join(["python -m", f"tests.benchmarks.{command or name}", *words])
     store(FOLDER / f"{name}.json", line, rows, details)

@@ -26,7 +26,8 @@ from tests.benchmarks import (
     trtllm_forms,
 )
 from tests.benchmarks import quantizers as quantizers_table
-from tests.benchmarks.results import FOLDER, ratio_text
+from tests.benchmarks.peers import show as peers_table
+from tests.benchmarks.results import FOLDER
 from tests.families import table as families_table
 
 ROOT = Path(__file__).parents[2]
@@ -111,15 +112,19 @@ def checkpoints() -> str:
 
 def peers() -> str:
     """Engines for CPUs beside each other."""
-    found = result("peers")
-    cases, machine = found["details"], found["machine"]
-    lines = [f"| times FP32 in ONNX Runtime | {' | '.join(cases)} |", f"|---|{'---|' * len(cases)}"]
-    for engine in next(iter(cases.values())):
-        cells = (ratio_text(engines[engine], next(iter(engines.values()))) for engines in cases.values())
-        lines.append(f"| {engine} | {' | '.join(cells)} |")
-    where = f"{machine['processor']}, {machine['cores']} cores, {', '.join(machine['features'][:3])}"
-    tried = ", ".join(f"{name} {found['versions'][name]}" for name in ("onnxruntime", "openvino", "torch"))
-    return "\n".join([*lines, "", f"* `{found['command']}` ({where}; {tried})"]) + "\n"
+    if not _peers():
+        return peers_table.first_table(result("peers"))
+    accuracy = result("peers_accuracy") if (FOLDER / "peers_accuracy.json").exists() else None
+    return "\n".join(peers_table.table(found, accuracy) for found in _peers())
+
+
+def peers_drawn() -> str:
+    """Their tokens per second by the size of the batch."""
+    return peers_table.picture(_peers())
+
+
+def _peers() -> list[dict]:
+    return [result(name) for name in ("peers_2048", "peers_4096") if (FOLDER / f"{name}.json").exists()]
 
 
 def float_budget() -> str:
@@ -250,7 +255,10 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     },
 }
 
-PICTURES: dict[str, Callable[[], str]] = {"tests/benchmarks/results/serve_speed.svg": served}
+PICTURES: dict[str, Callable[[], str]] = {
+    "tests/benchmarks/results/serve_speed.svg": served,
+    **({"tests/benchmarks/results/peers.svg": peers_drawn} if _peers() else {}),
+}
 
 if __name__ == "__main__":
     main()
