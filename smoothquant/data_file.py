@@ -49,6 +49,11 @@ class DataFile:
         """Whether nothing has been written that another process left or this one wrote."""
         return not self._written
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every byte of the file has been written."""
+        return self._written == [(0, self.path.stat().st_size)]
+
     def reserve(self, nbytes: int, *, fill: bool = False) -> None:
         """Give the file its length. What was written stays. fill: take the room on the disk now."""
         files.DISK.reserve(self.path, nbytes, fill=fill)

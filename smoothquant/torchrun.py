@@ -65,3 +65,6 @@ def speaks() -> bool:
         return store.add(f"{FAILED}.{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
     except RuntimeError:  # torchrun has ended
         return True
+
+
+os.register_at_fork(after_in_child=speaks.cache_clear)  # it is another process

@@ -9,6 +9,7 @@ smoothquant/tokenizer.json, smoothquant/smoothing.safetensors, smoothquant/manif
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -84,27 +85,28 @@ class OnnxWriter:
         self.data = next(iter(self.decoders.values())).graph.data
         self.data.open(work.data(FILE))
         self.names = in_turn({name: place.content.layer for name, place in self.data.places.items()})
-        self.weights = {
-            (place.content.layer, role): name
-            for name, place in self.data.places.items()
-            if isinstance(place.content, WeightContent)
-            for role in place.content.starts
-        }
+        self.weights: defaultdict[tuple[int, str], list[str]] = defaultdict(list)  # of all graphs, in float and in INT8
+        for name, place in self.data.places.items():
+            if isinstance(place.content, WeightContent):
+                for role in place.content.starts:
+                    self.weights[place.content.layer, role].append(name)
         if work.next_layer == 0:
             self._write(BEFORE)
 
     def write_rows(self, layer: SmoothedLayer, rows: WeightRows) -> None:
-        name = self.weights[layer.index, rows.role]
-        place = self.data.places[name]
-        assert isinstance(place.content, WeightContent)  # by what `begin` has gathered
-        column = place.content.starts[rows.role] + rows.rows.start
-        self.data.write_columns(name, column, _rounded(name, place.content.rows(rows), place.dtype))
+        for name in self.weights[layer.index, rows.role]:
+            place = self.data.places[name]
+            assert isinstance(place.content, WeightContent)  # by what `begin` has gathered
+            column = place.content.starts[rows.role] + rows.rows.start
+            self.data.write_columns(name, column, _rounded(name, place.content.rows(rows), place.dtype))
 
     def write(self, layer: SmoothedLayer, quantized: QuantizedLayer | None) -> None:
         self._write(layer.index, layer, quantized)
 
     def end(self) -> None:
         self._write(AFTER)
+        if not self.data.file.is_whole:
+            raise ValueError(f"{FILE}: a planned tensor was not written")
         self._save_graphs()
         write_card(self.model, self.work, ONNX)
         copy_sidecars(self.model.checkpoint.folder, self.work, "config.json")
