@@ -46,6 +46,7 @@ ORDER = (
     "integrity_cost",
     "trtllm_ranks",
     "calibration_speed",
+    "team_speed",
     "search_cost",
     "tensorrt_rtx",
     "tensorrt_host",

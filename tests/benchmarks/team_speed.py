@@ -6,14 +6,16 @@ What is timed is calibration alone, without imports, on a random Llama. A quiet 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from tests.benchmarks.results import Row, publish
 
 LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 2, 1024, 2816, 2000
 SAMPLES, LENGTH = 48, 512
@@ -70,8 +72,18 @@ def main() -> None:
             vocabulary=VOCABULARY,
         )
         found = [(seconds(folder, 1), seconds(folder, 2)) for _ in range(arguments.rounds)]
-    ratio = statistics.median(one / two for one, two in found)
-    print(json.dumps({"seconds of one and of two ranks": found, "speedup": round(ratio, 2)}))
+    report(found)
+
+
+def report(found: Sequence[tuple[float, float]]) -> None:
+    """Publish the seconds of one and of two ranks, by round."""
+    ratios = [one / two for one, two in found]
+    one, two = (statistics.median(times) for times in zip(*found, strict=True))
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}; {one:.1f} s against {two:.1f} s"
+    what = f"calibration by two processes of one thread beside one, {SAMPLES} x {LENGTH} tokens, hidden {HIDDEN}"
+    publish(
+        "team_speed", [Row(what, f"{statistics.median(ratios):.2f}x as fast ({spread})", ">= 1.7x")], {"seconds": found}
+    )
 
 
 if __name__ == "__main__":
