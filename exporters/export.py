@@ -279,9 +279,7 @@ def _run(source: Source, todo: Sequence[tuple[Writer, Workspace]], progress: Pro
         for index in range(start, layers):
             lacking = [(writer, work) for writer, work in todo if work.next_layer <= index]
             layer = _smoothed(source, index, contract)
-            if (
-                source.budget.numbers is None
-            ):  # else the system needs its memory for the layer itself, which is read twice
+            if source.budget.numbers is None:  # else its memory is for the layer itself, which is read twice
                 expect_layer(model, index + 1)
             _write_layer(source, layer, [writer for writer, _ in lacking], contract, behind)
             smoothing.update(explain_layer(model, layer))

@@ -50,9 +50,9 @@ class DataFile:
         return not self._written
 
     @property
-    def is_whole(self) -> bool:
-        """Whether every byte of the file has been written."""
-        return self._written == [(0, self.path.stat().st_size)]
+    def has_holes(self) -> bool:
+        """Whether a part of the file has been written, and another has not."""
+        return bool(self._written) and self._written != [(0, self.path.stat().st_size)]
 
     def reserve(self, nbytes: int, *, fill: bool = False) -> None:
         """Give the file its length. What was written stays. fill: take the room on the disk now."""

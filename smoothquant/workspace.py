@@ -108,7 +108,10 @@ class Workspace(Workroom):
         found = {}
         for name in files.files_in(self.folder):
             path = self.folder / name
-            found[name] = FileFacts(path.stat().st_size, self._journal.file(path).sha256())
+            file = self._journal.file(path)
+            if file.has_holes:
+                raise ValueError(f"{path}: a planned tensor was not written")
+            found[name] = FileFacts(path.stat().st_size, file.sha256())
         manifest = Manifest(FORMAT, self.step, self.inputs, found, versions(), contract, geometry, results)
         save_manifest(self.path(self.manifest), manifest)
         files.sync_tree(self.folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,9 @@ from exporters.huggingface import SmoothedWriter, W8A8Writer
 from exporters.trtllm import MODES, Ranks, TrtllmWriter
 from smoothquant import stream
 from smoothquant.checkpoint import Checkpoint
+from smoothquant.data_file import DataFile
 from smoothquant.errors import OutputError, UserError
+from smoothquant.files import Piece
 from smoothquant.memory import Budget
 from smoothquant.outputs import check_content, load_manifest
 from smoothquant.scheme import scheme_of
@@ -68,6 +70,29 @@ def test_the_bytes_of_single_exports(layout: str, make: Callable[[str], Source],
     for writer in writers(layout, tmp_path / "alone"):
         export(replace(make(layout), budget=Budget(AT_ONCE)), [writer])
     assert contents(tmp_path / "together") == contents(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_file_with_a_hole_gets_no_name(
+    number: int, make: Callable[[str], Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that forgets a tensor, by a fault of ours, leaves no output in any format."""
+    written, count = DataFile.write, 0
+
+    def forgetful(self: DataFile, pieces: Iterable[Piece], begin: int, end: int) -> None:
+        nonlocal count
+        count += 1
+        if count == 9:
+            list(pieces)
+        else:
+            written(self, pieces, begin, end)
+
+    monkeypatch.setattr(DataFile, "write", forgetful)
+    writer = writers("llama", tmp_path)[number]
+    with pytest.raises(ValueError, match="a planned tensor was not written"):
+        export(make("llama"), [writer])
+    assert count > 9
+    assert not writer.out.exists()
 
 
 @pytest.mark.parametrize("layout", ["llama", "mixtral"])
