@@ -23,12 +23,13 @@ from smoothquant.device import choose_device, choose_dtype
 from smoothquant.errors import ActScalesError, OutputError, UserError
 from smoothquant.float16 import HeldMaxima
 from smoothquant.layers import FloatLayer, Layer
+from smoothquant.listener import Listener
 from smoothquant.memory import for_calibration
 from smoothquant.model import Model
 from smoothquant.outputs import versions
 from smoothquant.quantization import absmax
 from smoothquant.roles import ROUTER
-from smoothquant.sweep import Listener, Progress, sweep
+from smoothquant.sweep import Progress, sweep
 from smoothquant.team import ALONE, Team
 from smoothquant.workspace import Workspace
 

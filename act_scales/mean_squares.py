@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from smoothquant.layers import FloatLayer, Layer
+from smoothquant.listener import Listener
 from smoothquant.model import Model
 from smoothquant.roles import ROUTER
-from smoothquant.sweep import Listener
 from smoothquant.team import Team
 
 LARGEST = 1e15

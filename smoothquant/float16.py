@@ -24,9 +24,10 @@ from smoothquant import decoder
 from smoothquant.errors import UserError
 from smoothquant.fold import SmoothedLayer
 from smoothquant.layers import ROW_PARALLEL, FloatLayer, Layer
+from smoothquant.listener import Listener
 from smoothquant.model import Model
 from smoothquant.roles import parsed
-from smoothquant.sweep import Listener, Sweep
+from smoothquant.sweep import Sweep
 from smoothquant.team import Team
 
 LARGEST = torch.finfo(torch.float16).max

@@ -5,9 +5,9 @@
 
 One layer and the hidden states of all sequences are in memory (`hidden.Hidden`; large states lie in mapped files). On a
 GPU there is one layer, too, and a thread reads the next into pinned memory while it runs.
-Sequences of one length go through a layer together, `BATCH_TOKENS` tokens at a time. A workspace keeps the hidden
-states and the results of the listeners. An interrupted run continues at the layer where they were kept, and its results
-are those of an uninterrupted run.
+Sequences of one length go through a layer together (`batches`). A workspace keeps the hidden states and the results of
+the listeners. An interrupted run continues at the layer where they were kept, and its results are those of an
+uninterrupted run.
 
 Several ranks share the batches: each has a run of them, with their hidden states in its memory. What listeners have
 heard of a layer is put together before they leave it. A state is that of one process, and any number of ranks goes on
@@ -16,11 +16,9 @@ from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from itertools import accumulate, groupby
-from types import MappingProxyType
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,82 +26,21 @@ from torch import Tensor
 from smoothquant import decoder
 from smoothquant.ahead import ahead
 from smoothquant.attention import patterns
+from smoothquant.batches import Batch, batches_of, sequences_in, shared_batches
 from smoothquant.embedding import Embedding
 from smoothquant.errors import CheckpointError
-from smoothquant.hidden import PREFIX, Forms, Hidden
+from smoothquant.hidden import PREFIX, Hidden
 from smoothquant.layers import FloatLayer, Layer, Stored, float_layer, pinned
+from smoothquant.listener import Listener
 from smoothquant.memory import UNLIMITED, Budget
 from smoothquant.model import Model
 from smoothquant.team import ALONE, Team
 from smoothquant.workroom import Workroom
 
-BATCH_TOKENS = 1024  # tokens in one matrix product: enough for efficiency, and small beside a layer
 EMBEDDED = 256 << 20  # bytes of embeddings that are made at a time; each time reads the whole table
 FLOAT = "float"  # the form of the stored layers
 
 Progress = Callable[[int, int], None]  # (done, total) layers
-
-
-class Listener:
-    """An object that a sweep calls. This class does nothing; its subclasses collect results.
-
-    For every layer the sweep calls `enter`; then for every batch of sequences `listen` for each linear, `residual` and
-    `advance`; then `merge`, and `leave`.
-
-    forms: the other forms of the layers that run beside the stored form, each with hidden states of its own.
-    tokens: how many of the first tokens it hears, rounded up to whole batches; its forms run on these alone. None for
-        all.
-    embedding: what embeds the tokens for them; None for the embedding of the sweep.
-    """
-
-    forms: Forms = MappingProxyType({})
-    tokens: int | None = None
-    embedding: Embedding | None = None
-
-    def enter(self, source: FloatLayer) -> Mapping[str, Layer]:
-        """Begin a layer. Returns its other forms, by name, on the device of the sweep."""
-        return {}
-
-    def listen(self, role: str, x: Tensor, y: Tensor) -> None:
-        """Hear a linear of the stored layer. x: its input, (..., in). y: its output, (..., out)."""
-
-    def residual(self, x: Tensor) -> None:
-        """x: (sequences, tokens, hidden): the residual stream of the checkpoint's own layer, as the layer reads it and
-        whenever something has been added to it, and what is added."""
-
-    def advance(self, hidden: Mapping[str, Tensor]) -> None:
-        """Hear the output of the layer for one batch. hidden: the output of each form, (sequences, tokens, hidden)."""
-
-    def merge(self, team: Team) -> None:
-        """Put together what all ranks have heard of the layer: each has all of it then."""
-
-    def leave(self) -> None:
-        """End the layer and compute its results."""
-
-    @property
-    def leftover(self) -> Collection[str]:
-        """The names of statistics of this layer that `leave` could not assign to a matrix."""
-        return ()
-
-    def state(self) -> dict[str, Tensor]:
-        """The results of all layers so far, by name."""
-        return {}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take the results out of an earlier `state`."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Sequences of one length that run together. rows: the places of their tokens among all tokens. length: the tokens
-    of each."""
-
-    rows: slice
-    length: int
-
-    def behind(self, tokens: int) -> Batch:
-        """The same, with places among the tokens behind the first ones."""
-        return Batch(slice(self.rows.start - tokens, self.rows.stop - tokens), self.length)
 
 
 class Sweep:
@@ -130,20 +67,21 @@ class Sweep:
     ) -> None:
         self.model, self.listeners, self.device = model, listeners, device
         self.budget, self.team = budget, team
-        batches = list(_batches(sequences, budget))
-        mine = batches[team.share(len(batches))]
+        mine = shared_batches(sequences, team, budget)
         self.first = mine[0].rows.start if mine else 0
-        self.sequences = shared_sequences(sequences, team, budget)
+        self.sequences = sequences_in(mine, sequences)
         self.batches = [batch.behind(self.first) for batch in mine]
         forms, tokens = {FLOAT: dtype}, {FLOAT: self.batches[-1].rows.stop if mine else 0}
         for listener in listeners:
             forms |= listener.forms
-            heard = max((batch.rows.stop for batch in self.batches if self._hears(listener, batch)), default=0)
+            heard = max(
+                (batch.rows.stop for batch in self.batches if self._begins_within(listener.tokens, batch)), default=0
+            )
             tokens |= dict.fromkeys(listener.forms, heard)
         self.index, self._hearing, self.tokens = 0, list(listeners), sum(map(len, sequences))
         width, mappable = model.geometry.hidden_size, not team.linked
         self.hidden = Hidden(tokens, width, forms, work, budget.states, device, mappable=mappable)
-        longest = max(batch.length for batch in batches)
+        longest = max(map(len, sequences))
         self._patterns = {kind: patterns(model, longest, kind, device) for kind in dict.fromkeys(forms.values())}
         self._sequences = sequences
 
@@ -182,7 +120,7 @@ class Sweep:
         tokens = {form: len(states) for form, states in rows.items()}
         self.hidden = Hidden(tokens, self.model.geometry.hidden_size, self.hidden.forms)
         self.hidden.restore({PREFIX + form: states for form, states in rows.items()})
-        self.batches, self.first, self.team = list(_batches(self._sequences)), 0, ALONE
+        self.batches, self.first, self.team = list(batches_of(self._sequences, self.budget)), 0, ALONE
         self.sequences = range(len(self._sequences))
 
     def outputs(self) -> Iterator[Tensor]:
@@ -198,9 +136,9 @@ class Sweep:
             assert isinstance(source, FloatLayer)
             running |= listener.enter(source)
         for batch in self.batches:
-            self._hearing = [listener for listener in self.listeners if self._hears(listener, batch)]
-            deaf = {form for listener in self.listeners if not self._hears(listener, batch) for form in listener.forms}
-            made = {form: self._run(layer, form, batch) for form, layer in running.items() if form not in deaf}
+            self._hearing = [one for one in self.listeners if self._begins_within(one.tokens, batch)]
+            forms = {FLOAT, *(form for listener in self._hearing for form in listener.forms)}
+            made = {form: self._run(layer, form, batch) for form, layer in running.items() if form in forms}
             for listener in self._hearing:
                 listener.advance(made)
             self.hidden.release()
@@ -224,7 +162,7 @@ class Sweep:
             listener.enter(source)
         layer = replace(source.to(self.device, self.hidden.forms[FLOAT]), listen=self._listen)
         for batch in self.batches:
-            if tokens is not None and self.first + batch.rows.start >= tokens:
+            if not self._begins_within(tokens, batch):
                 break
             self._after(layer, FLOAT, batch)
         for listener in self.listeners:
@@ -266,9 +204,9 @@ class Sweep:
             raise KeyError(*left)
         self.index = index
 
-    def _hears(self, listener: Listener, batch: Batch) -> bool:
-        """Whether a listener hears a batch."""
-        return listener.tokens is None or self.first + batch.rows.start < listener.tokens
+    def _begins_within(self, tokens: int | None, batch: Batch) -> bool:
+        """Whether a batch begins within so many of the first tokens; None for all."""
+        return tokens is None or self.first + batch.rows.start < tokens
 
     def _run(self, layer: Layer, form: str, batch: Batch) -> Tensor:
         after = self._after(layer, form, batch, heard=form == FLOAT)
@@ -355,23 +293,3 @@ def _read(
         yield from map(layer, indices)
     else:
         yield from ahead(lambda index: pinned(layer(index)), indices)
-
-
-def shared_sequences(sequences: Sequence[Tensor], team: Team, budget: Budget = UNLIMITED) -> range:
-    """The places of the sequences that this rank runs."""
-    batches = list(_batches(sequences, budget))
-    mine = batches[team.share(len(batches))]
-    starts = [0, *accumulate(map(len, sequences))]
-    return range(starts.index(mine[0].rows.start), starts.index(mine[-1].rows.stop)) if mine else range(0)
-
-
-def _batches(sequences: Sequence[Tensor], budget: Budget = UNLIMITED) -> Iterator[Batch]:
-    """Yield batches of consecutive sequences of one length."""
-    tokens = min(BATCH_TOKENS, budget.tokens or BATCH_TOKENS)
-    start = 0
-    for length, group in groupby(sequences, key=len):
-        end = start + length * len(list(group))
-        step = max(length, tokens - tokens % max(1, length))
-        for begin in range(start, end, step):
-            yield Batch(slice(begin, min(begin + step, end)), length)
-        start = end

@@ -27,11 +27,12 @@ from smoothquant import decoder
 from smoothquant.attention import patterns
 from smoothquant.fold import SmoothedLayer
 from smoothquant.layers import FloatLayer, Layer, W8A8Layer
+from smoothquant.listener import Listener
 from smoothquant.model import Model
 from smoothquant.roles import ROUTER, parsed
 from smoothquant.sensitivity import quantized_inputs
 from smoothquant.stream import runnable
-from smoothquant.sweep import Listener, Sweep
+from smoothquant.sweep import Sweep
 from smoothquant.team import Team
 
 TOKENS = 1024  # of the first sequences; with twice or four times as many, the ranking is the same

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from smoothquant.layers import FloatLayer, Layer
+from smoothquant.listener import Listener
 from smoothquant.model import Model
 from smoothquant.roles import ROUTER
 from smoothquant.rounding import Hessian
 from smoothquant.sensitivity import quantized_inputs
-from smoothquant.sweep import Listener
 from smoothquant.team import Team
 
 SAMPLE = 512  # tokens of each input that are kept as they are

@@ -29,9 +29,10 @@ from builders.validate.scheme import EngineScheme
 from smoothquant.embedding import embedding_of
 from smoothquant.head import PlannedHead, head_logits
 from smoothquant.layers import FloatLayer, Layer
+from smoothquant.listener import Listener
 from smoothquant.model import Model
 from smoothquant.stream import SmoothedLayer
-from smoothquant.sweep import FLOAT, Listener
+from smoothquant.sweep import FLOAT
 from smoothquant.team import Team
 
 TOKENS = 2048  # that tell the errors of linears and of the hidden states

@@ -19,11 +19,12 @@ from torch import Tensor
 from builders.validate.reference import HeldOutText
 from smoothquant import decoder
 from smoothquant.layers import FloatLayer, Layer
+from smoothquant.listener import Listener
 from smoothquant.model import Model
 from smoothquant.scheme import PER_TOKEN
 from smoothquant.settings import SmoothingSettings
 from smoothquant.stream import check_scales, runnable, smooth_layer
-from smoothquant.sweep import FLOAT, Listener, Progress, sweep
+from smoothquant.sweep import FLOAT, Progress, sweep
 from smoothquant.workroom import Workroom
 
 W8A8 = "w8a8"

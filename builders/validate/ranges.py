@@ -16,9 +16,9 @@ from torch import Tensor
 
 from builders.validate.scheme import EngineScheme
 from smoothquant.layers import FloatLayer, Layer
+from smoothquant.listener import Listener
 from smoothquant.model import Model
 from smoothquant.quantization import absmax
-from smoothquant.sweep import Listener
 from smoothquant.team import Team
 
 BARS = 256  # the most values of a channel plot; each is the maximum of some neighbours

@@ -28,6 +28,7 @@ from builders.validate.scheme import EngineScheme, read_scheme
 from builders.validate.thresholds import Thresholds
 from builders.validate.validation import Validation
 from smoothquant.artifacts.manifest import Manifest
+from smoothquant.batches import sequences_in, shared_batches
 from smoothquant.device import choose_device
 from smoothquant.errors import UserError
 from smoothquant.memory import for_validation
@@ -35,7 +36,7 @@ from smoothquant.model import Model
 from smoothquant.outputs import check_content, versions
 from smoothquant.plan import Plan
 from smoothquant.scheme import IN_FLOAT
-from smoothquant.sweep import Progress, shared_sequences
+from smoothquant.sweep import Progress
 from smoothquant.team import ALONE, Team
 from smoothquant.workroom import Workroom
 
@@ -104,7 +105,7 @@ def validate_engines(
         "versions": versions(),
     }
     team.agree(inputs)
-    layers, mine = model.geometry.layers, shared_sequences(text.sequences, team, budget)
+    layers, mine = model.geometry.layers, sequences_in(shared_batches(text.sequences, team, budget), text.sequences)
     total = layers + len(folders) * len(mine)
     progress(0, total)
     for label, folder in folders.items():

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from recipes.estimate.sizes import ModelSizes, Tokens
 from smoothquant.layers import FloatLayer
+from smoothquant.listener import Listener
 from smoothquant.model import Model
 from smoothquant.norms import Norm
-from smoothquant.sweep import FLOAT, Listener, Sweep
+from smoothquant.sweep import FLOAT, Sweep
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,17 @@ from recipes.estimate.hollow import seconds_beside_products
 from recipes.estimate.sizes import ModelSizes, Tokens
 from smoothquant import files
 from smoothquant.announced import AnnouncedCheckpoint
+from smoothquant.batches import BATCH_TOKENS
 from smoothquant.contract import TOKENS
 from smoothquant.device import choose_dtype
 from smoothquant.float16 import HeldMaxima
 from smoothquant.fold import SmoothedLayer
 from smoothquant.layers import FloatLayer, float_linear
+from smoothquant.listener import Listener
 from smoothquant.machine import physical_cores
 from smoothquant.quantization import absmax, is_finite, w8a8_linear
 from smoothquant.scheme import PER_TOKEN
 from smoothquant.stream import QuantizingLayer
-from smoothquant.sweep import BATCH_TOKENS, Listener
 
 NUMBERS = 1 << 23  # of a matrix that a rate is measured with: 32 MB in float32
 HASHED, WRITTEN = 64 << 20, 128 << 20  # bytes

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from smoothquant.batches import sequences_together
 from smoothquant.memory import Budget
 from smoothquant.model import ROWS, Model
 from smoothquant.roles import ROUTER, parsed
 from smoothquant.sidecars import SIDECARS, sidecar
-from smoothquant.sweep import BATCH_TOKENS
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Tokens:
     @property
     def batch(self) -> int:
         """The tokens that go through a layer together."""
-        return self.length * min(self.sequences, max(1, BATCH_TOKENS // self.length))
+        return self.length * min(self.sequences, sequences_together(self.length))
 
     def heard(self, tokens: int) -> Tokens:
         """So many of the first tokens, rounded up to whole batches: what a listener hears that wants no more."""
@@ -39,8 +39,7 @@ class Tokens:
         """How often a sweep reads a weight: once, or for each batch where the layer does not fit into the budget."""
         if budget.numbers is None:
             return 1
-        together = max(1, min(BATCH_TOKENS, budget.tokens or BATCH_TOKENS) // self.length)
-        return -(-self.sequences // together)
+        return -(-self.sequences // sequences_together(self.length, budget))
 
     def of(self, sequences: int) -> Tokens:
         """So many sequences of the same length."""

@@ -16,7 +16,7 @@ from act_scales.collect import collect
 from act_scales.mean_squares import MeanSquares
 from act_scales.store import ActScales, load_act_scales
 from act_scales.text import Text
-from smoothquant import decoder, hidden, sweep, workroom
+from smoothquant import batches, decoder, hidden, workroom
 from smoothquant.errors import ActScalesError, MissingPackageError, OutputError, UserError
 from smoothquant.journal import work_folder
 from smoothquant.layers import float_layer
@@ -72,7 +72,7 @@ def test_mean_squares_weigh_every_token_alike(
     batch_tokens: int, llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By hooks on transformers' model: sum of x^2 / |x|^2 over tokens, divided by the sum of 1 / |x|^2."""
-    monkeypatch.setattr(sweep, "BATCH_TOKENS", batch_tokens)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", batch_tokens)
     text, seen = text_of(40, 40, 11), {}
     found = collect(llama, text, tmp_path / "a.safetensors", device="cpu").input_mean_square
     theirs = LlamaForCausalLM.from_pretrained(llama.checkpoint.folder, dtype=torch.float32)
@@ -123,7 +123,7 @@ def test_maxima_are_those_of_transformers(variant: str, make_llama: Callable[...
 def test_batches_do_not_matter(
     batch_tokens: int, llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "BATCH_TOKENS", batch_tokens)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", batch_tokens)
     text = text_of(40, 40, 40, 40, 40, 11)
     found = collect(llama, text, tmp_path / "a.safetensors", device="cpu")
     assert_close(found, hooked(llama.checkpoint.folder, text), 5e-6)  # as above

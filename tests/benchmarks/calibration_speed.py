@@ -115,7 +115,7 @@ def bound(folder: Path) -> dict:
     import torch
 
     from recipes.families import open_model
-    from smoothquant.sweep import BATCH_TOKENS
+    from smoothquant.batches import BATCH_TOKENS
 
     model = open_model(folder / "model")
     weights = [torch.randn(model.family.shape(role, model.geometry)).bfloat16() for role in model.family.linears]

@@ -21,9 +21,10 @@ from act_scales.search.outcome import distances
 from act_scales.text import load_text
 from recipes.families import open_model
 from smoothquant.layers import FloatLayer, Layer
+from smoothquant.listener import Listener
 from smoothquant.model import Model
 from smoothquant.roles import parsed
-from smoothquant.sweep import FLOAT, Listener, Sweep, sweep
+from smoothquant.sweep import FLOAT, Sweep, sweep
 from tests.benchmarks.results import Row, publish
 
 SAMPLES, LENGTH = 4, 512

@@ -23,6 +23,7 @@ from smoothquant.embedding import embedding_of
 from smoothquant.head import UNPLANNED, PlannedHead, head_logits
 from smoothquant.int8_layer import int8_layer
 from smoothquant.layers import FloatLayer, Layer, W8A8Layer
+from smoothquant.listener import Listener
 from smoothquant.model import Model
 from smoothquant.plan import read_plan
 from smoothquant.quantization import quantize_input
@@ -31,7 +32,6 @@ from smoothquant.scheme import PER_TOKEN, Scheme, scheme_of
 from smoothquant.settings import SmoothingSettings
 from smoothquant.static import linears_to_keep, numbers_of
 from smoothquant.stream import runnable, smooth_layer
-from smoothquant.sweep import Listener
 from tests.benchmarks.real_measures import Measured, Predictions, rounded
 
 ALPHAS = (0.5, 0.6, 0.7, 0.8)

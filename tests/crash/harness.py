@@ -156,12 +156,12 @@ class Harness:
 
         def run() -> int:
             from recipes.cli import main
-            from smoothquant import digests, hidden, sweep, workroom
+            from smoothquant import batches, digests, hidden, workroom
 
             workroom.KEEP_EVERY = -1.0  # keep the state after every layer
             digests.GRAIN = 0  # remember every digest, however soon: else operations depend on the machine's pace
             hidden.IN_MEMORY = 0 if scenario.mapped else hidden.IN_MEMORY
-            sweep.BATCH_TOKENS = scenario.batch or sweep.BATCH_TOKENS
+            batches.BATCH_TOKENS = scenario.batch or batches.BATCH_TOKENS
             self.place.mkdir(exist_ok=True)
             os.chdir(self.place)
             status = main([*words, "--quiet"])

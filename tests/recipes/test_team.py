@@ -14,7 +14,7 @@ import pytest
 
 from act_scales.search.passes import Pass
 from builders.validate.candidate import Candidate
-from smoothquant import sweep, workroom
+from smoothquant import batches, workroom
 from smoothquant.journal import work_folder
 from smoothquant.layers import FloatLayer
 from smoothquant.plan import layer_file
@@ -192,7 +192,7 @@ def test_a_search_that_was_killed_goes_on_with_two_processes(llama: Path, text: 
 
     def small_batches(rank: int) -> None:
         keep_every_layer(rank)
-        sweep.BATCH_TOKENS = 128  # two sequences: each rank has some of the text, and of what judges
+        batches.BATCH_TOKENS = 128  # two sequences: each rank has some of the text, and of what judges
 
     def die_at(index: int, *, once: Path = tmp_path) -> Callable[[int], None]:
         """Be killed as a layer is searched; once: a file that must be there."""

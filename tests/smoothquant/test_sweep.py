@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from smoothquant import hidden, sweep, workroom
+from smoothquant import batches, hidden, sweep, workroom
 from smoothquant.errors import CheckpointError, OutputError
 from smoothquant.journal import work_folder
 from smoothquant.layers import FloatLayer, Layer, float_layer
+from smoothquant.listener import Listener
 from smoothquant.model import Model
-from smoothquant.sweep import FLOAT, Listener
+from smoothquant.sweep import FLOAT
 from smoothquant.workspace import Workspace
 from tests.models import open_llama, sample_ids
 
@@ -95,7 +96,7 @@ def test_hidden_states_are_those_of_transformers(
     model: Model, sequences: list[Tensor], where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sequences of all lengths, batches of several and of one; a layer at the wrong place shows."""
-    monkeypatch.setattr(sweep, "BATCH_TOKENS", 80)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 80)
     theirs = LlamaForCausalLM.from_pretrained(model.checkpoint.folder, dtype=torch.float64)
     expected: list[Tensor] = []
     theirs.model.layers[-1].register_forward_hook(lambda module, args, output: expected.append(output[0]))

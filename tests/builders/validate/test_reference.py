@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 
 from act_scales.text import Text
 from builders.validate import Reference, read_scheme
-from smoothquant import sweep
+from smoothquant import batches
 from smoothquant.errors import UserError
 from smoothquant.memory import Budget
 from smoothquant.model import Model
@@ -29,7 +29,7 @@ def test_logits_are_those_of_transformers(
     text: Text,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sweep, "BATCH_TOKENS", batch)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", batch)
     folder = make_llama(dtype=dtype)
     found = Reference(open_llama(folder), text, budget=Budget(numbers))
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
