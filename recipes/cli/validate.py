@@ -99,9 +99,7 @@ def run(arguments: argparse.Namespace, ui: Ui) -> None:
             check_report(Path(path), option)
     memory = options.memory(arguments)
     model = options.open_model(arguments, arguments.reference, ui)
-    for_validation(
-        model, memory, arguments.length, len(arguments.engines)
-    )  # refuses too little before anything is read
+    for_validation(model, memory, arguments.length, len(arguments.engines))  # too little is refused before the text
     plans = [read_plan(folder).for_model(model) for folder in arguments.plan]
     limits = _limits(arguments, ui, model)
     text = options.load_text(arguments, ui, arguments.text, model, arguments.samples, arguments.length)
